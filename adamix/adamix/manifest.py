@@ -1,0 +1,199 @@
+"""What an adapter file says about itself, and what a backbone says about itself.
+
+Everything here is plain data: no torch, no numpy, no disk. The manifest travels as canonical JSON in the header of
+the adapter file (`adapter_file.py`) and as a row in the server's catalog.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from adamix.errors import InvalidAdapter
+
+Kind = Literal["bottleneck", "lora"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
+HeadType = Literal["classification", "multilabel", "regression", "embedding", "causal_lm", "cloze"]
+Pooling = Literal["cls", "mean", "last", "none"]
+Dense = Literal["none", "own", "backbone"]
+
+LINEAR_SITES = ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_gate", "mlp_in", "mlp_out")
+NORM_SITES = ("attn_norm", "mlp_norm")
+SITES = LINEAR_SITES + NORM_SITES
+
+MAX_LABELS = 4096
+MAX_NAME = 512
+_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SCALING_KEY = re.compile(rf"(layers\.\d{{1,4}}\.)?({'|'.join(SITES)})")
+
+
+class BackboneRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The backbone an adapter was trained on. Two backbones are the same when their fingerprints are."""
+
+    model_type: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    hidden_size: int
+    num_layers: int
+    name: str
+    pooler_fingerprint: str | None = None
+
+
+class BackboneSpec(BackboneRef, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A loaded backbone as the rest of the system sees it: its identity and its shape.
+
+    `sites` maps each site name this family has to its (in_features, out_features); norm points have both equal to
+    the hidden size. `max_tokens` is the longest sequence its position embeddings allow.
+    """
+
+    sites: dict[str, tuple[int, int]]
+    vocab_size: int
+    max_tokens: int
+    type_vocab_size: int = 0
+
+
+class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The layers on top of the pooled hidden state, and how to read their output."""
+
+    type: HeadType
+    pooling: Pooling
+    dense: Dense = "none"
+    num_labels: int = 1
+    id2label: dict[str, str] | None = None
+    activation: Activation | None = None
+    threshold: float | None = None
+    dim: int | None = None
+    normalize: bool | None = None
+    clip: tuple[float, float] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of their ids; `LABEL_i` where the manifest gives none."""
+        given = self.id2label or {}
+        return tuple(given.get(str(i), f"LABEL_{i}") for i in range(self.num_labels))
+
+
+class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """How the adapter came to be. For people and reports; nothing at serving time depends on it."""
+
+    method: str
+    num_experts: int = 1
+    share: Literal["up", "down", "none"] = "none"
+    consistency: float = 0.0
+    merge: str = "uniform"
+    seed: int = 0
+    data: str = ""
+    metrics: dict[str, float] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The self-description of an adapter. `check()` has passed on every instance made by `from_json`."""
+
+    kind: Kind
+    activation: Activation
+    scaling: float | dict[str, float]
+    backbone: BackboneRef
+    head: HeadSpec
+    max_length: int
+    training: TrainingRecord
+    window: int | None = None
+    stride: int | None = None
+
+    def scale(self, layer: int, site: str) -> float:
+        """The factor on the adapter's output at one site; a `layers.i.site` entry wins over a `site` entry."""
+        if not isinstance(self.scaling, dict):
+            return float(self.scaling)
+        return float(self.scaling.get(f"layers.{layer}.{site}", self.scaling.get(site, 1.0)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, without the entries that hold their default."""
+        result: dict[str, Any] = msgspec.to_builtins(self)
+        return result
+
+    @classmethod
+    def from_json(cls, value: object) -> "Manifest":
+        """Build and check a manifest from parsed JSON.
+
+        Raises:
+            InvalidAdapter: a key is missing, unknown, of the wrong type or out of range; the message names it.
+        """
+        try:
+            manifest = msgspec.convert(value, cls)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise InvalidAdapter(f"manifest: {str(error)[:200]}", reason="MANIFEST_INVALID") from None
+        manifest.check()
+        return manifest
+
+    def check(self) -> None:
+        """Raise InvalidAdapter unless every value is in range."""
+        back, head = self.backbone, self.head
+        for name, digest in (
+            ("backbone.fingerprint", back.fingerprint),
+            ("backbone.tokenizer_fingerprint", back.tokenizer_fingerprint),
+            ("backbone.pooler_fingerprint", back.pooler_fingerprint),
+        ):
+            _require(digest is None or _HEX_DIGEST.fullmatch(digest) is not None, f"{name} is not a sha256")
+        _require(0 < len(back.name) <= MAX_NAME, "backbone.name is empty or too long")
+        _require(0 < len(back.model_type) <= 64, "backbone.model_type is empty or too long")
+        _require(1 <= back.hidden_size <= 65_536, "backbone.hidden_size is out of range")
+        _require(1 <= back.num_layers <= 1_024, "backbone.num_layers is out of range")
+        _require(1 <= self.max_length <= 1_048_576, "max_length is out of range")
+        _require(self.window is None or 1 <= self.window <= 1_048_576, "window is out of range")
+        _require(self.stride is None or 1 <= self.stride <= 1_048_576, "stride is out of range")
+        scalings = self.scaling if isinstance(self.scaling, dict) else {"mlp_out": self.scaling}
+        _require(all(_SCALING_KEY.fullmatch(key) for key in scalings), "scaling names an unknown site")
+        _require(all(_finite(value, 1e4) for value in scalings.values()), "scaling is not a finite number")
+        _require(self.kind != "lora" or self.activation == "identity", "a LoRA has the activation `identity`")
+        _require(1 <= head.num_labels <= MAX_LABELS, f"head.num_labels is not in 1..{MAX_LABELS}")
+        if head.id2label is not None:
+            known = {str(i) for i in range(head.num_labels)}
+            _require(set(head.id2label) == known, "head.id2label must name every label id exactly once")
+            _require(all(len(v) <= MAX_NAME for v in head.id2label.values()), "head.id2label: a name is too long")
+        _require(head.dense != "own" or head.activation is not None, "head.dense `own` needs head.activation")
+        _require(head.type != "regression" or head.num_labels == 1, "a regression head has one label")
+        _require(head.threshold is None or 0 <= head.threshold <= 1, "head.threshold is not in 0..1")
+        _require(head.clip is None or head.clip[0] < head.clip[1], "head.clip is not an interval")
+        _require(all(_finite(v, math.inf) for v in self.training.metrics.values()), "training.metrics: not finite")
+        _require(len(self.training.data) <= MAX_NAME, "training.data is too long")
+
+
+def check_fits(manifest: Manifest, spec: BackboneSpec) -> None:
+    """Raise InvalidAdapter unless an adapter with this manifest belongs on this backbone."""
+    back = manifest.backbone
+    if back.fingerprint != spec.fingerprint:
+        raise InvalidAdapter(
+            f"trained on another backbone: {back.name} ({back.fingerprint[:12]}), "
+            f"but this server holds {spec.name} ({spec.fingerprint[:12]})",
+            reason="BACKBONE_MISMATCH",
+        )
+    if back.tokenizer_fingerprint != spec.tokenizer_fingerprint:
+        raise InvalidAdapter("trained with another tokenizer than this server's", reason="TOKENIZER_MISMATCH")
+    if (back.hidden_size, back.num_layers) != (spec.hidden_size, spec.num_layers):
+        raise InvalidAdapter("backbone sizes differ from this server's backbone", reason="BACKBONE_MISMATCH")
+    if manifest.head.dense == "backbone":
+        if spec.pooler_fingerprint is None:
+            raise InvalidAdapter("the head uses the backbone's pooler, which has none", reason="POOLER_MISMATCH")
+        if back.pooler_fingerprint != spec.pooler_fingerprint:
+            raise InvalidAdapter("the head uses another pooler than this server's", reason="POOLER_MISMATCH")
+    if manifest.max_length > spec.max_tokens:
+        raise InvalidAdapter(
+            f"max_length {manifest.max_length} is over the backbone's {spec.max_tokens} positions",
+            reason="MANIFEST_INVALID",
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidAdapter(f"manifest: {message}", reason="MANIFEST_INVALID")
+
+
+def _finite(value: float, bound: float) -> bool:
+    return math.isfinite(value) and abs(value) <= bound
+
+
+def label_map(labels: Mapping[int, str] | list[str]) -> dict[str, str]:
+    """Label names as the manifest stores them: ids as decimal strings."""
+    pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels)
+    return {str(i): name for i, name in pairs}
