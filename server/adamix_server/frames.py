@@ -1,0 +1,233 @@
+"""The frames that pass between processes: plain data, tagged, msgpack on the wire.
+
+Front end <-> engine: `Hello Submit Cancel Emit Credit Control Reply`. Child <-> supervisor: `Start Ready EngineUp
+EngineDown Drain Drained Stats`. A request ends with exactly one event that is `final`; that event is the only way
+back up. Times are seconds on CLOCK_MONOTONIC, which all processes of one host share.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from adamix.errors import AdamixError, Code
+from adamix.manifest import BackboneSpec
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Root of all frames; the class name is the tag."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine can take at once."""
+
+    max_batch_tokens: int
+    max_queue_inputs: int
+    max_queue_tokens: int
+    slots: int
+
+
+class Hello(Frame, frozen=True):
+    """Engine -> front end, first: who I am. A new generation means every request of the old one is lost."""
+
+    engine_id: str
+    generation: int
+    spec: BackboneSpec
+    limits: Limits
+    dtype: str
+    device: str
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of one request, tokenised. `token_ids` and `type_ids` are little-endian int32 bytes."""
+
+    id: int
+    tenant: str
+    digest: str
+    token_ids: bytes
+    deadline: float
+    type_ids: bytes | None = None
+    kind: Literal["predict", "generate"] = "predict"
+    params: dict[str, Any] = {}
+
+
+class Submit(Frame, frozen=True):
+    """Front end -> engine: all rows that arrived since the last turn of the loop."""
+
+    generation: int
+    rows: list[Row]
+
+
+class Cancel(Frame, frozen=True):
+    """Front end -> engine: nobody waits for these any more. Their final event still comes."""
+
+    generation: int
+    ids: list[int]
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one request's time went in the engine, and the batch that answered it."""
+
+    queue_s: float = 0.0
+    load_s: float = 0.0
+    compute_s: float = 0.0
+    batch_requests: int = 0
+    batch_tokens: int = 0
+    batch_tasks: int = 0
+
+
+class WireError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error of the tree in `adamix.errors`, as data."""
+
+    code: int
+    reason: str
+    message: str
+    field: str | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: AdamixError) -> "WireError":
+        return cls(
+            code=int(error.code),
+            reason=error.reason,
+            message=error.message,
+            field=error.field,
+            retry_after_s=error.retry_after_s,
+        )
+
+    def to_error(self) -> AdamixError:
+        error = AdamixError(self.message, reason=self.reason, field=self.field, retry_after_s=self.retry_after_s)
+        error.code = Code(self.code)
+        return error
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of one request's answer: fp32 logits (little-endian bytes) or an error."""
+
+    id: int
+    seq: int = 0
+    final: bool = True
+    payload: bytes = b""
+    error: WireError | None = None
+    timing: Timing = Timing()
+
+
+class Emit(Frame, frozen=True):
+    """Engine -> front end: everything one step finished for this front end, and the credit it gives back."""
+
+    generation: int
+    events: list[Event]
+    credit_inputs: int = 0
+    credit_tokens: int = 0
+
+
+class Credit(Frame, frozen=True):
+    """Engine -> front end: how much more may be submitted. Added to what the front end has."""
+
+    generation: int
+    inputs: int
+    tokens: int
+
+
+class Control(Frame, frozen=True):
+    """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`."""
+
+    generation: int
+    call: int
+    op: Literal["load", "residency", "in_use"]
+    digest: str
+
+
+class Reply(Frame, frozen=True):
+    """Engine -> front end. `value`: load -> None, residency -> "store" | "host" | "device", in_use -> bool."""
+
+    generation: int
+    call: int
+    value: str | bool | None = None
+    error: WireError | None = None
+
+
+class Start(Frame, frozen=True):
+    """Supervisor -> child, first: everything the child needs to know (its own config struct as plain data)."""
+
+    config: dict[str, Any]
+
+
+class Ready(Frame, frozen=True):
+    """Child -> supervisor: I serve. The engine sends its Hello, a front end the address it bound."""
+
+    address: str = ""
+    hello: Hello | None = None
+
+
+class Fatal(Frame, frozen=True):
+    """Child -> supervisor: I cannot start, and starting me again will not help. Shown to the operator."""
+
+    message: str
+
+
+class EngineUp(Frame, frozen=True):
+    """Supervisor -> front end: connect here. Sent at start and after every engine restart."""
+
+    address: str
+    hello: Hello
+
+
+class EngineDown(Frame, frozen=True):
+    """Supervisor -> front end: this generation is gone; fail what waits for it."""
+
+    generation: int
+
+
+class Drain(Frame, frozen=True):
+    """Supervisor -> child: stop taking new work, finish what runs within `grace_s`, say `Drained`, exit."""
+
+    grace_s: float
+
+
+class Drained(Frame, frozen=True):
+    """Child -> supervisor: nothing is left running here."""
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One metric's change since the last Stats: an increment, a new gauge value, or new observations."""
+
+    name: str
+    labels: tuple[str, ...]
+    values: list[float]
+
+
+class Stats(Frame, frozen=True):
+    """Child -> supervisor, every second: metric samples. Also the heartbeat of the child's main loop."""
+
+    samples: list[Sample]
+
+
+AnyFrame = (
+    Hello
+    | Submit
+    | Cancel
+    | Emit
+    | Credit
+    | Control
+    | Reply
+    | Start
+    | Ready
+    | Fatal
+    | EngineUp
+    | EngineDown
+    | Drain
+    | Drained
+    | Stats
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
+
+
+def encode(frame: AnyFrame) -> bytes:
+    return _encoder.encode(frame)
+
+
+def decode(data: bytes) -> AnyFrame:
+    """Raises msgspec.DecodeError or ValidationError on bytes that are no frame."""
+    return _decoder.decode(data)
