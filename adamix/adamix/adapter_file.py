@@ -62,6 +62,10 @@ class TensorData:
     dtype: Dtype
     array: NDArray[Any]
 
+    def __post_init__(self) -> None:
+        if self.array.dtype != _STORAGE.get(self.dtype):
+            raise InvalidAdapter(f"a {self.dtype} tensor cannot hold {self.array.dtype}", reason="DTYPE_INVALID")
+
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.array.shape)
@@ -75,10 +79,12 @@ class TensorData:
     @classmethod
     def from_float32(cls, values: NDArray[Any], dtype: Dtype = "F32") -> "TensorData":
         """Round fp32 values to `dtype` (to nearest even)."""
-        values = np.ascontiguousarray(values, dtype=np.float32)
+        values = np.asarray(values, dtype=np.float32, order="C")
         if dtype == "BF16":
             bits = values.view(np.uint32)
-            return cls(dtype, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16))
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            # Adding carries some NaNs into infinity or zero; they must stay what the finiteness check finds.
+            return cls(dtype, np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16))
         return cls(dtype, values.astype(_STORAGE[dtype]))
 
 
@@ -219,13 +225,16 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     A pipe, device or directory is refused instead of waited for.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise InvalidAdapter("not a regular file", reason="NOT_A_FILE")
         if info.st_size > MAX_FILE_BYTES:
             raise InvalidAdapter(f"file is over {MAX_FILE_BYTES >> 20} MiB", reason="TOO_LARGE")
-        return file.read(MAX_FILE_BYTES + 1)
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(fd)
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -244,9 +253,19 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _parse_header(data: bytes) -> tuple[dict[str, Any], int]:
-    for magic, name in _MAGIC.items():
-        if data.startswith(magic):
-            raise InvalidAdapter(f"this is {name}; adapters are .safetensors files", reason="FORMAT_UNKNOWN")
+    try:
+        return _parse_own_header(data)
+    except InvalidAdapter:
+        # Only now, because the length of a header can begin with the same bytes: 640 is a pickle's first two.
+        for magic, name in _MAGIC.items():
+            if data.startswith(magic):
+                raise InvalidAdapter(
+                    f"this is {name}; adapters are .safetensors files", reason="FORMAT_UNKNOWN"
+                ) from None
+        raise
+
+
+def _parse_own_header(data: bytes) -> tuple[dict[str, Any], int]:
     if len(data) < 8:
         raise InvalidAdapter("file is shorter than a header", reason="TRUNCATED")
     size = int.from_bytes(data[:8], "little")
@@ -303,8 +322,8 @@ def _read_tensors(header: Mapping[str, Any], body: memoryview) -> dict[str, Tens
     for name, tensor in tensors.items():
         values = tensor.to_float32()
         with np.errstate(invalid="ignore"):
-            # max() propagates NaN and the comparison is then False: one pass finds NaN, Inf and absurd values.
-            if not np.abs(values).max() <= MAX_MAGNITUDE:
+            # max() propagates NaN and the comparison is then False: this finds NaN, Inf and absurd values.
+            if not (values.max() <= MAX_MAGNITUDE and values.min() >= -MAX_MAGNITUDE):
                 raise InvalidAdapter(f"non-finite or huge values in {name[:80]}", reason="NON_FINITE")
     return dict(sorted(tensors.items()))
 
@@ -315,13 +334,14 @@ def _check_entry(name: str, entry: Any) -> tuple[str, Dtype, tuple[int, ...], in
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InvalidAdapter(f"malformed entry for {name}", reason="LAYOUT_INVALID")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _STORAGE:
+    known: Dtype | None = next((candidate for candidate in _STORAGE if candidate == dtype), None)
+    if known is None:
         raise InvalidAdapter(f"{name} has dtype {_clip(dtype)}; allowed are F32, F16, BF16", reason="DTYPE_INVALID")
     if not _is_ints(shape) or len(shape) > MAX_TENSOR_RANK or not all(1 <= d <= 1 << 28 for d in shape):
         raise InvalidAdapter(f"{name} has an invalid shape", reason="LAYOUT_INVALID")
     if not _is_ints(offsets) or len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] <= MAX_FILE_BYTES:
         raise InvalidAdapter(f"{name} has invalid offsets", reason="LAYOUT_INVALID")
-    return name, dtype, tuple(shape), offsets[0], offsets[1]
+    return name, known, tuple(shape), offsets[0], offsets[1]
 
 
 def _check_tensors(adapter: AdapterFile) -> None:
@@ -365,7 +385,7 @@ def _check_head(adapter: AdapterFile) -> None:
     shapes = {
         "dense.weight": (hidden, hidden),
         "dense.bias": (hidden,),
-        "out_proj.weight": (spec.dim or spec.num_labels, hidden),
+        "out_proj.weight": (spec.num_labels if spec.dim is None else spec.dim, hidden),
         "out_proj.bias": (spec.num_labels,),
     }
     for name, tensor in found.items():

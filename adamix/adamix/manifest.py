@@ -26,7 +26,7 @@ SITES = LINEAR_SITES + NORM_SITES
 MAX_LABELS = 4096
 MAX_NAME = 512
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
-_SCALING_KEY = re.compile(rf"(layers\.\d{{1,4}}\.)?({'|'.join(SITES)})")
+_SCALING_KEY = re.compile(rf"(layers\.(0|[1-9][0-9]{{0,3}})\.)?({'|'.join(SITES)})")
 
 
 class BackboneRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -122,7 +122,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         try:
             manifest = msgspec.convert(value, cls)
         except (msgspec.ValidationError, RecursionError) as error:
-            raise InvalidAdapter(f"manifest: {str(error)[:200]}", reason="MANIFEST_INVALID") from None
+            # ascii(), because the text quotes keys of the file as they are.
+            raise InvalidAdapter(f"manifest: {ascii(str(error))[1:-1][:200]}", reason="MANIFEST_INVALID") from None
         manifest.check()
         return manifest
 
@@ -135,8 +136,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             ("backbone.pooler_fingerprint", back.pooler_fingerprint),
         ):
             _require(digest is None or _HEX_DIGEST.fullmatch(digest) is not None, f"{name} is not a sha256")
-        _require(0 < len(back.name) <= MAX_NAME, "backbone.name is empty or too long")
-        _require(0 < len(back.model_type) <= 64, "backbone.model_type is empty or too long")
+        _require(_is_name(back.name, MAX_NAME), "backbone.name is empty, too long or not printable")
+        _require(_is_name(back.model_type, 64), "backbone.model_type is empty, too long or not printable")
         _require(1 <= back.hidden_size <= 65_536, "backbone.hidden_size is out of range")
         _require(1 <= back.num_layers <= 1_024, "backbone.num_layers is out of range")
         _require(1 <= self.max_length <= 1_048_576, "max_length is out of range")
@@ -154,9 +155,26 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         _require(head.dense != "own" or head.activation is not None, "head.dense `own` needs head.activation")
         _require(head.type != "regression" or head.num_labels == 1, "a regression head has one label")
         _require(head.threshold is None or 0 <= head.threshold <= 1, "head.threshold is not in 0..1")
+        _require(head.dim is None or head.type == "embedding", "head.dim is for embedding heads")
+        _require(head.dim is None or 1 <= head.dim <= 65_536, "head.dim is out of range")
+        _require(head.clip is None or all(_finite(v, 1e15) for v in head.clip), "head.clip is not finite")
         _require(head.clip is None or head.clip[0] < head.clip[1], "head.clip is not an interval")
-        _require(all(_finite(v, math.inf) for v in self.training.metrics.values()), "training.metrics: not finite")
-        _require(len(self.training.data) <= MAX_NAME, "training.data is too long")
+        self._check_training()
+        try:
+            msgspec.json.encode(self)
+        except UnicodeEncodeError:
+            # JSON can spell half of a surrogate pair; no database, wire or terminal takes it.
+            raise InvalidAdapter("manifest: a text is not valid Unicode", reason="MANIFEST_INVALID") from None
+
+    def _check_training(self) -> None:
+        record = self.training
+        _require(_is_name(record.method, 64), "training.method is empty, too long or not printable")
+        _require(_is_name(record.merge, 64), "training.merge is empty, too long or not printable")
+        _require(1 <= record.num_experts <= 1_024, "training.num_experts is out of range")
+        _require(_finite(record.consistency, 1e4), "training.consistency is out of range")
+        _require(abs(record.seed) < 1 << 63, "training.seed is out of range")
+        _require(len(record.data) <= MAX_NAME, "training.data is too long")
+        _require(all(_finite(v, math.inf) for v in record.metrics.values()), "training.metrics: not finite")
 
 
 def check_fits(manifest: Manifest, spec: BackboneSpec) -> None:
@@ -187,6 +205,10 @@ def check_fits(manifest: Manifest, spec: BackboneSpec) -> None:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InvalidAdapter(f"manifest: {message}", reason="MANIFEST_INVALID")
+
+
+def _is_name(text: str, limit: int) -> bool:
+    return 0 < len(text) <= limit and text.isprintable()
 
 
 def _finite(value: float, bound: float) -> bool:

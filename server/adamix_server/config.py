@@ -82,7 +82,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     address: str
     backbone: str
-    blobs: str
+    tokenizer: str  # where to write the tokenizer.json that front ends use
+    store: str
     device: str
     dtype: DtypeName
     max_batch_tokens: int

@@ -129,12 +129,15 @@ class Credit(Frame, frozen=True):
 
 
 class Control(Frame, frozen=True):
-    """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`."""
+    """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`.
+
+    `hello` is the exception: sent once by `channel.connect`, it is answered by `Hello` and the first `Credit`.
+    """
 
     generation: int
     call: int
-    op: Literal["load", "residency", "in_use"]
-    digest: str
+    op: Literal["hello", "load", "residency", "in_use"]
+    digest: str = ""
 
 
 class Reply(Frame, frozen=True):
@@ -179,8 +182,13 @@ class EngineDown(Frame, frozen=True):
 
 
 class Drain(Frame, frozen=True):
-    """Supervisor -> child: stop taking new work, finish what runs within `grace_s`, say `Drained`, exit."""
+    """Supervisor -> child: stop taking new work, finish what runs, say `Drained`, exit.
 
+    A front end reports itself unhealthy at once, goes on for `delay_s` (so that load balancers look elsewhere), then
+    refuses new calls and gives running ones `grace_s`.
+    """
+
+    delay_s: float
     grace_s: float
 
 

@@ -1,0 +1,82 @@
+"""From labelled text to padded batches of token ids.
+
+Knows a tokenizer and tensors; neither models nor what the targets are used for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from adamix.data import Example, TaskType
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One example as token ids, special tokens included. `type_ids` is None where the backbone has none."""
+
+    input_ids: tuple[int, ...]
+    type_ids: tuple[int, ...] | None
+    is_truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], *, max_length: int, has_types: bool
+) -> list[TokenRow]:
+    """Token rows of at most `max_length` tokens; a pair loses tokens from its longer text first.
+
+    Args:
+        has_types: the backbone tells the two texts of a pair apart by token types.
+    """
+    rows: list[TokenRow] = []
+    for example in examples:
+        # `verbose` off: the library would warn about every text that is about to be cut and counted here.
+        encoded = tokenizer(example.text, example.pair, verbose=False)
+        is_truncated = len(encoded["input_ids"]) > max_length
+        if is_truncated:
+            encoded = tokenizer(example.text, example.pair, truncation=True, max_length=max_length)
+        ids = tuple(encoded["input_ids"])
+        types = tuple(encoded.get("token_type_ids", (0,) * len(ids))) if has_types else None
+        rows.append(TokenRow(ids, types, is_truncated))
+    return rows
+
+
+def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
+    """int64 `input_ids`, `attention_mask` and, where rows have them, `token_type_ids`, all `[rows, longest row]`."""
+    shape = (len(rows), max(len(row) for row in rows))
+    ids = torch.full(shape, pad_id)
+    mask = torch.zeros(shape, dtype=torch.int64)
+    types = torch.zeros(shape, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row.input_ids)
+        mask[index, : len(row)] = 1
+        if row.type_ids is not None:
+            types[index, : len(row)] = torch.tensor(row.type_ids)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if rows[0].type_ids is not None:
+        batch["token_type_ids"] = types
+    return batch
+
+
+def target_tensor(examples: Sequence[Example], task_type: TaskType, num_labels: int) -> Tensor:
+    """Class ids int64 `[N]`, multi-hot fp32 `[N, num_labels]`, or regression targets fp32 `[N]`."""
+    if task_type == "classification":
+        return torch.tensor([int(_number(e)) for e in examples])
+    if task_type == "regression":
+        return torch.tensor([float(_number(e)) for e in examples])
+    targets = torch.zeros(len(examples), num_labels)
+    for index, example in enumerate(examples):
+        if isinstance(example.label, tuple):
+            targets[index, list(example.label)] = 1.0
+    return targets
+
+
+def _number(example: Example) -> int | float:
+    if isinstance(example.label, tuple):
+        raise TypeError("a set of labels where one label was expected")
+    return example.label

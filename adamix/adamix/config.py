@@ -1,0 +1,211 @@
+"""Every setting of training, each default written once. Command-line flags read their defaults from here.
+
+Plain data, checked when it is made: no torch, no disk. What a setting means to the mathematics is said where it is
+used (`bottleneck.py`, `lora.py`, `mixture.py`, `losses.py`, `heads.py`).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from adamix.errors import InvalidConfig
+from adamix.manifest import NORM_SITES, SITES, Activation, Dense, Kind, Pooling
+
+Share = Literal["up", "down", "none"]
+RoutingGranularity = Literal["batch", "instance"]
+Precision = Literal["fp32", "bf16"]
+
+DEFAULT_SITES: dict[Kind, tuple[str, ...]] = {"bottleneck": ("mlp_out",), "lora": ("attn_q", "attn_v")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The adapter that every expert is a copy of.
+
+    Attributes:
+        sites: names of `manifest.SITES`; empty means a head and no adapter.
+        rank: rows of the down projection (bottleneck units, or the rank of a LoRA).
+        alpha: the adapter's output is multiplied by `alpha / rank`; by 1 where alpha is None (the paper's bottleneck
+            has no factor).
+        activation: between the projections of a bottleneck; a LoRA has none.
+        lora_dropout: on the input of a LoRA during training.
+        init_std: standard deviation of a bottleneck's initial weights, down and up (method.md 1.2).
+        lora_distinct_init: draw A anew for every expert. The released code copies one A instead, so that its experts
+            differ only through the batches they meet; the paper speaks of randomly initialised modules.
+    """
+
+    kind: Kind = "bottleneck"
+    sites: tuple[str, ...] = DEFAULT_SITES["bottleneck"]
+    rank: int = 16
+    alpha: float | None = None
+    activation: Activation = "gelu"
+    lora_dropout: float = 0.0
+    init_std: float = 0.02
+    lora_distinct_init: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, get_args(Kind))
+        _one_of("activation", self.activation, get_args(Activation))
+        for site in self.sites:
+            _one_of("sites", site, SITES)
+            if self.kind == "lora" and site in NORM_SITES:
+                raise InvalidConfig(f"a LoRA cannot sit at the norm point {site}", field="sites")
+        if len(set(self.sites)) != len(self.sites):
+            raise InvalidConfig(f"a site is named twice: {', '.join(self.sites)}", field="sites")
+        _in_range("rank", self.rank, 1, 1024)
+        _in_range("lora_dropout", self.lora_dropout, 0.0, 0.9)
+        _in_range("init_std", self.init_std, 0.0, 1.0)
+        if self.alpha is not None:
+            _in_range("alpha", self.alpha, 0.0, 10_000.0)
+        if self.kind == "bottleneck" and self.lora_dropout:
+            raise InvalidConfig("lora_dropout belongs to a LoRA; a bottleneck has none", field="lora_dropout")
+
+    @property
+    def scale(self) -> float:
+        """The factor on the adapter's output."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """How many experts there are and how rows are routed among them while training.
+
+    Attributes:
+        share: the projection that all experts have in common (for a LoRA, `up` is B and `down` is A).
+        consistency: weight of the consistency loss between two passes over the same rows; 0 makes one pass a step.
+        routing_granularity: `batch` draws one route for all rows of a pass (the released code), `instance` one for
+            each row (the wording of the paper).
+    """
+
+    num_experts: int = 4
+    share: Share = "up"
+    consistency: float = 1.0
+    routing_granularity: RoutingGranularity = "batch"
+
+    def __post_init__(self) -> None:
+        _in_range("num_experts", self.num_experts, 1, 64)
+        _one_of("share", self.share, get_args(Share))
+        _in_range("consistency", self.consistency, 0.0, 10_000.0)
+        _one_of("routing_granularity", self.routing_granularity, get_args(RoutingGranularity))
+
+    @classmethod
+    def single(cls) -> "MixtureConfig":
+        """The baseline: one adapter, one pass."""
+        return cls(num_experts=1, share="none", consistency=0.0)
+
+    @property
+    def passes(self) -> int:
+        """Stochastic passes over the rows of one step."""
+        return 2 if self.consistency > 0 else 1
+
+    @property
+    def num_down(self) -> int:
+        """Down projections per point."""
+        return 1 if self.share == "down" else self.num_experts
+
+    @property
+    def num_up(self) -> int:
+        """Up projections per point."""
+        return 1 if self.share == "up" else self.num_experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What sits on the backbone's last hidden states.
+
+    The default, the mean over tokens and one linear, suits sentence encoders. BERT's paper is `cls` and the frozen
+    pooler (`dense="backbone"`); RoBERTa's is `cls` and a dense layer of the task's own (`dense="own"`).
+
+    Attributes:
+        activation: after the `own` dense layer.
+        dropout: during training, before each linear of the head.
+        clip: interval that predictions of a regression are cut to.
+        threshold: score from which a label of a multi-label task counts as given.
+    """
+
+    pooling: Pooling = "mean"
+    dense: Dense = "none"
+    activation: Activation = "tanh"
+    dropout: float = 0.1
+    clip: tuple[float, float] | None = None
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        _one_of("pooling", self.pooling, ("cls", "mean"))
+        _one_of("dense", self.dense, get_args(Dense))
+        _one_of("activation", self.activation, get_args(Activation))
+        _in_range("dropout", self.dropout, 0.0, 0.9)
+        _in_range("threshold", self.threshold, 0.0, 1.0)
+        if self.dense == "backbone" and self.pooling != "cls":
+            raise InvalidConfig("the backbone's pooler reads the first token: use pooling `cls`", field="pooling")
+        if self.clip is not None and not (all(map(math.isfinite, self.clip)) and self.clip[0] < self.clip[1]):
+            raise InvalidConfig(f"clip must be two numbers, the lower first, not {self.clip}", field="clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimiser's settings. Schedule, warm-up and decay are those of the release (method.md 5).
+
+    Attributes:
+        epochs: passes over the training rows; without effect where `max_steps` is given.
+        max_steps: optimiser steps.
+        batch_size: rows a step of the optimiser sees, per process.
+        accumulation: batches of `batch_size / accumulation` rows that make one optimiser step.
+        warmup_ratio: share of the steps in which the learning rate rises, before it falls linearly to 0.
+        max_length: tokens; longer texts are cut.
+        precision: `bf16` runs the forward pass under autocast; weights stay fp32.
+        group_by_length: put texts of like length into one batch (less padding); the order stays random.
+        gradient_checkpointing: recompute the layers in the backward pass: less memory, more time.
+        log_every: steps between two readings of the loss.
+        save_every: steps between two checkpoints; there is always one at the end.
+    """
+
+    epochs: float = 10.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    warmup_ratio: float = 0.06
+    max_grad_norm: float = 1.0
+    max_length: int = 128
+    seed: int = 0
+    precision: Precision = "fp32"
+    group_by_length: bool = True
+    gradient_checkpointing: bool = False
+    log_every: int = 10
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        _in_range("epochs", self.epochs, 1e-6, 1e6)
+        if self.max_steps is not None:
+            _in_range("max_steps", self.max_steps, 1, 10**9)
+        _in_range("batch_size", self.batch_size, 1, 65_536)
+        _in_range("accumulation", self.accumulation, 1, self.batch_size)
+        if self.batch_size % self.accumulation:
+            raise InvalidConfig("accumulation must divide batch_size", field="accumulation")
+        _in_range("learning_rate", self.learning_rate, 0.0, 10.0)
+        _in_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        _in_range("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        _in_range("max_grad_norm", self.max_grad_norm, 0.0, 1e6)
+        _in_range("max_length", self.max_length, 4, 1_048_576)
+        _in_range("seed", self.seed, 0, 2**32 - 1)
+        _one_of("precision", self.precision, get_args(Precision))
+        _in_range("log_every", self.log_every, 1, 10**9)
+        _in_range("save_every", self.save_every, 1, 10**9)
+
+    def steps(self, num_rows: int, num_processes: int = 1) -> int:
+        """Optimiser steps of a run over `num_rows` rows."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil(self.epochs * math.ceil(num_rows / (self.batch_size * num_processes))))
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidConfig(f"{name} must be in {low}..{high}, not {value}", field=name)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidConfig(f"{name} must be one of {', '.join(allowed)}, not {value!r}", field=name)

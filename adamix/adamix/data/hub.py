@@ -1,0 +1,97 @@
+"""Rows of a data set of the `datasets` library, which is optional and imported only when one is asked for."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from adamix.data.rows import Row
+from adamix.data.task import Split, TaskType
+from adamix.errors import InvalidData
+
+NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<config>[\w.-]+))?", re.ASCII)
+
+# (text, text_pair) by the column names in use; the first whose columns are all there is taken.
+_TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
+    ("text", "text_pair"),
+    ("text", None),
+    ("sentence", None),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+)
+_LABEL_COLUMNS = ("label", "labels")
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "validation_matched", "dev"),
+    "test": ("test", "test_matched"),
+}
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """What `assemble` needs. `label_names` is None where the data set does not fix the names of its ids."""
+
+    parts: dict[Split, Iterator[Row]]
+    task_type: TaskType | None
+    label_names: tuple[str, ...] | None
+
+
+def read_hub(source: str, split: Split) -> HubRows:
+    """The rows of `NAME` or `NAME:CONFIG`. Parts that the answer does not depend on are left out.
+
+    Raises:
+        InvalidData: the library is missing, it cannot load the data set, or the columns are not known.
+    """
+    try:
+        import datasets  # here, because it is optional and slow to import
+    except ImportError:
+        raise InvalidData(
+            f"{source} is no file and no packaged corpus, and data sets by name need the library `datasets`: "
+            "pip install datasets",
+            reason="LIBRARY_MISSING",
+        ) from None
+    match = NAME.fullmatch(source)
+    if match is None:
+        raise InvalidData(f"{source[:80]!r} is not a data set name (NAME or NAME:CONFIG)")
+    try:
+        loaded = datasets.load_dataset(match["name"], match["config"])
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidData(f"`datasets` cannot load {source}: {first_line[:200]}") from None
+    found = {part: loaded[name] for part, names in _SPLIT_NAMES.items() for name in names[::-1] if name in loaded}
+    if not found:
+        raise InvalidData(f"{source} has the splits {', '.join(loaded)}, none of them train, validation or test")
+    features = next(iter(found.values())).features
+    task_type, label_names = _read_label_feature(features)
+    if label_names is not None and split in found and set(found) != {"train"}:
+        found = {split: found[split]}
+    return HubRows({part: _rows(source, part, data) for part, data in found.items()}, task_type, label_names)
+
+
+def _rows(source: str, split: Split, data: Any) -> Iterator[Row]:
+    columns = data.features
+    texts = next((pair for pair in _TEXT_COLUMNS if all(c is None or c in columns for c in pair)), None)
+    label = next((column for column in _LABEL_COLUMNS if column in columns), None)
+    if texts is None or label is None:
+        raise InvalidData(f"{source} has the columns {', '.join(columns)}; there must be text (text_pair) and label")
+    text, pair = texts
+    for number, row in enumerate(data.select_columns([c for c in (text, pair, label) if c is not None])):
+        yield Row(f"{source} {split} row {number}", row[text], row[pair] if pair else None, row[label])
+
+
+def _read_label_feature(features: Any) -> tuple[TaskType | None, tuple[str, ...] | None]:
+    """The task type and label names that the declared type of the label column fixes, where it does."""
+    feature = next((features[column] for column in _LABEL_COLUMNS if column in features), None)
+    names = getattr(feature, "names", None)
+    if names:
+        return "classification", tuple(names)
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        inner_names = getattr(inner, "names", None)
+        return "multilabel", tuple(inner_names) if inner_names else None
+    if str(getattr(feature, "dtype", "")).startswith("float"):
+        return "regression", None
+    return None, None

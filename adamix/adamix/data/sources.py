@@ -1,0 +1,43 @@
+"""Which reader a `--data` value means: a packaged corpus, a path, or a name for the `datasets` library."""
+
+import os
+from pathlib import Path
+
+from adamix.data.corpora import CORPORA
+from adamix.data.files import SUFFIXES, read_parts
+from adamix.data.hub import NAME, read_hub
+from adamix.data.rows import assemble, check_arguments
+from adamix.data.task import TaskData
+from adamix.errors import InvalidConfig, InvalidData
+
+
+def load(source: str, *, split: str, task_type: str | None = None) -> TaskData:
+    """One split of a labelled data set.
+
+    Args:
+        source: a packaged corpus (`CORPORA`; to mean a path of that name, write `./trec`); a `.csv` or `.jsonl`
+            file, or a directory of such files named train, validation and test; or `NAME[:CONFIG]` of the
+            `datasets` library.
+        split: `train`, `validation` or `test`.
+        task_type: `classification`, `multilabel` or `regression`; None takes what the source fixes or infers it.
+
+    Raises:
+        InvalidConfig: `split` or `task_type` is unknown, or the corpus is of another task type.
+        InvalidData: no such source, a package is missing (`PACKAGE_MISSING`), the split is missing
+            (`SPLIT_MISSING`), or a row is malformed; the message begins with `FILE:LINE` where there is one.
+    """
+    wanted, kind = check_arguments(split, task_type)
+    if source in CORPORA:
+        corpus = CORPORA[source]
+        if kind is not None and kind != corpus.task_type:
+            raise InvalidConfig(f"{source} is a {corpus.task_type} corpus, not {kind}")
+        return assemble(source, {"train": corpus.rows()}, wanted, corpus.task_type)
+    path = Path(source).absolute()
+    # os.path.exists, because Path.exists raises for names that no file can have.
+    if source and (os.path.exists(path) or path.suffix in SUFFIXES):  # noqa: PTH110
+        return assemble(path.stem, read_parts(path), wanted, kind)
+    if NAME.fullmatch(source) is None:
+        raise InvalidData(f"{source[:80]!r} is no file, and no corpus: those are {', '.join(sorted(CORPORA))}")
+    hub = read_hub(source, wanted)
+    label_names = hub.label_names if kind in (None, hub.task_type) else None
+    return assemble(source, hub.parts, wanted, kind or hub.task_type, label_names)

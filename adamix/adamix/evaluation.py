@@ -1,0 +1,213 @@
+"""Measure a merged adapter with plain, padded transformers: the reference that the server's answers are held against.
+
+Shares no code with the server's packed path but the table of sites and the file format.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from adamix.adapter_file import AdapterFile, TensorData, check_backbone
+from adamix.backbone import Backbone
+from adamix.batches import TokenRow, collate, target_tensor, tokenize
+from adamix.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
+from adamix.data import TaskData, TaskType
+from adamix.errors import FailedPrecondition, InvalidData
+from adamix.heads import Head, TaskModel, shared_copy
+from adamix.lora import Lora, LoraAtLinear
+from adamix.manifest import HeadSpec
+from adamix.metrics import score
+from adamix.sites import Point, insert
+
+DEFAULT_BATCH_SIZE = 32
+DEFAULT_THRESHOLD = 0.5
+
+Prediction = str | float | list[str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an adapter did on one data set.
+
+    Attributes:
+        metrics: see `metrics.score`.
+        rows: examples evaluated.
+        truncated: of these, texts that were cut to the adapter's `max_length`.
+        predictions: for each row a label name, the names of all labels over the threshold, or a number.
+        logits: for each row, what the head put out; of a regression the unclipped value in natural units.
+    """
+
+    metrics: dict[str, float]
+    rows: int
+    truncated: int
+    predictions: list[Prediction]
+    logits: list[list[float]]
+
+
+def evaluate(
+    adapter: AdapterFile,
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerFast,
+    data: TaskData,
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_rows: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Evaluate an adapter on labelled text.
+
+    Labels are matched by name: the data may list them in another order than the adapter, or lack some.
+
+    Args:
+        on_rows: called after each batch with the number of rows it had.
+
+    Raises:
+        InvalidAdapter: the adapter does not fit the backbone.
+        InvalidData: the data are of another task type, have a label the adapter does not know, or have no rows.
+        FailedPrecondition: the adapter's head has nothing to compare with labels (an embedding, a language model).
+    """
+    spec = adapter.manifest.head
+    if spec.type not in get_args(TaskType):
+        raise FailedPrecondition(f"an adapter with a head of type {spec.type} cannot be evaluated on labels")
+    if data.task_type != spec.type:
+        raise InvalidData(f"{data.name} is a {data.task_type} task, but the adapter is for {spec.type}")
+    if not data.examples:
+        raise InvalidData(f"{data.name} has no rows to evaluate")
+    label_ids = _label_ids(spec, data)
+    rows = tokenize(
+        tokenizer,
+        data.examples,
+        max_length=adapter.manifest.max_length,
+        has_types=backbone.spec.type_vocab_size > 1,
+    )
+    model = attach(adapter, backbone)
+    logits = predict(model, rows, pad_id=tokenizer.pad_token_id or 0, batch_size=batch_size, on_rows=on_rows)
+    targets = target_tensor(data.examples, data.task_type, len(data.labels)).numpy()
+    if data.task_type == "classification":
+        targets = label_ids[targets]
+    elif data.task_type == "multilabel":
+        targets = _spread(targets, label_ids, spec.num_labels)
+    predicted = _decide(spec, logits.numpy())
+    return Evaluation(
+        metrics=score(data.task_type, predicted, targets),
+        rows=len(rows),
+        truncated=sum(row.is_truncated for row in rows),
+        predictions=_name(spec, predicted),
+        logits=logits.tolist(),
+    )
+
+
+def attach(adapter: AdapterFile, backbone: Backbone) -> TaskModel:
+    """The backbone with this adapter and its head in place, in evaluation mode; the backbone itself is untouched.
+
+    Raises:
+        InvalidAdapter: the adapter does not fit the backbone.
+    """
+    check_backbone(adapter, backbone.spec)
+    body = shared_copy(backbone.model)
+    sites = sorted({site for _, site in adapter.sites()})
+    insert(body, sites, lambda point: _merged_site(adapter, point))
+    spec = adapter.manifest.head
+    head = Head(spec, backbone.spec.hidden_size, backbone.pooler)
+    tensors = adapter.head()
+    head.out_proj = _linear(tensors["out_proj.weight"], tensors["out_proj.bias"])
+    if head.dense is not None:
+        head.dense = _linear(tensors["dense.weight"], tensors["dense.bias"])
+    device = next(backbone.model.parameters()).device
+    return TaskModel(body, head).to(device).eval()
+
+
+@torch.inference_mode()
+def predict(
+    model: TaskModel,
+    rows: list[TokenRow],
+    *,
+    pad_id: int,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_rows: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Logits fp32 `[rows, C]` on the CPU, in the order of the rows. Longest rows run first, for little padding."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    parts: list[Tensor] = []
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collate([rows[index] for index in chosen], pad_id)
+        parts.append(model(**{name: tensor.to(device) for name, tensor in batch.items()}).float().cpu())
+        if on_rows is not None:
+            on_rows(len(chosen))
+    logits = torch.cat(parts)
+    result = torch.empty_like(logits)
+    result[order] = logits
+    return result
+
+
+def _merged_site(adapter: AdapterFile, point: Point) -> nn.Module:
+    tensors = adapter.site(point.layer, point.site)
+    if not tensors:
+        return point.module
+    scale = adapter.manifest.scale(point.layer, point.site)
+    if adapter.manifest.kind == "lora":
+        lora = Lora(_linear(tensors["lora_A"], None), _linear(tensors["lora_B"], None), scale)
+        return LoraAtLinear(point.module, lora, point.window)
+    down = _linear(tensors["down_proj.weight"], tensors.get("down_proj.bias"))
+    up = _linear(tensors["up_proj.weight"], tensors.get("up_proj.bias"))
+    bottleneck = Bottleneck(down, up, adapter.manifest.activation, scale)
+    return (BottleneckAtNorm if point.is_norm else BottleneckAtLinear)(point.module, bottleneck)
+
+
+def _linear(weight: TensorData, bias: TensorData | None) -> nn.Linear:
+    width_out, width_in = weight.shape
+    linear = nn.Linear(width_in, width_out, bias=bias is not None, device="meta")
+    linear.weight = _parameter(weight)
+    if bias is not None:
+        linear.bias = _parameter(bias)
+    return linear
+
+
+def _parameter(tensor: TensorData) -> nn.Parameter:
+    # torch does not take the read-only view of a file's bytes; to_float32 copies.
+    return nn.Parameter(torch.from_numpy(np.array(tensor.to_float32())), requires_grad=False)
+
+
+def _label_ids(spec: HeadSpec, data: TaskData) -> NDArray[np.int64]:
+    """The adapter's label id for each label id of the data."""
+    if spec.id2label is None and len(data.labels) == spec.num_labels:
+        return np.arange(spec.num_labels)
+    known = {name: index for index, name in enumerate(spec.labels)}
+    unknown = [name for name in data.labels if name not in known]
+    if unknown:
+        raise InvalidData(f"{data.name} has the label {unknown[0]!r}; the adapter knows {', '.join(known)[:200]}")
+    return np.array([known[name] for name in data.labels], dtype=np.int64)
+
+
+def _spread(targets: NDArray[Any], label_ids: NDArray[np.int64], num_labels: int) -> NDArray[np.int64]:
+    """Multi-hot targets with each column at the adapter's label id."""
+    result = np.zeros((len(targets), num_labels), dtype=np.int64)
+    result[:, label_ids] = targets
+    return result
+
+
+def _decide(spec: HeadSpec, logits: NDArray[np.float32]) -> NDArray[Any]:
+    """Class ids `[N]`, zeros and ones `[N, C]`, or values `[N]`."""
+    if spec.type == "classification":
+        return np.argmax(logits, axis=-1)
+    if spec.type == "multilabel":
+        threshold = DEFAULT_THRESHOLD if spec.threshold is None else spec.threshold
+        return (1.0 / (1.0 + np.exp(-logits.astype(np.float64))) >= threshold).astype(np.int64)
+    values = logits[:, 0].astype(np.float64)
+    return values if spec.clip is None else values.clip(*spec.clip)
+
+
+def _name(spec: HeadSpec, predicted: NDArray[Any]) -> list[Prediction]:
+    labels = spec.labels
+    if spec.type == "classification":
+        return [labels[index] for index in predicted]
+    if spec.type == "multilabel":
+        return [[labels[index] for index in np.flatnonzero(row)] for row in predicted]
+    return cast("list[Prediction]", predicted.tolist())

@@ -1,0 +1,103 @@
+"""From hidden states to logits: pooling, an optional dense layer, the output projection.
+
+`TaskModel` is a backbone's body (with whatever was inserted at its sites) and a head on top: what training optimises
+and evaluation runs. It does not know how rows are made from text, nor what its logits are used for.
+
+Shapes: N rows, L tokens, H hidden size, C labels.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adamix.config import HeadConfig
+from adamix.data.task import TaskType
+from adamix.manifest import HeadSpec, label_map
+from adamix_kernels import dispatch
+
+_INIT_STD = 0.02  # BERT's, as the release's heads are initialised
+
+
+class Head(nn.Module):
+    """`out_proj(act(dense(pool(h))))`, dropout before each linear; without its dense layer `out_proj(pool(h))`.
+
+    Args:
+        spec: what the head is made of; `dense="backbone"` needs `pooler`.
+        pooler: the backbone's own, frozen; `[N, H] -> [N, H]` including its activation.
+    """
+
+    def __init__(self, spec: HeadSpec, hidden_size: int, pooler: nn.Module | None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.pooling = spec.pooling
+        self.dense = nn.Linear(hidden_size, hidden_size) if spec.dense == "own" else None
+        self.activation = dispatch.activation(spec.activation or "identity")
+        self.pooler = pooler if spec.dense == "backbone" else None
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, spec.num_labels)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the weights anew: N(0, 0.02), zero biases."""
+        for linear in (self.dense, self.out_proj):
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=_INIT_STD, generator=generator)
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Logits `[N, C]` in fp32 (or autocast's dtype) from hidden states `[N, L, H]` and the token mask `[N, L]`."""
+        features = pool(hidden, mask, self.pooling)
+        if self.pooler is not None:
+            features = self.pooler(features.to(hidden.dtype)).float()
+        if self.dense is not None:
+            features = self.activation(self.dense(self.dropout(features)))
+        logits: Tensor = self.out_proj(self.dropout(features))
+        return logits
+
+
+class TaskModel(nn.Module):
+    """A body and a head: padded token ids in, logits out."""
+
+    def __init__(self, body: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Logits `[N, C]` of int64 ids `[N, L]`; the mask is 1 on tokens and 0 on padding."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        logits: Tensor = self.head(hidden, attention_mask)
+        return logits
+
+
+def shared_copy(body: nn.Module) -> nn.Module:
+    """A second tree of modules over the same parameters and buffers.
+
+    Sites can be put into it and its mode changed while the original stays as it was; no weight is copied.
+    """
+    tensors = (*body.parameters(), *body.buffers())
+    return copy.deepcopy(body, {id(tensor): tensor for tensor in tensors})
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One fp32 vector per row, `[N, H]`: the first token's state (`cls`) or the mean over the row's tokens."""
+    if pooling == "cls":
+        return hidden[:, 0].float()
+    weights = mask.unsqueeze(-1).float()
+    return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+
+
+def head_spec(config: HeadConfig, task_type: TaskType, labels: Sequence[str]) -> HeadSpec:
+    """The manifest's description of a head for a task with these labels (none for a regression)."""
+    is_regression = task_type == "regression"
+    return HeadSpec(
+        type=task_type,
+        pooling=config.pooling,
+        dense=config.dense,
+        num_labels=1 if is_regression else len(labels),
+        id2label=None if is_regression else label_map(list(labels)),
+        activation=config.activation if config.dense == "own" else None,
+        threshold=config.threshold if task_type == "multilabel" else None,
+        clip=config.clip if is_regression else None,
+    )

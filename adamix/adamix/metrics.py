@@ -1,0 +1,60 @@
+"""The metrics of each task type, as the GLUE benchmark defines them: numpy arrays in, named numbers out.
+
+A metric that the data leave undefined (the correlation with a constant) is 0.0, so that results are always numbers.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamix.data.task import TaskType
+
+
+def score(task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+    """All metrics of a task type.
+
+    Args:
+        predictions, targets: `[N]` class ids or regression values, or `[N, C]` zeros and ones (multi-label).
+
+    Returns:
+        classification: accuracy, macro_f1, and matthews where only the classes 0 and 1 occur; multi-label: micro_f1,
+        macro_f1, exact_match; regression: pearson, spearman, mse.
+    """
+    from sklearn import metrics
+
+    if task_type == "regression":
+        return {
+            "pearson": _correlation(predictions, targets),
+            "spearman": _correlation(_ranks(predictions), _ranks(targets)),
+            "mse": float(np.mean((predictions - targets) ** 2)),
+        }
+    if task_type == "multilabel":
+        f1 = {
+            average: metrics.f1_score(targets, predictions, average=average, zero_division=0.0)
+            for average in ("micro", "macro")
+        }
+        exact = np.mean(np.all(predictions == targets, axis=1))
+        return {"micro_f1": float(f1["micro"]), "macro_f1": float(f1["macro"]), "exact_match": float(exact)}
+    result = {
+        "accuracy": float(np.mean(predictions == targets)),
+        "macro_f1": float(metrics.f1_score(targets, predictions, average="macro", zero_division=0.0)),
+    }
+    if max(predictions.max(), targets.max()) <= 1:
+        result["matthews"] = float(metrics.matthews_corrcoef(targets, predictions))
+    return result
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[Any]:
+    from scipy.stats import rankdata
+
+    ranks: NDArray[Any] = rankdata(values)
+    return ranks
+
+
+def _correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Pearson's correlation."""
+    a, b = (np.asarray(v, dtype=np.float64) - np.mean(v, dtype=np.float64) for v in (first, second))
+    norm = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / norm if norm > 0 else 0.0

@@ -1,0 +1,250 @@
+"""AdaMix's changes to `transformers.Trainer`: what one step computes, in which order rows come, what is saved.
+
+Both stochastic passes are one forward call over twice the rows (two calls fail under DistributedDataParallel); routes
+come from a generator of their own, whose state is saved with the others; a checkpoint holds only trained tensors.
+Knows nothing of files beyond its checkpoints, nor of manifests and configuration.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from adamix.batches import TokenRow, collate
+from adamix.data import TaskType
+from adamix.errors import FailedPrecondition
+from adamix.heads import TaskModel
+from adamix.losses import consistency_loss, task_loss
+from adamix.mixture import Mixture
+
+_WEIGHTS_FILE = "trained.safetensors"
+_ROUTES_FILE = "routes_rng.pt"
+# Rows are sorted by length inside blocks of so many batches: wide enough to save padding, narrow enough that batches
+# differ from epoch to epoch.
+_BATCHES_PER_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `loss` is the mean since it was last read; None before the first reading."""
+
+    step: int
+    steps: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Rows(Dataset[int]):
+    """Tokenised training rows and their targets. Items are row numbers; `batch` turns numbers into tensors."""
+
+    tokens: Sequence[TokenRow]
+    targets: Tensor
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`collate`'s tensors and the `targets` of some rows."""
+        chosen = collate([self.tokens[index] for index in indices], self.pad_id)
+        return {**chosen, "targets": self.targets[list(indices)]}
+
+
+class EpochOrder(Sampler[int]):
+    """A random order of rows that depends on the seed and the epoch alone, so that a resumed run finds its place.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of one optimiser step; with `group_by_length` rows of like length share a batch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, group_by_length: bool) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._group_by_length = group_by_length
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order: list[int] = torch.randperm(len(self), generator=generator).tolist()
+        return iter(self._grouped(order, generator) if self._group_by_length else order)
+
+    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
+        size, block = self._batch_size, self._batch_size * _BATCHES_PER_BLOCK
+        for start in range(0, len(order), block):
+            order[start : start + block] = sorted(order[start : start + block], key=lambda i: -self._lengths[i])
+        # Only whole batches change places: the last, shorter one would shift the borders of all that follow it.
+        whole = len(order) // size
+        places = torch.randperm(whole, generator=generator).tolist()
+        return [row for k in places for row in order[k * size : (k + 1) * size]] + order[whole * size :]
+
+
+class StepWatch(TrainerCallback):
+    """Reports progress after every step, stops the run when asked to, and ends it when the loss is not finite."""
+
+    def __init__(self, callbacks: Sequence[Callable[[Progress], None]]) -> None:
+        self._callbacks = callbacks
+        self.loss = math.nan
+        self.stop_requested = False
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the library's signature, here and below
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> TrainerControl:
+        loss = None if math.isnan(self.loss) else self.loss
+        for callback in self._callbacks:
+            callback(Progress(state.global_step, state.max_steps, loss))
+        if self.stop_requested:
+            control.should_training_stop = control.should_save = True
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise FailedPrecondition(
+                f"the training loss is not finite at step {state.global_step}: use a lower learning rate",
+                reason="DIVERGED",
+            )
+        self.loss = loss
+
+
+class MixtureTrainer(Trainer):
+    """Trains the experts and the head of a `TaskModel`; its body's own weights are frozen.
+
+    Args:
+        order: which row comes when.
+        route_seed: seed of the generator that draws the routes.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        args: TrainingArguments,
+        rows: Rows,
+        order: EpochOrder,
+        experts: Mixture,
+        task_type: TaskType,
+        route_seed: int,
+    ) -> None:
+        self._task_model = model
+        self._order = order
+        self._experts = experts
+        self._task_type = task_type
+        self._route_generator = torch.Generator().manual_seed(route_seed)
+        super().__init__(model=model, args=args, train_dataset=rows, data_collator=rows.batch)
+        # Otherwise a forward that takes **kwargs would switch off the division by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
+    ) -> Any:
+        """The loss of one batch: the task's on pass 0, plus the weighted consistency of passes 0 and 1."""
+        targets = inputs["targets"]
+        features = {name: tensor for name, tensor in inputs.items() if name != "targets"}
+        config = self._experts.config
+        if config.passes == 2:
+            features = {name: torch.cat([tensor, tensor]) for name, tensor in features.items()}
+        self._experts.set_routes(self._experts.draw_routes(self._route_generator, len(targets)))
+        logits = model(**features)
+        first = logits[: len(targets)]
+        loss = task_loss(first, targets, self._task_type)
+        if config.passes == 2:
+            second = logits[len(targets) :]
+            loss = loss + config.consistency * consistency_loss(first, second, self._task_type)
+        return (loss, first) if return_outputs else loss
+
+    def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
+        """All trained matrices. The library goes by names, and would spare an adapter that sits at a LayerNorm."""
+        return [name for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1]
+
+    def load_trained(self, checkpoint: Path) -> None:
+        """Set the trained tensors to those of a checkpoint.
+
+        Raises:
+            FailedPrecondition: the checkpoint was written for other tensors.
+        """
+        saved = load_file(checkpoint / _WEIGHTS_FILE)
+        wanted = _trained(self._task_model)
+        if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in wanted.items()}:
+            raise FailedPrecondition(f"{checkpoint.name} holds other tensors than this run trains")
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                wanted[name].copy_(tensor)
+
+    def _get_train_sampler(self, *_: Any) -> EpochOrder:
+        return self._order
+
+    def _save(
+        self,
+        output_dir: str | None = None,
+        state_dict: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> None:
+        directory = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            directory.mkdir(parents=True, exist_ok=True)
+            tensors = {name: p.detach().cpu().contiguous() for name, p in _trained(self._task_model).items()}
+            save_file(tensors, directory / _WEIGHTS_FILE)
+
+    def _load_from_checkpoint(
+        self,
+        resume_from_checkpoint: str,
+        model: nn.Module | None = None,  # noqa: ARG002
+    ) -> None:
+        self.load_trained(Path(resume_from_checkpoint))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # One file for all processes: they draw the same routes.
+        if self.args.should_save:
+            torch.save(self._route_generator.get_state(), Path(output_dir) / _ROUTES_FILE)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            state = torch.load(Path(checkpoint) / _ROUTES_FILE, weights_only=True)
+            self._route_generator.set_state(state)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,62 @@
+"""An adapter laid out for the arena: one flat array in the compute dtype, and where each tensor lies in it.
+
+Both projections are stored `[rank, features]`, so that every kernel reads along the features; each tensor starts on a
+128-byte boundary. The head lies in the same array: loading an adapter is one copy.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adamix.adapter_file import AdapterFile
+from adamix.manifest import Manifest
+
+_ALIGNMENT_BYTES = 128
+# Tensors whose file layout is [features, rank]: transposed once, here.
+_TRANSPOSED = ("up_proj.weight", "lora_B")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor inside the array; `offset` counts elements."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """A packed adapter in host memory. `data` is 1-D and never written again."""
+
+    digest: str
+    manifest: Manifest
+    data: torch.Tensor
+    pieces: dict[str, Piece]
+    sites: tuple[tuple[int, str], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+
+def pack(adapter: AdapterFile, dtype: torch.dtype, *, pin_memory: bool = False) -> PackedAdapter:
+    """Lay an adapter out for an arena of `dtype`.
+
+    Args:
+        pin_memory: page-lock the array, so that the copy to a CUDA device can run beside computation.
+    """
+    alignment = _ALIGNMENT_BYTES // dtype.itemsize
+    pieces: dict[str, Piece] = {}
+    end = 0
+    for name, tensor in adapter.tensors.items():
+        shape = tensor.shape[::-1] if name.endswith(_TRANSPOSED) else tensor.shape
+        pieces[name] = Piece(end, shape)
+        end += -(-tensor.array.size // alignment) * alignment
+    data = torch.zeros(end, dtype=dtype, pin_memory=pin_memory)
+    for name, piece in pieces.items():
+        values = adapter.tensors[name].to_float32()
+        if name.endswith(_TRANSPOSED):
+            values = np.ascontiguousarray(values.T)
+        data[piece.offset : piece.offset + values.size] = torch.from_numpy(values.reshape(-1))
+    return PackedAdapter(adapter.digest, adapter.manifest, data, pieces, tuple(adapter.sites()))

@@ -1,0 +1,166 @@
+"""The adapters in device memory: one arena, a slot for each, and the modules that read them inside the backbone.
+
+The arena is allocated once. A slot is a range of it plus a row in each site's table of weights (views into the range).
+During a forward pass the sites read which rows belong to which slot from the bank's current batch: a with-block that
+refuses nesting. The bank neither chooses slots (`slots.py`) nor reads files (`loader.py`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from adamix.errors import InternalError
+from adamix.manifest import HeadSpec
+from adamix.sites import Point, insert
+from adamix_kernels import dispatch
+from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
+from adamix_kernels.segments import Segments
+from adamix_server.adapters.packing import PackedAdapter
+
+
+class SlotBank:
+    """`num_slots` slots over an arena of `capacity_bytes` on `device`, holding weights in `dtype`."""
+
+    def __init__(self, num_slots: int, capacity_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.num_slots = num_slots
+        self._arena = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
+        self._sites: dict[tuple[int, str], BankSite] = {}
+        self._occupied: dict[int, PackedAdapter] = {}
+        self.heads: list[HeadWeights | None] = [None] * (num_slots + 1)
+        self.head_specs: list[HeadSpec | None] = [None] * (num_slots + 1)
+        self._segments: Segments | None = None
+
+    def install(self, model: nn.Module, sites: list[str]) -> None:
+        """Put a site of this bank at each of `sites` in every layer of a backbone's body."""
+        insert(model, sites, self._make_site)
+
+    def write(self, slot: int, offset_bytes: int, packed: PackedAdapter) -> None:
+        """Copy an adapter into the arena and enter it in the tables. The extent is the caller's to choose.
+
+        On CUDA the copy is queued on the current stream, so a forward pass that follows sees it whole.
+        """
+        if self._segments is not None:
+            raise InternalError("the arena was written during a forward pass")
+        start = offset_bytes // self.dtype.itemsize
+        extent = self._arena[start : start + packed.data.numel()]
+        extent.copy_(packed.data, non_blocking=True)
+        tensors = {name: extent[p.offset :][: _size(p.shape)].view(p.shape) for name, p in packed.pieces.items()}
+        for layer, site in packed.sites:
+            self._sites[layer, site].enter(slot, _site_weights(packed, layer, site, tensors))
+        head = packed.manifest.head
+        self.heads[slot] = HeadWeights(
+            dense=tensors.get("head.dense.weight"),
+            dense_bias=tensors.get("head.dense.bias"),
+            activation=head.activation,
+            out=tensors.get("head.out_proj.weight"),
+            out_bias=tensors.get("head.out_proj.bias"),
+        )
+        self.head_specs[slot] = head
+        self._occupied[slot] = packed
+
+    def clear(self, slot: int) -> None:
+        """Take a slot's adapter out of the tables. Its bytes stay until the extent is overwritten, unreachable."""
+        for key in self._occupied.pop(slot).sites:
+            self._sites[key].enter(slot, None)
+        self.heads[slot] = self.head_specs[slot] = None
+
+    @contextmanager
+    def batch(self, segments: Segments) -> Iterator[None]:
+        """The rows of the forward pass inside the block: which slot each segment of packed rows uses."""
+        if self._segments is not None:
+            raise InternalError("a batch is running on this bank already")
+        self._segments = segments
+        try:
+            yield
+        finally:
+            self._segments = None
+
+    @property
+    def segments(self) -> Segments:
+        if self._segments is None:
+            raise InternalError("a site ran outside `with bank.batch(…)`")
+        return self._segments
+
+    def _make_site(self, point: Point) -> "BankSite":
+        made = NormSite(self, point) if point.is_norm else LinearSite(self, point)
+        self._sites[point.layer, point.site] = made
+        return made
+
+
+class BankSite(nn.Module):
+    """One site of one layer: the wrapped module, and each slot's weights there."""
+
+    def __init__(self, bank: SlotBank, point: Point) -> None:
+        super().__init__()
+        self.inner = point.module
+        self._bank = bank
+        self._window = point.window
+        self._bottlenecks: list[BottleneckWeights | None] = [None] * (bank.num_slots + 1)
+        self._loras: list[LoraWeights | None] = [None] * (bank.num_slots + 1)
+        self._num_bottlenecks = 0
+        self._num_loras = 0
+
+    def enter(self, slot: int, weights: BottleneckWeights | LoraWeights | None) -> None:
+        """Set or clear (None) one slot's weights."""
+        self._num_bottlenecks -= self._bottlenecks[slot] is not None
+        self._num_loras -= self._loras[slot] is not None
+        self._bottlenecks[slot] = weights if isinstance(weights, BottleneckWeights) else None
+        self._loras[slot] = weights if isinstance(weights, LoraWeights) else None
+        self._num_bottlenecks += self._bottlenecks[slot] is not None
+        self._num_loras += self._loras[slot] is not None
+
+
+class LinearSite(BankSite):
+    """`y = Wx`, then on each segment's rows `y + s·up(act(down(y)))` or `y + s·B(Ax)`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[1, T, in] -> [1, T, out]`."""
+        y: torch.Tensor = self.inner(x)
+        segments = self._bank.segments
+        rows = y[0]
+        if self._num_loras:
+            rows = dispatch.lora_(rows, x[0], segments, self._loras, self._window)
+        if self._num_bottlenecks:
+            rows = dispatch.bottleneck(rows, segments, self._bottlenecks)
+        return rows[None]
+
+
+class NormSite(BankSite):
+    """`s -> LN(s + A(LN(s)))` on the rows of segments with an adapter here; `LN(s)` on all others."""
+
+    inner: nn.LayerNorm
+
+    def forward(self, s: torch.Tensor) -> torch.Tensor:
+        """`[1, T, hidden] -> [1, T, hidden]`."""
+        if not self._num_bottlenecks:
+            return self.inner(s)
+        norm = self.inner
+        rows = dispatch.bottleneck_norm(s[0], self._bank.segments, self._bottlenecks, norm.weight, norm.bias, norm.eps)
+        return rows[None]
+
+
+def _site_weights(
+    packed: PackedAdapter, layer: int, site: str, tensors: dict[str, torch.Tensor]
+) -> BottleneckWeights | LoraWeights:
+    prefix, scale = f"layers.{layer}.{site}.", packed.manifest.scale(layer, site)
+    if packed.manifest.kind == "lora":
+        return LoraWeights(a=tensors[prefix + "lora_A"], b=tensors[prefix + "lora_B"], scale=scale)
+    return BottleneckWeights(
+        down=tensors[prefix + "down_proj.weight"],
+        down_bias=tensors.get(prefix + "down_proj.bias"),
+        up=tensors[prefix + "up_proj.weight"],
+        up_bias=tensors.get(prefix + "up_proj.bias"),
+        scale=scale,
+        activation=packed.manifest.activation,
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for dimension in shape:
+        size *= dimension
+    return size

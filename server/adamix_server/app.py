@@ -1,0 +1,249 @@
+"""The composition root: a small supervisor over one engine process and one front-end process.
+
+It starts them, watches them, starts them again when they die, hands the metrics of both to Prometheus, and drains them
+in order on SIGTERM or SIGINT. It computes nothing and imports neither torch nor grpc, so it is the last to fall.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from adamix.errors import FailedPrecondition
+from adamix_server.catalog.lock import StoreLock
+from adamix_server.config import EngineConfig, FrontEndConfig, ServerConfig, is_loopback, split_address, to_plain
+from adamix_server.frames import AnyFrame, Drain, Drained, EngineDown, EngineUp, Fatal, Hello, Ready, Start, Stats
+from adamix_server.process import Child
+from adamix_server.telemetry.metrics import Registry
+
+log = logging.getLogger(__name__)
+
+_ENGINE_ID = "0"
+# A child that says nothing for this long is stuck and is replaced. Before it is ready it may be loading weights.
+_START_S = 900.0
+_ENGINE_SILENCE_S = 120.0
+_FRONT_END_SILENCE_S = 20.0
+# A child that dies before it was ever ready this many times in a row will not come up by trying again.
+_MAX_FAILED_STARTS = 5
+_STOP_S = 5.0
+
+
+class Supervisor:
+    """Runs one server until it is told to stop.
+
+    Args:
+        on_serving: called with the bound address (`host:port`) and the engine's Hello, once, when calls are answered.
+    """
+
+    def __init__(self, config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+        self._config = config
+        self._on_serving = on_serving
+        self._registry = Registry()
+        self._runtime = Path()
+        self._listen = config.listen
+        self._announced = False
+        self._generation = 0
+        self._engine: Child | None = None
+        self._front_end: Child | None = None
+        self._engine_up: EngineUp | None = None
+        self._engine_ready = asyncio.Event()
+        self._draining = False
+        self._stop = asyncio.Event()
+        self._kill = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until `stop` or a signal, drain, and return.
+
+        Raises:
+            FailedPrecondition: the store is in use, or a child cannot start (with the child's own sentence).
+        """
+        with StoreLock(self._config.store), tempfile.TemporaryDirectory(prefix="adamix-") as runtime:
+            self._runtime = Path(runtime)
+            if self._config.metrics_port is not None:
+                port = self._registry.serve(self._config.metrics_port)
+                log.info("metrics", extra={"address": f"127.0.0.1:{port}"})
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self.stop)
+            await self._supervise()
+
+    def stop(self) -> None:
+        """Drain and end; called again, end at once."""
+        if self._stop.is_set():
+            self._kill.set()
+        self._stop.set()
+
+    async def _supervise(self) -> None:
+        engine = asyncio.create_task(self._keep_engine())
+        front_end = asyncio.create_task(self._keep_front_end())
+        stop, kill = asyncio.create_task(self._stop.wait()), asyncio.create_task(self._kill.wait())
+        try:
+            await asyncio.wait({engine, front_end, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for keeper in (engine, front_end):
+                if keeper.done():
+                    keeper.result()  # a keeper ends before the stop only by raising
+            drain = asyncio.create_task(self._drain(engine, front_end))
+            await asyncio.wait({drain, kill}, return_when=asyncio.FIRST_COMPLETED)
+            drain.cancel()
+            if drain.done() and not drain.cancelled():
+                drain.result()
+        finally:
+            for task in (engine, front_end, stop, kill):
+                task.cancel()
+            for child in (self._front_end, self._engine):
+                if child is not None:
+                    await child.stop(_STOP_S if not self._kill.is_set() else 0)
+
+    async def _drain(self, engine: "asyncio.Task[None]", front_end: "asyncio.Task[None]") -> None:
+        """Front end first: it stops submitting and waits for its answers. Then the engine has nothing left."""
+        log.info("draining", extra={"delay_s": self._config.drain_delay_s, "grace_s": self._config.drain_grace_s})
+        self._draining = True
+        order = Drain(delay_s=self._config.drain_delay_s, grace_s=self._config.drain_grace_s)
+        patience_s = self._config.drain_delay_s + self._config.drain_grace_s + _STOP_S
+        for child, keeper in ((self._front_end, front_end), (self._engine, engine)):
+            if child is None:
+                keeper.cancel()
+                continue
+            child.send(order)
+            await asyncio.wait({keeper}, timeout=patience_s)
+        log.info("drained")
+
+    async def _keep_engine(self) -> None:
+        failed_starts = 0
+        while True:
+            self._generation += 1
+            child = self._engine = await Child.start(
+                "engine", "adamix_server.engine", Start(config=to_plain(self._engine_config())), self._environment()
+            )
+            was_ready = await self._watch(child, _ENGINE_SILENCE_S)
+            self._engine_ready.clear()
+            self._engine_up = None
+            if self._front_end is not None:
+                self._front_end.send(EngineDown(generation=self._generation))
+            status = await child.kill()
+            if self._draining:
+                return
+            failed_starts = 0 if was_ready else failed_starts + 1
+            await self._pause("engine", status, failed_starts)
+
+    async def _keep_front_end(self) -> None:
+        failed_starts = 0
+        while True:
+            await self._engine_ready.wait()
+            config = FrontEndConfig(
+                listen=self._listen,
+                store=str(self._config.store),
+                tokenizer=str(self._tokenizer),
+                tokenizer_threads=self._config.tokenizer_threads,
+                reflection=is_loopback(split_address(self._listen)[0]),
+                log_level=self._config.log_level,
+            )
+            environment = {**self._environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            child = self._front_end = await Child.start(
+                "front end", "adamix_server.frontend", Start(config=to_plain(config)), environment
+            )
+            if self._engine_up is not None:
+                child.send(self._engine_up)
+            was_ready = await self._watch(child, _FRONT_END_SILENCE_S)
+            status = await child.kill()
+            if self._draining:
+                return
+            failed_starts = 0 if was_ready else failed_starts + 1
+            await self._pause("front end", status, failed_starts)
+
+    async def _watch(self, child: Child, silence_s: float) -> bool:
+        """Follow a child until it ends or falls silent; returns whether it was ever ready.
+
+        Raises:
+            FailedPrecondition: the child says that it cannot start.
+        """
+        ready = False
+        while True:
+            try:
+                frame = await asyncio.wait_for(child.receive(), silence_s if ready else _START_S)
+            except TimeoutError:
+                log.error("child is stuck", extra={"child": child.name, "silent_s": silence_s})  # noqa: TRY400 - the trace says nothing
+                return ready
+            if frame is None:
+                return ready
+            if isinstance(frame, Fatal):
+                raise FailedPrecondition(frame.message, reason="CANNOT_START")
+            ready |= isinstance(frame, Ready)
+            self._take(frame)
+            if isinstance(frame, Drained):
+                return ready
+
+    def _take(self, frame: AnyFrame) -> None:
+        match frame:
+            case Stats(samples=samples):
+                self._registry.apply(samples)
+            case Ready(address=address, hello=Hello() as hello):
+                log.info("engine ready", extra={"backbone": hello.spec.name, "device": hello.device})
+                self._engine_up = EngineUp(address=address, hello=hello)
+                self._engine_ready.set()
+                if self._front_end is not None:
+                    self._front_end.send(self._engine_up)
+            case Ready(address=address):
+                self._listen = address  # a replacement takes the same port
+                if not self._announced and self._engine_up is not None:
+                    self._announced = True
+                    self._on_serving(address, self._engine_up.hello)
+
+    async def _pause(self, name: str, status: int, failed_starts: int) -> None:
+        log.error("child ended", extra={"child": name, "status": status})
+        if failed_starts >= _MAX_FAILED_STARTS:
+            raise FailedPrecondition(
+                f"the {name} process ended {failed_starts} times before it was ready (last status {status}); "
+                "its own log lines above say why",
+                reason="CANNOT_START",
+            )
+        await asyncio.sleep(min(0.1 * 2**failed_starts, 5.0))
+
+    def _engine_config(self) -> EngineConfig:
+        config = self._config
+        return EngineConfig(
+            engine_id=_ENGINE_ID,
+            generation=self._generation,
+            # A path of its own for every generation: what is left of the last one cannot answer.
+            address=f"ipc://{self._runtime}/engine-{self._generation}.sock",
+            backbone=config.backbone,
+            tokenizer=str(self._tokenizer),
+            store=str(config.store),
+            device=config.device,
+            dtype=config.dtype,
+            max_batch_tokens=config.max_batch_tokens,
+            slots=config.slots,
+            arena_bytes=config.arena_bytes,
+            host_cache_bytes=config.host_cache_bytes,
+            max_queue_inputs=config.max_queue_inputs,
+            max_queue_tokens=config.max_queue_tokens,
+            log_level=config.log_level,
+        )
+
+    @property
+    def _tokenizer(self) -> Path:
+        return self._runtime / "tokenizer.json"
+
+    def _environment(self) -> dict[str, str]:
+        """For children, before they import torch: threads set later do not bind threads started by others."""
+        threads = str(self._config.engine_threads or len(os.sched_getaffinity(0)))
+        return {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            # A spinning pool stalls everyone it shares cores with by tens of milliseconds.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+
+def serve(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+    """Run a server in this process's main thread until SIGTERM or SIGINT. Raises AdamixError when it cannot start."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_run(config, on_serving))
+
+
+async def _run(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+    await Supervisor(config, on_serving).run()

@@ -1,0 +1,156 @@
+"""The steps mutations are made of. Each runs inside a write transaction of its caller.
+
+A mutation finds its task (and checks the etag), changes rows or the pointer, and ends with `record`, which gives the
+change its revision, the task its new etag, and the audit its row.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from adamix.errors import Aborted
+from adamix_server.catalog import schema
+from adamix_server.catalog.lifecycle import State, move
+from adamix_server.catalog.names import check_name
+from adamix_server.catalog.pointer import Pointer
+from adamix_server.catalog.rows import Action, task_not_found
+
+MAX_DETAIL_CHARS = 512
+# A refused upload costs its sender nothing: of each tenant only so many are remembered.
+MAX_FAILURES_PER_TENANT = 1_000
+
+_tasks, _versions, _traffic, _audit = (
+    schema.tasks.c,
+    schema.versions.c,
+    schema.traffic.c,
+    schema.audit.c,
+)
+
+
+def read_revision(connection: Connection) -> int:
+    return int(connection.scalars(select(schema.state.c.revision)).one())
+
+
+def find_task(connection: Connection, tenant: str, task: str, etag: str = "") -> int:
+    """The row id of a task, as it is under `etag` (empty: as it is).
+
+    Raises:
+        InvalidRequest: an id is malformed.
+        NotFound: no such task.
+        Aborted: the task has changed since it had that etag.
+    """
+    check_name(tenant, "tenant")
+    check_name(task, "task")
+    query = select(_tasks.id, _tasks.etag).where(_tasks.tenant == tenant, _tasks.task == task)
+    found = connection.execute(query).one_or_none()
+    if found is None:
+        raise task_not_found()
+    if etag and etag != found.etag:
+        raise Aborted("the task has changed since you read it; read it again and decide anew")
+    return int(found.id)
+
+
+def find_or_make_task(connection: Connection, tenant: str, task: str) -> int:
+    """The row id of a task that is made, with its tenant, if it does not exist."""
+    now = now_us()
+    connection.execute(sqlite_insert(schema.tenants).values(tenant=tenant, create_time_us=now).on_conflict_do_nothing())
+    connection.execute(
+        sqlite_insert(schema.tasks)
+        .values(tenant=tenant, task=task, etag="", create_time_us=now, update_time_us=now)
+        .on_conflict_do_nothing()
+    )
+    return find_task(connection, tenant, task)
+
+
+def ready_versions(connection: Connection, task_id: int) -> dict[str, str]:
+    """Digest -> backbone fingerprint of the task's READY versions."""
+    query = select(_versions.digest, _versions.backbone_fingerprint)
+    rows = connection.execute(query.where(_versions.task_id == task_id, _versions.state == State.READY))
+    return dict(rows.tuples().all())
+
+
+def retire(connection: Connection, task_id: int, digest: str | None = None) -> None:
+    """READY -> RETIRED for one version of a task, or for all of them."""
+    chosen = (_versions.task_id == task_id) & (_versions.state == State.READY)
+    if digest is not None:
+        chosen &= _versions.digest == digest
+    connection.execute(update(schema.versions).where(chosen).values(state=move(State.READY, State.RETIRED)))
+
+
+def read_pointers(connection: Connection, task_id: int) -> dict[str, Pointer]:
+    """The task's pointers by backbone fingerprint."""
+    query = select(_traffic.backbone_fingerprint, _traffic.current, _traffic.earlier)
+    rows = connection.execute(query.where(_traffic.task_id == task_id))
+    return {backbone: Pointer.from_json(current, earlier) for backbone, current, earlier in rows}
+
+
+def move_pointer(connection: Connection, task_id: int, backbone: str, change: Callable[[Pointer], Pointer]) -> bool:
+    """Replace the task's pointer on one backbone by what `change` makes of it; whether that differs."""
+    before = read_pointers(connection, task_id).get(backbone, Pointer())
+    after = change(before)
+    if after == before:
+        return False
+    connection.execute(
+        delete(schema.traffic).where(_traffic.task_id == task_id, _traffic.backbone_fingerprint == backbone)
+    )
+    if after.current:
+        current, earlier = after.to_json()
+        connection.execute(
+            insert(schema.traffic).values(
+                task_id=task_id, backbone_fingerprint=backbone, current=current, earlier=earlier
+            )
+        )
+    return True
+
+
+def record(
+    connection: Connection, tenant: str, task: str, action: Action, digest: str | None = None, detail: str = ""
+) -> None:
+    """Give a change its revision, its task a new etag, and write it down."""
+    connection.execute(update(schema.state).values(revision=schema.state.c.revision + 1))
+    # Random, not counted: an etag must not repeat when a deleted task is made again, nor tell of other tenants.
+    connection.execute(
+        update(schema.tasks)
+        .where(_tasks.tenant == tenant, _tasks.task == task)
+        .values(etag=secrets.token_hex(8), update_time_us=now_us())
+    )
+    _write_audit(connection, tenant, task, action, digest, detail)
+
+
+def record_failure(connection: Connection, tenant: str, task: str, reason: str) -> None:
+    """Write a refusal down, and drop the oldest of the tenant's. Changes nothing that is served."""
+    _write_audit(connection, tenant, task, "fail", None, reason)
+    failures = (_audit.tenant == tenant) & (_audit.action == "fail")
+    oldest_kept = (
+        select(_audit.id)
+        .where(failures)
+        .order_by(_audit.id.desc())
+        .offset(MAX_FAILURES_PER_TENANT - 1)
+        .limit(1)
+        .scalar_subquery()
+    )
+    connection.execute(delete(schema.audit).where(failures, _audit.id < oldest_kept))
+
+
+def _write_audit(
+    connection: Connection, tenant: str, task: str, action: Action, digest: str | None, detail: str
+) -> None:
+    connection.execute(
+        insert(schema.audit).values(
+            time_us=now_us(),
+            revision=read_revision(connection),
+            tenant=tenant,
+            task=task,
+            action=action,
+            digest=digest,
+            detail=detail[:MAX_DETAIL_CHARS],
+        )
+    )
+
+
+def now_us() -> int:
+    """Microseconds since 1970 UTC."""
+    return time.time_ns() // 1_000

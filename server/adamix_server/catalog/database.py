@@ -1,0 +1,163 @@
+"""One SQLite file: opened safely, written by one transaction at a time, its errors translated.
+
+WAL with synchronous=FULL: a commit that returned survives power loss. The only file of the catalog that knows which
+database it is. Knows nothing of what the tables mean.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, create_engine, event, insert
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
+from adamix_server.catalog import schema
+
+_BUSY_TIMEOUT_MS = 5_000
+
+
+class Database:
+    """The file at `path`, made with its tables if it does not exist. Safe to use from several threads and processes.
+
+    Raises:
+        FailedPrecondition: written by a newer adamix (`STORE_SCHEMA`), by something else (`STORE_FOREIGN`), or not
+            writable (`STORE_READONLY`).
+        DataLoss: not a database, or damaged (`CATALOG_CORRUPT`).
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Overflow without bound: the callers' executors bound the threads, and a pool timeout would be one more
+        # error to explain.
+        self._engine = create_engine(
+            URL.create("sqlite", database=str(path)), pool_size=8, max_overflow=-1, hide_parameters=True
+        )
+        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "begin", _begin)
+        self._writing = self._engine.execution_options(adamix_write=True)
+        # Threads of one process queue here, fairly; only other processes are met by SQLite's polling.
+        self._write_lock = threading.Lock()
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database throughout."""
+        with _translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that excludes every other writer from its start; durable when the block has ended.
+
+        An exception inside the block undoes all of it.
+        """
+        with _translated(), self._write_lock, self._writing.begin() as connection:
+            yield connection
+
+    def verify(self) -> None:
+        """Read the whole file and check it. Raises DataLoss (`CATALOG_CORRUPT`)."""
+        with self.read() as connection:
+            found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
+            dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if found != "ok" or dangling is not None:
+            raise _corrupt()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _prepare(self) -> None:
+        with self.read() as connection:
+            version = _pragma(connection, "user_version")
+            application = _pragma(connection, "application_id")
+        if version == 0:
+            self._create()
+        elif application != schema.APPLICATION_ID:
+            raise _foreign()
+        elif version > schema.SCHEMA_VERSION:
+            raise FailedPrecondition(
+                f"this store was written by a newer adamix (schema {version}; this one reads up to "
+                f"{schema.SCHEMA_VERSION}); upgrade adamix or choose another --store",
+                reason="STORE_SCHEMA",
+            )
+
+    def _create(self) -> None:
+        with self.write() as connection:
+            # Asked again under the lock: another process may have made it since.
+            if _pragma(connection, "user_version") == schema.SCHEMA_VERSION:
+                return
+            if connection.exec_driver_sql("SELECT 1 FROM sqlite_master LIMIT 1").first() is not None:
+                raise _foreign()
+            schema.metadata.create_all(connection)
+            connection.execute(insert(schema.state).values(id=1, revision=0))
+            connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+            connection.exec_driver_sql(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
+
+
+def _configure(connection: sqlite3.Connection, _record: object) -> None:
+    # None: the driver opens no transactions of its own; `_begin` opens every one, of the kind it should be.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "trusted_schema = OFF",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    # A write that starts as a read can find, when it wants to write, that it must start over: IMMEDIATE cannot.
+    write = connection.get_execution_options().get("adamix_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _pragma(connection: Connection, name: str) -> int:
+    return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if not isinstance(error.orig, sqlite3.Error):
+            raise
+        raise _translate(error.orig) from error
+    except sqlite3.Error as error:  # from `_configure`, which the pool calls
+        raise _translate(error) from error
+
+
+def _translate(error: sqlite3.Error) -> Exception:
+    """The error of ours that says what the reader can do; the same error where that is nothing (a bug)."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY", retry_after_s=1.0)
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull("the server's disk is full; free space or delete versions, then try again")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return _corrupt()
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return FailedPrecondition("the store cannot be opened for writing", reason="STORE_READONLY")
+    if code == sqlite3.SQLITE_IOERR:
+        return Unavailable("the disk of the store reports errors", reason="STORE_IO")
+    return error
+
+
+def _corrupt() -> AdamixError:
+    return DataLoss(
+        "the catalog is damaged; restore catalog.db from a backup or choose another --store",
+        reason="CATALOG_CORRUPT",
+    )
+
+
+def _foreign() -> AdamixError:
+    return FailedPrecondition("catalog.db was not made by adamix; choose another --store", reason="STORE_FOREIGN")

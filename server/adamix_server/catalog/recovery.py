@@ -1,0 +1,54 @@
+"""What the supervisor does with a store before anything is served from it.
+
+Runs once per server, under the `StoreLock`, before any front end or engine exists: nothing is being uploaded, and
+nothing deleted is still in use.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import delete, select
+
+from adamix_server.catalog import schema
+from adamix_server.catalog.blobs import BlobStore, Swept
+from adamix_server.catalog.database import Database
+from adamix_server.catalog.lifecycle import State
+from adamix_server.catalog.store import BLOBS_DIRECTORY, CATALOG_FILE
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What recovery found.
+
+    Attributes:
+        swept: leftovers of uploads and deletions that were cut short.
+        missing: digests of versions in service whose blob is gone or has another size. They stay listed; requests
+            for them fail with DataLoss until the same bytes are registered again.
+    """
+
+    swept: Swept
+    missing: tuple[str, ...]
+
+
+def recover(store: Path) -> Recovered:
+    """Check the catalog, finish deletions, remove orphans. Makes an empty store where there is none.
+
+    Raises:
+        FailedPrecondition, DataLoss: the store cannot be used (`database.Database`).
+    """
+    database = Database(store / CATALOG_FILE)
+    try:
+        database.verify()
+        blobs = BlobStore(store / BLOBS_DIRECTORY)
+        versions = schema.versions.c
+        # One write transaction around rows and files: a front end of a killed server that has not yet noticed cannot
+        # commit a version between the moment its blob is found unreferenced and the moment it is removed.
+        with database.write() as connection:
+            connection.execute(delete(schema.versions).where(versions.state == State.RETIRED))
+            rows = connection.execute(select(versions.digest, versions.num_bytes).distinct())
+            sizes: dict[str, int] = dict(rows.tuples().all())
+            swept = blobs.sweep(sizes)
+    finally:
+        database.close()
+    missing = (digest for digest, size in sizes.items() if blobs.size(digest) != size)
+    return Recovered(swept, tuple(sorted(missing)))

@@ -1,0 +1,99 @@
+"""The tables of the catalog. Nothing else about the database is decided here.
+
+Times are integer microseconds since 1970 UTC. A row of `versions` is READY or RETIRED (the other states have no row,
+see `lifecycle.py`); a RETIRED row may have lost its task and only waits for its bytes to be let go.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+# Written into the database file. Raise the version with every change of a table that older code cannot read.
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x41444D58  # "ADMX"
+
+metadata = MetaData()
+
+# One row. Every change of what is served adds one to `revision` and holds the row until it commits.
+state = Table(
+    "catalog_state",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("create_time_us", BigInteger, nullable=False),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.tenant), nullable=False),
+    Column("task", String(63), nullable=False),
+    Column("etag", String(16), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("update_time_us", BigInteger, nullable=False),
+    UniqueConstraint("tenant", "task"),
+    sqlite_autoincrement=True,
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("task_id", ForeignKey(tasks.c.id, ondelete="SET NULL")),
+    Column("digest", String(64), nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("backbone_fingerprint", String(64), nullable=False),
+    Column("manifest_json", Text, nullable=False),
+    CheckConstraint("state = 'RETIRED' OR (state = 'READY' AND task_id IS NOT NULL)"),
+    sqlite_autoincrement=True,
+)
+_ready = versions.c.state == "READY"
+Index("one_ready_version", versions.c.task_id, versions.c.digest, unique=True, sqlite_where=_ready)
+Index("versions_of_blob", versions.c.digest)
+Index("retired_versions", versions.c.digest, sqlite_where=versions.c.state == "RETIRED")
+
+# What answers a task on one backbone. `current` and each of `earlier` (oldest first) is a split as JSON:
+# [["<digest>", weight], …]. They name READY versions of the task only.
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("task_id", ForeignKey(tasks.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("backbone_fingerprint", String(64), primary_key=True),
+    Column("current", Text, nullable=False),
+    Column("earlier", Text, nullable=False),
+)
+
+# What happened, for people; and, by `revision`, which tasks changed, for readers that only want the difference.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("time_us", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False, index=True),
+    Column("tenant", String(63), nullable=False),
+    Column("task", String(63), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("digest", String(64)),
+    Column("detail", Text, nullable=False),
+    Index("audit_of_tenant", "tenant", "action", "id"),
+    sqlite_autoincrement=True,
+)

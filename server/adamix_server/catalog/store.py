@@ -1,0 +1,313 @@
+"""The durable truth: which tasks exist, which versions they have, and which of those answer.
+
+Every mutation is one transaction over the rows, the live pointer, the audit and the revision; when a method returns,
+its change survives a crash, and when it raises, nothing has changed. The methods block on the disk: call them from an
+executor thread, any number at once. Knows nothing of the wire, of devices, or of what the weights mean.
+"""
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+from sqlalchemy import Connection, delete, insert, select, tuple_
+
+from adamix.errors import FailedPrecondition, InvalidAdapter, Unavailable
+from adamix.manifest import Manifest
+from adamix_server.catalog import changes, schema
+from adamix_server.catalog.blobs import BlobStore
+from adamix_server.catalog.database import Database
+from adamix_server.catalog.lifecycle import State, move
+from adamix_server.catalog.names import check_digest, check_name
+from adamix_server.catalog.paging import check_page_size, make_token, read_token
+from adamix_server.catalog.pointer import Pointer, check_split
+from adamix_server.catalog.reading import read_tasks
+from adamix_server.catalog.rows import AuditRow, Page, Snapshot, TaskRow, VersionRow, version_not_found
+
+CATALOG_FILE = "catalog.db"
+BLOBS_DIRECTORY = "blobs"
+
+_tasks, _versions, _audit = schema.tasks.c, schema.versions.c, schema.audit.c
+
+
+class Catalog:
+    """The catalog in a store directory, seen from one backbone.
+
+    Every method raises InvalidRequest on a malformed id or digest; mutations raise StoreFull when the disk is full
+    and Unavailable (`CATALOG_BUSY`) when another process keeps the catalog locked.
+
+    Args:
+        store: the directory of `--store`, after `recovery.recover` has put it in order.
+        backbone_fingerprint: of the backbone this server holds. Live pointers are kept per backbone.
+
+    Attributes:
+        blobs: the bytes that the rows point to.
+
+    Raises:
+        FailedPrecondition, DataLoss: the store cannot be used (`database.Database`).
+    """
+
+    def __init__(self, store: Path, *, backbone_fingerprint: str) -> None:
+        self._backbone = check_digest(backbone_fingerprint, "backbone_fingerprint")
+        self._database = Database(store / CATALOG_FILE)
+        self.blobs = BlobStore(store / BLOBS_DIRECTORY)
+        self._snapshot: Snapshot | None = None
+        self._snapshot_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connections. The catalog must not be used afterwards."""
+        self._database.close()
+
+    def register(
+        self,
+        tenant: str,
+        task: str,
+        digest: str,
+        manifest_json: str,
+        num_bytes: int,
+        backbone_fingerprint: str,
+        make_live: bool = True,
+    ) -> tuple[VersionRow, bool]:
+        """Add a validated adapter, whose blob is stored, as a version of a task; makes the task if it is new.
+
+        Args:
+            backbone_fingerprint: of the backbone in the manifest; the pointer of that backbone is the one set.
+            make_live: let this version alone answer the task.
+
+        Returns:
+            The version, and whether the task already had it. If it had, only what `make_live` asks can change.
+
+        Raises:
+            InvalidAdapter: the manifest is not one, or is for another backbone (`MANIFEST_INVALID`).
+            Unavailable: the blob is not there (`BLOB_MISSING`), e.g. purged a moment ago; upload it again.
+        """
+        check_name(tenant, "tenant")
+        check_name(task, "task")
+        check_digest(digest)
+        _check_manifest(manifest_json, backbone_fingerprint)
+        with self._database.write() as connection:
+            # A purge removes blobs under the same lock: what is there now, stays.
+            if not self.blobs.exists(digest):
+                raise Unavailable(
+                    "the uploaded bytes are no longer stored; send them again",
+                    reason="BLOB_MISSING",
+                    retry_after_s=0.1,
+                )
+            task_id = changes.find_or_make_task(connection, tenant, task)
+            exists = digest in changes.ready_versions(connection, task_id)
+            if not exists:
+                connection.execute(
+                    insert(schema.versions).values(
+                        task_id=task_id,
+                        digest=digest,
+                        state=move(State.VALIDATING, State.READY),
+                        create_time_us=changes.now_us(),
+                        num_bytes=num_bytes,
+                        backbone_fingerprint=backbone_fingerprint,
+                        manifest_json=manifest_json,
+                    )
+                )
+            moved = make_live and changes.move_pointer(
+                connection, task_id, backbone_fingerprint, lambda pointer: pointer.set(((digest, 1),))
+            )
+            if moved or not exists:
+                changes.record(connection, tenant, task, "register", digest, "live" if moved else "")
+            return self._read_task(connection, task_id).version(digest), exists
+
+    def set_traffic(self, tenant: str, task: str, shares: Iterable[tuple[str, int]], etag: str = "") -> TaskRow:
+        """Let these (digest, weight) answer a task on this server's backbone.
+
+        Raises:
+            InvalidRequest: no versions, too many, one twice, or a weight out of range.
+            NotFound: the task, or a version of it.
+            FailedPrecondition: a version is for another backbone (`BACKBONE_CHANGED`).
+            Aborted: the task is not as `etag` says.
+        """
+        split = check_split(shares)
+        with self._database.write() as connection:
+            task_id = changes.find_task(connection, tenant, task, etag)
+            ready = changes.ready_versions(connection, task_id)
+            for digest, _ in split:
+                if digest not in ready:
+                    raise version_not_found()
+                if ready[digest] != self._backbone:
+                    raise FailedPrecondition(
+                        f"version {digest[:12]} was trained for another backbone than this server's",
+                        reason="BACKBONE_CHANGED",
+                    )
+            if changes.move_pointer(connection, task_id, self._backbone, lambda pointer: pointer.set(split)):
+                detail = " ".join(f"{digest[:12]}={weight}" for digest, weight in split)
+                changes.record(connection, tenant, task, "set_traffic", detail=detail)
+            return self._read_task(connection, task_id)
+
+    def rollback(self, tenant: str, task: str, etag: str = "") -> TaskRow:
+        """Make what was live before the current traffic live again; twice goes back twice.
+
+        Raises:
+            NotFound: the task.
+            FailedPrecondition: nothing was live before (`NOTHING_EARLIER`).
+            Aborted: the task is not as `etag` says.
+        """
+        with self._database.write() as connection:
+            task_id = changes.find_task(connection, tenant, task, etag)
+            changes.move_pointer(connection, task_id, self._backbone, Pointer.back)
+            changes.record(connection, tenant, task, "rollback")
+            return self._read_task(connection, task_id)
+
+    def delete_version(self, tenant: str, task: str, digest: str, etag: str = "") -> None:
+        """Retire one version: no new request finds it. Its bytes stay until `purge`.
+
+        Raises:
+            NotFound: the task, or the version.
+            FailedPrecondition: it is live on this server's backbone (`VERSION_LIVE`).
+            Aborted: the task is not as `etag` says.
+        """
+        check_digest(digest)
+        with self._database.write() as connection:
+            task_id = changes.find_task(connection, tenant, task, etag)
+            if digest not in changes.ready_versions(connection, task_id):
+                raise version_not_found()
+            pointers = changes.read_pointers(connection, task_id)
+            if pointers.get(self._backbone, Pointer()).names(digest):
+                raise FailedPrecondition(
+                    "this version is live; make another one live first, or delete the task",
+                    reason="VERSION_LIVE",
+                )
+            for backbone in pointers:
+                changes.move_pointer(connection, task_id, backbone, lambda pointer: pointer.without(digest))
+            changes.retire(connection, task_id, digest)
+            changes.record(connection, tenant, task, "delete_version", digest)
+
+    def delete_task(self, tenant: str, task: str, etag: str = "") -> None:
+        """Remove a task and retire all its versions. Their bytes stay until `purge`.
+
+        Raises:
+            NotFound: the task.
+            Aborted: the task is not as `etag` says.
+        """
+        with self._database.write() as connection:
+            task_id = changes.find_task(connection, tenant, task, etag)
+            changes.retire(connection, task_id)
+            connection.execute(delete(schema.tasks).where(_tasks.id == task_id))
+            changes.record(connection, tenant, task, "delete_task")
+
+    def record_failure(self, tenant: str, task: str, reason: str) -> None:
+        """Remember, in the audit only, that an adapter was refused; the newest 1,000 of a tenant are kept."""
+        check_name(tenant, "tenant")
+        check_name(task, "task")
+        move(State.VALIDATING, State.FAILED)
+        with self._database.write() as connection:
+            changes.record_failure(connection, tenant, task, reason)
+
+    def retired(self) -> tuple[str, ...]:
+        """Digests of deleted versions, which wait for `purge`."""
+        query = select(_versions.digest).where(_versions.state == State.RETIRED).distinct()
+        with self._database.read() as connection:
+            return tuple(connection.scalars(query))
+
+    def purge(self, digest: str) -> bool:
+        """End the retired versions with these bytes. Call it when no engine holds the digest any more.
+
+        Returns:
+            Whether the blob was removed; it is kept while any task has a version in service with the same bytes.
+        """
+        check_digest(digest)
+        mine = _versions.digest == digest
+        with self._database.write() as connection:
+            states = set(connection.scalars(select(_versions.state).where(mine)))
+            if State.RETIRED in states:
+                move(State.RETIRED, State.DELETED)
+                connection.execute(delete(schema.versions).where(mine, _versions.state == State.RETIRED))
+            if states != {State.RETIRED}:
+                return False
+            # Under the write lock, so that no registration counts on bytes that go. If the process dies before the
+            # commit, the rows are still RETIRED and the next purge finishes.
+            self.blobs.delete(digest)
+            return True
+
+    def get_task(self, tenant: str, task: str) -> TaskRow:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            return self._read_task(connection, changes.find_task(connection, tenant, task))
+
+    def list_tasks(self, tenant: str, page_size: int = 0, page_token: str = "") -> Page[TaskRow]:
+        """A tenant's tasks by name. Raises InvalidRequest on a bad page size or token."""
+        listing = ("tasks", check_name(tenant, "tenant"))
+        size, key = check_page_size(page_size), read_token(page_token, listing, str)
+        query = select(_tasks.id).where(_tasks.tenant == tenant).order_by(_tasks.task).limit(size + 1)
+        if key is not None:
+            query = query.where(_tasks.task > key[0])
+        with self._database.read() as connection:
+            ids = list(connection.scalars(query))
+            found = read_tasks(connection, self._backbone, ids[:size])
+        rows = tuple(found[task_id] for task_id in ids[:size])
+        return Page(rows, make_token(listing, [rows[-1].task]) if len(ids) > size else "")
+
+    def list_versions(self, tenant: str, task: str, page_size: int = 0, page_token: str = "") -> Page[VersionRow]:
+        """A task's versions, newest first. Raises NotFound; InvalidRequest on a bad page size or token."""
+        versions = self.get_task(tenant, task).versions.values()
+        listing = ("versions", tenant, task)
+        size, key = check_page_size(page_size), read_token(page_token, listing, int, str)
+        rest = sorted(
+            (version for version in versions if key is None or _age(version) < tuple(key)), key=_age, reverse=True
+        )
+        rows = tuple(rest[:size])
+        return Page(rows, make_token(listing, _age(rows[-1])) if len(rest) > size else "")
+
+    def revision(self) -> int:
+        """Grows with every change of what is served."""
+        with self._database.read() as connection:
+            return changes.read_revision(connection)
+
+    def snapshot(self) -> Snapshot:
+        """Everything the data plane needs, of all tenants, at one revision.
+
+        The first call reads all; later ones only what has changed since, and return the same object if nothing has.
+        """
+        with self._snapshot_lock, self._database.read() as connection:
+            known, revision = self._snapshot, changes.read_revision(connection)
+            if known is not None and known.revision == revision:
+                return known
+            if known is None:
+                tasks = _by_name(read_tasks(connection, self._backbone).values())
+            else:
+                tasks = self._read_changed(connection, known)
+            self._snapshot = Snapshot(revision=revision, tasks=MappingProxyType(tasks))
+            return self._snapshot
+
+    def audit(self, tenant: str, *, limit: int = 100) -> tuple[AuditRow, ...]:
+        """What happened to a tenant's tasks, newest first."""
+        columns = [_audit[name] for name in AuditRow.__struct_fields__]
+        query = select(*columns).where(_audit.tenant == tenant).order_by(_audit.id.desc()).limit(limit)
+        with self._database.read() as connection:
+            return tuple(AuditRow(**row) for row in connection.execute(query).mappings())
+
+    def _read_task(self, connection: Connection, task_id: int) -> TaskRow:
+        return read_tasks(connection, self._backbone, [task_id])[task_id]
+
+    def _read_changed(self, connection: Connection, known: Snapshot) -> dict[tuple[str, str], TaskRow]:
+        """The tasks of `known`, with those that changed since read again and those that went left out."""
+        query = select(_audit.tenant, _audit.task).where(_audit.revision > known.revision).distinct()
+        changed = {(tenant, task) for tenant, task in connection.execute(query)}
+        ids = connection.scalars(select(_tasks.id).where(tuple_(_tasks.tenant, _tasks.task).in_(query)))
+        kept = {name: row for name, row in known.tasks.items() if name not in changed}
+        return kept | _by_name(read_tasks(connection, self._backbone, ids).values())
+
+
+def _by_name(rows: Iterable[TaskRow]) -> dict[tuple[str, str], TaskRow]:
+    return {(row.tenant, row.task): row for row in rows}
+
+
+def _age(version: VersionRow) -> tuple[int, str]:
+    """Sort key: oldest first; the digest decides between versions of the same microsecond."""
+    return version.create_time_us, version.digest
+
+
+def _check_manifest(manifest_json: str, backbone_fingerprint: str) -> None:
+    try:
+        manifest = Manifest.from_json(msgspec.json.decode(manifest_json))
+    except msgspec.DecodeError:
+        raise InvalidAdapter("the manifest is not JSON", reason="MANIFEST_INVALID") from None
+    if manifest.backbone.fingerprint != backbone_fingerprint:
+        raise InvalidAdapter("the manifest names another backbone", reason="MANIFEST_INVALID")

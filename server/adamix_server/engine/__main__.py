@@ -1,0 +1,56 @@
+"""The engine process. Started by the supervisor, which set the thread counts in its environment before torch loads."""
+
+import os
+import signal
+import threading
+
+import msgspec
+
+from adamix.errors import AdamixError
+from adamix_server.channel import SocketEngineChannel
+from adamix_server.config import EngineConfig
+from adamix_server.engine.assembly import assemble, load_backbone
+from adamix_server.engine.engine import Engine
+from adamix_server.frames import Drain, Drained, Fatal, Ready, Start, Stats
+from adamix_server.process import SupervisorPipe
+from adamix_server.telemetry import logs
+from adamix_server.telemetry.metrics import Recorder
+
+
+def main() -> None:
+    # The supervisor alone decides when children end: by frames, or by closing the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe = SupervisorPipe.from_environment()
+    start = pipe.receive_blocking()
+    if not isinstance(start, Start):
+        return
+    config = msgspec.convert(start.config, EngineConfig)
+    logs.configure(config.log_level, process=f"engine-{config.engine_id}")
+    recorder = Recorder()
+    channel = SocketEngineChannel(config.address)
+    try:
+        engine = assemble(
+            config, channel, load_backbone(config), recorder, lambda: pipe.send(Stats(samples=recorder.drain()))
+        )
+    except AdamixError as error:
+        pipe.send(Fatal(message=error.message))
+        return
+    threading.Thread(target=_obey, args=(pipe, engine), daemon=True, name="supervisor-pipe").start()
+    pipe.send(Ready(address=config.address, hello=engine.hello))
+    engine.run()
+    pipe.send(Stats(samples=recorder.drain()))
+    channel.close()
+    pipe.send(Drained())
+
+
+def _obey(pipe: SupervisorPipe, engine: Engine) -> None:
+    """Follow the supervisor's frames; end the process when it is gone, whatever the loop is doing."""
+    while (frame := pipe.receive_blocking()) is not None:
+        if isinstance(frame, Drain):
+            engine.drain()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Puts an engine together from its configuration. The one place that knows all its parts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from adamix import adapter_file, backbone
+from adamix.backbone import Backbone
+from adamix.errors import InvalidConfig
+from adamix.manifest import BackboneSpec
+from adamix_server.adapters.host_cache import HostCache
+from adamix_server.adapters.loader import AdapterLoader
+from adamix_server.adapters.packing import PackedAdapter, pack
+from adamix_server.adapters.slot_bank import SlotBank
+from adamix_server.adapters.slots import Slots
+from adamix_server.catalog.blobs import BlobStore
+from adamix_server.channel import EngineChannel
+from adamix_server.config import EngineConfig
+from adamix_server.engine.engine import Engine
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.scheduler import Scheduler
+from adamix_server.frames import Hello, Limits
+from adamix_server.telemetry.metrics import Recorder
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, or the CPU where there is none. Raises InvalidConfig."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidConfig(f"{name!r} is not a device; use auto, cpu or cuda[:N]", field="device") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig("no CUDA device is available; use --device cpu", field="device")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is fp32 on CPUs (parity with training) and bf16 on CUDA devices."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def load_backbone(config: EngineConfig) -> Backbone:
+    """The backbone on its device, and its tokenizer written where front ends look for it. Raises InvalidConfig."""
+    device = choose_device(config.device)
+    Path(config.tokenizer).write_text(backbone.export_tokenizer(config.backbone), encoding="utf-8")
+    return backbone.load(config.backbone, dtype=choose_dtype(config.dtype, device), device=device)
+
+
+def assemble(
+    config: EngineConfig,
+    channel: EngineChannel,
+    loaded: Backbone,
+    recorder: Recorder,
+    on_stats: Callable[[], None],
+) -> Engine:
+    """An engine ready to run. Takes `loaded` over: its modules are wrapped in place.
+
+    Raises:
+        FailedPrecondition: the backbone cannot be run packed.
+    """
+    device = next(loaded.model.parameters()).device
+    dtype = choose_dtype(config.dtype, device)
+    bank = SlotBank(config.slots, config.arena_bytes, dtype, device)
+    hello = Hello(
+        engine_id=config.engine_id,
+        generation=config.generation,
+        spec=loaded.spec,
+        limits=Limits(
+            max_batch_tokens=config.max_batch_tokens,
+            max_queue_inputs=config.max_queue_inputs,
+            max_queue_tokens=config.max_queue_tokens,
+            slots=config.slots,
+        ),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+    )
+    adapters = AdapterLoader(
+        slots=Slots(config.slots, config.arena_bytes),
+        bank=bank,
+        cache=HostCache[PackedAdapter](config.host_cache_bytes),
+        read=_reader(BlobStore(Path(config.store) / "blobs"), loaded.spec, dtype, device),
+        wake=channel.wake,
+        recorder=recorder,
+    )
+    runner = ModelRunner(loaded, bank)
+    return Engine(channel, runner, adapters, Scheduler(config.max_batch_tokens), hello, recorder, on_stats)
+
+
+def _reader(
+    blobs: BlobStore, spec: BackboneSpec, dtype: torch.dtype, device: torch.device
+) -> Callable[[str], PackedAdapter]:
+    def read(digest: str) -> PackedAdapter:
+        adapter = adapter_file.decode(blobs.get(digest))
+        adapter_file.check_backbone(adapter, spec)
+        return pack(adapter, dtype, pin_memory=device.type == "cuda")
+
+    return read

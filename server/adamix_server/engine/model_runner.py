@@ -1,0 +1,134 @@
+"""Runs one batch through the packed backbone and the heads: rows in, logits out.
+
+Knows the device and the slot bank; knows neither queues nor digests nor who asked. The backbone is the unmodified
+transformers model with a site of the bank at every point of its family.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adamix.backbone import Backbone
+from adamix.errors import FailedPrecondition, InternalError
+from adamix.manifest import HeadSpec
+from adamix_kernels import dispatch
+from adamix_kernels.segments import Segments
+from adamix_server.adapters.slot_bank import SlotBank
+from adamix_server.engine import attention
+from adamix_server.engine.attention import PackedLayout, packed
+
+# Largest difference between packed and one-by-one hidden states at which a backbone is accepted, by dtype. Hidden
+# states are O(1); fp32 differs in the order of sums alone, 16-bit types by a few units in the last place per layer.
+_PARITY = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+
+# T tokens, N sequences, H hidden features, C outputs of a head.
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One sequence to run: its token ids (int32), its token types if it has any, and the slot of its adapter."""
+
+    token_ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32] | None
+    slot: int
+
+
+class ModelRunner:
+    """A backbone with a slot bank at its sites. Takes the backbone over: its modules are wrapped in place."""
+
+    def __init__(self, backbone: Backbone, bank: SlotBank) -> None:
+        attention.register()
+        self._backbone = backbone
+        self._bank = bank
+        self._check_parity()
+        bank.install(backbone.model, list(backbone.family.sites))
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[PackedRow]) -> list[NDArray[np.float32]]:
+        """The raw head outputs (fp32 `[C]`, or `[H]` for an embedding head) of each row, in order of `rows`.
+
+        Rows of one slot should lie together: each change of slot starts a new segment.
+        """
+        lengths = [len(row.token_ids) for row in rows]
+        slots = [row.slot for row in rows]
+        with self._bank.batch(Segments.from_lengths(slots, lengths)):
+            hidden = self._forward(rows, lengths)
+        features = self._pool(hidden, lengths, [self._head_spec(slot) for slot in slots])
+        grouped = Segments.from_lengths(slots, [1] * len(rows))
+        outputs = dispatch.head(features, grouped, self._bank.heads)
+        return [row for output in outputs for row in output.float().cpu().numpy()]
+
+    def _forward(self, rows: Sequence[PackedRow], lengths: Sequence[int]) -> torch.Tensor:
+        """Hidden states `[T, H]` of all rows, one after another."""
+        model, device = self._backbone.model, self._bank.device
+        first = self._backbone.first_position
+        inputs: dict[str, Any] = {
+            "input_ids": _to_device([row.token_ids for row in rows], device),
+            "position_ids": _to_device([np.arange(first, first + n) for n in lengths], device),
+        }
+        if self._backbone.spec.type_vocab_size:
+            types = [
+                np.zeros(n, np.int32) if r.type_ids is None else r.type_ids for r, n in zip(rows, lengths, strict=True)
+            ]
+            inputs["token_type_ids"] = _to_device(types, device)
+        with packed(PackedLayout.of(lengths, device)):
+            hidden: torch.Tensor = model(**inputs).last_hidden_state[0]
+        return hidden
+
+    def _pool(self, hidden: torch.Tensor, lengths: Sequence[int], specs: Sequence[HeadSpec]) -> torch.Tensor:
+        """One feature vector per sequence `[N, H]`, pooled as its head wants."""
+        sizes = torch.tensor(lengths, device=hidden.device)
+        ends = torch.cumsum(sizes, 0)
+        features = hidden.new_zeros(len(lengths), hidden.shape[1])
+        poolings = {spec.pooling for spec in specs}
+        if "mean" in poolings:
+            owner = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), sizes)
+            sums = torch.zeros_like(features, dtype=torch.float32).index_add_(0, owner, hidden.float())
+            features = (sums / sizes[:, None]).to(hidden.dtype)
+        for pooling, row in (("cls", ends - sizes), ("last", ends - 1)):
+            if pooling in poolings:
+                chosen = torch.tensor([spec.pooling == pooling for spec in specs], device=hidden.device)
+                features = torch.where(chosen[:, None], hidden[row], features)
+        if any(spec.dense == "backbone" for spec in specs):
+            if self._backbone.pooler is None:
+                raise InternalError("a head wants the backbone's pooler, which it does not have")
+            chosen = torch.tensor([spec.dense == "backbone" for spec in specs], device=hidden.device)
+            features = torch.where(chosen[:, None], self._backbone.pooler(features), features)
+        return features
+
+    def _head_spec(self, slot: int) -> HeadSpec:
+        spec = self._bank.head_specs[slot]
+        if spec is None:
+            raise InternalError(f"slot {slot} holds no adapter")
+        return spec
+
+    @torch.inference_mode()
+    def _check_parity(self) -> None:
+        """Refuse a backbone whose packed answers are not its own: run a few sequences both ways."""
+        model, spec = self._backbone.model, self._backbone.spec
+        generator = np.random.default_rng(0)
+        lengths = [n for n in (7, 1, 12, 7) if n <= spec.max_tokens]
+        rows = [PackedRow(generator.integers(0, spec.vocab_size, n, dtype=np.int32), None, slot=0) for n in lengths]
+        device = self._bank.device
+        alone = [
+            model(
+                input_ids=_to_device([row.token_ids], device),
+                position_ids=_to_device([np.arange(len(row.token_ids)) + self._backbone.first_position], device),
+            ).last_hidden_state[0]
+            for row in rows
+        ]
+        model.set_attn_implementation(attention.IMPLEMENTATION)
+        difference = (self._forward(rows, lengths) - torch.cat(alone)).abs().max().item()
+        if not difference <= _PARITY[self._bank.dtype]:
+            raise FailedPrecondition(
+                f"backbone {spec.name} cannot be packed: packed and single hidden states differ by {difference:.2g}"
+            )
+
+
+def _to_device(parts: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor:
+    """Concatenate to `[1, T]` int64."""
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)[None]

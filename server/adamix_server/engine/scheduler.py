@@ -1,0 +1,113 @@
+"""Which requests run in the next batch. Pure: no torch, no clock, no channel.
+
+Batches are formed late, from whatever is ready, up to a budget of tokens. The oldest ready requests fill the first
+half of the budget whoever they belong to, so nobody is passed over; the second half goes to requests whose adapter the
+batch already needs, because fewer distinct adapters are worth more than any kernel tuning; then to the oldest again.
+"""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+
+from adamix_server.channel import Peer
+from adamix_server.engine.request import Batch, Request
+
+Key = tuple[Peer, int]
+
+
+class Scheduler:
+    """The queue of one engine.
+
+    Args:
+        max_batch_tokens: token budget of a batch. A longer request runs alone.
+    """
+
+    def __init__(self, max_batch_tokens: int) -> None:
+        self.max_batch_tokens = max_batch_tokens
+        self._queue: OrderedDict[Key, Request] = OrderedDict()
+        self._by_digest: dict[str, OrderedDict[Key, Request]] = {}
+        self.queued_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._queue
+
+    def __iter__(self) -> Iterator[Request]:
+        """The queued requests, oldest first."""
+        return iter(self._queue.values())
+
+    def add(self, request: Request) -> None:
+        """Queue a request; its key must not be queued already."""
+        if request.key in self._queue:
+            raise KeyError(f"request {request.id} is queued already")
+        self._queue[request.key] = request
+        self._by_digest.setdefault(request.digest, OrderedDict())[request.key] = request
+        self.queued_tokens += request.num_tokens
+
+    def remove(self, key: Key) -> Request | None:
+        """Take a request out (cancelled, expired, failed); None if it is not queued."""
+        request = self._queue.pop(key, None)
+        if request is not None:
+            same = self._by_digest[request.digest]
+            del same[key]
+            if not same:
+                del self._by_digest[request.digest]
+            self.queued_tokens -= request.num_tokens
+        return request
+
+    def remove_digest(self, digest: str) -> list[Request]:
+        """Take out every request of one adapter (it cannot be loaded)."""
+        keys = list(self._by_digest.get(digest, ()))
+        return [request for key in keys if (request := self.remove(key)) is not None]
+
+    def remove_expired(self, now: float) -> list[Request]:
+        """Take out every request whose deadline has passed."""
+        keys = [request.key for request in self._queue.values() if request.deadline <= now]
+        return [request for key in keys if (request := self.remove(key)) is not None]
+
+    def next_batch(self, is_ready: Callable[[str], bool]) -> Batch | None:
+        """Take the next batch out of the queue; None if no request's adapter is ready."""
+        ready = {digest for digest in self._by_digest if is_ready(digest)}
+        chosen = _Chosen(self.max_batch_tokens)
+        oldest = (request for request in self._queue.values() if request.digest in ready)
+        waiting = chosen.fill(oldest, self.max_batch_tokens // 2)
+        if not chosen.requests:
+            return None
+        same = itertools.chain.from_iterable(self._by_digest[digest].values() for digest in list(chosen.digests))
+        chosen.fill(same, self.max_batch_tokens)
+        chosen.fill(waiting, self.max_batch_tokens)
+        for request in chosen.requests.values():
+            self.remove(request.key)
+        return Batch.of(list(chosen.requests.values()))
+
+
+class _Chosen:
+    """A batch being filled."""
+
+    # How many requests in a row may be too long for the room that is left before the search for a shorter one stops.
+    _MISSES = 32
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.requests: dict[Key, Request] = {}
+        self.digests: dict[str, None] = {}
+        self.tokens = 0
+
+    def fill(self, candidates: Iterable[Request], limit: int) -> Iterator[Request]:
+        """Take candidates while fewer than `limit` tokens are chosen; returns those not looked at."""
+        rest, misses = iter(candidates), 0
+        while self.tokens < limit and misses < self._MISSES:
+            request = next(rest, None)
+            if request is None:
+                break
+            if request.key in self.requests:
+                continue
+            if self.requests and self.tokens + request.num_tokens > self.budget:
+                misses += 1
+                continue
+            self.requests[request.key] = request
+            self.digests[request.digest] = None
+            self.tokens += request.num_tokens
+        return rest

@@ -1,0 +1,50 @@
+"""Whether a new call may start, and whether all that started have ended. Knows nothing of what calls do.
+
+Belongs to one event loop. The engine's credit (`engine_link.py`) is the other half of admission: it bounds inputs,
+this bounds the life of the server.
+"""
+
+import asyncio
+
+from adamix.errors import Unavailable
+
+DRAIN_RETRY_S = 1.0
+
+
+class Admission:
+    """Counts running calls; once `close` was called, refuses new ones."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    def enter(self) -> None:
+        """Count a call in. Raises Unavailable (`DRAINING`) after `close`."""
+        if self._closed:
+            raise Unavailable("the server is shutting down; try again", reason="DRAINING", retry_after_s=DRAIN_RETRY_S)
+        self._running += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """Count a call out that `enter` let in."""
+        self._running -= 1
+        if self._running == 0:
+            self._idle.set()
+
+    def close(self) -> None:
+        self._closed = True
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no call runs; False if some still do after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,260 @@
+"""The front end's side of the engine: generation, credit, and one future per row that is under way.
+
+Rows go out in one `Submit` frame per turn of the event loop, answers come back in `Emit` frames. The engine's credit
+bounds what may be under way, so nothing queues here. Whatever ends the connection fails every future that waits: no
+caller is ever left hanging. Knows frames; knows neither gRPC nor tasks nor what a payload means.
+
+All methods belong to one event loop.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from adamix.errors import InternalError, Overloaded, Unavailable
+from adamix_server import channel
+from adamix_server.frames import Cancel, Control, Credit, Emit, EngineUp, Event, Hello, Reply, Row, Submit
+
+log = logging.getLogger(__name__)
+
+# How long an engine that the supervisor calls ready may take to grant the first credit.
+CONNECT_TIMEOUT_S = 10.0
+RESTART_RETRY_S = 1.0
+MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0
+
+Connect = Callable[[str, int], Awaitable[channel.FrontEndChannel]]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    future: asyncio.Future[Event]
+    since: float
+
+
+class EngineLink:
+    """The one connection to the engine, over all its restarts."""
+
+    def __init__(self, connect: Connect = channel.connect) -> None:
+        self._connect = connect
+        self._hello: Hello | None = None
+        self._connection: _Connection | None = None
+        self._last_id = 0
+
+    @property
+    def hello(self) -> Hello | None:
+        """What the current engine, or else the last one, said about itself; None before the first."""
+        return self._hello
+
+    @property
+    def is_up(self) -> bool:
+        return self._connection is not None
+
+    def next_id(self) -> int:
+        """An id for a row: unique for the life of this front end, also across engine restarts."""
+        self._last_id += 1
+        return self._last_id
+
+    async def connect(self, up: EngineUp) -> None:
+        """Connect to a new engine and wait for its first credit. Replaces any older engine.
+
+        Raises:
+            Unavailable: it did not grant any credit in time.
+        """
+        if self._connection is not None:
+            self.engine_down(self._connection.generation)
+        connection = _Connection(await self._connect(up.address, up.hello.generation), up.hello.generation, self._lost)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connection.granted.wait()
+        except TimeoutError:
+            connection.close()
+            raise Unavailable("the engine does not answer", reason="ENGINE_SILENT") from None
+        if connection.is_closed:
+            raise _restarting()
+        self._hello, self._connection = up.hello, connection
+
+    def engine_down(self, generation: int) -> None:
+        """Fail everything that waits for this generation. A generation that is already gone is ignored."""
+        if self._connection is not None and self._connection.generation == generation:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def submit(self, rows: Sequence[Row]) -> list[asyncio.Future[Event]]:
+        """Send rows, each under an id of `next_id`; one future per row, in order.
+
+        A row there is no credit for gets a future that has already failed with Overloaded, before anything is queued.
+        Cancelling a future tells the engine that nobody waits.
+
+        Raises:
+            Unavailable: there is no engine now.
+        """
+        if self._connection is None:
+            raise _restarting()
+        return [self._connection.submit(row) for row in rows]
+
+    async def control(self, op: Literal["load", "residency", "in_use"], digest: str) -> str | bool | None:
+        """Ask the engine something about an adapter and return the reply's value.
+
+        Raises:
+            Unavailable: there is no engine now, or it went away.
+            AdamixError: the engine's own error.
+        """
+        if self._connection is None:
+            raise _restarting()
+        reply = await self._connection.control(op, digest)
+        if reply.error is not None:
+            raise reply.error.to_error()
+        return reply.value
+
+    def close(self) -> None:
+        """End the connection; everything that waits fails."""
+        if self._connection is not None:
+            self.engine_down(self._connection.generation)
+
+    def _lost(self, connection: "_Connection") -> None:
+        if self._connection is connection:
+            self._connection = None
+
+
+class _Connection:
+    """The life of one connection to one generation of the engine."""
+
+    def __init__(
+        self, frames: channel.FrontEndChannel, generation: int, on_lost: Callable[["_Connection"], None]
+    ) -> None:
+        self.generation = generation
+        self.granted = asyncio.Event()
+        self.is_closed = False
+        self._channel = frames
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._inputs = 0
+        self._tokens = 0
+        self._waiting: dict[int, _Waiting] = {}
+        self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self._last_call = 0
+        self._rows: dict[int, Row] = {}
+        self._cancels: list[int] = []
+        self._controls: list[Control] = []
+        self._something_to_send = asyncio.Event()
+        # Smoothed time from submit to answer: about how long it takes until a full queue has moved on.
+        self._answer_s = MIN_RETRY_S
+        self._tasks = [asyncio.create_task(self._run(self._write)), asyncio.create_task(self._run(self._read))]
+
+    def submit(self, row: Row) -> asyncio.Future[Event]:
+        future: asyncio.Future[Event] = self._loop.create_future()
+        num_tokens = _num_tokens(row)
+        if self._inputs < 1 or self._tokens < num_tokens:
+            retry_after_s = min(max(self._answer_s, MIN_RETRY_S), MAX_RETRY_S)
+            future.set_exception(Overloaded("the server's queue is full; try again later", retry_after_s=retry_after_s))
+            return future
+        self._inputs -= 1
+        self._tokens -= num_tokens
+        self._rows[row.id] = row
+        self._waiting[row.id] = _Waiting(future, time.monotonic())
+        future.add_done_callback(lambda done: self._cancelled(row.id) if done.cancelled() else None)
+        self._something_to_send.set()
+        return future
+
+    async def control(self, op: Literal["load", "residency", "in_use"], digest: str) -> Reply:
+        self._last_call += 1
+        call = self._last_call
+        future = self._calls[call] = self._loop.create_future()
+        self._controls.append(Control(generation=self.generation, call=call, op=op, digest=digest))
+        self._something_to_send.set()
+        try:
+            return await future
+        finally:
+            self._calls.pop(call, None)
+
+    def close(self) -> None:
+        """Stop both directions and fail what waits. Idempotent."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.granted.set()
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        waiting = [*(entry.future for entry in self._waiting.values()), *self._calls.values()]
+        self._waiting.clear()
+        self._calls.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(_restarting())
+        self._channel.close()
+        self._on_lost(self)
+
+    async def _run(self, direction: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await direction()
+        except Exception:
+            log.exception("the connection to the engine broke")
+        finally:
+            self.close()
+
+    async def _write(self) -> None:
+        while True:
+            await self._something_to_send.wait()
+            self._something_to_send.clear()
+            # Everything of this turn of the loop is in the three lists by the time the sender runs again.
+            rows, self._rows = list(self._rows.values()), {}
+            cancels, self._cancels = self._cancels, []
+            controls, self._controls = self._controls, []
+            if rows:
+                await self._channel.send(Submit(generation=self.generation, rows=rows))
+            if cancels:
+                await self._channel.send(Cancel(generation=self.generation, ids=cancels))
+            for control in controls:
+                await self._channel.send(control)
+
+    async def _read(self) -> None:
+        while True:
+            frame = await self._channel.receive()
+            match frame:
+                case Emit() if frame.generation == self.generation:
+                    self._inputs += frame.credit_inputs
+                    self._tokens += frame.credit_tokens
+                    for event in frame.events:
+                        self._finish(event)
+                case Credit() if frame.generation == self.generation:
+                    self._inputs += frame.inputs
+                    self._tokens += frame.tokens
+                    self.granted.set()
+                case Reply() if frame.generation == self.generation:
+                    future = self._calls.get(frame.call)
+                    if future is not None and not future.done():
+                        future.set_result(frame)
+                case Emit() | Credit() | Reply() | Hello():
+                    # A greeting, which EngineUp has already brought, or a late frame of a generation that is gone.
+                    continue
+                case _:
+                    raise InternalError(f"unexpected {type(frame).__name__} frame from the engine")
+
+    def _finish(self, event: Event) -> None:
+        # A row that was cancelled is no longer known here; its event has still brought its credit back.
+        if not event.final or (entry := self._waiting.pop(event.id, None)) is None:
+            return
+        self._answer_s += 0.1 * (time.monotonic() - entry.since - self._answer_s)
+        if not entry.future.done():
+            entry.future.set_result(event)
+
+    def _cancelled(self, row_id: int) -> None:
+        self._waiting.pop(row_id, None)
+        if (unsent := self._rows.pop(row_id, None)) is not None:
+            self._inputs += 1
+            self._tokens += _num_tokens(unsent)
+        elif not self.is_closed:
+            self._cancels.append(row_id)
+            self._something_to_send.set()
+
+
+def _num_tokens(row: Row) -> int:
+    return len(row.token_ids) // 4
+
+
+def _restarting() -> Unavailable:
+    return Unavailable("the engine is restarting; try again", reason="ENGINE_RESTARTING", retry_after_s=RESTART_RETRY_S)

@@ -1,0 +1,151 @@
+"""Errors of `adamix.errors` <-> `google.rpc.Status` and the trailers of a gRPC call.
+
+Both directions live here so that the server and the client cannot drift apart. Knows no servicer and no channel.
+"""
+
+import math
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+from adamix.errors import (
+    Aborted,
+    AdamixError,
+    Cancelled,
+    Code,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidInput,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    StoreFull,
+    Unavailable,
+)
+
+DOMAIN = "adamix"
+DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+MAX_ERROR_BYTES = 512
+
+_GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_CLASSES: dict[Code, type[AdamixError]] = {
+    Code.CANCELLED: Cancelled,
+    Code.INVALID_ARGUMENT: InvalidInput,
+    Code.DEADLINE_EXCEEDED: DeadlineExceeded,
+    Code.NOT_FOUND: NotFound,
+    Code.RESOURCE_EXHAUSTED: Overloaded,
+    Code.FAILED_PRECONDITION: FailedPrecondition,
+    Code.ABORTED: Aborted,
+    Code.INTERNAL: InternalError,
+    Code.UNAVAILABLE: Unavailable,
+    Code.DATA_LOSS: DataLoss,
+}
+
+
+def to_status(error: AdamixError, resource: str = "") -> Any:
+    """The google.rpc.Status of an error.
+
+    ErrorInfo always; BadRequest when a field is to blame; RetryInfo when waiting helps; QuotaFailure on
+    RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the caller did, on NOT_FOUND.
+    """
+    message = clip(error.message, MAX_ERROR_BYTES)
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if error.field is not None and error.code is Code.INVALID_ARGUMENT:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if error.code is Code.RESOURCE_EXHAUSTED:
+        shortage = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=message)
+        details.append(error_details_pb2.QuotaFailure(violations=[shortage]))
+    if error.code is Code.NOT_FOUND:
+        kind = "adamix.v1/Version" if "/versions/" in resource else "adamix.v1/Task"
+        name = clip(resource, MAX_ERROR_BYTES)
+        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=message))
+    status = status_pb2.Status(code=int(error.code), message=message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
+
+
+def to_trailers(error: AdamixError, status: Any) -> list[tuple[str, str | bytes]]:
+    """The trailing metadata that carries `status`, with the retry push-back of gRFC A6 where waiting helps."""
+    trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString())]
+    if error.retry_after_s is not None:
+        trailers.append((PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))))
+    return trailers
+
+
+def grpc_code(error: AdamixError) -> grpc.StatusCode:
+    """The code of an error in grpc's own enum."""
+    return _GRPC_CODES[int(error.code)]
+
+
+def unimplemented(method: str) -> AdamixError:
+    """The answer for a method that does not exist, or not yet."""
+    error = AdamixError(f"this server does not implement {clip(method, 128)}", reason="UNIMPLEMENTED")
+    error.code = Code.UNIMPLEMENTED
+    return error
+
+
+def internal(request_id: str, cause: AdamixError | None = None) -> InternalError:
+    """The answer to a bug: nothing but the id under which the log has the details."""
+    return InternalError(f"internal error, id={request_id}", reason=cause.reason if cause else None)
+
+
+def from_status(status: Any) -> AdamixError:
+    """The error a google.rpc.Status stands for; the reverse of `to_status`. Unknown details are ignored."""
+    reason: str | None = None
+    field: str | None = None
+    retry_after_s: float | None = None
+    for detail in status.details:
+        info, bad, retry = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.BadRequest(),
+            error_details_pb2.RetryInfo(),
+        )
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(bad) and bad.field_violations:
+            field = bad.field_violations[0].field
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    return build(status.code, status.message, reason, field, retry_after_s)
+
+
+def from_rpc_error(error: grpc.RpcError) -> AdamixError:
+    """The error a failed call stands for, from its trailers where the server sent any."""
+    trailers = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
+    if DETAILS_KEY in trailers:
+        return from_status(status_pb2.Status.FromString(trailers[DETAILS_KEY]))
+    # Without details the status was made by the transport: no connection, message too large, deadline, cancelled.
+    code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+    return build(code.value[0], error.details() or code.name, None, None, None)  # type: ignore[attr-defined]
+
+
+def build(code: int, message: str, reason: str | None, field: str | None, retry_after_s: float | None) -> AdamixError:
+    """An instance of the class in `adamix.errors` that fits a wire status; InternalError for a code we never send."""
+    known = Code(code) if code in set(Code) else Code.INTERNAL
+    kind = _CLASSES.get(known, AdamixError)
+    if known is Code.INVALID_ARGUMENT and field is not None:
+        kind = InvalidRequest
+    if reason == StoreFull.default_reason:
+        kind = StoreFull
+    error = kind(message, reason=reason, field=field, retry_after_s=retry_after_s)
+    error.code = known
+    return error
+
+
+def clip(text: str, max_bytes: int) -> str:
+    """`text`, cut to at most `max_bytes` bytes of UTF-8 at a character boundary."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= max_bytes:
+        return text
+    return data[: max_bytes - 3].decode("utf-8", "ignore") + "…"

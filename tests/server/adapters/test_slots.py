@@ -1,0 +1,169 @@
+"""Slots: the bookkeeping that decides who is on the device."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+
+from adamix.errors import InternalError, Overloaded
+from adamix_server.adapters.slots import Extents, Slots, SlotState
+
+CAPACITY = 4096
+
+
+class TestExtents:
+    def test_neighbours_join_again(self) -> None:
+        extents = Extents(1024)
+        offsets = [extents.allocate(256) for _ in range(4)]
+        assert offsets == [0, 256, 512, 768]
+        assert extents.allocate(1) is None
+        for offset in (256, 768, 512, 0):
+            extents.release(offset, 256)
+        assert extents.allocate(1024) == 0
+
+    @given(st.lists(st.tuples(st.booleans(), st.integers(1, 1500)), max_size=60))
+    def test_ranges_never_overlap_and_nothing_is_lost(self, steps: list[tuple[bool, int]]) -> None:
+        extents, held = Extents(CAPACITY), []
+        for allocate, number in steps:
+            if allocate:
+                offset = extents.allocate(number)
+                if offset is not None:
+                    held.append((offset, number))
+            elif held:
+                extents.release(*held.pop(number % len(held)))
+            spans = sorted((start, start + extents.rounded(size)) for start, size in held)
+            assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+            assert all(0 <= start and stop <= CAPACITY for start, stop in spans)
+            assert extents.free_bytes == CAPACITY - sum(stop - start for start, stop in spans)
+
+
+def filled(*digests: str, count: int = 2, size: int = 256) -> Slots:
+    slots = Slots(count, CAPACITY)
+    for digest in digests:
+        slot, evicted = slots.reserve(digest, size)
+        assert slot is not None
+        assert not evicted
+        slots.ready(digest)
+    return slots
+
+
+class TestEviction:
+    def test_the_least_recently_used_goes_first(self) -> None:
+        slots = filled("a", "b")
+        slots.pin("a")
+        slots.unpin("a")
+        slot, evicted = slots.reserve("c", 256)
+        assert slot is not None
+        assert [s.digest for s in evicted] == ["b"]
+        assert "a" in slots
+
+    def test_a_pinned_slot_is_never_taken(self) -> None:
+        slots = filled("a", "b")
+        slots.pin("a")
+        slots.pin("b")
+        assert slots.reserve("c", 256) == (None, [])
+        slots.unpin("b")
+        slot, evicted = slots.reserve("c", 256)
+        assert slot is not None
+        assert [s.digest for s in evicted] == ["b"]
+
+    def test_a_large_adapter_takes_the_place_of_several_small_ones(self) -> None:
+        slots = filled("a", "b", "c", "d", count=4, size=1024)
+        slot, evicted = slots.reserve("big", 3000)
+        assert slot is not None
+        assert [s.digest for s in evicted] == ["a", "b", "c"]
+
+    def test_an_adapter_larger_than_the_arena_is_refused_in_words(self) -> None:
+        with pytest.raises(Overloaded, match="arena has 4096"):
+            filled().reserve("huge", CAPACITY + 1)
+
+    def test_slots_run_out_before_bytes_do(self) -> None:
+        slots = filled("a", "b", count=2, size=256)
+        slots.pin("a")
+        slots.pin("b")
+        assert slots.reserve("c", 256)[0] is None
+
+    def test_a_closing_slot_takes_no_new_pins_so_that_a_waiting_adapter_gets_in(self) -> None:
+        slots = filled("a", "b")
+        slots.pin("a")
+        slots.pin("b")
+        slots.close_one()
+        assert slots.pin("a") is None
+        assert slots.pin("b") is not None
+        slots.close_one()
+        assert slots.pin("b") is not None, "one at a time"
+        slots.unpin("a")
+        slot, evicted = slots.reserve("c", 256)
+        assert slot is not None
+        assert [s.digest for s in evicted] == ["a"]
+
+    def test_unbalanced_releases_are_bugs(self) -> None:
+        slots = filled("a")
+        with pytest.raises(InternalError, match="more often than pinned"):
+            slots.unpin("a")
+        slots.pin("a")
+        with pytest.raises(InternalError, match="freed while pinned"):
+            slots.drop("a")
+
+
+class SlotsMachine(RuleBasedStateMachine):
+    """Any order of calls keeps every promise of the module's docstring."""
+
+    digests = Bundle("digests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = Slots(3, CAPACITY)
+        self.pins: dict[str, int] = {}
+
+    @rule(target=digests, name=st.sampled_from("abcdefgh"))
+    def name(self, name: str) -> str:
+        return name
+
+    @rule(digest=digests, size=st.integers(1, CAPACITY))
+    def reserve(self, digest: str, size: int) -> None:
+        if digest in self.slots:
+            return
+        before = {slot.digest for slot in self.slots}
+        slot, evicted = self.slots.reserve(digest, size)
+        assert all(self.pins.get(old.digest, 0) == 0 for old in evicted)
+        assert {old.digest for old in evicted} <= before
+        if slot is not None:
+            assert slot.state is SlotState.LOADING
+            self.slots.ready(digest)
+
+    @rule(digest=digests)
+    def pin(self, digest: str) -> None:
+        slot = self.slots.get(digest)
+        pinned = self.slots.pin(digest)
+        assert (pinned is None) == (slot is None or slot.closing)
+        if pinned is not None:
+            self.pins[digest] = self.pins.get(digest, 0) + 1
+
+    @precondition(lambda self: any(self.pins.values()))
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        digest = data.draw(st.sampled_from(sorted(d for d, n in self.pins.items() if n)))
+        self.slots.unpin(digest)
+        self.pins[digest] -= 1
+
+    @rule()
+    def close_one(self) -> None:
+        self.slots.close_one()
+        assert sum(slot.closing for slot in self.slots) <= 1
+
+    @invariant()
+    def slots_are_disjoint_and_pinned_ones_stay(self) -> None:
+        held = list(self.slots)
+        assert len({slot.index for slot in held}) == len(held) <= 3
+        assert all(1 <= slot.index <= 3 for slot in held)
+        spans = sorted((slot.offset, slot.offset + slot.num_bytes) for slot in held)
+        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+        for digest, pins in self.pins.items():
+            if pins:
+                slot = self.slots.get(digest)
+                assert slot is not None
+                assert slot.pins == pins
+
+
+TestSlotsMachine = SlotsMachine.TestCase
