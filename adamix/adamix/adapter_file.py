@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -334,14 +334,13 @@ def _check_entry(name: str, entry: Any) -> tuple[str, Dtype, tuple[int, ...], in
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InvalidAdapter(f"malformed entry for {name}", reason="LAYOUT_INVALID")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    known: Dtype | None = next((candidate for candidate in _STORAGE if candidate == dtype), None)
-    if known is None:
+    if not isinstance(dtype, str) or dtype not in _STORAGE:
         raise InvalidAdapter(f"{name} has dtype {_clip(dtype)}; allowed are F32, F16, BF16", reason="DTYPE_INVALID")
     if not _is_ints(shape) or len(shape) > MAX_TENSOR_RANK or not all(1 <= d <= 1 << 28 for d in shape):
         raise InvalidAdapter(f"{name} has an invalid shape", reason="LAYOUT_INVALID")
     if not _is_ints(offsets) or len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] <= MAX_FILE_BYTES:
         raise InvalidAdapter(f"{name} has invalid offsets", reason="LAYOUT_INVALID")
-    return name, known, tuple(shape), offsets[0], offsets[1]
+    return name, cast("Dtype", dtype), tuple(shape), offsets[0], offsets[1]
 
 
 def _check_tensors(adapter: AdapterFile) -> None:
@@ -362,11 +361,11 @@ def _check_site(adapter: AdapterFile, layer: int, site: str) -> None:
     biases = () if kind == "lora" else ("down_proj.bias", "up_proj.bias")
     _require_names(where, found, names, biases)
     down, up = found[names[0]], found[names[1]]
+    if len(down.shape) != 2 or len(up.shape) != 2 or up.shape[1] != down.shape[0]:
+        raise InvalidAdapter(f"{where}: projections do not fit one another", reason="SHAPE_MISMATCH")
     rank = down.shape[0]
     if rank > MAX_ADAPTER_RANK:
         raise InvalidAdapter(f"{where}: rank {rank} is over {MAX_ADAPTER_RANK}", reason="TOO_LARGE")
-    if len(down.shape) != 2 or len(up.shape) != 2 or up.shape[1] != rank:
-        raise InvalidAdapter(f"{where}: projections do not fit one another", reason="SHAPE_MISMATCH")
     for bias, size in zip(biases, (rank, up.shape[0]), strict=False):
         if bias in found:
             _require_shape(f"{where}.{bias}", found[bias], (size,))
@@ -413,4 +412,5 @@ def _is_ints(value: Any) -> bool:
 
 
 def _clip(value: object) -> str:
-    return repr(value)[:40]
+    # Never the repr of a list or object: a deeply nested one exhausts the stack.
+    return repr(value)[:40] if isinstance(value, str) else type(value).__name__

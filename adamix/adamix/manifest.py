@@ -121,7 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         """
         try:
             manifest = msgspec.convert(value, cls)
-        except (msgspec.ValidationError, RecursionError) as error:
+        except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:
             # ascii(), because the text quotes keys of the file as they are.
             raise InvalidAdapter(f"manifest: {ascii(str(error))[1:-1][:200]}", reason="MANIFEST_INVALID") from None
         manifest.check()

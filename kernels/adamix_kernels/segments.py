@@ -76,7 +76,7 @@ class Segments:
             raise ValueError(f"indptr has {len(indptr)} entries; {len(slots)} segments need {len(slots) + 1}")
         if indptr[0] != 0 or bool((np.diff(indptr) <= 0).any()) or indptr[-1] > _INT32_MAX:
             raise ValueError("indptr must rise strictly from 0 and stay below 2**31")
-        if len(slots) and not (0 <= int(slots.min()) and int(slots.max()) <= _INT32_MAX):
+        if slots.min(initial=0) < 0 or slots.max(initial=0) > _INT32_MAX:
             raise ValueError("slots must be in 0..2**31 - 1")
         object.__setattr__(self, "slots", _frozen(slots.astype(np.int32)))
         object.__setattr__(self, "indptr", _frozen(indptr))
@@ -85,8 +85,8 @@ class Segments:
     def from_rows(cls, slot_of_row: "Sequence[int] | NDArray[Any]") -> Self:
         """Contiguous runs of equal slots in `slot_of_row` [T]. Rows are not reordered: order them first."""
         rows = _integers(slot_of_row, "slot_of_row")
-        starts = np.flatnonzero(np.diff(rows, prepend=-1)) if len(rows) and rows[0] >= 0 else np.arange(len(rows))
-        return cls(rows[starts], np.append(starts, len(rows)))  # type: ignore[arg-type]
+        starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 1))
+        return cls(rows[starts], np.append(starts, len(rows)))
 
     @classmethod
     def from_lengths(cls, slots: "Sequence[int] | NDArray[Any]", lengths: "Sequence[int] | NDArray[Any]") -> Self:
@@ -101,7 +101,7 @@ class Segments:
         slot_of_run, ends = slot_of_run[kept], np.cumsum(length_of_run[kept])
         last_of_run = np.ones(len(kept), dtype=np.bool_)
         last_of_run[:-1] = slot_of_run[1:] != slot_of_run[:-1]
-        return cls(slot_of_run[last_of_run], np.insert(ends[last_of_run], 0, 0))  # type: ignore[arg-type]
+        return cls(slot_of_run[last_of_run], np.insert(ends[last_of_run], 0, 0))
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -161,7 +161,7 @@ class Segments:
         return segment, first, np.minimum(first + block_rows, self.indptr[segment + 1])
 
 
-def _integers(values: "Sequence[int] | NDArray[Any]", name: str) -> NDArray[np.int64]:
+def _integers(values: "Sequence[int] | NDArray[Any]", name: str) -> NDArray[Any]:
     """A private int64 [n] copy of `values`; floats and booleans are refused rather than truncated."""
     array = np.array(values)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
@@ -169,6 +169,6 @@ def _integers(values: "Sequence[int] | NDArray[Any]", name: str) -> NDArray[np.i
     return array.astype(np.int64)
 
 
-def _frozen[Scalar: np.generic](array: NDArray[Scalar]) -> NDArray[Scalar]:
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     array.setflags(write=False)
     return array

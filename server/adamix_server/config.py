@@ -3,7 +3,7 @@
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -22,6 +22,7 @@ MAX_PAGE_SIZE = 1000
 DEFAULT_TENANT = "default"
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class ServerConfig:
     insecure: bool = False
     drain_delay_s: float = 5.0
     drain_grace_s: float = 60.0
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         host, _ = split_address(self.listen)
@@ -71,6 +72,11 @@ class ServerConfig:
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
                 raise InvalidConfig(f"{name} must be in {low}..{high}, not {getattr(self, name)}", field=name)
+        for name, choices in (("dtype", get_args(DtypeName)), ("log_level", get_args(LogLevel))):
+            if getattr(self, name) not in choices:
+                raise InvalidConfig(
+                    f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}", field=name
+                )
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
             raise InvalidConfig(f"metrics_port must be in 0..65535, not {self.metrics_port}", field="metrics_port")
 

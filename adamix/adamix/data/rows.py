@@ -5,6 +5,7 @@ error names the row by its `where`, which for a file is `FILE:LINE`.
 """
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -191,8 +192,8 @@ def _name(row: _Checked, value: object) -> str:
     name = str(value).strip()
     if not name:
         raise InvalidData(f"{row.where}: label is empty")
-    if len(name) > MAX_NAME or not name.isprintable():
-        raise InvalidData(f"{row.where}: label {_clip(name)} is too long or not printable")
+    if len(name) > MAX_NAME or any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise InvalidData(f"{row.where}: label {_clip(name)} is too long or has control characters")
     return name
 
 
@@ -220,4 +221,5 @@ def _labelled(row: _Checked, kind: TaskType, ids: Mapping[str, int]) -> Example:
 
 
 def _clip(value: object) -> str:
-    return repr(value)[:60]
+    # Never the repr of a list or object: a deeply nested one exhausts the stack.
+    return repr(value)[:60] if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"

@@ -40,6 +40,8 @@ MAX_MESSAGE_CHARS = 512
 _FIXED_BYTES = 256 << 20
 _BYTES_PER_FILE_BYTE = 8
 
+_MODULE = "adamix_server.adapters.validation"
+
 _log = logging.getLogger(__name__)
 
 
@@ -98,7 +100,7 @@ async def validate_async(
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> Verdict:
     """`validate` for an event loop. Cancelled before its turn, it starts nothing."""
-    import asyncio  # noqa: PLC0415 - see the module docstring
+    import asyncio
 
     return await asyncio.wrap_future(_start(path, spec, expected_digest, timeout_s))
 
@@ -111,7 +113,7 @@ def _start(path: Path, spec: BackboneSpec, expected_digest: str | None, timeout_
 @functools.cache
 def _turns() -> "ThreadPoolExecutor":
     """Threads of their own: uploads that wait for a turn must not hold up the threads of anything else."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - see the module docstring
+    from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(MAX_CHILDREN, thread_name_prefix="validation")
 
@@ -120,7 +122,7 @@ def _ask_child(order: _Order) -> Verdict:
     try:
         child = subprocess.run(
             # -I: neither the environment nor the working directory can add code. -B: it may not write files.
-            [sys.executable, "-I", "-B", "-m", __spec__.name],
+            [sys.executable, "-I", "-B", "-m", _MODULE],
             input=msgspec.json.encode(order),
             capture_output=True,
             timeout=order.timeout_s,
@@ -173,7 +175,7 @@ def _judge(order: _Order) -> Verdict:
     digest = hashlib.sha256(data).hexdigest()
     if order.expected_digest is not None and digest != order.expected_digest:
         raise InvalidAdapter(
-            f"the bytes have the sha256 {digest[:12]}…, not the expected one: the upload was damaged or is another file",
+            f"the bytes have the sha256 {digest[:12]}…, not the expected one: damaged, or another file",
             reason="DIGEST_MISMATCH",
         )
     adapter = decode(data)
@@ -187,18 +189,19 @@ def _read(order: _Order) -> bytes:
         descriptor = os.open(order.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         raise InvalidAdapter("not a readable regular file", reason="NOT_A_FILE") from None
+    # Not a with-block: the first refusal ends this process, and its descriptors with it.
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        raise InvalidAdapter("not a regular file", reason="NOT_A_FILE")
+    if info.st_size > MAX_FILE_BYTES:
+        raise InvalidAdapter(f"file is over {MAX_FILE_BYTES >> 20} MiB", reason="TOO_LARGE")
+    _limit(resource.RLIMIT_AS, _FIXED_BYTES + _BYTES_PER_FILE_BYTE * info.st_size)
+    # The parent's clock ends the child; this one counts when the parent is gone.
+    _limit(resource.RLIMIT_CPU, math.ceil(order.timeout_s))
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_NOFILE, 16)
+    _limit(resource.RLIMIT_CORE, 0)
     with os.fdopen(descriptor, "rb") as file:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise InvalidAdapter("not a regular file", reason="NOT_A_FILE")
-        if info.st_size > MAX_FILE_BYTES:
-            raise InvalidAdapter(f"file is over {MAX_FILE_BYTES >> 20} MiB", reason="TOO_LARGE")
-        _limit(resource.RLIMIT_AS, _FIXED_BYTES + _BYTES_PER_FILE_BYTE * info.st_size)
-        # The parent's clock ends the child; this one counts when the parent is gone.
-        _limit(resource.RLIMIT_CPU, math.ceil(order.timeout_s))
-        _limit(resource.RLIMIT_FSIZE, 0)
-        _limit(resource.RLIMIT_NOFILE, 16)
-        _limit(resource.RLIMIT_CORE, 0)
         return file.read(info.st_size)
 
 

@@ -69,7 +69,7 @@ def ready_versions(connection: Connection, task_id: int) -> dict[str, str]:
     """Digest -> backbone fingerprint of the task's READY versions."""
     query = select(_versions.digest, _versions.backbone_fingerprint)
     rows = connection.execute(query.where(_versions.task_id == task_id, _versions.state == State.READY))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def retire(connection: Connection, task_id: int, digest: str | None = None) -> None:

@@ -46,7 +46,7 @@ def recover(store: Path) -> Recovered:
         with database.write() as connection:
             connection.execute(delete(schema.versions).where(versions.state == State.RETIRED))
             rows = connection.execute(select(versions.digest, versions.num_bytes).distinct())
-            sizes: dict[str, int] = dict(rows.tuples().all())
+            sizes: dict[str, int] = dict(rows.all())
             swept = blobs.sweep(sizes)
     finally:
         database.close()

@@ -53,17 +53,22 @@ class ModelRunner:
 
         Rows of one slot should lie together: each change of slot starts a new segment.
         """
-        lengths = [len(row.token_ids) for row in rows]
         slots = [row.slot for row in rows]
-        with self._bank.batch(Segments.from_lengths(slots, lengths)):
-            hidden = self._forward(rows, lengths)
+        hidden = self.hidden_states(rows)
+        lengths = [len(row.token_ids) for row in rows]
         features = self._pool(hidden, lengths, [self._head_spec(slot) for slot in slots])
         grouped = Segments.from_lengths(slots, [1] * len(rows))
         outputs = dispatch.head(features, grouped, self._bank.heads)
         return [row for output in outputs for row in output.float().cpu().numpy()]
 
+    @torch.inference_mode()
+    def hidden_states(self, rows: Sequence[PackedRow]) -> torch.Tensor:
+        """The last hidden states `[T, H]` of all rows, one after another, with each row's adapter applied."""
+        lengths = [len(row.token_ids) for row in rows]
+        with self._bank.batch(Segments.from_lengths([row.slot for row in rows], lengths)):
+            return self._forward(rows, lengths)
+
     def _forward(self, rows: Sequence[PackedRow], lengths: Sequence[int]) -> torch.Tensor:
-        """Hidden states `[T, H]` of all rows, one after another."""
         model, device = self._backbone.model, self._bank.device
         first = self._backbone.first_position
         inputs: dict[str, Any] = {

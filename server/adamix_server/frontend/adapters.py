@@ -7,9 +7,8 @@ Until that transaction nothing has changed for anybody. Everything that blocks r
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any

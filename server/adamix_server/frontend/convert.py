@@ -123,7 +123,7 @@ def to_version(row: VersionRow, residency: object = None) -> adapters_pb2.Versio
     return adapters_pb2.Version(
         name=version_name(row.tenant, row.task, row.digest),
         digest=row.digest,
-        state=adapters_pb2.VersionState.Value(f"VERSION_STATE_{row.state.name}"),
+        state=f"VERSION_STATE_{row.state.name}",
         create_time=_timestamp(row.create_time_us),
         manifest_json=row.manifest_json,
         num_bytes=row.num_bytes,

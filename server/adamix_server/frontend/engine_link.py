@@ -162,7 +162,8 @@ class _Connection:
     async def control(self, op: Literal["load", "residency", "in_use"], digest: str) -> Reply:
         self._last_call += 1
         call = self._last_call
-        future = self._calls[call] = self._loop.create_future()
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._calls[call] = future
         self._controls.append(Control(generation=self.generation, call=call, op=op, digest=digest))
         self._something_to_send.set()
         try:
@@ -179,7 +180,8 @@ class _Connection:
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
-        waiting = [*(entry.future for entry in self._waiting.values()), *self._calls.values()]
+        waiting: list[asyncio.Future[Event] | asyncio.Future[Reply]] = [*self._calls.values()]
+        waiting += [entry.future for entry in self._waiting.values()]
         self._waiting.clear()
         self._calls.clear()
         for future in waiting:

@@ -39,22 +39,24 @@ _OPERATORS_METHODS = ("/grpc.health.", "/grpc.reflection.")
 _DATA_PLANE = "adamix.v1.InferenceService/"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-Context = Any  # grpc.aio.ServicerContext, which grpc-stubs describes incompletely
+# grpc.aio.ServicerContext and grpc.RpcMethodHandler: generic in grpc-stubs, but not when they run.
+Context = Any
+Handler = Any
 
 
-class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc-stubs has no such class
+class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # not generic when it runs
     """Encloses every handler of the server. Must be its first interceptor."""
 
     def __init__(self, admission: Admission, recorder: Recorder) -> None:
         self._admission = admission
         self._recorder = recorder
-        self._enclosed: dict[str, grpc.RpcMethodHandler] = {}
+        self._enclosed: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Handler:
         method = handler_call_details.method
         if method not in self._enclosed:
             handler = await continuation(handler_call_details)
@@ -64,16 +66,15 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc-stubs h
             self._enclosed[method] = self._enclose(method, handler)
         return self._enclosed[method]
 
-    def _unknown(self, method: str) -> grpc.RpcMethodHandler:
-        async def answer(_requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    def _unknown(self, method: str) -> Handler:
+        async def answer(_requests: AsyncIterator[bytes], context: Context) -> None:
             async with _Enclosure(self._admission, self._recorder, method, "unknown", context, math.inf):
                 raise status.unimplemented("this method")
-            yield b""
 
         # A stream on both sides accepts a call of any kind.
         return grpc.stream_stream_rpc_method_handler(answer)
 
-    def _enclose(self, method: str, handler: Any) -> grpc.RpcMethodHandler:
+    def _enclose(self, method: str, handler: Handler) -> Handler:
         parse = _parser(handler.request_deserializer)
         serialize = handler.response_serializer
 

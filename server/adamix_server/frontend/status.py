@@ -120,14 +120,14 @@ def from_status(status: Any) -> AdamixError:
     return build(status.code, status.message, reason, field, retry_after_s)
 
 
-def from_rpc_error(error: grpc.RpcError) -> AdamixError:
-    """The error a failed call stands for, from its trailers where the server sent any."""
-    trailers = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
-    if DETAILS_KEY in trailers:
-        return from_status(status_pb2.Status.FromString(trailers[DETAILS_KEY]))
+def from_rpc_error(error: Any) -> AdamixError:
+    """The error that a `grpc.RpcError` of a call stands for, from its trailers where the server sent any."""
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY:
+            return from_status(status_pb2.Status.FromString(value))
     # Without details the status was made by the transport: no connection, message too large, deadline, cancelled.
-    code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
-    return build(code.value[0], error.details() or code.name, None, None, None)  # type: ignore[attr-defined]
+    code = error.code()
+    return build(code.value[0], error.details() or code.name, None, None, None)
 
 
 def build(code: int, message: str, reason: str | None, field: str | None, retry_after_s: float | None) -> AdamixError:

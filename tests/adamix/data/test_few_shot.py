@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamix.data import Example, TaskData, few_shot
@@ -17,6 +17,7 @@ def _classification(counts: list[int]) -> TaskData:
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.data())
+@settings(deadline=None)
 def test_classes_differ_by_one_row_unless_one_has_run_out(counts: list[int], draw: st.DataObject) -> None:
     data = _classification(counts)
     if sum(counts) < len(counts):

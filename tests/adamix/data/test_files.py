@@ -136,7 +136,7 @@ CSV_REFUSALS = {
     "empty file": ("", "d has 0 rows"),
     "huge text": ("text,label\n" + "x" * 131_073 + ",a\n", r"d\.csv:2: malformed CSV|over 131072 characters"),
     "huge line": ("text,label\nfine,x\n" + "x" * (3 << 20), r"d\.csv:3: line is over 2048 KiB"),
-    "unprintable label": ("text,label\na,b\x07\nb,c\n", r"d\.csv:2: label .* not printable"),
+    "unprintable label": ("text,label\na,b\x07\nb,c\n", r"d\.csv:2: label .* control characters"),
 }
 
 
@@ -156,9 +156,13 @@ JSONL_REFUSALS = {
     "text is a number": ('{"text": 5, "label": "x"}', "text is not a string"),
     "pair is a number": ('{"text": "a", "text_pair": 5, "label": "x"}', "text_pair is not a string"),
     "label is null": ('{"text": "a", "label": null}', "label is missing"),
-    "label is an object": ('{"text": "a", "label": {}}', r"label \{\} is not a name"),
+    "label is an object": ('{"text": "a", "label": {}}', "label of type dict is not a name"),
     "half a surrogate pair": ('{"text": "\\ud800", "label": "x"}', "text is not valid Unicode"),
     "deep nesting": ("[" * 100_000, "not valid JSON"),
+    "nested label": (
+        '{"text": "a", "label": {"a": ' + "[" * 900 + "]" * 900 + "}}",
+        "label of type dict is not a name",
+    ),
     "number of 5,000 digits": ('{"text": "a", "label": ' + "9" * 5000 + "}", "not valid JSON"),
 }
 

@@ -1,7 +1,7 @@
 """The split by hash and what `TaskData` accepts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamix.data import SPLITS, Example, TaskData, split_of
@@ -30,6 +30,7 @@ def test_split_proportions() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8")))
+@settings(deadline=None)
 def test_spacing_case_and_compatibility_forms_do_not_move_a_text(text: str) -> None:
     assert split_of(text) == split_of("  " + text.replace(" ", " \t") + "\n")
     assert split_of("Ｆｕｌｌ ｗｉｄｔｈ " + text) == split_of("full WIDTH " + text)

@@ -124,6 +124,7 @@ FLOATS = hnp.arrays(np.uint32, st.integers(1, 50), elements=st.integers(0, 2**32
 
 
 @given(FLOATS)
+@settings(deadline=None)
 def test_bf16_rounds_as_torch_does(bits: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
     values = bits.view(np.float32)
     ours = TensorData.from_float32(values, "BF16")
@@ -134,6 +135,7 @@ def test_bf16_rounds_as_torch_does(bits: np.ndarray[Any, np.dtype[np.uint32]]) -
 
 
 @given(FLOATS)
+@settings(deadline=None)
 def test_f16_rounds_as_torch_does(bits: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
     values = bits.view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,0 +1,344 @@
+"""The ops of `reference` in fast plain-torch forms, and the rule that picks among the forms.
+
+Written for CPUs, where a batch of many small adapters is bound by per-call costs; CUDA tensors take the same code with
+another rule. Autograd is not supported, except in `routed_linear`. Knows no Triton.
+
+All adapters of one batch and site are grouped by (rank, activation, biases, scale). A group runs in one of two forms:
+
+- **loop**: two products per segment, on views of its rows, accumulating in place. On one thread a product of 43 rows,
+  D=384, R=16 takes 9.5 us; on two it takes 50 us, because waking the second thread (OMP_WAIT_POLICY=PASSIVE) costs
+  more than the product. So the loop gives up the other threads unless its products are large.
+- **tiles**: the segments are cut into tiles of equal height, the rows gathered, the weights stacked once per tile, and
+  the whole group is two batched products. A fixed number of calls whatever the number of segments, all threads busy.
+
+PLACEHOLDER
+
+Shapes: T rows, G segments, N tiles, B rows per tile, R rank, D features.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adamix_kernels import reference
+from adamix_kernels.segments import Segments
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
+
+
+def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
+    """See `reference.bottleneck`."""
+    out = torch.empty_like(x)
+    _adapt(out, x, x, segments, _per_segment(segments, weights, _of_bottleneck))
+    return out
+
+
+def bottleneck_norm(
+    s: Tensor,
+    segments: Segments,
+    weights: Sequence[BottleneckWeights | None],
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """See `reference.bottleneck_norm`."""
+    shape = norm_weight.shape
+    normed = F.layer_norm(s, shape, norm_weight, norm_bias, eps)
+    adapters = _per_segment(segments, weights, _of_bottleneck)
+    if not any(adapters):
+        return normed
+    out = torch.empty_like(s)
+    _adapt(out, s, normed, segments, adapters)
+    return F.layer_norm(out, shape, norm_weight, norm_bias, eps)
+
+
+def lora(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[LoraWeights | None],
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """See `reference.lora`."""
+    return lora_(y.clone(), x, segments, weights, window)
+
+
+def lora_(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[LoraWeights | None],
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """See `reference.lora_`."""
+    out = y if window is None else y[:, slice(*window)]
+    _adapt(out, out, x, segments, _per_segment(segments, weights, _of_lora))
+    return y
+
+
+def head(features: Tensor, segments: Segments, weights: Sequence[HeadWeights | None]) -> list[Tensor]:
+    """See `reference.head`. Heads differ in width and most have one row: a loop, on one thread while they are small."""
+    widest = max((h.out.numel() for h in weights if h is not None and h.out is not None), default=0)
+    flops = 2.0 * len(features) * max(features.shape[1] ** 2, widest)
+    if features.device.type == "cpu" and flops < _THREADS_PAY_FLOPS * len(segments):
+        with _one_thread():
+            return reference.head(features, segments, weights)
+    return reference.head(features, segments, weights)
+
+
+def routed_linear(
+    x: Tensor, experts: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None
+) -> Tensor:
+    """See `reference.routed_linear`: one product per distinct expert, over all of its groups at once."""
+    groups_of: dict[int, list[int]] = {}
+    for group, expert in enumerate(experts):
+        groups_of.setdefault(expert, []).append(group)
+    if len(groups_of) <= 1:
+        return _linear(x, next(iter(groups_of), 0), weights, biases)
+    # Experts stand in order of appearance, so that two groups (two passes over one batch) never need reordering.
+    order = [group for groups in groups_of.values() for group in groups]
+    sorted_already = order == list(range(len(order)))
+    if not sorted_already:
+        permutation = torch.tensor(order, device=x.device)
+        x = x.index_select(0, permutation)
+    pieces = x.split_with_sizes([len(groups) for groups in groups_of.values()])
+    y = torch.cat([_linear(piece, expert, weights, biases) for piece, expert in zip(pieces, groups_of, strict=True)])
+    return y if sorted_already else y.index_select(0, permutation.argsort())
+
+
+def _linear(x: Tensor, expert: int, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> Tensor:
+    return F.linear(x, weights[expert], None if biases is None else biases[expert])
+
+
+class _LowRank(NamedTuple):
+    """What bottleneck and LoRA have in common: `scale * (act(x down^T + down_bias) up + up_bias)`."""
+
+    down: Tensor
+    down_bias: Tensor | None
+    up: Tensor
+    up_bias: Tensor | None
+    scale: float
+    activation: str
+
+
+def _of_bottleneck(adapter: BottleneckWeights) -> _LowRank:
+    return _LowRank(adapter.down, adapter.down_bias, adapter.up, adapter.up_bias, adapter.scale, adapter.activation)
+
+
+def _of_lora(adapter: LoraWeights) -> _LowRank:
+    return _LowRank(adapter.a, None, adapter.b, None, adapter.scale, "identity")
+
+
+Weights = TypeVar("Weights")
+
+
+def _per_segment(
+    segments: Segments, weights: Sequence[Weights | None], convert: Callable[[Weights], _LowRank]
+) -> list[_LowRank | None]:
+    adapters: list[_LowRank | None] = []
+    for slot, _, _ in segments:
+        adapter = weights[slot] if slot else None
+        adapters.append(None if adapter is None else convert(adapter))
+    return adapters
+
+
+def _adapt(
+    out: Tensor, residual: Tensor, source: Tensor, segments: Segments, adapters: Sequence[_LowRank | None]
+) -> None:
+    """`out = residual + A(source)` per row. `out` may be `residual` itself, else they share no memory."""
+    runs = list(segments)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for position, adapter in enumerate(adapters):
+        if adapter is not None:
+            like = (len(adapter.down), adapter.activation, adapter.scale)
+            biased = (adapter.down_bias is None, adapter.up_bias is None)
+            groups.setdefault(like + biased, []).append(position)
+        elif out is not residual:
+            _, start, end = runs[position]
+            out[start:end].copy_(residual[start:end])
+    for positions in groups.values():
+        chosen = [adapter for p in positions if (adapter := adapters[p]) is not None]
+        num_rows = sum(runs[p][2] - runs[p][1] for p in positions)
+        form = pick_form(
+            num_rows,
+            len(positions),
+            len(chosen[0].down),
+            (source.shape[1] + out.shape[1]) // 2,
+            source.dtype,
+            source.device.type,
+            torch.get_num_threads(),
+        )
+        if form == "tiles":
+            _tiles(out, residual, source, segments, positions, chosen)
+        elif form == "loop_on_one_thread":
+            with _one_thread():
+                _loop(out, residual, source, [runs[p] for p in positions], chosen)
+        else:
+            _loop(out, residual, source, [runs[p] for p in positions], chosen)
+
+
+def _loop(
+    out: Tensor,
+    residual: Tensor,
+    source: Tensor,
+    runs: Sequence[tuple[int, int, int]],
+    adapters: Sequence[_LowRank],
+) -> None:
+    lengths = [end - start for _, start, end in runs]
+    packed = source.new_empty(sum(lengths), len(adapters[0].down))
+    for (_, start, end), hidden, adapter in zip(runs, packed.split_with_sizes(lengths), adapters, strict=True):
+        if adapter.down_bias is None:
+            torch.mm(source[start:end], adapter.down.t(), out=hidden)
+        else:
+            torch.addmm(adapter.down_bias, source[start:end], adapter.down.t(), out=hidden)
+    packed = activation(adapters[0].activation)(packed)
+    for (_, start, end), hidden, adapter in zip(runs, packed.split_with_sizes(lengths), adapters, strict=True):
+        rows = out[start:end]
+        if adapter.up_bias is not None:
+            torch.add(residual[start:end], adapter.up_bias, alpha=adapter.scale, out=rows)
+        elif out is not residual:
+            rows.copy_(residual[start:end])
+        rows.addmm_(hidden, adapter.up, alpha=adapter.scale)
+
+
+def _tiles(
+    out: Tensor,
+    residual: Tensor,
+    source: Tensor,
+    segments: Segments,
+    positions: Sequence[int],
+    adapters: Sequence[_LowRank],
+) -> None:
+    num_rows = int(segments.lengths[list(positions)].sum())
+    layout = _layout(segments, tuple(positions), _block_rows(num_rows, len(positions)), out.device)
+    adapter_at = dict(zip(positions, adapters, strict=True))
+    tiles = [adapter_at[position] for position in layout.segment_of_tile]
+    gathered = _gather(source, layout)
+    down = torch.stack([tile.down for tile in tiles]).transpose(1, 2)
+    down_bias = _stack_biases([tile.down_bias for tile in tiles])
+    hidden = torch.bmm(gathered, down) if down_bias is None else torch.baddbmm(down_bias, gathered, down)
+    hidden = activation(tiles[0].activation)(hidden)
+    # The gathered source has been read for the last time: where it is the residual too, it becomes the sum.
+    total = gathered if residual is source else _gather(residual, layout)
+    up_bias = _stack_biases([tile.up_bias for tile in tiles])
+    if up_bias is not None:
+        total.add_(up_bias, alpha=tiles[0].scale)
+    total.baddbmm_(hidden, torch.stack([tile.up for tile in tiles]), alpha=tiles[0].scale)
+    if num_rows == len(out) and out.is_contiguous():
+        torch.index_select(total.flatten(0, 1), 0, layout.place, out=out)
+    else:
+        out.index_copy_(0, layout.rows, total.flatten(0, 1).index_select(0, layout.place))
+
+
+def _gather(rows: Tensor, layout: "_Layout") -> Tensor:
+    return rows.index_select(0, layout.index).view(len(layout.segment_of_tile), -1, rows.shape[1])
+
+
+def _stack_biases(biases: Sequence[Tensor | None]) -> Tensor | None:
+    """[N, 1, features], or None: within a group all adapters have the bias or none has."""
+    given = [bias for bias in biases if bias is not None]
+    return torch.stack(given)[:, None] if given else None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """`PaddedIndex` as tensors on the device of the batch.
+
+    Attributes:
+        index: int64 [N * B], the packed row behind each padded position.
+        place: int64 [rows], the padded position of each row of the group.
+        rows: int64 [rows], the packed row of each row of the group.
+        segment_of_tile: [N].
+    """
+
+    index: Tensor
+    place: Tensor
+    rows: Tensor
+    segment_of_tile: list[int]
+
+
+# Every layer of a forward asks for the same few layouts, so they are kept for as long as the batch's Segments live.
+_layouts: WeakKeyDictionary[Segments, dict[object, _Layout]] = WeakKeyDictionary()
+
+
+def _layout(segments: Segments, positions: tuple[int, ...], block_rows: int, device: torch.device) -> _Layout:
+    layouts = _layouts.setdefault(segments, {})
+    key = (positions, block_rows, device)
+    layout = layouts.get(key)
+    if layout is None:
+        padded = segments.padded_index(block_rows, positions)
+        index, place, rows = (
+            torch.from_numpy(array).to(device, non_blocking=True)
+            for array in (padded.index.ravel(), np.flatnonzero(padded.mask), padded.index[padded.mask])
+        )
+        layout = layouts[key] = _Layout(index, place, rows, padded.segment.tolist())
+    return layout
+
+
+def _block_rows(num_rows: int, num_segments: int) -> int:
+    """The power of two at or above the mean segment: padding and copies of the weights stay within about twice."""
+    mean = -(-num_rows // num_segments)
+    return min(max(1 << (mean - 1).bit_length(), _MIN_BLOCK_ROWS), _MAX_BLOCK_ROWS)
+
+
+Form = Literal["loop_on_one_thread", "loop", "tiles"]
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """What one thread does in a microsecond, and what one turn of the loop costs it on top."""
+
+    turn_us: float
+    flops_per_us: float
+    elements_per_us: float
+
+
+_SINGLE = _Speed(turn_us=15, flops_per_us=60e3, elements_per_us=1.4e3)
+_HALF = _Speed(turn_us=45, flops_per_us=220e3, elements_per_us=1.4e3)
+_WAKE_US = 90.0
+_TILES_US = 350.0
+_THREADS_PAY_FLOPS = 6e6
+_MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 4, 64
+_MOST_SEGMENTS_TO_LAUNCH_ONE_BY_ONE = 3
+
+
+def pick_form(
+    num_rows: int, num_segments: int, rank: int, features: int, dtype: torch.dtype, device_type: str, threads: int
+) -> Form:
+    """The form with the least estimated time for a group of segments (the rule above).
+
+    Args:
+        num_rows: rows of the group, over all its segments.
+        features: mean of the features going in and coming out.
+        threads: threads torch may use.
+    """
+    if device_type != "cpu":
+        return "loop" if num_segments <= _MOST_SEGMENTS_TO_LAUNCH_ONE_BY_ONE else "tiles"
+    speed = _HALF if dtype.itemsize == 2 else _SINGLE
+    num_tiles = num_rows / _block_rows(num_rows, num_segments) + num_segments / 2
+    products_us = 4.0 * num_rows * rank * features / speed.flops_per_us
+    pass_us = num_rows * features / speed.elements_per_us
+    weights_us = num_tiles * 2.0 * rank * features / speed.elements_per_us
+    estimates: dict[Form, float] = {
+        "loop_on_one_thread": num_segments * speed.turn_us + products_us + pass_us,
+        "loop": num_segments * (speed.turn_us + _WAKE_US) + (products_us + pass_us) / threads,
+        "tiles": _TILES_US + (products_us + weights_us + 4 * pass_us) / threads,
+    }
+    return min(estimates, key=lambda form: estimates[form])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to the calling thread (costs 0.2 us; the pool of threads survives)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

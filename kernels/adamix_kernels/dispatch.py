@@ -1,0 +1,262 @@
+"""The one entry to the ops: checks what every implementation relies on, and chooses the implementation.
+
+The table below says which implementations there are; `implementation=None` takes the first one for the tensor's device
+that has the op, and while autograd records the first one that autograd can follow. Knows no model and no config.
+
+Shapes: T packed rows, G segments (or, in `routed_linear`, groups), D hidden size, N requests, R rank, C outputs.
+`weights` is a sequence indexed by slot; slot 0 and None are the identity.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adamix_kernels import cpu, reference
+from adamix_kernels.segments import Segments
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
+
+__all__ = [
+    "BottleneckWeights",
+    "HeadWeights",
+    "LoraWeights",
+    "activation",
+    "bottleneck",
+    "bottleneck_norm",
+    "head",
+    "implementations",
+    "lora",
+    "lora_",
+    "routed_linear",
+]
+
+
+@dataclass(frozen=True)
+class _Implementation:
+    """Where an implementation's ops live, which of them it has, and which of those autograd can follow."""
+
+    ops: ModuleType
+    has: frozenset[str]
+    differentiable: frozenset[str]
+
+
+_OPS = frozenset({"bottleneck", "bottleneck_norm", "lora", "lora_", "head", "routed_linear"})
+_IMPLEMENTATIONS = {
+    "cpu": _Implementation(cpu, _OPS, frozenset({"head", "routed_linear"})),
+    "reference": _Implementation(reference, _OPS, _OPS),
+}
+# The plain torch forms of `cpu` run on every device torch has, only with another rule than on a CPU.
+_ORDER_ON_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("cpu", "reference")}
+_ORDER_ELSEWHERE = ("reference",)
+
+
+def implementations(device_type: str = "cpu") -> tuple[str, ...]:
+    """Names accepted by `implementation=`, in order of preference on a device of that type."""
+    return _ORDER_ON_DEVICE.get(device_type, _ORDER_ELSEWHERE)
+
+
+def bottleneck(
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[BottleneckWeights | None],
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """Add each row's bottleneck adapter: `y = x + scale * (act(x down^T + down_bias) up + up_bias)`.
+
+    AdaMix section 2 (with one merged expert); the linear point of a site, where x is the wrapped linear's output.
+
+    Args:
+        x: [T, D], fp32, fp64, bf16 or fp16; the weights share its dtype and device. Not modified.
+        segments: the slot of each of the T rows.
+
+    Returns:
+        [T, D], a new tensor. Identity rows are equal to those of x bit for bit.
+
+    Raises:
+        ValueError: rows or slots do not fit `segments`, or the implementation does not exist.
+    """
+    _check_batch(x, segments, weights)
+    result: Tensor = _pick("bottleneck", x, implementation)(x, segments, weights)
+    return result
+
+
+def bottleneck_norm(
+    s: Tensor,
+    segments: Segments,
+    weights: Sequence[BottleneckWeights | None],
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """A bottleneck at a norm point: `n = LN(s); y = LN(s + scale * (act(n down^T + down_bias) up + up_bias))`.
+
+    What AdapterHub's `seq_bn` (Pfeiffer et al. 2021) computes after the output block's LayerNorm.
+
+    Args:
+        s: [T, D], the input of the LayerNorm that is wrapped (output block plus its residual). Not modified.
+        segments: the slot of each of the T rows.
+        norm_weight, norm_bias, eps: of that LayerNorm; [D], [D] or None.
+
+    Returns:
+        [T, D], a new tensor; identity rows are `LN(s)`.
+
+    Raises:
+        ValueError: rows or slots do not fit `segments`, or the implementation does not exist.
+    """
+    _check_batch(s, segments, weights)
+    op = _pick("bottleneck_norm", s, implementation)
+    result: Tensor = op(s, segments, weights, norm_weight, norm_bias, eps)
+    return result
+
+
+def lora(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[LoraWeights | None],
+    window: tuple[int, int] | None = None,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """Add each row's low-rank update to a linear's output: `y[:, w0:w1] + scale * (x a^T) b` (Hu et al. 2021, eq. 3).
+
+    Args:
+        y: [T, out], the output of the wrapped linear. Not modified.
+        x: [T, in], its input.
+        segments: the slot of each of the T rows.
+        window: the columns (w0, w1) of y that the update belongs to, for one part of a fused QKV; None is all.
+
+    Returns:
+        [T, out], a new tensor. Identity rows and columns outside the window are equal to those of y bit for bit.
+
+    Raises:
+        ValueError: rows, slots or the window do not fit, or the implementation does not exist.
+    """
+    _check_lora(y, x, segments, weights, window)
+    result: Tensor = _pick("lora", y, implementation)(y, x, segments, weights, window)
+    return result
+
+
+def lora_(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[LoraWeights | None],
+    window: tuple[int, int] | None = None,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """`lora`, in place on y, which is returned. For inference: y must not be needed by autograd."""
+    _check_lora(y, x, segments, weights, window)
+    result: Tensor = _pick("lora_", y, implementation)(y, x, segments, weights, window)
+    return result
+
+
+def head(
+    features: Tensor,
+    segments: Segments,
+    weights: Sequence[HeadWeights | None],
+    *,
+    implementation: str | None = None,
+) -> list[Tensor]:
+    """The task heads of a mixed batch: `act(f dense^T + dense_bias) out^T + out_bias`, each part optional.
+
+    Args:
+        features: [N, H], the pooled hidden state of each request.
+        segments: the slot of each of the N requests.
+
+    Returns:
+        One [n_g, C_g] tensor per segment, in segment order; without an output layer it may share memory with
+        `features`.
+
+    Raises:
+        ValueError: rows or slots do not fit `segments`, or the implementation does not exist.
+    """
+    _check_batch(features, segments, weights)
+    result: list[Tensor] = _pick("head", features, implementation)(features, segments, weights)
+    return result
+
+
+def routed_linear(
+    x: Tensor,
+    route: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """The linear of one expert per group, `y[g] = x[g] W[route[g]]^T + b[route[g]]`: stochastic routing in training.
+
+    Only experts that some group uses enter the graph: the others get no gradient (None, not zeros). A single weight
+    is the shared projection: every group uses it and `route` is not read.
+
+    Args:
+        x: [G, N, in], the rows of G groups.
+        route: int64 [G], the expert of each group. Keep it on the host: its values choose which products run.
+        weights: one [out, in] per expert.
+        biases: one [out] per expert, or None.
+
+    Returns:
+        [G, N, out].
+
+    Raises:
+        ValueError: shapes disagree, an expert does not exist, or the implementation does not exist.
+    """
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {list(x.shape)}; it must be [groups, rows, features]")
+    if not weights or (biases is not None and len(biases) != len(weights)):
+        raise ValueError("routed_linear needs at least one weight, and as many biases or none")
+    function = _pick("routed_linear", x, implementation)
+    if len(weights) == 1:
+        return F.linear(x, weights[0], None if biases is None else biases[0])
+    if route.shape != x.shape[:1] or route.dtype != torch.int64:
+        raise ValueError(f"route must be int64 with one entry for each of the {len(x)} groups")
+    experts = route.tolist()
+    if experts and (min(experts) < 0 or max(experts) >= len(weights)):
+        raise ValueError(f"route names an expert outside 0..{len(weights) - 1}")
+    result: Tensor = function(x, experts, weights, biases)
+    return result
+
+
+def _pick(op: str, tensor: Tensor, implementation: str | None) -> Callable[..., Any]:
+    if implementation is None:
+        graph = torch.is_grad_enabled()
+        implementation = next(
+            name
+            for name in implementations(tensor.device.type)
+            if op in (_IMPLEMENTATIONS[name].differentiable if graph else _IMPLEMENTATIONS[name].has)
+        )
+    chosen = _IMPLEMENTATIONS.get(implementation)
+    if chosen is None or op not in chosen.has:
+        existing = ", ".join(name for name, each in _IMPLEMENTATIONS.items() if op in each.has)
+        raise ValueError(f"{op} has no implementation {implementation!r}; it has: {existing}")
+    function: Callable[..., Any] = getattr(chosen.ops, op)
+    return function
+
+
+def _check_batch(rows: Tensor, segments: Segments, weights: Sequence[object]) -> None:
+    if rows.ndim != 2 or rows.shape[0] != segments.num_rows:
+        raise ValueError(f"a tensor of shape {list(rows.shape)} does not fit segments of {segments.num_rows} rows")
+    if segments.max_slot >= max(len(weights), 1):
+        raise ValueError(f"segments use slot {segments.max_slot} but there are weights for {len(weights)} slots")
+
+
+def _check_lora(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[LoraWeights | None],
+    window: tuple[int, int] | None,
+) -> None:
+    _check_batch(x, segments, weights)
+    if y.ndim != 2 or y.shape[0] != x.shape[0]:
+        raise ValueError(f"y of shape {list(y.shape)} does not fit x of shape {list(x.shape)}")
+    if window is not None and not 0 <= window[0] < window[1] <= y.shape[1]:
+        raise ValueError(f"the window {window} does not lie within the {y.shape[1]} columns of y")

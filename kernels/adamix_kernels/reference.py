@@ -1,0 +1,103 @@
+"""Every op in plain torch, one segment after another: the definition the faster forms are held to.
+
+Autograd follows everything here. Each op works on any device and floating dtype, in the dtype of its inputs.
+
+Shapes: T packed rows, G segments, D hidden size, N requests (one row of features each). `weights` is a sequence
+indexed by slot; slot 0 and None are the identity.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adamix_kernels.segments import Segments
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
+
+
+def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
+    """`y = x + A(x)` per row, [T, D] -> [T, D]; identity rows come out bit for bit."""
+    return _add_bottleneck(x, x, segments, weights)
+
+
+def bottleneck_norm(
+    s: Tensor,
+    segments: Segments,
+    weights: Sequence[BottleneckWeights | None],
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """`y = LN(s + A(LN(s)))` per row, [T, D] -> [T, D]; identity rows are `LN(s)`."""
+    shape = norm_weight.shape
+    normed = F.layer_norm(s, shape, norm_weight, norm_bias, eps)
+    return F.layer_norm(_add_bottleneck(s, normed, segments, weights), shape, norm_weight, norm_bias, eps)
+
+
+def lora(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[LoraWeights | None],
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """`y + scale * (x a^T) b` on the columns `window` of y [T, out], from x [T, in], in a new tensor."""
+    return lora_(y.clone(), x, segments, weights, window)
+
+
+def lora_(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[LoraWeights | None],
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """`lora`, in place on y."""
+    columns = slice(None) if window is None else slice(*window)
+    for slot, start, end in segments:
+        adapter = weights[slot] if slot else None
+        if adapter is not None:
+            y[start:end, columns] += adapter.scale * (x[start:end] @ adapter.a.T @ adapter.b)
+    return y
+
+
+def head(features: Tensor, segments: Segments, weights: Sequence[HeadWeights | None]) -> list[Tensor]:
+    """The outputs of every segment, [n_g, C_g] each, from pooled features [N, H]."""
+    return [_head_of(features[start:end], weights[slot] if slot else None) for slot, start, end in segments]
+
+
+def routed_linear(
+    x: Tensor, experts: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None
+) -> Tensor:
+    """`y[g] = x[g] W[experts[g]]^T + b[experts[g]]`, [G, N, in] -> [G, N, out] (AdaMix, stochastic routing)."""
+    outputs = [
+        F.linear(rows, weights[expert], None if biases is None else biases[expert])
+        for rows, expert in zip(x, experts, strict=True)
+    ]
+    return torch.stack(outputs) if outputs else x.new_empty(0, x.shape[1], weights[0].shape[0])
+
+
+def _add_bottleneck(
+    residual: Tensor, source: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]
+) -> Tensor:
+    """`residual + A(source)` per row."""
+    parts = []
+    for slot, start, end in segments:
+        adapter = weights[slot] if slot else None
+        rows = residual[start:end]
+        if adapter is not None:
+            hidden = activation(adapter.activation)(F.linear(source[start:end], adapter.down, adapter.down_bias))
+            rows = rows + adapter.scale * F.linear(hidden, adapter.up.T, adapter.up_bias)
+        parts.append(rows)
+    return torch.cat(parts) if parts else residual.clone()
+
+
+def _head_of(features: Tensor, weights: HeadWeights | None) -> Tensor:
+    if weights is None:
+        return features
+    if weights.dense is not None:
+        features = F.linear(features, weights.dense, weights.dense_bias)
+        if weights.activation is not None:
+            features = activation(weights.activation)(features)
+    return features if weights.out is None else F.linear(features, weights.out, weights.out_bias)

@@ -1,0 +1,134 @@
+"""The tensors of one slot at one site, as views into wherever they live. Knows no slots and no files.
+
+Shapes: D hidden size, R bottleneck dim or LoRA rank, H width of the pooled features, C outputs of a head.
+Bottleneck and LoRA matrices are both stored [R, features], so that the long side is contiguous in both products.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The elementwise function `name`: gelu (erf form), gelu_tanh, relu, silu, tanh or identity.
+
+    Raises:
+        ValueError: there is no activation of that name.
+    """
+    try:
+        return ACTIVATIONS[name]
+    except KeyError:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class BottleneckWeights:
+    """A bottleneck adapter, `A(x) = scale * (act(x down^T + down_bias) up + up_bias)` (Houlsby et al. 2019).
+
+    Attributes:
+        down: [R, D], `down_proj.weight` as torch keeps it.
+        down_bias: [R] or None.
+        up: [R, D], `up_proj.weight` transposed.
+        up_bias: [D] or None.
+        scale: factor on the adapter's output.
+        activation: a name `activation()` knows.
+
+    Raises:
+        ValueError: shapes disagree or the activation is unknown.
+    """
+
+    down: Tensor
+    down_bias: Tensor | None
+    up: Tensor
+    up_bias: Tensor | None
+    scale: float
+    activation: str
+
+    def __post_init__(self) -> None:
+        _require_matrix(self.down, "down")
+        rank, features = self.down.shape
+        _require_shape(self.up, (rank, features), "up")
+        _require_shape(self.down_bias, (rank,), "down_bias")
+        _require_shape(self.up_bias, (features,), "up_bias")
+        activation(self.activation)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraWeights:
+    """A low-rank update, `A(x) = scale * (x a^T) b` (Hu et al. 2021, eq. 3).
+
+    Attributes:
+        a: [R, in], `lora_A` as peft keeps it.
+        b: [R, out], `lora_B` transposed.
+        scale: alpha / rank, or whatever the adapter was trained with.
+
+    Raises:
+        ValueError: the ranks of `a` and `b` differ.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def __post_init__(self) -> None:
+        _require_matrix(self.a, "a")
+        _require_matrix(self.b, "b")
+        if self.a.shape[0] != self.b.shape[0]:
+            raise ValueError(f"a has rank {self.a.shape[0]} but b has rank {self.b.shape[0]}")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadWeights:
+    """A task head, `act(x dense^T + dense_bias) out^T + out_bias`; every part but the features is optional.
+
+    Attributes:
+        dense: [H, H] or None; without it neither its bias nor the activation is applied.
+        dense_bias: [H] or None.
+        activation: name of the function after `dense`, or None.
+        out: [C, H], or None for an embedding: the features pass through.
+        out_bias: [C] or None.
+
+    Raises:
+        ValueError: shapes disagree or the activation is unknown.
+    """
+
+    dense: Tensor | None
+    dense_bias: Tensor | None
+    activation: str | None
+    out: Tensor | None
+    out_bias: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.dense is not None:
+            _require_matrix(self.dense, "dense")
+            _require_shape(self.dense_bias, (self.dense.shape[0],), "dense_bias")
+        if self.out is not None:
+            _require_matrix(self.out, "out")
+            _require_shape(self.out_bias, (self.out.shape[0],), "out_bias")
+        if self.dense is not None and self.out is not None and self.dense.shape[0] != self.out.shape[1]:
+            raise ValueError(f"dense gives {self.dense.shape[0]} features but out takes {self.out.shape[1]}")
+        if self.activation is not None:
+            activation(self.activation)
+
+
+def _require_matrix(tensor: Tensor, name: str) -> None:
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be a matrix")
+
+
+def _require_shape(tensor: Tensor | None, shape: tuple[int, ...], name: str) -> None:
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; the other tensors need {list(shape)}")

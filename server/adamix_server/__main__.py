@@ -1,0 +1,3 @@
+from adamix_server.cli import main
+
+main()

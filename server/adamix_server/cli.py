@@ -1,0 +1,240 @@
+"""The `adamix` command: the method's commands, and those that run a server or talk to one.
+
+Thin, as in `adamix.cli`: parse, call one function, print. stdout carries results only (`--json`: one document), stderr
+progress and logs; the exit code is 0, 1 for a failure or 2 for wrong usage.
+"""
+
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from adamix.cli import JsonFlag, app, exit_codes, stderr
+from adamix_server.config import ServerConfig
+
+if TYPE_CHECKING:
+    from adamix_server.client import Client
+    from adamix_server.frames import Hello
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+# Packages that bring commands of their own, so that this one needs to import none of them.
+PLUGIN_GROUP = "adamix.commands"
+
+_DEFAULTS = ServerConfig(backbone="")
+
+ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="ADAMIX_SERVER")]
+
+
+@app.command()
+def serve(
+    backbone: Annotated[str, typer.Option(help="A directory, a hub id, or `minilm`.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to answer on; port 0 takes a free one.")] = _DEFAULTS.listen,
+    store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")] = _DEFAULTS.store,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = _DEFAULTS.device,
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16 or float16.  [auto: fp32 on CPUs, bf16 on CUDA]")
+    ] = _DEFAULTS.dtype,
+    max_batch_tokens: Annotated[int, typer.Option(help="Token budget of a batch.")] = _DEFAULTS.max_batch_tokens,
+    slots: Annotated[int, typer.Option(help="Most adapters on the device at once.")] = _DEFAULTS.slots,
+    arena_mib: Annotated[int, typer.Option(help="Device memory for adapters, in MiB.")] = _DEFAULTS.arena_bytes >> 20,
+    host_cache_mib: Annotated[int, typer.Option(help="Host memory for adapters, in MiB.")] = _DEFAULTS.host_cache_bytes
+    >> 20,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Prometheus port on 127.0.0.1; 0 takes a free one.  [default: none]")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address other machines can reach.")] = False,
+    drain_delay: Annotated[
+        float, typer.Option(help="Seconds between reporting unhealthy and refusing calls.")
+    ] = _DEFAULTS.drain_delay_s,
+    drain_grace: Annotated[
+        float, typer.Option(help="Seconds that running calls are given to end.")
+    ] = _DEFAULTS.drain_grace_s,
+    threads: Annotated[int, typer.Option(help="Threads of the engine.  [0: one per core]")] = _DEFAULTS.engine_threads,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = _DEFAULTS.log_level,
+) -> None:
+    """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
+    with exit_codes():
+        config = ServerConfig(
+            backbone=backbone,
+            listen=listen,
+            store=store,
+            device=device,
+            dtype=dtype,  # type: ignore[arg-type]  # checked by the dataclass, as is the log level
+            max_batch_tokens=max_batch_tokens,
+            slots=slots,
+            arena_bytes=arena_mib << 20,
+            host_cache_bytes=host_cache_mib << 20,
+            metrics_port=metrics_port,
+            insecure=insecure,
+            drain_delay_s=drain_delay,
+            drain_grace_s=drain_grace,
+            engine_threads=threads,
+            log_level=log_level,  # type: ignore[arg-type]
+        )
+        from adamix_server import app as application
+        from adamix_server.telemetry import logs
+
+        logs.configure(config.log_level, process="supervisor")
+        application.serve(config, _announce)
+
+
+def _announce(address: str, hello: "Hello") -> None:
+    import logging
+
+    fields = {"address": address, "backbone": hello.spec.name, "device": hello.device, "dtype": hello.dtype}
+    logging.getLogger(__name__).log(logging.INFO, "serving", extra=fields)
+    if sys.stderr.isatty():
+        stderr.print(f"[green]serving {hello.spec.name} on {address}[/] ({hello.device}, {hello.dtype}); Ctrl-C drains")
+
+
+@app.command()
+def register(
+    task: Annotated[str, typer.Argument(help="The id that clients will call.")],
+    file: Annotated[Path, typer.Argument(help="A merged adapter file.")],
+    make_live: Annotated[bool, typer.Option(help="Answer with this version from now on.")] = True,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check the file and store nothing.")] = False,
+    server: ServerOption = DEFAULT_SERVER,
+    json_: JsonFlag = False,
+) -> None:
+    """Upload an adapter as a new version of a task."""
+    with exit_codes(), _client(server) as client:
+        result = client.register(task, file, make_live=make_live, validate_only=validate_only)
+        _print(
+            {"task": task, "version": _plain(result.version), "already_exists": result.already_exists},
+            f"{task}: {result.version.digest}" + (" (was there already)" if result.already_exists else ""),
+            as_json=json_,
+        )
+
+
+@app.command()
+def tasks(server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False) -> None:
+    """List the tasks of a server."""
+    with exit_codes(), _client(server) as client:
+        found = list(client.tasks())
+        table = Table("task", "head", "labels", "live version", "note")
+        for task in found:
+            live = ", ".join(share.digest[:12] for share in task.traffic)
+            labels = ", ".join(task.labels[:6]) + (", …" if len(task.labels) > 6 else "")
+            table.add_row(task.id, task.head_type, labels, live, task.unavailable_reason)
+        _print({"tasks": [_plain(task) for task in found]}, table, as_json=json_)
+
+
+@app.command()
+def versions(
+    task: Annotated[str, typer.Argument()], server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False
+) -> None:
+    """List the versions of a task, newest first."""
+    with exit_codes(), _client(server) as client:
+        found = list(client.versions(task))
+        table = Table("version", "state", "live", "bytes", "created", "residency")
+        for version in found:
+            created = "" if version.create_time is None else version.create_time.isoformat(timespec="seconds")
+            table.add_row(
+                version.digest[:12],
+                version.state,
+                "yes" if version.live else "",
+                f"{version.num_bytes:,}",
+                created,
+                version.residency,
+            )
+        _print({"versions": [_plain(version) for version in found]}, table, as_json=json_)
+
+
+@app.command()
+def rollback(
+    task: Annotated[str, typer.Argument()], server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False
+) -> None:
+    """Make the version that was live before the current one live again."""
+    with exit_codes(), _client(server) as client:
+        result = client.rollback(task)
+        live = ", ".join(share.digest for share in result.traffic)
+        _print({"task": _plain(result)}, f"{task}: {live}", as_json=json_)
+
+
+@app.command()
+def predict(
+    task: Annotated[str, typer.Argument()],
+    text: Annotated[list[str], typer.Argument(help="One or more texts.")],
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    version: Annotated[str, typer.Option(help="Ask this version instead of the live one.")] = "",
+    server: ServerOption = DEFAULT_SERVER,
+    json_: JsonFlag = False,
+) -> None:
+    """Ask a task about texts. The exit code is 1 if any of them failed."""
+    with exit_codes(), _client(server) as client:
+        from adamix_server.client import Input
+
+        inputs = [Input(task=task, text=item, truncate=truncate, version=version) for item in text]
+        response = client.predict(inputs)
+        if json_:
+            typer.echo(response.to_json())
+        else:
+            table = Table("text", "answer", "score")
+            for item, prediction in zip(text, response.predictions, strict=True):
+                answer, score = _answer(prediction)
+                table.add_row(item[:80], answer, score)
+            Console().print(table)
+        if any(prediction.error is not None for prediction in response.predictions):
+            raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for adapters, logs and plots; emptied first.")] = Path(
+        "demo-output"
+    ),
+    json_: JsonFlag = False,
+) -> None:
+    """Train, merge, serve, register, swap and measure on packaged weights and texts, in a few minutes."""
+    # Before torch is imported: its threads would otherwise spin while they wait, on cores the server needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with exit_codes():
+        from adamix_server.demo.main import run
+
+        result = run(out, stderr)
+        if json_:
+            typer.echo(json.dumps(result))
+
+
+def _client(server: str) -> "Client":
+    from adamix_server.client import Client
+
+    return Client(server)
+
+
+def _answer(prediction: Any) -> tuple[str, str]:
+    if prediction.error is not None:
+        return f"[red]{prediction.error.message}[/]", ""
+    if prediction.classification is not None:
+        return prediction.classification.label, f"{max(prediction.classification.scores):.3f}"
+    if prediction.multi_label is not None:
+        return ", ".join(prediction.multi_label.labels) or "(none)", ""
+    if prediction.regression is not None:
+        return "", f"{prediction.regression.score:.3f}"
+    return f"{len(prediction.embedding.values)} numbers", ""
+
+
+def _plain(value: Any) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+def _print(document: dict[str, Any], text: str | Table, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(document))
+    else:
+        Console().print(text)
+
+
+def main() -> None:
+    """Entry point of the `adamix` command."""
+    for plugin in metadata.entry_points(group=PLUGIN_GROUP):
+        plugin.load()(app)
+    app()

@@ -1,0 +1,113 @@
+"""Demo, steps a and b: train mixtures and baselines on few labels, merge each mixture into one file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from adamix import adapter_file, merge, trainer
+from adamix.adapter_file import AdapterFile
+from adamix.backbone import Backbone
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.data import TaskData, few_shot, load
+from adamix.evaluation import Evaluation, evaluate
+
+BACKBONE = "minilm"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """One task: its corpus, how many labelled rows it learns from, and for how long."""
+
+    name: str
+    rows: int
+    steps: int
+    learning_rate: float = 2e-3
+
+
+TASKS = (
+    DemoTask("trec", rows=300, steps=150),
+    DemoTask("spam", rows=100, steps=60),
+    DemoTask("movie-score", rows=400, steps=120),
+)
+# The second version of a task: the same recipe on more rows and for longer.
+BETTER = DemoTask("trec", rows=900, steps=260)
+BASELINE_TASK = TASKS[0]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One merged adapter, where it lies, and what it scored on the test split."""
+
+    task: str
+    method: str
+    path: Path
+    adapter: AdapterFile
+    result: Evaluation
+    rows: int
+    seconds: float
+    steps: int
+
+    @property
+    def metric(self) -> tuple[str, float]:
+        """The one number to look at: accuracy, or Spearman's correlation of a regression."""
+        name = "accuracy" if "accuracy" in self.result.metrics else "spearman"
+        return name, self.result.metrics[name]
+
+
+class DemoTrainer:
+    """Trains into subdirectories of `out`. `on_progress(label, step, steps)` is called after every step."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerFast,
+        out: Path,
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        self._backbone = backbone
+        self._tokenizer = tokenizer
+        self._out = out
+        self._on_progress = on_progress
+        self._tests: dict[str, TaskData] = {}
+
+    def adamix(self, task: DemoTask, version: str = "v1") -> Trained:
+        """Four experts with a shared up projection, two routed passes a step, consistency loss, uniform merge."""
+        return self._train(task, f"{task.name}-{version}", "adamix", AdapterConfig(), MixtureConfig())
+
+    def single_adapter(self, task: DemoTask) -> Trained:
+        return self._train(task, f"{task.name}-single", "single", AdapterConfig(), MixtureConfig.single())
+
+    def head_only(self, task: DemoTask) -> Trained:
+        return self._train(task, f"{task.name}-head", "head", AdapterConfig(sites=()), MixtureConfig.single())
+
+    def test_split(self, name: str) -> TaskData:
+        if name not in self._tests:
+            self._tests[name] = load(name, split="test")
+        return self._tests[name]
+
+    def _train(
+        self, task: DemoTask, label: str, method: str, adapter: AdapterConfig, mixture: MixtureConfig
+    ) -> Trained:
+        data = few_shot(load(task.name, split="train"), task.rows, SEED)
+        result = trainer.train(
+            self._backbone,
+            self._tokenizer,
+            data,
+            None,
+            adapter,
+            mixture,
+            HeadConfig(),
+            TrainConfig(
+                max_steps=task.steps, learning_rate=task.learning_rate, max_length=64, seed=SEED, save_every=10_000
+            ),
+            self._out / "runs" / label,
+            callbacks=[lambda progress: self._on_progress(label, progress.step, progress.steps)],
+        )
+        path = self._out / "adapters" / f"{label}.safetensors"
+        adapter_file.write(path, merge.merge(result.path.parent))
+        merged = adapter_file.read(path)
+        evaluation = evaluate(merged, self._backbone, self._tokenizer, self.test_split(task.name))
+        return Trained(task.name, method, path, merged, evaluation, len(data.examples), result.seconds, result.steps)

@@ -1,0 +1,36 @@
+"""The front-end process: `python -m adamix_server.frontend`, started by the supervisor with a pipe."""
+
+import asyncio
+import signal
+import sys
+
+import msgspec
+
+from adamix_server.config import FrontEndConfig
+from adamix_server.frames import Start
+from adamix_server.process import SupervisorPipe
+from adamix_server.telemetry import logs
+
+
+async def serve(pipe: SupervisorPipe) -> int:
+    """Wait for `Start`, then serve; returns the exit status."""
+    # Imported only now: a process started by mistake has already said so, without the cost of grpc.
+    from adamix_server.frontend.server import FrontEnd
+
+    start = await pipe.receive()
+    if not isinstance(start, Start):
+        return 0 if start is None else 1
+    settings = msgspec.convert(start.config, FrontEndConfig)
+    logs.configure(settings.log_level, process="frontend")
+    return await FrontEnd(settings, pipe).run()
+
+
+def main() -> int:
+    # The supervisor alone hears signals, and says by frames what is to be done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return asyncio.run(serve(SupervisorPipe.from_environment()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The gRPC server of a front end: its options, its services behind the boundary, and its health.
+
+Knows how to bind, start and stop; when to do so is `server.py`'s matter.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from adamix.errors import InvalidConfig
+from adamix_protos.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+)
+from adamix_server import config
+from adamix_server.config import split_address
+from adamix_server.frontend.adapters import AdapterServicer
+from adamix_server.frontend.admission import Admission
+from adamix_server.frontend.inference import InferenceServicer
+from adamix_server.frontend.interceptors import Boundary
+from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.telemetry.metrics import Recorder
+
+# The last line of defence; admission sheds long before, with a hint when to come back.
+MAX_CONCURRENT_CALLS = 10_000
+# After the last call has ended: time for its bytes to leave, and for health watchers to read NOT_SERVING.
+FLUSH_S = 0.5
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    # A second server on the port is an error, not a silent share of the traffic.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", config.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", config.MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", config.MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", 2 * config.MAX_METADATA_BYTES),
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.max_allowed_incoming_connections", 1024),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", 1_800_000),
+    # Longer than the longest call.
+    ("grpc.max_connection_age_grace_ms", int(config.MAX_TIMEOUT_S * 1000) + 60_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+_SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
+    server_pb2.DESCRIPTOR.services_by_name["ServerService"].full_name,
+)
+
+
+class Endpoint:
+    """One bound, not yet started server.
+
+    Args:
+        listen: `host:port`; port 0 asks for a free one.
+        with_reflection: let clients list the services.
+
+    Attributes:
+        address: with the real port.
+
+    Raises:
+        InvalidConfig: the address cannot be bound (`ADDRESS_IN_USE`).
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        servicers: tuple[InferenceServicer, AdapterServicer, ServerInfoServicer],
+        admission: Admission,
+        recorder: Recorder,
+        *,
+        with_reflection: bool,
+    ) -> None:
+        self._admission = admission
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server = grpc.aio.server(
+            interceptors=[Boundary(admission, recorder)],
+            options=OPTIONS,
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+        )
+        inference, adapters, info = servicers
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
+        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, self._server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(info, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if with_reflection:
+            names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        host, _ = split_address(listen)
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError:
+            raise InvalidConfig(
+                f"cannot listen on {listen}: another program uses it, or it is not an address of this machine",
+                reason="ADDRESS_IN_USE",
+                field="listen",
+            ) from None
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def show_serving(self, is_serving: bool) -> None:
+        """What health says of the process ("") and of each service, until `stop`."""
+        values = health_pb2.HealthCheckResponse
+        status = values.SERVING if is_serving else values.NOT_SERVING
+        for name in ("", *_SERVICES):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float, delay_s: float = 0.0) -> bool:
+        """NOT_SERVING, refuse new calls after `delay_s`, let running ones end within `grace_s`, close the port.
+
+        Calls that still run then are cancelled; returns whether there were none.
+        """
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(delay_s)
+        end = time.monotonic() + grace_s
+        self._admission.close()
+        is_idle = await self._admission.wait_idle(grace_s)
+        await self._server.stop(min(FLUSH_S, max(0.0, end - time.monotonic())))
+        return is_idle
+
+    def service_names(self) -> Sequence[str]:
+        """The names health knows, beside ""."""
+        return _SERVICES

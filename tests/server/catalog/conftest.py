@@ -1,0 +1,78 @@
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adamix.adapter_file import canonical_json
+from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
+from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.store import Catalog
+
+HERE, ELSEWHERE = "a" * 64, "b" * 64
+
+Add = Callable[..., VersionRow]
+
+
+def make_manifest_json(fingerprint: str) -> str:
+    manifest = Manifest(
+        kind="bottleneck",
+        activation="gelu",
+        scaling=1.0,
+        backbone=BackboneRef(
+            model_type="bert",
+            fingerprint=fingerprint,
+            tokenizer_fingerprint="c" * 64,
+            hidden_size=8,
+            num_layers=2,
+            name="tiny",
+        ),
+        head=HeadSpec(type="classification", pooling="mean", num_labels=2),
+        max_length=32,
+        training=TrainingRecord(method="adamix"),
+    )
+    return canonical_json(manifest.to_json())
+
+
+@pytest.fixture
+def here() -> str:
+    """Fingerprint of the server's backbone."""
+    return HERE
+
+
+@pytest.fixture
+def elsewhere() -> str:
+    """Fingerprint of another backbone."""
+    return ELSEWHERE
+
+
+@pytest.fixture
+def manifest_json() -> Callable[[str], str]:
+    return make_manifest_json
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def catalog(store: Path) -> Iterator[Catalog]:
+    catalog = Catalog(store, backbone_fingerprint=HERE)
+    yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def add(catalog: Catalog) -> Add:
+    """Stores bytes and registers them: add("task", b"v1") -> VersionRow."""
+
+    def add(
+        task: str, data: bytes, *, make_live: bool = True, tenant: str = "default", backbone: str = HERE
+    ) -> VersionRow:
+        digest = hashlib.sha256(data).hexdigest()
+        catalog.blobs.put(data, digest)
+        manifest_json = make_manifest_json(backbone)
+        return catalog.register(tenant, task, digest, manifest_json, len(data), backbone, make_live)[0]
+
+    return add

@@ -1,0 +1,180 @@
+"""The packed engine: any mixture of adapters in one batch answers as each alone, offline, padded."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from adamix import backbone as backbones
+from adamix.adapter_file import AdapterFile
+from adamix.backbone import Backbone
+from adamix.batches import TokenRow
+from adamix.errors import FailedPrecondition, InternalError
+from adamix.evaluation import attach, predict
+from adamix_server.adapters.packing import pack
+from adamix_server.adapters.slot_bank import SlotBank
+from adamix_server.engine import attention
+from adamix_server.engine.attention import PackedLayout, packed
+from adamix_server.engine.model_runner import ModelRunner, PackedRow
+
+CPU = torch.device("cpu")
+EXTENT = 1 << 16
+
+# fp32 on both sides: only the order of sums differs, over two layers of width 32 with O(1) states.
+TOLERANCE = 2e-5
+
+KINDS: list[dict[str, object]] = [
+    {"kind": "bottleneck", "rank": 4, "num_labels": 3},
+    {"kind": "bottleneck", "sites": ("attn_out", "mlp_out"), "rank": 7, "num_labels": 2, "pooling": "cls"},
+    {"kind": "bottleneck", "sites": ("mlp_norm",), "rank": 5, "num_labels": 5, "dense": "own"},
+    {"kind": "bottleneck", "sites": ("attn_norm", "mlp_norm"), "rank": 1, "num_labels": 1},
+    {"kind": "lora", "sites": ("attn_q", "attn_v"), "rank": 2, "num_labels": 6},
+    {"kind": "lora", "sites": ("attn_k", "mlp_in", "mlp_out"), "rank": 16, "num_labels": 1, "pooling": "cls"},
+    {"kind": "bottleneck", "rank": 4, "num_labels": 4, "pooling": "cls", "dense": "backbone"},
+]
+
+
+def runner_with(backbone: Backbone, adapters: list[AdapterFile]) -> ModelRunner:
+    bank = SlotBank(len(adapters), EXTENT * len(adapters), torch.float32, CPU)
+    runner = ModelRunner(backbone, bank)
+    for slot, adapter in enumerate(adapters, start=1):
+        bank.write(slot, (slot - 1) * EXTENT, pack(adapter, torch.float32))
+    return runner
+
+
+def rows_for(slots: list[int], seed: int, longest: int = 24) -> list[PackedRow]:
+    random = np.random.default_rng(seed)
+    rows = []
+    for slot in slots:
+        length = int(random.integers(1, longest + 1))
+        types = (np.arange(length) > length // 2).astype(np.int32)
+        rows.append(PackedRow(random.integers(0, 64, length, dtype=np.int32), types, slot))
+    return rows
+
+
+def offline(adapter: AdapterFile, backbone: Backbone, row: PackedRow) -> np.ndarray:
+    assert row.type_ids is not None
+    token_row = TokenRow(tuple(row.token_ids.tolist()), tuple(row.type_ids.tolist()), is_truncated=False)
+    return predict(attach(adapter, backbone), [token_row], pad_id=0)[0].numpy()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mixed_batch_equals_each_request_alone_offline(
+    seed: int, make_backbone: Callable[[], Backbone], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    adapters = [make_adapter(i, **kind) for i, kind in enumerate(KINDS)]
+    slots = sorted(np.random.default_rng(seed).integers(1, len(adapters) + 1, 20).tolist())
+    rows = rows_for(slots, seed)
+    answers = runner_with(make_backbone(), adapters).run(rows)
+    for row, answer in zip(rows, answers, strict=True):
+        adapter = adapters[row.slot - 1]
+        assert answer.shape == (adapter.manifest.head.num_labels,)
+        np.testing.assert_allclose(answer, offline(adapter, make_backbone(), row), atol=TOLERANCE, rtol=1e-4)
+
+
+def test_rows_in_any_order_get_their_own_answers(
+    make_backbone: Callable[[], Backbone], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    adapters = [make_adapter(i, num_labels=i + 1) for i in range(3)]
+    runner = runner_with(make_backbone(), adapters)
+    rows = rows_for([1, 2, 1, 3, 3, 2, 1], seed=7)
+    expected = [runner.run([row])[0] for row in rows]
+    for got, wanted in zip(runner.run(rows), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=TOLERANCE)
+
+
+def test_rows_without_an_adapter_are_the_bare_backbone(
+    make_backbone: Callable[[], Backbone], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    runner = runner_with(make_backbone(), [make_adapter(0), make_adapter(1, kind="lora", sites=("attn_q",))])
+    rows = rows_for([0, 0, 1, 2], seed=1)
+    hidden = runner.hidden_states(rows)
+    bare = make_backbone().model
+    start = 0
+    for row in rows[:2]:
+        assert row.type_ids is not None
+        with torch.inference_mode():
+            alone = bare(
+                input_ids=torch.from_numpy(row.token_ids.astype(np.int64))[None],
+                token_type_ids=torch.from_numpy(row.type_ids.astype(np.int64))[None],
+            ).last_hidden_state[0]
+        torch.testing.assert_close(hidden[start : start + len(alone)], alone, atol=TOLERANCE, rtol=1e-4)
+        start += len(alone)
+
+
+def test_a_cleared_slot_answers_nothing_and_leaves_others_alone(
+    make_backbone: Callable[[], Backbone], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    bank = SlotBank(2, 2 * EXTENT, torch.float32, CPU)
+    runner = ModelRunner(make_backbone(), bank)
+    for slot in (1, 2):
+        bank.write(slot, (slot - 1) * EXTENT, pack(make_adapter(slot), torch.float32))
+    row = rows_for([2], seed=3)
+    before = runner.run(row)[0]
+    bank.clear(1)
+    np.testing.assert_array_equal(runner.run(row)[0], before)
+    with pytest.raises(InternalError, match="holds no adapter"):
+        runner.run(rows_for([1], seed=3))
+
+
+def test_the_bank_refuses_nesting_and_writes_during_a_batch(make_adapter: Callable[..., AdapterFile]) -> None:
+    from adamix_kernels.segments import Segments
+
+    bank = SlotBank(1, EXTENT, torch.float32, CPU)
+    segments = Segments.from_lengths([0], [1])
+    with bank.batch(segments):
+        with pytest.raises(InternalError, match="running"), bank.batch(segments):
+            pass
+        with pytest.raises(InternalError, match="during a forward"):
+            bank.write(1, 0, pack(make_adapter(0), torch.float32))
+
+
+class TestPackedAttention:
+    @pytest.mark.parametrize("lengths", [[1], [5, 5, 5], [1, 40, 3, 3, 17, 16, 9, 1], list(range(1, 30))])
+    def test_equals_attention_of_each_sequence_alone(self, lengths: list[int]) -> None:
+        torch.manual_seed(0)
+        total = sum(lengths)
+        q, k, v = (torch.randn(1, 4, total, 8) for _ in range(3))
+        with packed(PackedLayout.of(lengths, CPU)):
+            together, _ = attention.packed_attention(nn.Module(), q, k, v, None, scaling=0.3)
+        start = 0
+        for n in lengths:
+            part = slice(start, start + n)
+            alone = torch.nn.functional.scaled_dot_product_attention(
+                q[:, :, part], k[:, :, part], v[:, :, part], scale=0.3
+            )
+            torch.testing.assert_close(together[:, part], alone.transpose(1, 2), atol=1e-6, rtol=1e-5)
+            start += n
+
+    @pytest.mark.parametrize("keyword", ["sliding_window", "softcap", "is_causal"])
+    def test_refuses_what_it_does_not_compute(self, keyword: str) -> None:
+        x = torch.randn(1, 2, 3, 4)
+        with (
+            packed(PackedLayout.of([3], CPU)),
+            pytest.raises(FailedPrecondition, match="does not support"),
+        ):
+            attention.packed_attention(nn.Module(), x, x, x, None, **{keyword: True})
+
+    def test_refuses_to_run_outside_a_batch_or_nested(self) -> None:
+        x = torch.randn(1, 2, 3, 4)
+        with pytest.raises(InternalError, match="outside"):
+            attention.packed_attention(nn.Module(), x, x, x, None)
+        layout = PackedLayout.of([3], CPU)
+        with packed(layout), pytest.raises(InternalError, match="already"), packed(layout):
+            pass
+
+    def test_a_causal_backbone_is_refused_when_it_is_loaded(self) -> None:
+        config = BertConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=48,
+            is_decoder=True,
+        )
+        backbone = backbones.from_model(BertModel(config))
+        with pytest.raises(FailedPrecondition):
+            ModelRunner(backbone, SlotBank(1, EXTENT, torch.float32, CPU))

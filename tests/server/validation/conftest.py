@@ -1,0 +1,76 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adamix.adapter_file import TensorData, encode
+from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Manifest, TrainingRecord
+
+HIDDEN, INNER, LAYERS = 8, 12, 2
+
+
+@pytest.fixture
+def spec() -> BackboneSpec:
+    return BackboneSpec(
+        model_type="bert",
+        fingerprint="a" * 64,
+        tokenizer_fingerprint="b" * 64,
+        hidden_size=HIDDEN,
+        num_layers=LAYERS,
+        name="tiny",
+        sites={"mlp_out": (INNER, HIDDEN), "attn_out": (HIDDEN, HIDDEN)},
+        vocab_size=64,
+        max_tokens=64,
+    )
+
+
+@pytest.fixture
+def manifest(spec: BackboneSpec) -> Manifest:
+    return Manifest(
+        kind="bottleneck",
+        activation="gelu",
+        scaling=1.0,
+        backbone=BackboneRef(
+            model_type=spec.model_type,
+            fingerprint=spec.fingerprint,
+            tokenizer_fingerprint=spec.tokenizer_fingerprint,
+            hidden_size=spec.hidden_size,
+            num_layers=spec.num_layers,
+            name=spec.name,
+        ),
+        head=HeadSpec(type="classification", pooling="mean", num_labels=3),
+        max_length=32,
+        training=TrainingRecord(method="adamix", num_experts=4),
+    )
+
+
+@pytest.fixture
+def tensors() -> dict[str, TensorData]:
+    values = np.random.default_rng(0)
+    shapes = {"head.out_proj.weight": (3, HIDDEN), "head.out_proj.bias": (3,)}
+    for layer in range(LAYERS):
+        shapes |= {
+            f"layers.{layer}.mlp_out.down_proj.weight": (4, HIDDEN),
+            f"layers.{layer}.mlp_out.down_proj.bias": (4,),
+            f"layers.{layer}.mlp_out.up_proj.weight": (HIDDEN, 4),
+            f"layers.{layer}.mlp_out.up_proj.bias": (HIDDEN,),
+        }
+    return {name: TensorData.from_float32(values.normal(size=shape)) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def valid(manifest: Manifest, tensors: dict[str, TensorData]) -> bytes:
+    return encode(manifest, tensors)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Callable[[bytes], Path]:
+    """Writes bytes to a file and returns its path."""
+
+    def store(data: bytes) -> Path:
+        path = tmp_path / "upload"
+        path.write_bytes(data)
+        return path
+
+    return store
