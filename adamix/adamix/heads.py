@@ -80,6 +80,13 @@ def shared_copy(body: nn.Module) -> nn.Module:
     return copy.deepcopy(body, {id(tensor): tensor for tensor in tensors})
 
 
+def recompute_activations(body: nn.Module) -> None:
+    """Let a transformers body keep no activations of its layers, but compute them anew in the backward pass."""
+    # The name that came with 5.22 and the one it replaces.
+    enable = getattr(body, "activation_checkpointing_enable", None) or body.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # type: ignore[operator]  # a method of PreTrainedModel
+
+
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """One fp32 vector per row, `[N, H]`: the first token's state (`cls`) or the mean over the row's tokens."""
     if pooling == "cls":

@@ -28,7 +28,7 @@ from adamix.batches import target_tensor, tokenize
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
-from adamix.heads import Head, TaskModel, head_spec, shared_copy
+from adamix.heads import Head, TaskModel, head_spec, recompute_activations, shared_copy
 from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
 from adamix.merge import MIXTURE_FILE, MixtureFile, MixtureManifest, expert_key, merge
 from adamix.mixture import Mixture
@@ -98,10 +98,10 @@ def train(
         Cancelled: stopped by Ctrl-C, with a checkpoint.
     """
     _check(backbone, data, head, train)
-    checkpoint = open_run(out, _settings(backbone, data, adapter, mixture, head, train), resume=resume)
     spec = head_spec(head, data.task_type, data.labels)
     model, experts = _build(backbone, adapter, mixture, spec, head.dropout, train)
     rows, scale = _rows(tokenizer, data, train.max_length, backbone)
+    checkpoint = open_run(out, _settings(backbone, data, adapter, mixture, head, train), resume=resume)
     trainer = MixtureTrainer(
         model=model,
         args=_arguments(train, len(rows), out, backbone.model.device),
@@ -186,7 +186,7 @@ def _build(
     body = shared_copy(backbone.model)
     experts = Mixture(body, adapter, mixture, generator)
     if train.gradient_checkpointing:
-        body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]  # a PreTrainedModel
+        recompute_activations(body)
     pooler = None if backbone.pooler is None else shared_copy(backbone.pooler)
     head = Head(spec, backbone.spec.hidden_size, pooler, dropout)
     head.initialise(generator)

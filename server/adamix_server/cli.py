@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, stderr
 from adamix_server.config import ServerConfig
 
 if TYPE_CHECKING:
-    from adamix_server.client import Client
+    from adamix_server.client import Client, Prediction
     from adamix_server.frames import Hello
 
 DEFAULT_SERVER = "127.0.0.1:50051"
@@ -116,12 +117,12 @@ def register(
 def tasks(server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False) -> None:
     """List the tasks of a server."""
     with exit_codes(), _client(server) as client:
-        found = list(client.tasks())
+        found = client.tasks()
         table = Table("task", "head", "labels", "live version", "note")
         for task in found:
-            live = ", ".join(share.digest[:12] for share in task.traffic)
+            live = ", ".join(digest[:12] for digest, _ in task.traffic)
             labels = ", ".join(task.labels[:6]) + (", …" if len(task.labels) > 6 else "")
-            table.add_row(task.id, task.head_type, labels, live, task.unavailable_reason)
+            table.add_row(task.task, task.head_type, escape(labels), live, task.unavailable_reason)
         _print({"tasks": [_plain(task) for task in found]}, table, as_json=json_)
 
 
@@ -131,16 +132,15 @@ def versions(
 ) -> None:
     """List the versions of a task, newest first."""
     with exit_codes(), _client(server) as client:
-        found = list(client.versions(task))
+        found = client.versions(task)
         table = Table("version", "state", "live", "bytes", "created", "residency")
         for version in found:
-            created = "" if version.create_time is None else version.create_time.isoformat(timespec="seconds")
             table.add_row(
                 version.digest[:12],
                 version.state,
                 "yes" if version.live else "",
                 f"{version.num_bytes:,}",
-                created,
+                version.create_time.isoformat(timespec="seconds"),
                 version.residency,
             )
         _print({"versions": [_plain(version) for version in found]}, table, as_json=json_)
@@ -153,7 +153,7 @@ def rollback(
     """Make the version that was live before the current one live again."""
     with exit_codes(), _client(server) as client:
         result = client.rollback(task)
-        live = ", ".join(share.digest for share in result.traffic)
+        live = ", ".join(digest for digest, _ in result.traffic)
         _print({"task": _plain(result)}, f"{task}: {live}", as_json=json_)
 
 
@@ -171,16 +171,18 @@ def predict(
         from adamix_server.client import Input
 
         inputs = [Input(task=task, text=item, truncate=truncate, version=version) for item in text]
-        response = client.predict(inputs)
         if json_:
-            typer.echo(response.to_json())
+            document = client.predict_json(inputs)
+            typer.echo(json.dumps(document))
+            failed = any("error" in prediction for prediction in document["predictions"])
         else:
+            predictions = client.predict(inputs).predictions
             table = Table("text", "answer", "score")
-            for item, prediction in zip(text, response.predictions, strict=True):
-                answer, score = _answer(prediction)
-                table.add_row(item[:80], answer, score)
+            for item, prediction in zip(text, predictions, strict=True):
+                table.add_row(escape(item[:80]), *_answer(prediction))
             Console().print(table)
-        if any(prediction.error is not None for prediction in response.predictions):
+            failed = any(prediction.error is not None for prediction in predictions)
+        if failed:
             raise typer.Exit(1)
 
 
@@ -208,16 +210,20 @@ def _client(server: str) -> "Client":
     return Client(server)
 
 
-def _answer(prediction: Any) -> tuple[str, str]:
-    if prediction.error is not None:
-        return f"[red]{prediction.error.message}[/]", ""
-    if prediction.classification is not None:
-        return prediction.classification.label, f"{max(prediction.classification.scores):.3f}"
-    if prediction.multi_label is not None:
-        return ", ".join(prediction.multi_label.labels) or "(none)", ""
-    if prediction.regression is not None:
-        return "", f"{prediction.regression.score:.3f}"
-    return f"{len(prediction.embedding.values)} numbers", ""
+def _answer(prediction: "Prediction") -> tuple[str, str]:
+    from adamix_server.client import Classification, MultiLabel, Regression
+
+    match prediction.result:
+        case Classification(label=label, scores=scores):
+            return escape(label), f"{max(scores):.3f}"
+        case MultiLabel(labels=labels):
+            return escape(", ".join(labels)) or "(none)", ""
+        case Regression(score=score):
+            return "", f"{score:.3f}"
+        case None:
+            return f"[red]{escape(str(prediction.error))}[/]", ""
+        case embedding:
+            return f"{len(embedding.values)} numbers", ""
 
 
 def _plain(value: Any) -> Any:

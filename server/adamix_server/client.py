@@ -4,6 +4,7 @@ Synchronous and safe to share between threads. Retries nothing by itself: an err
 `retry_after_s`. Imports no torch, so that a client process stays small. Knows the wire; knows nothing of the server.
 """
 
+import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -236,9 +237,9 @@ class Client:
         header = adapters_pb2.RegisterAdapterHeader(
             task=task, expected_digest=expected_digest, make_live=make_live, validate_only=validate_only
         )
-        chunks = _chunks_of_bytes(adapter) if isinstance(adapter, bytes) else _chunks_of_file(Path(adapter))
+        requests = _upload(header, _chunks(adapter))
         with self._errors():
-            response = self._adapters.RegisterAdapter(_upload(header, chunks), timeout=MAX_TIMEOUT_S)
+            response = self._adapters.RegisterAdapter(requests, timeout=MAX_TIMEOUT_S)
         return Registered(_version(response.version), response.already_exists)
 
     def get_task(self, task: str) -> Task:
@@ -293,14 +294,7 @@ class Client:
     def server_info(self) -> ServerInfo:
         with self._errors():
             response = self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout_s)
-        return ServerInfo(
-            backbone=_to_json(response.backbone),
-            limits=_to_json(response.limits),
-            compute_dtype=response.compute_dtype,
-            quantisation=response.quantisation,
-            server_version=response.server_version,
-            device=response.device,
-        )
+        return ServerInfo(**_to_json(response))
 
     def wait_until_serving(self, timeout_s: float) -> None:
         """Return when the server's health says SERVING. Raises Unavailable after `timeout_s` seconds."""
@@ -338,7 +332,8 @@ class Client:
         asked = [*inputs, *(Input(task, text=text, truncate=truncate) for text in texts)]
         request = inference_pb2.PredictRequest(inputs=[_input(item) for item in asked], return_logits=return_logits)
         with self._errors():
-            return self._inference.Predict(request, timeout=self._timeout_s)
+            response: inference_pb2.PredictResponse = self._inference.Predict(request, timeout=self._timeout_s)
+        return response
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -381,37 +376,24 @@ def _upload(
         yield adapters_pb2.RegisterAdapterRequest(chunk=chunk)
 
 
-def _chunks_of_bytes(data: bytes) -> Iterator[bytes]:
-    return (data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES))
-
-
-def _chunks_of_file(path: Path) -> Iterator[bytes]:
+def _chunks(adapter: Path | str | bytes) -> Iterator[bytes]:
     try:
-        file = path.open("rb")
+        source = io.BytesIO(adapter) if isinstance(adapter, bytes) else Path(adapter).open("rb")
     except OSError as error:
-        raise InvalidData(f"{path}: {error.strerror}") from None
+        raise InvalidData(f"{adapter!s}: {error.strerror}") from None
 
     def read() -> Iterator[bytes]:
-        with file:
-            while chunk := file.read(_CHUNK_BYTES):
+        with source:
+            while chunk := source.read(_CHUNK_BYTES):
                 yield chunk
 
     return read()
 
 
 def _predictions(response: inference_pb2.PredictResponse) -> Predictions:
-    timing = response.timing
     return Predictions(
         predictions=tuple(_prediction(message) for message in response.predictions),
-        timing=Timing(
-            queue_s=timing.queue_s,
-            load_s=timing.load_s,
-            tokenize_s=timing.tokenize_s,
-            compute_s=timing.compute_s,
-            batch_requests=timing.batch_requests,
-            batch_tokens=timing.batch_tokens,
-            batch_tasks=timing.batch_tasks,
-        ),
+        timing=Timing(**_to_json(response.timing)),
     )
 
 

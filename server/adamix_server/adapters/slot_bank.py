@@ -137,7 +137,8 @@ class NormSite(BankSite):
     def forward(self, s: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden] -> [1, T, hidden]`."""
         if not self._num_bottlenecks:
-            return self.inner(s)
+            plain: torch.Tensor = self.inner(s)
+            return plain
         norm = self.inner
         rows = dispatch.bottleneck_norm(s[0], self._bank.segments, self._bottlenecks, norm.weight, norm.bias, norm.eps)
         return rows[None]

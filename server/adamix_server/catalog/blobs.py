@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adamix.errors import DataLoss, InvalidAdapter, StoreFull
+from adamix_server.catalog.directories import make_directory, sync_directory
 from adamix_server.catalog.names import check_digest
 
 _CHUNK_BYTES = 1 << 20
@@ -65,14 +66,12 @@ class BlobStore:
         self._blobs = root / "sha256"
         self._temporaries = root / "tmp"
         with _room():
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._temporaries.mkdir(mode=0o700, exist_ok=True)
-            self._blobs.mkdir(mode=0o700, exist_ok=True)
+            make_directory(self._temporaries)
+            make_directory(self._blobs)
             # All shards at once: a put then needs one directory sync, not a second one for a shard it may have made.
             for shard in range(256):
                 (self._blobs / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
-            for directory in (self._blobs, root):
-                _sync_directory(directory)
+            sync_directory(self._blobs)
 
     def path(self, digest: str) -> Path:
         """Where the blob is, whether or not it is there. Raises InvalidRequest on what is not a digest."""
@@ -129,7 +128,7 @@ class BlobStore:
                 os.fsync(file.fileno())
                 source.rename(target)
             # Also when it was there: whoever renamed it may not have come to this line yet.
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
         return target
 
     def get(self, digest: str) -> bytes:
@@ -187,11 +186,3 @@ def _digest_of(file: BinaryIO) -> tuple[str, int]:
         digest.update(chunk)
         num_bytes += len(chunk)
     return digest.hexdigest(), num_bytes
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

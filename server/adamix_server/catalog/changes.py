@@ -68,13 +68,13 @@ def find_or_make_task(connection: Connection, tenant: str, task: str) -> int:
 def ready_versions(connection: Connection, task_id: int) -> dict[str, str]:
     """Digest -> backbone fingerprint of the task's READY versions."""
     query = select(_versions.digest, _versions.backbone_fingerprint)
-    rows = connection.execute(query.where(_versions.task_id == task_id, _versions.state == State.READY))
+    rows = connection.execute(query.where(_versions.task_id == task_id, schema.is_ready))
     return dict(rows.all())
 
 
 def retire(connection: Connection, task_id: int, digest: str | None = None) -> None:
     """READY -> RETIRED for one version of a task, or for all of them."""
-    chosen = (_versions.task_id == task_id) & (_versions.state == State.READY)
+    chosen = (_versions.task_id == task_id) & schema.is_ready
     if digest is not None:
         chosen &= _versions.digest == digest
     connection.execute(update(schema.versions).where(chosen).values(state=move(State.READY, State.RETIRED)))

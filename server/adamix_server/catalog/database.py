@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
 from adamix_server.catalog import schema
+from adamix_server.catalog.directories import make_directory
 
 _BUSY_TIMEOUT_MS = 5_000
 
@@ -30,7 +31,7 @@ class Database:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path.parent)
         # Overflow without bound: the callers' executors bound the threads, and a pool timeout would be one more
         # error to explain.
         self._engine = create_engine(
@@ -128,16 +129,15 @@ def _pragma(connection: Connection, name: str) -> int:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except DBAPIError as error:
-        if not isinstance(error.orig, sqlite3.Error):
+    except (DBAPIError, sqlite3.Error) as error:  # the second kind from `_configure`, which the pool calls
+        translated = _translate(error.orig if isinstance(error, DBAPIError) else error)
+        if translated is None:
             raise
-        raise _translate(error.orig) from error
-    except sqlite3.Error as error:  # from `_configure`, which the pool calls
-        raise _translate(error) from error
+        raise translated from error
 
 
-def _translate(error: sqlite3.Error) -> Exception:
-    """The error of ours that says what the reader can do; the same error where that is nothing (a bug)."""
+def _translate(error: BaseException | None) -> AdamixError | None:
+    """What the reader of the error can do something about; None for the rest, which are bugs."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY", retry_after_s=1.0)
@@ -149,7 +149,7 @@ def _translate(error: sqlite3.Error) -> Exception:
         return FailedPrecondition("the store cannot be opened for writing", reason="STORE_READONLY")
     if code == sqlite3.SQLITE_IOERR:
         return Unavailable("the disk of the store reports errors", reason="STORE_IO")
-    return error
+    return None
 
 
 def _corrupt() -> AdamixError:

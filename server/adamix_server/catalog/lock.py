@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from adamix.errors import FailedPrecondition
+from adamix_server.catalog.directories import make_directory
 
 
 class StoreLock:
@@ -18,12 +19,18 @@ class StoreLock:
         directory: the store; made if it does not exist.
 
     Raises:
-        FailedPrecondition: another server holds it (`STORE_LOCKED`).
+        FailedPrecondition: another server holds it (`STORE_LOCKED`), or it cannot be written (`STORE_READONLY`).
     """
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            make_directory(directory)
+            self._descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"the store cannot be made or opened ({error.strerror}); choose another --store",
+                reason="STORE_READONLY",
+            ) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

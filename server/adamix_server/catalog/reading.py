@@ -72,7 +72,7 @@ def _read(
             _versions.num_bytes,
             _versions.backbone_fingerprint,
             _versions.manifest_json,
-        ).where(of_versions, _versions.state == State.READY)
+        ).where(of_versions, schema.is_ready)
     ):
         tenant, task = names[task_id][:2]
         versions[task_id][digest] = VersionRow(

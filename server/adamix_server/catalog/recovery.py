@@ -44,7 +44,7 @@ def recover(store: Path) -> Recovered:
         # One write transaction around rows and files: a front end of a killed server that has not yet noticed cannot
         # commit a version between the moment its blob is found unreferenced and the moment it is removed.
         with database.write() as connection:
-            connection.execute(delete(schema.versions).where(versions.state == State.RETIRED))
+            connection.execute(delete(schema.versions).where(schema.is_retired))
             rows = connection.execute(select(versions.digest, versions.num_bytes).distinct())
             sizes: dict[str, int] = dict(rows.all())
             swept = blobs.sweep(sizes)

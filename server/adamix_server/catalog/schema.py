@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
 )
 
 # Written into the database file. Raise the version with every change of a table that older code cannot read.
@@ -66,10 +67,13 @@ versions = Table(
     CheckConstraint("state = 'RETIRED' OR (state = 'READY' AND task_id IS NOT NULL)"),
     sqlite_autoincrement=True,
 )
-_ready = versions.c.state == "READY"
-Index("one_ready_version", versions.c.task_id, versions.c.digest, unique=True, sqlite_where=_ready)
+# Written as literals, not bound values: SQLite uses a partial index only for a condition it can read.
+is_ready = versions.c.state == literal_column("'READY'")
+is_retired = versions.c.state == literal_column("'RETIRED'")
+Index("one_ready_version", versions.c.task_id, versions.c.digest, unique=True, sqlite_where=is_ready)
+Index("retired_versions", versions.c.digest, sqlite_where=is_retired)
+Index("versions_of_task", versions.c.task_id)
 Index("versions_of_blob", versions.c.digest)
-Index("retired_versions", versions.c.digest, sqlite_where=versions.c.state == "RETIRED")
 
 # What answers a task on one backbone. `current` and each of `earlier` (oldest first) is a split as JSON:
 # [["<digest>", weight], …]. They name READY versions of the task only.

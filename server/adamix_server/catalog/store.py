@@ -202,7 +202,7 @@ class Catalog:
 
     def retired(self) -> tuple[str, ...]:
         """Digests of deleted versions, which wait for `purge`."""
-        query = select(_versions.digest).where(_versions.state == State.RETIRED).distinct()
+        query = select(_versions.digest).where(schema.is_retired).distinct()
         with self._database.read() as connection:
             return tuple(connection.scalars(query))
 
@@ -218,7 +218,7 @@ class Catalog:
             states = set(connection.scalars(select(_versions.state).where(mine)))
             if State.RETIRED in states:
                 move(State.RETIRED, State.DELETED)
-                connection.execute(delete(schema.versions).where(mine, _versions.state == State.RETIRED))
+                connection.execute(delete(schema.versions).where(mine, schema.is_retired))
             if states != {State.RETIRED}:
                 return False
             # Under the write lock, so that no registration counts on bytes that go. If the process dies before the

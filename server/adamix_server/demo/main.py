@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -15,7 +16,7 @@ from adamix import backbone as backbones
 from adamix.data import TaskData
 from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix.evaluation import evaluate
-from adamix_server.client import Client, Input, PredictResult
+from adamix_server.client import Client, Input, Predictions
 from adamix_server.demo import report, throughput
 from adamix_server.demo.serving import ServerProcess, Tally, Traffic
 from adamix_server.demo.training import BACKBONE, BASELINE_TASK, BETTER, SEED, TASKS, DemoTrainer, Trained
@@ -150,15 +151,9 @@ def _check_traffic(tally: Tally) -> None:
         raise FailedPrecondition(f"{tally.failed} of {tally.sent} requests failed while adapters changed: {reasons}")
 
 
-def _mixed(response: PredictResult) -> list[dict[str, Any]]:
+def _mixed(response: Predictions) -> list[dict[str, Any]]:
     return [
-        {
-            "task": prediction.task,
-            "version": prediction.version,
-            "label": None if prediction.classification is None else prediction.classification.label,
-            "scores": [] if prediction.classification is None else list(prediction.classification.scores),
-            "score": None if prediction.regression is None else prediction.regression.score,
-        }
+        {"task": prediction.task, "version": prediction.version, **msgspec.to_builtins(prediction.result)}
         for prediction in response.predictions
     ]
 
@@ -181,7 +176,8 @@ def _equality(
         part = asked[start : start + 48]
         inputs = [Input(task=name, text=subsets[name].examples[i].text, truncate=True) for name, i in part]
         for (name, i), prediction in zip(part, client.predict(inputs, return_logits=True).predictions, strict=True):
-            prediction.raise_for_error()
+            if prediction.error is not None:
+                raise prediction.error
             difference = np.abs(np.asarray(prediction.logits) - np.asarray(offline[name][i])).max()
             largest = max(largest, float(difference))
     if not largest <= MAX_LOGIT_DIFFERENCE:

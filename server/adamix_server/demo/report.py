@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from adamix_server.client import PredictResult
+from adamix_server.client import Classification, Predictions, Regression
 from adamix_server.demo.throughput import CALLS_IN_FLIGHT, INPUTS_PER_CALL, Throughput
 from adamix_server.demo.training import Trained
 
@@ -62,17 +62,15 @@ def registration_text(step: Mapping[str, Any], address: str) -> str:
     )
 
 
-def mixed_table(texts: Mapping[str, Sequence[str]], response: PredictResult) -> Table:
+def mixed_table(texts: Mapping[str, Sequence[str]], response: Predictions) -> Table:
     table = Table("task", "text", "answer", "scores", title="One call, three tasks, three head widths")
     for prediction in response.predictions:
-        answer = scores = ""
-        if prediction.classification is not None:
-            answer = prediction.classification.label
-            scores = " ".join(f"{score:.2f}" for score in prediction.classification.scores)
-        elif prediction.regression is not None:
-            answer = f"{prediction.regression.score:.2f}"
-        elif prediction.error is not None:
-            answer = prediction.error.message
+        answer, scores = str(prediction.error or ""), ""
+        if isinstance(prediction.result, Classification):
+            answer = prediction.result.label
+            scores = " ".join(f"{score:.2f}" for score in prediction.result.scores)
+        elif isinstance(prediction.result, Regression):
+            answer = f"{prediction.result.score:.2f}"
         table.add_row(prediction.task, texts[prediction.task][0][:60], answer, scores)
     timing = response.timing
     table.caption = f"answered in batches of up to {timing.batch_requests} requests of {timing.batch_tasks} adapters"

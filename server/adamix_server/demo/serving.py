@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -65,7 +65,7 @@ class ServerProcess:
                 log.flush()
                 with contextlib.suppress(ValueError):
                     record = json.loads(line)
-                    if isinstance(record, dict) and record.get("message") == "serving":
+                    if record.get("process") == "supervisor" and record.get("message") == "serving":
                         self.address = str(record["address"])
                         self._serving.set()
         self._serving.set()
@@ -85,7 +85,7 @@ class Traffic:
     """Clients that send one small mixed call after another until the with-block ends."""
 
     def __init__(
-        self, address: str, texts: dict[str, Sequence[str]], clients: int = 2, inputs_per_call: int = 4
+        self, address: str, texts: Mapping[str, Sequence[str]], clients: int = 2, inputs_per_call: int = 4
     ) -> None:
         self._address = address
         self._texts = texts

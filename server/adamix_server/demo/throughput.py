@@ -120,7 +120,8 @@ def _over_grpc(address: str, requests: Sequence[Request]) -> None:
     with Client(address) as client, ThreadPoolExecutor(CALLS_IN_FLIGHT) as pool:
         for answer in pool.map(client.predict, calls):
             for prediction in answer.predictions:
-                prediction.raise_for_error()
+                if prediction.error is not None:
+                    raise prediction.error
 
 
 def _packed(

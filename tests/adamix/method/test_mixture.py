@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.errors import FailedPrecondition, InvalidConfig
-from adamix.heads import shared_copy
+from adamix.heads import recompute_activations, shared_copy
 from adamix.mixture import ExpertLinear, Mixture, RouteTable
 
 
@@ -224,7 +224,7 @@ def test_gradient_checkpointing_recomputes_the_same_route(backbone: Backbone) ->
         body, experts = _mixture(backbone, share="none")
         _without_dropout(body)
         if recompute:
-            body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            recompute_activations(body)
         experts.set_routes(_draw(experts))
         _hidden(body).square().sum().backward()
         gradients.append([p.grad for _, x in experts.projections() for p in x.parameters()])

@@ -47,6 +47,14 @@ def test_a_killed_server_leaves_no_lock(store: Path) -> None:
         pass
 
 
+def test_a_place_that_cannot_be_a_store_is_said(store: Path) -> None:
+    store.write_bytes(b"a file")
+    with pytest.raises(FailedPrecondition, match="choose another --store") as caught:
+        StoreLock(store)
+    assert caught.value.reason == "STORE_READONLY"
+    assert str(store) not in caught.value.message
+
+
 def test_an_empty_store_needs_nothing(store: Path) -> None:
     assert recover(store) == Recovered(Swept(0, 0), ())
     assert recover(store) == Recovered(Swept(0, 0), ())

@@ -531,6 +531,19 @@ class TestTrouble:
         other.close()
         catalog.close()
 
+    def test_lookups_of_a_large_catalog_read_no_whole_table(self, catalog: Catalog) -> None:
+        tables = (
+            "SELECT digest FROM versions WHERE state = 'RETIRED'",
+            "SELECT * FROM versions WHERE task_id = 1 AND state = 'READY'",
+            "SELECT id FROM tasks WHERE tenant = 'a' AND task > 'b' ORDER BY task LIMIT 2",
+            "SELECT tenant, task FROM audit WHERE revision > 7",
+            "DELETE FROM tasks WHERE id = 1",
+        )
+        with catalog._database.read() as connection:
+            for statement in tables:
+                for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}"):
+                    assert row.detail.startswith("SEARCH") or "USING COVERING INDEX" in row.detail, statement
+
     def test_it_is_durable_by_configuration(self, catalog: Catalog) -> None:
         with catalog._database.read() as connection:
             found = [

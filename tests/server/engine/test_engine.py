@@ -1,0 +1,298 @@
+"""The engine behind its in-process channel: every request gets exactly one final event, and all credit comes back."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adamix import adapter_file
+from adamix.adapter_file import AdapterFile
+from adamix.backbone import Backbone
+from adamix.batches import TokenRow
+from adamix.errors import Code
+from adamix.evaluation import attach, predict
+from adamix_server.catalog.blobs import BlobStore
+from adamix_server.channel import InProcessFrontEndChannel, in_process_pair
+from adamix_server.config import EngineConfig
+from adamix_server.engine.assembly import assemble
+from adamix_server.engine.engine import Engine
+from adamix_server.engine.model_runner import PackedRow
+from adamix_server.frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
+from adamix_server.telemetry.metrics import Recorder
+
+POISON = 63
+
+
+class FrontEnd:
+    """The smallest front end: submits rows and collects what comes back."""
+
+    def __init__(self, channel: InProcessFrontEndChannel) -> None:
+        self.channel = channel
+        self.events: dict[int, Event] = {}
+        self.credit = [0, 0]
+        self.replies: dict[int, Reply] = {}
+        self.hello: Hello | None = None
+
+    async def submit(self, *rows: Row) -> None:
+        await self.channel.send(Submit(generation=1, rows=list(rows)))
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not done():
+                match await self.channel.receive():
+                    case Emit(events=events, credit_inputs=inputs, credit_tokens=tokens):
+                        for event in events:
+                            assert event.final
+                            assert event.id not in self.events, "a second final event"
+                            self.events[event.id] = event
+                        self.credit[0] += inputs
+                        self.credit[1] += tokens
+                    case Credit(inputs=inputs, tokens=tokens):
+                        self.credit[0] += inputs
+                        self.credit[1] += tokens
+                    case Reply() as reply:
+                        self.replies[reply.call] = reply
+                    case Hello() as hello:
+                        self.hello = hello
+
+
+class Harness:
+    def __init__(self, tmp_path: Path, backbone: Backbone, slots: int) -> None:
+        self.blobs = BlobStore(tmp_path / "blobs")
+        self.config = EngineConfig(
+            engine_id="0",
+            generation=1,
+            address="",
+            backbone="in-memory",
+            tokenizer="",
+            store=str(tmp_path),
+            device="cpu",
+            dtype="float32",
+            max_batch_tokens=64,
+            slots=slots,
+            arena_bytes=1 << 20,
+            host_cache_bytes=1 << 20,
+            max_queue_inputs=1000,
+            max_queue_tokens=10_000,
+            log_level="info",
+        )
+        self.backbone = backbone
+
+    @asynccontextmanager
+    async def running(self, prepare: Callable[[Engine], None] = lambda _: None) -> AsyncIterator[FrontEnd]:
+        engine_end, front_end_end = await in_process_pair()
+        recorder = Recorder()
+        engine = assemble(self.config, engine_end, self.backbone, recorder, lambda: None)
+        prepare(engine)
+        thread = threading.Thread(target=engine.run, daemon=True)
+        thread.start()
+        front_end = FrontEnd(front_end_end)
+        await front_end.until(lambda: front_end.hello is not None and front_end.credit[0] > 0)
+        try:
+            yield front_end
+        finally:
+            engine.drain()
+            await asyncio.to_thread(thread.join, 20)
+            assert not thread.is_alive()
+            assert not engine._holds
+            assert all(slot.pins == 0 for slot in engine._adapters._slots)
+
+    def add(self, adapter: AdapterFile) -> str:
+        data = adapter_file.encode(adapter.manifest, adapter.tensors)
+        self.blobs.put(data, adapter.digest)
+        return adapter.digest
+
+
+@pytest.fixture
+def make_harness(tmp_path: Path, make_backbone: Callable[[], Backbone]) -> Callable[..., Harness]:
+    return lambda slots=8: Harness(tmp_path, make_backbone(), slots)
+
+
+def row(number: int, digest: str, tokens: list[int], deadline_s: float = 30.0) -> Row:
+    return Row(
+        id=number,
+        tenant="default",
+        digest=digest,
+        token_ids=np.asarray(tokens, "<i4").tobytes(),
+        deadline=time.monotonic() + deadline_s,
+    )
+
+
+def tokens(number: int) -> list[int]:
+    return np.random.default_rng(number).integers(1, 60, 1 + number % 13).tolist()
+
+
+def logits(event: Event) -> Any:
+    assert event.error is None
+    return np.frombuffer(event.payload, "<f4")
+
+
+def poisoned(engine: Engine, error: Callable[[], BaseException]) -> None:
+    """Make every batch that holds the marker token fail."""
+    run = engine._runner.run
+
+    def failing(rows: list[PackedRow]) -> Any:
+        if any(POISON in r.token_ids for r in rows):
+            raise error()
+        return run(rows)
+
+    engine._runner.run = failing  # type: ignore[method-assign, assignment]
+
+
+def test_answers_equal_offline_whatever_shares_the_batch(
+    make_harness: Callable[..., Harness],
+    make_adapter: Callable[..., AdapterFile],
+    make_backbone: Callable[[], Backbone],
+) -> None:
+    harness = make_harness()
+    adapters = [make_adapter(i, num_labels=i + 1) for i in range(4)]
+    adapters.append(make_adapter(9, kind="lora", sites=("attn_q", "attn_v"), num_labels=6))
+    digests = [harness.add(adapter) for adapter in adapters]
+
+    async def scenario() -> FrontEnd:
+        async with harness.running() as front_end:
+            await front_end.submit(*(row(i, digests[i % 5], tokens(i)) for i in range(60)))
+            await front_end.until(lambda: len(front_end.events) == 60)
+            return front_end
+
+    front_end = asyncio.run(scenario())
+    for i in range(60):
+        alone = predict(
+            attach(adapters[i % 5], make_backbone()), [TokenRow(tuple(tokens(i)), None, is_truncated=False)], pad_id=0
+        )[0].numpy()
+        np.testing.assert_allclose(logits(front_end.events[i]), alone, atol=2e-5, rtol=1e-4)
+    assert front_end.credit == [harness.config.max_queue_inputs + 60, 10_000 + sum(len(tokens(i)) for i in range(60))]
+    timing = front_end.events[59].timing
+    assert timing.batch_requests >= 1
+    assert timing.batch_tokens <= 64
+
+
+def test_more_adapters_than_slots_are_all_answered(
+    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    harness = make_harness(slots=2)
+    digests = [harness.add(make_adapter(i)) for i in range(7)]
+
+    async def scenario() -> None:
+        async with harness.running() as front_end:
+            for start in (0, 70):
+                await front_end.submit(*(row(start + i, digests[i % 7], tokens(i)) for i in range(70)))
+            await front_end.until(lambda: len(front_end.events) == 140)
+            for i in range(70):
+                np.testing.assert_allclose(
+                    logits(front_end.events[i]), logits(front_end.events[70 + i]), atol=2e-5, rtol=1e-4
+                )
+
+    asyncio.run(scenario())
+
+
+def test_a_missing_or_corrupt_blob_fails_its_own_requests_alone(
+    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    harness = make_harness()
+    good, bad = harness.add(make_adapter(0)), harness.add(make_adapter(1))
+    path = harness.blobs.path(bad)
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+    async def scenario() -> None:
+        async with harness.running() as front_end:
+            await front_end.submit(
+                row(0, good, [1, 2]), row(1, bad, [1, 2]), row(2, "f" * 64, [1, 2]), row(3, good, [3])
+            )
+            await front_end.until(lambda: len(front_end.events) == 4)
+            assert front_end.events[0].error is None
+            assert front_end.events[3].error is None
+            error = front_end.events[1].error
+            assert error is not None
+            assert error.code == Code.DATA_LOSS
+            assert front_end.events[2].error is not None
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (lambda: ValueError("secret /etc/path"), Code.INTERNAL),
+        (lambda: torch.OutOfMemoryError("secret"), Code.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_a_request_that_breaks_its_batch_fails_alone(
+    make_harness: Callable[..., Harness],
+    make_adapter: Callable[..., AdapterFile],
+    error: Callable[[], BaseException],
+    code: Code,
+) -> None:
+    harness = make_harness()
+    digest = harness.add(make_adapter(0))
+
+    async def scenario() -> None:
+        async with harness.running(lambda engine: poisoned(engine, error)) as front_end:
+            rows = [row(i, digest, [POISON, 2] if i == 5 else tokens(i)) for i in range(32)]
+            await front_end.submit(*rows)
+            await front_end.until(lambda: len(front_end.events) == 32)
+            failed = {i: e.error for i, e in front_end.events.items() if e.error is not None}
+            assert set(failed) == {5}
+            assert failed[5].code == code
+            assert "secret" not in failed[5].message
+
+    asyncio.run(scenario())
+
+
+def test_cancelled_and_expired_requests_are_not_computed(
+    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    harness = make_harness()
+    digest = harness.add(make_adapter(0))
+
+    async def scenario() -> None:
+        async with harness.running(lambda engine: poisoned(engine, AssertionError)) as front_end:
+            await front_end.submit(row(0, digest, [POISON], deadline_s=-1.0))
+            await front_end.until(lambda: 0 in front_end.events)
+            error = front_end.events[0].error
+            assert error is not None
+            assert error.code == Code.DEADLINE_EXCEEDED
+            # One turn of the loop takes in both frames: the request is gone before a batch is formed.
+            await front_end.submit(row(1, digest, [POISON]))
+            await front_end.channel.send(Cancel(generation=1, ids=[1]))
+            await front_end.until(lambda: 1 in front_end.events)
+            error = front_end.events[1].error
+            assert error is not None
+            assert error.code in (Code.CANCELLED, Code.INTERNAL)
+            assert front_end.credit == [1002, 10_002]
+
+    asyncio.run(scenario())
+
+
+def test_control_calls(make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]) -> None:
+    harness = make_harness()
+    digest = harness.add(make_adapter(0))
+
+    async def scenario() -> None:
+        async with harness.running() as front_end:
+
+            async def ask(call: int, op: Any, what: str) -> Reply:
+                await front_end.channel.send(Control(generation=1, call=call, op=op, digest=what))
+                await front_end.until(lambda: call in front_end.replies)
+                return front_end.replies[call]
+
+            assert (await ask(1, "residency", digest)).value == "store"
+            assert (await ask(2, "load", digest)).error is None
+            assert (await ask(3, "residency", digest)).value == "host"
+            await front_end.submit(row(0, digest, [1]))
+            await front_end.until(lambda: 0 in front_end.events)
+            assert (await ask(4, "residency", digest)).value == "device"
+            assert (await ask(5, "in_use", digest)).value is False
+            assert (await ask(6, "load", "e" * 64)).error is not None
+
+    asyncio.run(scenario())

@@ -1,0 +1,339 @@
+"""What a caller gets when things go wrong inside: a status with details, an id, and nothing of the inside."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.protobuf import json_format
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from adamix.errors import Overloaded
+from adamix_protos.v1 import adapters_pb2, inference_pb2, inference_pb2_grpc, server_pb2
+from adamix_server.frontend.admission import Admission
+from adamix_server.frontend.interceptors import Boundary, own_limit_s
+from adamix_server.telemetry.metrics import Recorder
+
+PREDICT = "/adamix.v1.InferenceService/Predict"
+
+
+class Servicer(inference_pb2_grpc.InferenceServiceServicer):
+    """One RPC of each response kind that does whatever the test says."""
+
+    def __init__(self) -> None:
+        self.behave: Callable[[], Any] = inference_pb2.PredictResponse
+        self.closed = asyncio.Event()
+
+    async def Predict(self, request: Any, context: Any) -> Any:
+        return self.behave()
+
+    async def PredictStream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for _ in requests:
+            self.behave()
+            yield inference_pb2.PredictStreamResponse(id="x")
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            for _ in range(10_000):
+                yield inference_pb2.GenerateResponse(text_delta="x" * 10_000)
+                self.behave()
+        finally:
+            self.closed.set()
+
+
+class Bare:
+    """The boundary around that servicer, on a real port."""
+
+    def __init__(self) -> None:
+        self.servicer = Servicer()
+        self.admission = Admission()
+        self.recorder = Recorder()
+
+    async def __aenter__(self) -> "Bare":
+        self.server = grpc.aio.server(interceptors=[Boundary(self.admission, self.recorder)])
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.server)
+        port = self.server.add_insecure_port("127.0.0.1:0")
+        await self.server.start()
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+        await self.server.stop(0)
+
+    def counts(self) -> dict[tuple[str, ...], float]:
+        return {s.labels: s.values[0] for s in self.recorder.drain() if s.name == "adamix_requests_total"}
+
+
+def run(scenario: Callable[[Bare], Any]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), Bare() as bare:
+            await scenario(bare)
+
+    asyncio.run(main())
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    def behave() -> Any:
+        raise error
+
+    return behave
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.domain == "adamix"
+    return info.reason
+
+
+def everything_in(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.details()} {error.debug_error_string()} {list(error.trailing_metadata())}"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("secret /etc/adapters/tenantA"),
+        SystemExit("secret"),
+        KeyboardInterrupt("secret"),
+        asyncio.CancelledError("secret"),
+        TimeoutError("secret"),
+        MemoryError("secret"),
+        RecursionError("secret"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_exception_reaches_a_client_or_ends_the_server(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(bare: Bare) -> None:
+        bare.servicer.behave = raising(error)
+        metadata = (("x-request-id", "trace-7"),)
+        unary = bare.stub.Predict(inference_pb2.PredictRequest(), metadata=metadata, timeout=5)
+        stream = bare.stub.PredictStream(iter([inference_pb2.PredictStreamRequest()]), metadata=metadata, timeout=5)
+        generate = bare.stub.Generate(inference_pb2.GenerateRequest(), metadata=metadata, timeout=5)
+        await generate.read()
+        for call in (unary, stream.read(), generate.read()):
+            failed = await failure(call)
+            assert failed.code() is grpc.StatusCode.INTERNAL
+            assert failed.details() == "internal error, id=trace-7"
+            assert reason(failed) == "INTERNAL"
+            assert "secret" not in everything_in(failed)
+            assert type(error).__name__ not in everything_in(failed)
+        bare.servicer.behave = inference_pb2.PredictResponse
+        await bare.stub.Predict(inference_pb2.PredictRequest(), timeout=5)
+
+    with caplog.at_level(logging.ERROR, logger="adamix_server"):
+        run(scenario)
+    # The operator finds the whole of it under the same id.
+    logged = [record for record in caplog.records if getattr(record, "request_id", "") == "trace-7"]
+    assert len(logged) == 3
+    assert all(record.exc_info and record.exc_info[1] is error for record in logged)
+
+
+def test_errors_of_ours_keep_their_words_and_hints() -> None:
+    async def scenario(bare: Bare) -> None:
+        bare.servicer.behave = raising(Overloaded("full", reason="NO_SLOT", retry_after_s=0.25))
+        failed = await failure(bare.stub.Predict(inference_pb2.PredictRequest()))
+        assert (failed.code(), failed.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        trailers = dict(failed.trailing_metadata())
+        assert trailers["grpc-retry-pushback-ms"] == "250"
+        assert trailers["x-request-id"]
+        status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+        retry = error_details_pb2.RetryInfo()
+        assert any(detail.Unpack(retry) for detail in status.details)
+        assert retry.retry_delay.ToMilliseconds() == 250
+
+    run(scenario)
+
+
+def test_a_message_that_cannot_be_serialised_is_internal() -> None:
+    async def scenario(bare: Bare) -> None:
+        bare.servicer.behave = lambda: "not a message"
+        assert (await failure(bare.stub.Predict(inference_pb2.PredictRequest()))).code() is grpc.StatusCode.INTERNAL
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xff\xff", b"\x0a\x05\x1a\x03\xff\xfe\xfd", b"\x0a\xff\xff\xff\xff\x0f"])
+def test_garbage_is_invalid_argument(garbage: bytes) -> None:
+    async def scenario(bare: Bare) -> None:
+        failed = await failure(bare.channel.unary_unary(PREDICT)(garbage))
+        assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert reason(failed) == "MALFORMED_MESSAGE"
+        stream = bare.channel.stream_stream("/adamix.v1.InferenceService/PredictStream")(iter([garbage]))
+        assert reason(await failure(stream.read())) == "MALFORMED_MESSAGE"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("method", ["/adamix.v1.InferenceService/Nothing", "/nobody/Home", "/x"])
+def test_an_unknown_method_is_unimplemented_and_makes_no_series(method: str) -> None:
+    async def scenario(bare: Bare) -> None:
+        for kind in (bare.channel.unary_unary, bare.channel.unary_stream):
+            call = kind(method)(b"")
+            failed = await failure(call if kind is bare.channel.unary_unary else call.read())
+            assert failed.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert reason(failed) == "UNIMPLEMENTED"
+        assert bare.counts() == {("unknown", "UNIMPLEMENTED"): 2.0}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"), [("abc-DEF_1.2", True), ("x" * 64, True), ("x" * 65, False), ("two words", False)]
+)
+def test_a_harmless_request_id_is_kept(sent: str, kept: bool) -> None:
+    async def scenario(bare: Bare) -> None:
+        call = bare.stub.Predict(inference_pb2.PredictRequest(), metadata=(("x-request-id", sent),))
+        await call
+        returned = dict(await call.trailing_metadata())["x-request-id"]
+        assert (returned == sent) is kept
+        assert 1 <= len(returned) <= 64
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_a_stream_ends_the_servicer() -> None:
+    async def scenario(bare: Bare) -> None:
+        call = bare.stub.Generate(inference_pb2.GenerateRequest())
+        await call.read()
+        # The reader stops reading: the servicer blocks on flow control, where leaving looks different to it.
+        await asyncio.sleep(0.05)
+        call.cancel()
+        await bare.servicer.closed.wait()
+        while bare.admission.running:
+            await asyncio.sleep(0.005)
+        assert ("adamix.v1.InferenceService/Generate", "CANCELLED") in bare.counts()
+
+    run(scenario)
+
+
+def test_calls_are_counted_by_method_and_code() -> None:
+    async def scenario(bare: Bare) -> None:
+        await bare.stub.Predict(inference_pb2.PredictRequest())
+        bare.servicer.behave = raising(ValueError())
+        await failure(bare.stub.Predict(inference_pb2.PredictRequest()))
+        bare.admission.close()
+        await failure(bare.stub.Predict(inference_pb2.PredictRequest()))
+        assert bare.counts() == {
+            (PREDICT[1:], "OK"): 1.0,
+            (PREDICT[1:], "INTERNAL"): 1.0,
+            (PREDICT[1:], "UNAVAILABLE"): 1.0,
+        }
+        assert bare.admission.running == 0
+
+    run(scenario)
+
+
+def test_the_servers_own_time_limit() -> None:
+    inf = float("inf")
+    assert own_limit_s(None, 60.0) == 60.0
+    assert own_limit_s(5.0, 60.0) is None
+    assert own_limit_s(5000.0, 60.0) == 600.0
+    assert own_limit_s(None, inf) is None
+    assert own_limit_s(5000.0, inf) is None
+
+
+def test_a_call_without_a_deadline_ends_with_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamix_server.frontend.interceptors.DEFAULT_TIMEOUT_S", 0.05)
+
+    async def scenario(bare: Bare) -> None:
+        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def predict(request: Any, context: Any) -> Any:
+            await never
+
+        bare.servicer.Predict = predict  # type: ignore[method-assign]
+        server = grpc.aio.server(interceptors=[Boundary(bare.admission, bare.recorder)])
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(bare.servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            failed = await failure(channel.unary_unary(PREDICT)(b""))
+        assert failed.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert reason(failed) == "DEADLINE_EXCEEDED"
+        assert never.cancelled()
+        await server.stop(0)
+
+    run(scenario)
+
+
+# The same boundary as part of a whole front end
+
+
+def test_a_10_mb_message_is_refused_by_the_transport(serve: Any) -> None:
+    async def scenario(harness: Any) -> None:
+        big = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="x", text="x" * (10 << 20))])
+        failed = await failure(harness.inference.Predict(big))
+        assert failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await harness.server.GetServerInfo(server_pb2.GetServerInfoRequest())
+
+    serve(scenario)
+
+
+def test_one_megabyte_of_text_is_refused_by_its_field(serve: Any, seed: Any, make_adapter: Any) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        big = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="x" * (1 << 20))])
+        failed = await failure(harness.inference.Predict(big))
+        assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert reason(failed) == "TEXT_TOO_LARGE"
+
+    serve(scenario)
+
+
+def test_methods_of_later_versions_and_generate(serve: Any) -> None:
+    async def scenario(harness: Any) -> None:
+        for call in (
+            harness.adapters.LoadVersion(adapters_pb2.LoadVersionRequest()),
+            harness.adapters.DeleteVersion(adapters_pb2.DeleteVersionRequest()),
+            harness.server.Drain(server_pb2.DrainRequest()),
+            harness.adapters.WatchTasks(adapters_pb2.WatchTasksRequest()).read(),
+            harness.inference.PredictStream(iter(())).read(),
+        ):
+            failed = await failure(call)
+            assert failed.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert reason(failed) == "UNIMPLEMENTED"
+        failed = await failure(harness.inference.Generate(inference_pb2.GenerateRequest()).read())
+        assert failed.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert reason(failed) == "NOT_GENERATIVE"
+
+    serve(scenario)
+
+
+def test_health_and_reflection_answer_behind_the_boundary(serve: Any) -> None:
+    async def scenario(harness: Any) -> None:
+        health = health_pb2_grpc.HealthStub(harness.channel)
+        for name in ("", "adamix.v1.InferenceService", "adamix.v1.AdapterService", "adamix.v1.ServerService"):
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        failed = await failure(health.Check(health_pb2.HealthCheckRequest(service="other")))
+        assert failed.code() is grpc.StatusCode.NOT_FOUND
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        harness.kill_engine()
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        harness.start_engine()
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+        reflection = reflection_pb2_grpc.ServerReflectionStub(harness.channel)
+        call = reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        names = json_format.MessageToDict(await call.read())["listServicesResponse"]["service"]
+        assert {"name": "adamix.v1.InferenceService"} in names
+
+    serve(scenario)

@@ -1,0 +1,149 @@
+"""The typed client against a front end on a real port."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamix.errors import (
+    Aborted,
+    AdamixError,
+    Code,
+    FailedPrecondition,
+    InvalidConfig,
+    InvalidData,
+    InvalidInput,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
+from adamix.manifest import HeadSpec
+from adamix_server.client import Client, Classification, Input, Regression
+
+
+def in_thread(scenario: Callable[[Client, Any], None]) -> Any:
+    """A scenario of plain calls, run beside the event loop that the front end lives in."""
+
+    async def main(harness: Any) -> None:
+        def work() -> None:
+            with Client(harness.address, timeout_s=10) as client:
+                scenario(client, harness)
+
+        await asyncio.to_thread(work)
+
+    return main
+
+
+def test_the_life_of_a_task(serve: Any, make_adapter: Callable[..., bytes], tmp_path: Path) -> None:
+    path = tmp_path / "first.safetensors"
+    path.write_bytes(make_adapter(seed=1))
+    first, second = hashlib.sha256(path.read_bytes()).hexdigest(), make_adapter(seed=2)
+
+    def scenario(client: Client, harness: Any) -> None:
+        client.wait_until_serving(10)
+        registered = client.register("sst2", path)
+        assert (registered.version.digest, registered.already_exists) == (first, False)
+        assert registered.version.live
+        assert registered.version.manifest["head"]["num_labels"] == 3
+        assert client.register("sst2", path.read_bytes()).already_exists
+        (answer,) = client.predict(task="sst2", texts=["w1 w2"]).predictions
+        assert isinstance(answer.result, Classification)
+        assert (answer.version, answer.result.label, answer.error) == (first, "yes", None)
+
+        newer = client.register("sst2", second).version.digest
+        task = client.get_task("sst2")
+        assert (task.task, task.traffic, task.labels) == ("sst2", ((newer, 1),), ("no", "maybe", "yes"))
+        assert [version.digest for version in client.versions("sst2")] == [newer, first]
+        assert client.versions("sst2")[0].residency == "HOST"
+        assert client.rollback("sst2").traffic == ((first, 1),)
+        with pytest.raises(Aborted):
+            client.set_traffic("sst2", newer, etag=task.etag)
+        assert client.set_traffic("sst2", newer).traffic == ((newer, 1),)
+        assert [task.task for task in client.tasks()] == ["sst2"]
+
+        client.delete_task("sst2")
+        assert client.tasks() == []
+        with pytest.raises(NotFound):
+            client.predict(task="sst2", texts=["w1"])
+
+    serve(in_thread(scenario))
+
+
+def test_errors_come_back_as_the_classes_they_are(
+    serve: Any, seed: Any, make_adapter: Callable[..., bytes], tmp_path: Path
+) -> None:
+    seed("sst2", make_adapter())
+
+    def scenario(client: Client, harness: Any) -> None:
+        with pytest.raises(InvalidRequest) as empty:
+            client.predict(task="sst2", texts=[""])
+        assert (empty.value.reason, empty.value.field) == ("TEXT_EMPTY", "inputs[0].text")
+        with pytest.raises(InvalidInput) as refused:
+            client.register("sst2", b"PK\x03\x04 not an adapter")
+        assert refused.value.reason == "FORMAT_UNKNOWN"
+        with pytest.raises(InvalidData, match="No such file"):
+            client.register("sst2", tmp_path / "missing")
+        with pytest.raises(FailedPrecondition):
+            client.rollback("sst2")
+        with pytest.raises(InvalidConfig):
+            client.predict([Input("sst2")])
+        with pytest.raises(InvalidData):
+            client.predict(task="sst2", texts=["half \ud800"])
+        good, bad = client.predict([Input("sst2", text="w1"), Input("nobody", text="w1")]).predictions
+        assert good.error is None
+        assert isinstance(bad.error, NotFound)
+        harness.engine.control_error = None
+
+    serve(in_thread(scenario))
+
+
+def test_without_a_server_the_address_is_named() -> None:
+    with Client("127.0.0.1:1", timeout_s=2) as client, pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
+        client.tasks()
+    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable, match="did not become ready"):
+        client.wait_until_serving(0.2)
+
+
+def test_predict_json_prints_proto_names_and_defaults(
+    serve: Any, seed: Any, make_adapter: Callable[..., bytes]
+) -> None:
+    digest = seed("score", make_adapter(HeadSpec(type="regression", pooling="mean")))
+
+    def scenario(client: Client, harness: Any) -> None:
+        harness.engine.widths[digest] = 1
+        answer = client.predict_json(task="score", texts=["w1"])
+        assert answer["predictions"] == [
+            {"task": "score", "version": digest, "regression": {"score": 0.0}, "logits": []}
+        ]
+        assert answer["timing"]["load_s"] == 0.0
+        assert answer["timing"]["batch_requests"] == 1
+        (prediction,) = client.predict(task="score", texts=["w1"], return_logits=True).predictions
+        assert (prediction.result, prediction.logits) == (Regression(0.0), (0.0,))
+        mixed = client.predict_json([Input("score", text="w1"), Input("nobody", text="w1")])
+        assert mixed["predictions"][1]["error"]["details"][0]["reason"] == "NOT_FOUND"
+
+    serve(in_thread(scenario))
+
+
+def test_server_info_says_what_the_engine_said(serve: Any) -> None:
+    def scenario(client: Client, harness: Any) -> None:
+        info = client.server_info()
+        assert info.backbone["fingerprint"] == harness.engine.spec.fingerprint
+        assert info.limits["max_inputs_per_call"] == 64
+        assert (info.compute_dtype, info.device) == ("float32", "cpu")
+
+    serve(in_thread(scenario))
+
+
+def test_a_method_of_a_later_version_is_unimplemented(serve: Any) -> None:
+    def scenario(client: Client, harness: Any) -> None:
+        from adamix_protos.v1 import adapters_pb2
+
+        with pytest.raises(AdamixError) as caught, client._errors():
+            client._adapters.PinVersion(adapters_pb2.PinVersionRequest(), timeout=5)
+        assert (caught.value.code, caught.value.reason) == (Code.UNIMPLEMENTED, "UNIMPLEMENTED")
+
+    serve(in_thread(scenario))
