@@ -141,6 +141,7 @@ def train(
             task = bar.add_task("training", total=None, note="")
 
             def show(progress: trainer.Progress) -> None:
+                bar.start()
                 note = "" if progress.loss is None else f"loss {progress.loss:.3f}"
                 bar.update(task, completed=progress.step, total=progress.steps, note=note)
 
@@ -231,14 +232,13 @@ def evaluate(
         loaded = backbones.load(name, device=_device(device))
         with _bar() as bar:
             task = bar.add_task("evaluating", total=len(rows.examples), note="")
-            result = evaluation.evaluate(
-                adapter,
-                loaded,
-                backbones.load_tokenizer(name),
-                rows,
-                batch_size=batch_size,
-                on_rows=lambda count: bar.advance(task, count),
-            )
+
+            def advance(count: int) -> None:
+                bar.start()
+                bar.advance(task, count)
+
+            tokenizer = backbones.load_tokenizer(name)
+            result = evaluation.evaluate(adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
         if save_predictions is not None:
             lines = [
                 json.dumps(_prediction(rows, example, prediction, logits), ensure_ascii=False)
@@ -320,8 +320,10 @@ def _device(name: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
-def _bar() -> Progress:
-    return Progress(
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A progress bar that appears with the first call of its `start`, so that an early error stands alone."""
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -329,3 +331,8 @@ def _bar() -> Progress:
         TextColumn("{task.fields[note]}"),
         console=stderr,
     )
+    try:
+        yield bar
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -196,11 +196,11 @@ def _spread(targets: NDArray[Any], label_ids: NDArray[np.int64], num_labels: int
 def _decide(spec: HeadSpec, logits: NDArray[np.float32]) -> NDArray[Any]:
     """Class ids `[N]`, zeros and ones `[N, C]`, or values `[N]`."""
     if spec.type == "classification":
-        return np.argmax(logits, axis=-1)
+        return np.asarray(np.argmax(logits, axis=-1))
     if spec.type == "multilabel":
         threshold = DEFAULT_THRESHOLD if spec.threshold is None else spec.threshold
         return (1.0 / (1.0 + np.exp(-logits.astype(np.float64))) >= threshold).astype(np.int64)
-    values = logits[:, 0].astype(np.float64)
+    values: NDArray[Any] = logits[:, 0].astype(np.float64)
     return values if spec.clip is None else values.clip(*spec.clip)
 
 

@@ -17,7 +17,7 @@ Shapes: T rows, G segments, N tiles, B rows per tile, R rank, D features.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -84,9 +84,9 @@ def lora_(
 
 def head(features: Tensor, segments: Segments, weights: Sequence[HeadWeights | None]) -> list[Tensor]:
     """See `reference.head`. Heads differ in width and most have one row: a loop, on one thread while they are small."""
-    widest = max((h.out.numel() for h in weights if h is not None and h.out is not None), default=0)
-    flops = 2.0 * len(features) * max(features.shape[1] ** 2, widest)
-    if features.device.type == "cpu" and flops < _THREADS_PAY_FLOPS * len(segments):
+    used = [weights[slot] for slot in set(segments.slots.tolist()) if slot]
+    largest = max((w.numel() for h in used if h is not None for w in (h.dense, h.out) if w is not None), default=0)
+    if features.device.type == "cpu" and 2 * len(features) * largest < _THREADS_PAY_FLOPS * len(segments):
         with _one_thread():
             return reference.head(features, segments, weights)
     return reference.head(features, segments, weights)
@@ -126,6 +126,11 @@ class _LowRank(NamedTuple):
     scale: float
     activation: str
 
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Adapters with equal groups fit into one batched product."""
+        return len(self.down), self.activation, self.scale, self.down_bias is None, self.up_bias is None
+
 
 def _of_bottleneck(adapter: BottleneckWeights) -> _LowRank:
     return _LowRank(adapter.down, adapter.down_bias, adapter.up, adapter.up_bias, adapter.scale, adapter.activation)
@@ -156,9 +161,7 @@ def _adapt(
     groups: dict[tuple[object, ...], list[int]] = {}
     for position, adapter in enumerate(adapters):
         if adapter is not None:
-            like = (len(adapter.down), adapter.activation, adapter.scale)
-            biased = (adapter.down_bias is None, adapter.up_bias is None)
-            groups.setdefault(like + biased, []).append(position)
+            groups.setdefault(adapter.group, []).append(position)
         elif out is not residual:
             _, start, end = runs[position]
             out[start:end].copy_(residual[start:end])
@@ -166,20 +169,18 @@ def _adapt(
         chosen = [adapter for p in positions if (adapter := adapters[p]) is not None]
         num_rows = sum(runs[p][2] - runs[p][1] for p in positions)
         form = pick_form(
-            num_rows,
-            len(positions),
-            len(chosen[0].down),
-            (source.shape[1] + out.shape[1]) // 2,
-            source.dtype,
-            source.device.type,
-            torch.get_num_threads(),
+            num_rows=num_rows,
+            num_segments=len(positions),
+            rank=len(chosen[0].down),
+            features=(source.shape[1] + out.shape[1]) // 2,
+            dtype=source.dtype,
+            device_type=source.device.type,
+            threads=torch.get_num_threads(),
         )
         if form == "tiles":
             _tiles(out, residual, source, segments, positions, chosen)
-        elif form == "loop_on_one_thread":
-            with _one_thread():
-                _loop(out, residual, source, [runs[p] for p in positions], chosen)
-        else:
+            continue
+        with _one_thread() if form == "loop_on_one_thread" else nullcontext():
             _loop(out, residual, source, [runs[p] for p in positions], chosen)
 
 
@@ -309,7 +310,7 @@ _MOST_SEGMENTS_TO_LAUNCH_ONE_BY_ONE = 3
 
 
 def pick_form(
-    num_rows: int, num_segments: int, rank: int, features: int, dtype: torch.dtype, device_type: str, threads: int
+    *, num_rows: int, num_segments: int, rank: int, features: int, dtype: torch.dtype, device_type: str, threads: int
 ) -> Form:
     """The form with the least estimated time for a group of segments (the rule above).
 

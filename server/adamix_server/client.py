@@ -359,10 +359,8 @@ def _input(item: Input) -> inference_pb2.PredictInput:
             message.text = item.text
         elif item.pair is not None:
             message.pair.first, message.pair.second = item.pair
-        else:
-            message.token_ids.ids.extend(item.token_ids or ())
-            # An empty list is still a choice, and the server has the words for it.
-            message.token_ids.SetInParent()
+        elif item.token_ids is not None:
+            message.token_ids.CopyFrom(inference_pb2.TokenIds(ids=item.token_ids))
     except UnicodeEncodeError:
         raise InvalidData("the text is not valid Unicode: it holds half of a surrogate pair") from None
     return message
@@ -378,14 +376,13 @@ def _upload(
 
 def _chunks(adapter: Path | str | bytes) -> Iterator[bytes]:
     try:
-        source = io.BytesIO(adapter) if isinstance(adapter, bytes) else Path(adapter).open("rb")
+        source = io.BytesIO(adapter) if isinstance(adapter, bytes) else Path(adapter).open("rb")  # noqa: SIM115
     except OSError as error:
         raise InvalidData(f"{adapter!s}: {error.strerror}") from None
 
     def read() -> Iterator[bytes]:
         with source:
-            while chunk := source.read(_CHUNK_BYTES):
-                yield chunk
+            yield from iter(lambda: source.read(_CHUNK_BYTES), b"")
 
     return read()
 

@@ -5,6 +5,7 @@ error names the row by its `where`, which for a file is `FILE:LINE`.
 """
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ MAX_TARGET = 1e15
 MULTILABEL_SEPARATOR = "|"
 # Published test sets that keep their labels secret have this one in every row.
 _HIDDEN = -1
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,8 @@ def _target(row: _Checked) -> float:
 def _as_float(label: object) -> float | None:
     if isinstance(label, bool) or not isinstance(label, int | float | str):
         return None
+    if isinstance(label, str) and "_" in label:
+        return None  # Python's own way to write a number, nobody else's
     try:
         return float(label)
     except (ValueError, OverflowError):
@@ -167,7 +171,7 @@ def _as_float(label: object) -> float | None:
 
 
 def _is_integer(label: object) -> bool:
-    return isinstance(label, int) or (isinstance(label, str) and label.strip().lstrip("+-").isdecimal())
+    return isinstance(label, int) or (isinstance(label, str) and _INTEGER.fullmatch(label.strip()) is not None)
 
 
 def _names(row: _Checked, kind: TaskType) -> list[str]:
@@ -192,7 +196,8 @@ def _name(row: _Checked, value: object) -> str:
     name = str(value).strip()
     if not name:
         raise InvalidData(f"{row.where}: label is empty")
-    if len(name) > MAX_NAME or any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+    # Printable is sufficient but not necessary: emoji are joined by characters that are not.
+    if len(name) > MAX_NAME or (not name.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in name)):
         raise InvalidData(f"{row.where}: label {_clip(name)} is too long or has control characters")
     return name
 

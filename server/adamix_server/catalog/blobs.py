@@ -9,13 +9,14 @@ import errno
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from adamix.errors import DataLoss, InvalidAdapter, StoreFull
+from adamix.errors import Cancelled, DataLoss, InvalidAdapter, StoreFull
 from adamix_server.catalog.directories import make_directory, sync_directory
 from adamix_server.catalog.names import check_digest
 
@@ -24,13 +25,18 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Temporary:
-    """A file that is still arriving. Knows the sha256 and the size of what was written so far."""
+    """A file that is still arriving. Knows the sha256 and the size of what was written so far.
+
+    A write whose caller was cancelled may still run in its thread when the file is closed: closing waits for it, and
+    a write that comes later is refused, so that none ever meets a descriptor that belongs to another file by then.
+    """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.num_bytes = 0
         self._descriptor = descriptor
         self._hash = hashlib.sha256()
+        self._lock = threading.Lock()
 
     @property
     def digest(self) -> str:
@@ -38,13 +44,27 @@ class Temporary:
         return self._hash.hexdigest()
 
     def write(self, data: bytes) -> None:
-        """Append; whoever opens `path` after the call sees it. Raises StoreFull when the disk is."""
+        """Append; whoever opens `path` after the call sees it.
+
+        Raises:
+            StoreFull: no room on the disk.
+            Cancelled: the file is closed.
+        """
         rest = memoryview(data)
-        with _room():
+        with self._lock, _room():
+            if self._descriptor < 0:
+                raise Cancelled("the upload has ended")
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
-        self._hash.update(data)
-        self.num_bytes += len(data)
+            self._hash.update(data)
+            self.num_bytes += len(data)
+
+    def close(self) -> None:
+        """Once is enough; a second call does nothing."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
 
 @dataclass(frozen=True)
@@ -96,10 +116,11 @@ class BlobStore:
         with _room():
             descriptor, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=self._temporaries)
         path = Path(name)
+        temporary = Temporary(path, descriptor)
         try:
-            yield Temporary(path, descriptor)
+            yield temporary
         finally:
-            os.close(descriptor)
+            temporary.close()
             path.unlink(missing_ok=True)
 
     def put(self, source: bytes | Path, digest: str) -> Path:

@@ -12,7 +12,6 @@ from sqlalchemy import delete, select
 from adamix_server.catalog import schema
 from adamix_server.catalog.blobs import BlobStore, Swept
 from adamix_server.catalog.database import Database
-from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.store import BLOBS_DIRECTORY, CATALOG_FILE
 
 

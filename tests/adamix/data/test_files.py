@@ -58,6 +58,12 @@ def test_integer_labels_are_classes_in_numeric_order(tmp_path: Path) -> None:
     assert loaded.labels == tuple(str(i) for i in range(12))
 
 
+@pytest.mark.parametrize(("one", "other"), [("--5", "7"), ("+", "-"), ("👩‍🚀", "x"), ("1_0", "2")])
+def test_odd_names_are_classes_too(tmp_path: Path, one: str, other: str) -> None:
+    text = "text,label\n" + "".join(f"t{i},{(one, other)[i % 2]}\n" for i in range(40))
+    assert set(data.load(_write(tmp_path / "d.csv", text), split="train").labels) == {one, other}
+
+
 @pytest.mark.parametrize(("values", "names"), [([True, False], ("false", "true")), ([3, 1], ("1", "3"))])
 def test_json_booleans_and_integers_name_classes(tmp_path: Path, values: list[object], names: tuple[str]) -> None:
     lines = [json.dumps({"text": f"t{i}", "label": values[i % 2]}) for i in range(40)]

@@ -54,7 +54,9 @@ def test_multilabel_consistency_is_the_kl_of_each_label() -> None:
     first, second = _logits(4, 3), _logits(4, 3)
     p1, p2 = first.sigmoid(), second.sigmoid()
     rows = [torch.stack([p, 1 - p], -1) for p in (p1, p2)]
-    expected = 0.5 * (_kl(rows[1].flatten(0, 1), rows[0].flatten(0, 1)) + _kl(rows[0].flatten(0, 1), rows[1].flatten(0, 1)))
+    expected = 0.5 * (
+        _kl(rows[1].flatten(0, 1), rows[0].flatten(0, 1)) + _kl(rows[0].flatten(0, 1), rows[1].flatten(0, 1))
+    )
     torch.testing.assert_close(consistency_loss(first, second, "multilabel"), expected)
 
 

@@ -14,7 +14,9 @@ from adamix.heads import recompute_activations, shared_copy
 from adamix.mixture import ExpertLinear, Mixture, RouteTable
 
 
-def _mixture(backbone: Backbone, seed: int = 0, adapter: AdapterConfig | None = None, **mixture: Any) -> tuple[nn.Module, Mixture]:
+def _mixture(
+    backbone: Backbone, seed: int = 0, adapter: AdapterConfig | None = None, **mixture: Any
+) -> tuple[nn.Module, Mixture]:
     body = shared_copy(backbone.model)
     generator = torch.Generator().manual_seed(seed)
     experts = Mixture(body, adapter or AdapterConfig(rank=4), MixtureConfig(**mixture), generator)

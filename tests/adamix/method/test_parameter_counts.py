@@ -58,5 +58,7 @@ def test_lora_counts_follow_their_factors() -> None:
 
 def test_roberta_s_own_head_is_larger_than_the_merged_adapter() -> None:
     with torch.device("meta"):
-        head = Head(HeadSpec(type="classification", pooling="cls", dense="own", num_labels=3, activation="tanh"), 1024, None)
+        head = Head(
+            HeadSpec(type="classification", pooling="cls", dense="own", num_labels=3, activation="tanh"), 1024, None
+        )
     assert sum(p.numel() for p in head.parameters()) == 1_049_600 + 1_025 * 3

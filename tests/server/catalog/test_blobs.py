@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adamix.errors import DataLoss, InvalidAdapter, InvalidRequest, StoreFull
+from adamix.errors import Cancelled, DataLoss, InvalidAdapter, InvalidRequest, StoreFull
 from adamix_server.catalog.blobs import BlobStore
 
 DATA = b"some weights" * 1000
@@ -57,6 +57,16 @@ def test_an_upload_cut_short_leaves_nothing(blobs: BlobStore, root: Path) -> Non
     with pytest.raises(ConnectionError):
         upload()
     assert files(root) == set()
+
+
+def test_a_write_that_outlives_its_upload_goes_nowhere(blobs: BlobStore, root: Path) -> None:
+    """The descriptor's number is soon another file's."""
+    with blobs.temporary() as upload:
+        upload.write(b"first")
+    with (root / "another").open("wb") as another:
+        with pytest.raises(Cancelled):
+            upload.write(b"late")
+        assert os.fstat(another.fileno()).st_size == 0
 
 
 def test_the_same_bytes_again_change_nothing(blobs: BlobStore, root: Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,9 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from adamix.errors import Aborted, AdamixError, FailedPrecondition, NotFound
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
-
-# In memory where there is such a place: durability is not what this test is about, and syncs are most of its time.
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 TENANTS = st.sampled_from(["one", "two"])
 TASKS = st.sampled_from(["a", "b"])
@@ -34,10 +30,10 @@ def digest_of(data: bytes) -> str:
 class CatalogMachine(RuleBasedStateMachine):
     """`versions` holds each task's READY digests, `pointers` the digests made live one after the other."""
 
-    def __init__(self, here: str, manifest_json: str) -> None:
+    def __init__(self, here: str, manifest_json: str, memory: str | None) -> None:
         super().__init__()
         self.here, self.manifest_json = here, manifest_json
-        self.store = Path(tempfile.mkdtemp(dir=MEMORY))
+        self.store = Path(tempfile.mkdtemp(dir=memory))
         self.catalog = Catalog(self.store, backbone_fingerprint=here)
         self.versions: dict[Name, set[str]] = {}
         self.pointers: dict[Name, list[str]] = {}
@@ -154,10 +150,12 @@ class CatalogMachine(RuleBasedStateMachine):
         assert self.catalog.snapshot() is before_snapshot
 
 
-def test_any_order_of_calls_agrees_with_the_model(here: str, manifest_json: Callable[[str], str]) -> None:
+def test_any_order_of_calls_agrees_with_the_model(
+    here: str, manifest_json: Callable[[str], str], memory: str | None
+) -> None:
     class Machine(CatalogMachine):
         def __init__(self) -> None:
-            super().__init__(here, manifest_json(here))
+            super().__init__(here, manifest_json(here), memory)
 
     run_state_machine_as_test(
         Machine,

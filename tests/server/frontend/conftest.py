@@ -5,7 +5,7 @@ The catalog, the blob store, the tokenizer and the validation child are the real
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from adamix_server.frontend.server import FrontEnd
 HIDDEN, LAYERS, VOCAB, MAX_TOKENS = 8, 2, 64, 32
 
 # Everything below must end long before this; a test that does not has found a hang.
-TEST_TIMEOUT_S = 30.0
+TEST_TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="session")
@@ -255,6 +255,11 @@ class FakeSupervisor:
         return frame
 
 
+@pytest.fixture(scope="session")
+def supervisor_type() -> type[FakeSupervisor]:
+    return FakeSupervisor
+
+
 class Harness:
     """What a scenario has in hand: stubs on an open channel, and the strings behind the scene."""
 
@@ -289,7 +294,7 @@ class Harness:
     @staticmethod
     async def until(condition: Callable[[], bool]) -> None:
         """Wait for something that has no event of its own; the test's timeout is the limit."""
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the condition may be anything
             await asyncio.sleep(0.005)
 
 
@@ -323,8 +328,22 @@ def seed(store: Path, spec: BackboneSpec) -> Callable[..., str]:
     return put
 
 
+@pytest.fixture(scope="session")
+def play() -> Iterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    """Run a coroutine to its end, within the time limit. One event loop for all: grpc.aio wants no second one."""
+
+    async def limited(scene: Coroutine[Any, Any, None]) -> None:
+        async with asyncio.timeout(TEST_TIMEOUT_S):
+            await scene
+
+    with asyncio.Runner() as runner:
+        yield lambda scene: runner.run(limited(scene))
+
+
 @pytest.fixture
-def serve(store: Path, tokenizer_file: Path, spec: BackboneSpec) -> Callable[..., None]:
+def serve(
+    store: Path, tokenizer_file: Path, spec: BackboneSpec, play: Callable[[Coroutine[Any, Any, None]], None]
+) -> Callable[..., None]:
     """Run a scenario against a front end that serves; by default it is drained afterwards and must end cleanly."""
 
     @asynccontextmanager
@@ -355,10 +374,10 @@ def serve(store: Path, tokenizer_file: Path, spec: BackboneSpec) -> Callable[...
             assert await running == 0
 
     def run(scenario: Scenario, *, prepare: Callable[[FakeEngine], None] = lambda engine: None) -> None:
-        async def main() -> None:
-            async with asyncio.timeout(TEST_TIMEOUT_S), serving(prepare) as harness:
+        async def scene() -> None:
+            async with serving(prepare) as harness:
                 await scenario(harness)
 
-        asyncio.run(main())
+        play(scene())
 
     return run

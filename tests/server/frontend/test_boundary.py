@@ -70,12 +70,19 @@ class Bare:
         return {s.labels: s.values[0] for s in self.recorder.drain() if s.name == "adamix_requests_total"}
 
 
-def run(scenario: Callable[[Bare], Any]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), Bare() as bare:
-            await scenario(bare)
+Run = Callable[[Callable[[Bare], Any]], None]
 
-    asyncio.run(main())
+
+@pytest.fixture
+def run(play: Any) -> Run:
+    def run_one(scenario: Callable[[Bare], Any]) -> None:
+        async def scene() -> None:
+            async with Bare() as bare:
+                await scenario(bare)
+
+        play(scene())
+
+    return run_one
 
 
 def raising(error: BaseException) -> Callable[[], Any]:
@@ -117,7 +124,7 @@ def everything_in(error: grpc.aio.AioRpcError) -> str:
     ids=lambda error: type(error).__name__,
 )
 def test_no_exception_reaches_a_client_or_ends_the_server(
-    error: BaseException, caplog: pytest.LogCaptureFixture
+    run: Run, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(bare: Bare) -> None:
         bare.servicer.behave = raising(error)
@@ -144,7 +151,7 @@ def test_no_exception_reaches_a_client_or_ends_the_server(
     assert all(record.exc_info and record.exc_info[1] is error for record in logged)
 
 
-def test_errors_of_ours_keep_their_words_and_hints() -> None:
+def test_errors_of_ours_keep_their_words_and_hints(run: Run) -> None:
     async def scenario(bare: Bare) -> None:
         bare.servicer.behave = raising(Overloaded("full", reason="NO_SLOT", retry_after_s=0.25))
         failed = await failure(bare.stub.Predict(inference_pb2.PredictRequest()))
@@ -160,7 +167,7 @@ def test_errors_of_ours_keep_their_words_and_hints() -> None:
     run(scenario)
 
 
-def test_a_message_that_cannot_be_serialised_is_internal() -> None:
+def test_a_message_that_cannot_be_serialised_is_internal(run: Run) -> None:
     async def scenario(bare: Bare) -> None:
         bare.servicer.behave = lambda: "not a message"
         assert (await failure(bare.stub.Predict(inference_pb2.PredictRequest()))).code() is grpc.StatusCode.INTERNAL
@@ -169,7 +176,7 @@ def test_a_message_that_cannot_be_serialised_is_internal() -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff", b"\x0a\x05\x1a\x03\xff\xfe\xfd", b"\x0a\xff\xff\xff\xff\x0f"])
-def test_garbage_is_invalid_argument(garbage: bytes) -> None:
+def test_garbage_is_invalid_argument(run: Run, garbage: bytes) -> None:
     async def scenario(bare: Bare) -> None:
         failed = await failure(bare.channel.unary_unary(PREDICT)(garbage))
         assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -181,11 +188,10 @@ def test_garbage_is_invalid_argument(garbage: bytes) -> None:
 
 
 @pytest.mark.parametrize("method", ["/adamix.v1.InferenceService/Nothing", "/nobody/Home", "/x"])
-def test_an_unknown_method_is_unimplemented_and_makes_no_series(method: str) -> None:
+def test_an_unknown_method_is_unimplemented_and_makes_no_series(run: Run, method: str) -> None:
     async def scenario(bare: Bare) -> None:
-        for kind in (bare.channel.unary_unary, bare.channel.unary_stream):
-            call = kind(method)(b"")
-            failed = await failure(call if kind is bare.channel.unary_unary else call.read())
+        for answer in (bare.channel.unary_unary(method)(b""), bare.channel.unary_stream(method)(b"").read()):
+            failed = await failure(answer)
             assert failed.code() is grpc.StatusCode.UNIMPLEMENTED
             assert reason(failed) == "UNIMPLEMENTED"
         assert bare.counts() == {("unknown", "UNIMPLEMENTED"): 2.0}
@@ -196,7 +202,7 @@ def test_an_unknown_method_is_unimplemented_and_makes_no_series(method: str) -> 
 @pytest.mark.parametrize(
     ("sent", "kept"), [("abc-DEF_1.2", True), ("x" * 64, True), ("x" * 65, False), ("two words", False)]
 )
-def test_a_harmless_request_id_is_kept(sent: str, kept: bool) -> None:
+def test_a_harmless_request_id_is_kept(run: Run, sent: str, kept: bool) -> None:
     async def scenario(bare: Bare) -> None:
         call = bare.stub.Predict(inference_pb2.PredictRequest(), metadata=(("x-request-id", sent),))
         await call
@@ -207,7 +213,7 @@ def test_a_harmless_request_id_is_kept(sent: str, kept: bool) -> None:
     run(scenario)
 
 
-def test_a_client_that_leaves_a_stream_ends_the_servicer() -> None:
+def test_a_client_that_leaves_a_stream_ends_the_servicer(run: Run) -> None:
     async def scenario(bare: Bare) -> None:
         call = bare.stub.Generate(inference_pb2.GenerateRequest())
         await call.read()
@@ -215,14 +221,13 @@ def test_a_client_that_leaves_a_stream_ends_the_servicer() -> None:
         await asyncio.sleep(0.05)
         call.cancel()
         await bare.servicer.closed.wait()
-        while bare.admission.running:
-            await asyncio.sleep(0.005)
+        assert await bare.admission.wait_idle(5)
         assert ("adamix.v1.InferenceService/Generate", "CANCELLED") in bare.counts()
 
     run(scenario)
 
 
-def test_calls_are_counted_by_method_and_code() -> None:
+def test_calls_are_counted_by_method_and_code(run: Run) -> None:
     async def scenario(bare: Bare) -> None:
         await bare.stub.Predict(inference_pb2.PredictRequest())
         bare.servicer.behave = raising(ValueError())
@@ -248,7 +253,7 @@ def test_the_servers_own_time_limit() -> None:
     assert own_limit_s(5000.0, inf) is None
 
 
-def test_a_call_without_a_deadline_ends_with_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_without_a_deadline_ends_with_the_servers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adamix_server.frontend.interceptors.DEFAULT_TIMEOUT_S", 0.05)
 
     async def scenario(bare: Bare) -> None:

@@ -21,7 +21,7 @@ from adamix.errors import (
     Unavailable,
 )
 from adamix.manifest import HeadSpec
-from adamix_server.client import Client, Classification, Input, Regression
+from adamix_server.client import Classification, Client, Input, Regression
 
 
 def in_thread(scenario: Callable[[Client, Any], None]) -> Any:

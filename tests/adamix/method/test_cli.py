@@ -1,0 +1,208 @@
+"""The commands as a user types them: results on stdout, everything else on stderr, exit codes 0, 1, 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from adamix import adapter_file
+from adamix.cli import app, exit_codes
+from adamix.data import TaskData
+from adamix.errors import InvalidAdapter, InvalidConfig, NotFound
+
+TRAIN = ["--max-steps", "4", "--batch-size", "8", "--max-length", "32", "--rank", "4", "--lr", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory: pytest.TempPathFactory, colours: TaskData) -> Path:
+    path = tmp_path_factory.mktemp("data") / "colours.csv"
+    rows = [f"{example.text},{colours.labels[int(example.label)]}" for example in colours.examples]  # type: ignore[arg-type]
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, backbone_directory: Path, csv: Path) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    result = _invoke("train", "--backbone", backbone_directory, "--data", csv, *TRAIN, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def merged(trained: Path) -> Path:
+    file = trained.parent / "adapter.safetensors"
+    result = _invoke("merge", trained, "--out", file)
+    assert result.exit_code == 0, result.stderr
+    return file
+
+
+def _invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_train_prints_what_it_made(tmp_path: Path, backbone_directory: Path, csv: Path) -> None:
+    out = tmp_path / "run"
+    result = _invoke(
+        "train", "--backbone", backbone_directory, "--data", csv, *TRAIN, "--few-shot", 12, "--out", out, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["mixture"] == str(out / "mixture.safetensors")
+    assert (document["rows"], document["steps"]) == (12, 4)
+    assert document["parameters"] == {"trained": 1376, "merged": 584, "head": 99}
+    assert set(document["validation"]) == {"accuracy", "macro_f1"}
+
+
+def test_merge_writes_one_small_file(merged: Path, trained: Path) -> None:
+    adapter = adapter_file.read(merged)
+    assert adapter.manifest.training.merge == "uniform"
+    assert adapter.manifest.training.num_experts == 4
+    again = _invoke("merge", trained, "--out", merged.with_name("again.safetensors"), "--json")
+    document = json.loads(again.stdout)
+    assert document["digest"] == adapter.digest
+    assert merged.with_name("again.safetensors").read_bytes() == merged.read_bytes()
+
+
+def test_inspect_shows_the_manifest_and_the_counts(merged: Path) -> None:
+    adapter = adapter_file.read(merged)
+    document = json.loads(_invoke("inspect", merged, "--json").stdout)
+    assert document["parameters"] == {"adapter": 584, "head": 99}
+    assert (document["bytes"], document["digest"]) == (merged.stat().st_size, adapter.digest)
+    extra = {"parameters", "bytes", "digest"}
+    assert {key: value for key, value in document.items() if key not in extra} == adapter.manifest.to_json()
+    assert adapter.digest in _invoke("inspect", merged).stdout
+
+
+def test_evaluate_answers_the_same_for_a_file_and_its_directory(merged: Path, trained: Path, csv: Path) -> None:
+    """`--backbone` defaults to the one the adapter names."""
+    by_file = _invoke("evaluate", merged, "--data", csv, "--split", "train", "--json")
+    by_directory = _invoke("evaluate", trained, "--data", csv, "--split", "train", "--json")
+    document = json.loads(by_file.stdout)
+    assert document == json.loads(by_directory.stdout)
+    assert set(document) == {"metrics", "rows", "truncated"}
+    assert document["rows"] > 30
+    assert "accuracy" in _invoke("evaluate", merged, "--data", csv).stdout
+
+
+def test_predictions_are_saved_as_lines(merged: Path, csv: Path, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    result = _invoke("evaluate", merged, "--data", csv, "--save-predictions", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    document = json.loads(result.stdout)
+    assert len(lines) == document["rows"]
+    assert set(lines[0]) == {"text", "label", "prediction", "logits"}
+    hits = sum(line["label"] == line["prediction"] for line in lines)
+    assert document["metrics"]["accuracy"] == pytest.approx(hits / len(lines))
+    assert all(len(line["logits"]) == 3 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs", "1", "--max-steps", "1"],
+        ["--rank", "0"],
+        ["--method", "prefix"],
+        ["--share", "both"],
+        ["--sites", "mlp_output"],
+        ["--pooling", "max"],
+        ["--device", "tpu"],
+        ["--few-shot", "1"],
+        ["--no-such-flag"],
+    ],
+)
+def test_wrong_usage_exits_2_and_leaves_no_directory(
+    arguments: list[str], tmp_path: Path, backbone_directory: Path, csv: Path
+) -> None:
+    out = tmp_path / "run"
+    result = _invoke("train", "--backbone", backbone_directory, "--data", csv, "--out", out, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.strip()
+    assert not out.exists()
+
+
+def test_failures_exit_1_with_one_line(
+    tmp_path: Path, merged: Path, trained: Path, backbone_directory: Path, csv: Path
+) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(merged.read_bytes()[:-8])
+    for arguments in (
+        ["train", "--backbone", backbone_directory, "--data", csv, *TRAIN, "--out", trained],
+        ["train", "--backbone", backbone_directory, "--data", tmp_path / "none.csv", "--out", tmp_path / "run"],
+        ["evaluate", broken, "--data", csv],
+        ["evaluate", tmp_path / "none.safetensors", "--data", csv],
+        ["inspect", broken],
+        ["inspect", trained / "mixture.safetensors"],
+        ["merge", trained / "run.json", "--out", tmp_path / "x"],
+    ):
+        result = _invoke(*arguments)
+        assert (result.exit_code, result.stdout) == (1, ""), arguments
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.splitlines()) == 1
+        assert "Traceback" not in result.stderr
+
+
+def test_what_comes_later_is_refused_by_name(trained: Path, merged: Path, csv: Path, tmp_path: Path) -> None:
+    how = _invoke("merge", trained, "--out", tmp_path / "x", "--how", "ties")
+    assert how.exit_code == 2
+    assert "'ties' is not available" in how.stderr
+    routing = _invoke("evaluate", merged, "--data", csv, "--routing", "ensemble")
+    assert routing.exit_code == 2
+    assert "ensemble is not available" in routing.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidConfig("x"), 2),
+        (InvalidAdapter("x"), 1),
+        (NotFound("x"), 1),
+        (FileNotFoundError(2, "No such file", "x"), 1),
+        (KeyboardInterrupt(), 1),
+    ],
+)
+def test_exit_codes_follow_the_error_tree(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    import typer
+
+    with pytest.raises(typer.Exit) as caught, exit_codes():
+        raise error
+    assert caught.value.exit_code == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), exit_codes():
+        raise ZeroDivisionError
+
+
+def test_help_loads_no_heavy_library() -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from adamix.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "print(sorted({'torch', 'transformers', 'sklearn', 'scipy', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_process_keeps_stdout_for_results(tmp_path: Path, backbone_directory: Path, csv: Path) -> None:
+    """Nothing of transformers, accelerate or the progress bar may leak into a pipe."""
+    command = [
+        sys.executable,
+        "-c",
+        "from adamix.cli import app; app()",
+        "train",
+        "--backbone",
+        str(backbone_directory),
+    ]
+    command += ["--data", str(csv), *TRAIN, "--out", str(tmp_path / "run"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["steps"] == 4
+    assert "Warning" not in done.stderr

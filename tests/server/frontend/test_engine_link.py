@@ -1,0 +1,261 @@
+"""The link to the engine by itself: frames out, futures in, credit, and never anything left pending."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from adamix.errors import AdamixError, Overloaded, Unavailable
+from adamix_server.frames import Cancel, Control, Credit, Emit, EngineUp, Event, Hello, Limits, Reply, Row, Submit
+from adamix_server.frontend.engine_link import EngineLink
+
+
+class Wire:
+    """A channel whose other end is the test."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.closed = False
+        self.send_error: Exception | None = None
+
+    async def send(self, frame: Any) -> None:
+        if self.send_error is not None:
+            raise self.send_error
+        self.sent.append(frame)
+
+    async def receive(self) -> Any:
+        frame = await self.incoming.get()
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def close(self) -> None:
+        self.closed = True
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [frame for frame in self.sent if isinstance(frame, kind)]
+
+
+class Scene:
+    """A link that is connected to generation 1 with some credit."""
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+        self.wires: list[Wire] = []
+        self.link = EngineLink(self._connect)
+
+    async def _connect(self, address: str, generation: int) -> Wire:
+        self.wires.append(Wire())
+        return self.wires[-1]
+
+    async def up(self, generation: int = 1, inputs: int = 100, tokens: int = 1000) -> Wire:
+        hello = Hello(
+            engine_id="engine-0",
+            generation=generation,
+            spec=self.spec,
+            limits=Limits(max_batch_tokens=8, max_queue_inputs=100, max_queue_tokens=1000, slots=1),
+            dtype="float32",
+            device="cpu",
+        )
+        connecting = asyncio.create_task(self.link.connect(EngineUp(address="ipc:///x", hello=hello)))
+        await asyncio.sleep(0)
+        wire = self.wires[-1]
+        wire.incoming.put_nowait(Credit(generation=generation, inputs=inputs, tokens=tokens))
+        await connecting
+        return wire
+
+    def row(self, tokens: int = 2) -> Row:
+        return Row(id=self.link.next_id(), tenant="default", digest="a" * 64, token_ids=bytes(4 * tokens), deadline=1e9)
+
+
+async def settle() -> None:
+    """Let the link's two tasks do all they can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def act(play: Any, spec: Any) -> Any:
+    def run(scenario: Any) -> None:
+        async def scene() -> None:
+            stage = Scene(spec)
+            await scenario(stage)
+            stage.link.close()
+
+        play(scene())
+
+    return run
+
+
+def test_rows_of_one_turn_leave_in_one_frame(act: Any) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up()
+        for _ in range(3):
+            scene.link.submit([scene.row(), scene.row()])
+        await settle()
+        assert [len(submit.rows) for submit in wire.of(Submit)] == [6]
+        scene.link.submit([scene.row()])
+        await settle()
+        assert [len(submit.rows) for submit in wire.of(Submit)] == [6, 1]
+
+    act(scenario)
+
+
+def test_answers_find_their_futures_in_any_order(act: Any) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up()
+        first, second = scene.link.submit([scene.row(), scene.row()])
+        await settle()
+        ids = [row.id for row in wire.of(Submit)[0].rows]
+        events = [Event(id=ids[1], payload=b"2"), Event(id=ids[0], payload=b"1"), Event(id=999)]
+        wire.incoming.put_nowait(Emit(generation=1, events=events))
+        assert ((await first).payload, (await second).payload) == (b"1", b"2")
+
+    act(scenario)
+
+
+def test_credit_in_inputs_and_in_tokens_is_kept_exactly(act: Any) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up(inputs=3, tokens=10)
+        futures = scene.link.submit([scene.row(4), scene.row(4), scene.row(4), scene.row(2), scene.row(1)])
+        refused = [future.done() for future in futures]
+        # 4 + 4 + 2 tokens fit; a third row of 4 does not, and after three inputs nothing does.
+        assert refused == [False, False, True, False, True]
+        for future in (futures[2], futures[4]):
+            error = future.exception()
+            assert isinstance(error, Overloaded)
+            assert error.retry_after_s is not None
+            assert 0.05 <= error.retry_after_s <= 5
+        await settle()
+        assert [len(submit.rows) for submit in wire.of(Submit)] == [3]
+        wire.incoming.put_nowait(Emit(generation=1, events=[], credit_inputs=1, credit_tokens=4))
+        await settle()
+        assert not scene.link.submit([scene.row(4)])[0].done()
+        assert scene.link.submit([scene.row(1)])[0].done()
+
+    act(scenario)
+
+
+def test_a_row_cancelled_before_it_left_costs_nothing(act: Any) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up(inputs=1)
+        (future,) = scene.link.submit([scene.row()])
+        future.cancel()
+        await settle()
+        assert wire.of(Submit) == wire.of(Cancel) == []
+        assert not scene.link.submit([scene.row()])[0].done()
+
+    act(scenario)
+
+
+def test_cancels_of_one_turn_leave_in_one_frame_and_late_events_are_ignored(act: Any) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up(inputs=2)
+        futures = scene.link.submit([scene.row(), scene.row()])
+        await settle()
+        ids = [row.id for row in wire.of(Submit)[0].rows]
+        for future in futures:
+            future.cancel()
+        await settle()
+        assert [cancel.ids for cancel in wire.of(Cancel)] == [ids]
+        assert scene.link.submit([scene.row()])[0].done()
+        events = [Event(id=id_) for id_ in ids]
+        wire.incoming.put_nowait(Emit(generation=1, events=events, credit_inputs=2, credit_tokens=4))
+        await settle()
+        assert not scene.link.submit([scene.row()])[0].done()
+
+    act(scenario)
+
+
+@pytest.mark.parametrize("how", ["told", "read", "write", "garbage", "replaced", "closed"])
+def test_whatever_ends_the_connection_fails_everything_that_waits(act: Any, how: str) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up()
+        (future,) = scene.link.submit([scene.row()])
+        asking = asyncio.create_task(scene.link.control("in_use", "a" * 64))
+        await settle()
+        match how:
+            case "told":
+                scene.link.engine_down(1)
+            case "read":
+                wire.incoming.put_nowait(OSError("broken"))
+            case "write":
+                wire.send_error = OSError("broken")
+                scene.link.submit([scene.row()])
+            case "garbage":
+                wire.incoming.put_nowait(Submit(generation=1, rows=[]))
+            case "replaced":
+                await scene.up(generation=2)
+            case "closed":
+                scene.link.close()
+        for waiting in (future, asking):
+            with pytest.raises(Unavailable) as caught:
+                await waiting
+            assert (caught.value.reason, caught.value.retry_after_s) == ("ENGINE_RESTARTING", 1.0)
+        assert wire.closed
+        assert scene.link.is_up is (how == "replaced")
+        if how != "replaced":
+            with pytest.raises(Unavailable):
+                scene.link.submit([scene.row()])
+
+    act(scenario)
+
+
+def test_words_about_an_older_generation_change_nothing(act: Any) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up(generation=7, inputs=1)
+        scene.link.engine_down(6)
+        assert scene.link.is_up
+        (future,) = scene.link.submit([scene.row()])
+        await settle()
+        id_ = wire.of(Submit)[0].rows[0].id
+        wire.incoming.put_nowait(Emit(generation=6, events=[Event(id=id_)], credit_inputs=5, credit_tokens=50))
+        wire.incoming.put_nowait(Credit(generation=6, inputs=5, tokens=50))
+        await settle()
+        assert not future.done()
+        assert scene.link.submit([scene.row()])[0].done()
+
+    act(scenario)
+
+
+def test_an_engine_that_grants_nothing_is_not_up(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.01)
+
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up()
+        scene.link.engine_down(1)
+        silent = EngineUp(address="ipc:///x", hello=scene.link.hello)  # type: ignore[arg-type]
+        with pytest.raises(Unavailable, match="does not answer"):
+            await scene.link.connect(silent)
+        assert wire.closed
+        assert scene.wires[-1].closed
+        assert not scene.link.is_up
+
+    act(scenario)
+
+
+def test_control_returns_the_value_or_raises_the_engines_error(act: Any) -> None:
+    from adamix_server.frames import WireError
+
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up()
+        asking = [asyncio.create_task(scene.link.control("residency", digest * 64)) for digest in "ab"]
+        await settle()
+        first, second = wire.of(Control)
+        error = WireError(code=15, reason="BLOB_CORRUPT", message="damaged")
+        wire.incoming.put_nowait(Reply(generation=1, call=second.call, error=error))
+        wire.incoming.put_nowait(Reply(generation=1, call=first.call, value="host"))
+        assert await asking[0] == "host"
+        with pytest.raises(AdamixError, match="damaged"):
+            await asking[1]
+        # A caller that gave up is forgotten.
+        gone = asyncio.create_task(scene.link.control("load", "c" * 64))
+        await settle()
+        gone.cancel()
+        await settle()
+        wire.incoming.put_nowait(Reply(generation=1, call=wire.of(Control)[-1].call))
+        await settle()
+        assert scene.link.is_up
+
+    act(scenario)

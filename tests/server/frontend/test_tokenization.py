@@ -1,0 +1,148 @@
+"""Tokens are those of training: equal to transformers on the real tokenizer, and checked before they go anywhere."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adamix.errors import InvalidRequest, Overloaded
+from adamix_server.frontend import tokenization
+from adamix_server.frontend.tokenization import Text, Tokenizer, Tokens, check_ids, longest_first
+
+TEXTS = [
+    "Where is the Eiffel tower?",
+    "naïve café — “quotes”, emoji 🙂 and 漢字 mixed",
+    "tabs\tand\nnew lines\x00and NUL",
+    "supercalifragilisticexpialidocious " * 30,
+    "a",
+    "[CLS] special [SEP] words [MASK]",
+    "e\u0301 combining, \u202eright to left\u202c, zero\u200bwidth",
+]
+
+
+def ids_of(tokens: Tokens) -> list[int]:
+    return np.frombuffer(tokens.ids, "<i4").tolist()  # type: ignore[no-any-return]
+
+
+def text(first: str, second: str | None = None, *, limit: int = 16, truncate: bool = False) -> Text:
+    return Text(first, second, limit, truncate, "inputs[0].text" if second is None else "inputs[0].pair")
+
+
+@pytest.fixture
+def tokenizer(tokenizer_file: Path) -> Any:
+    tokenizer = Tokenizer(tokenizer_file, threads=2)
+    yield tokenizer
+    tokenizer.close()
+
+
+@pytest.mark.weights
+def test_equal_to_transformers_with_and_without_truncation(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from adamix import backbone
+
+    theirs = backbone.load_tokenizer("minilm")
+    path = tmp_path / "tokenizer.json"
+    path.write_text(backbone.export_tokenizer("minilm"))
+    ours = Tokenizer(path, threads=1)
+    pairs = [(a, b) for a in TEXTS for b in [None, *TEXTS]]
+    for first, second in pairs:
+        for limit in (8, 9, 32, 512):
+            expected = theirs(first, second, truncation=True, max_length=limit)
+            found = ours.encode(text(first, second, limit=limit, truncate=True))
+            assert ids_of(found) == expected["input_ids"]
+            types = [0] * len(found) if found.type_ids is None else np.frombuffer(found.type_ids, "<i4").tolist()
+            assert types == expected["token_type_ids"]
+    ours.close()
+
+
+def test_the_limit_counts_special_tokens(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode(text("w1 w2", limit=4))) == 4
+    with pytest.raises(InvalidRequest) as caught:
+        tokenizer.encode(text("w1 w2", limit=3))
+    assert (caught.value.reason, caught.value.field) == ("TEXT_TOO_LONG", "inputs[0].text")
+    assert str(caught.value) == "text has 4 tokens, the task's limit is 3; shorten it or ask for truncation RIGHT"
+    with pytest.raises(InvalidRequest, match="text has 5 tokens"):
+        tokenizer.encode(text("w1", "w2", limit=4))
+
+
+def test_truncation_keeps_the_special_tokens(tokenizer: Tokenizer) -> None:
+    assert ids_of(tokenizer.encode(text("w0 w1 w2", limit=4, truncate=True))) == [2, 4, 5, 3]
+    assert ids_of(tokenizer.encode(text("w0 w1 w2", "w3", limit=6, truncate=True))) == [2, 4, 5, 3, 7, 3]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason", "field"),
+    [
+        ("", None, "TEXT_EMPTY", "inputs[0].text"),
+        (" \t\u3000", None, "TEXT_EMPTY", "inputs[0].text"),
+        ("w1", "", "TEXT_EMPTY", "inputs[0].pair.second"),
+        ("x" * ((64 << 10) + 1), None, "TEXT_TOO_LARGE", "inputs[0].text"),
+        ("é" * ((32 << 10) + 1), "w1", "TEXT_TOO_LARGE", "inputs[0].pair.first"),
+    ],
+)
+def test_texts_that_cannot_be_answered_are_refused_by_field(
+    tokenizer: Tokenizer, first: str, second: str | None, reason: str, field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        tokenizer.encode(text(first, second))
+    assert (caught.value.reason, caught.value.field) == (reason, field)
+
+
+def test_one_bad_text_does_not_touch_the_others(tokenizer: Tokenizer, play: Any) -> None:
+    async def scene() -> None:
+        good, bad, also_good = await tokenizer.tokenize([text("w1"), text(""), text("w2")])
+        assert isinstance(good, Tokens)
+        assert isinstance(bad, InvalidRequest)
+        assert isinstance(also_good, Tokens)
+
+    play(scene())
+
+
+def test_more_waiting_text_than_fits_is_refused_at_once(
+    tokenizer: Tokenizer, play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenization, "MAX_PENDING_BYTES", 10)
+
+    async def scene() -> None:
+        first = asyncio.create_task(tokenizer.tokenize([text("w1 w2 w3")]))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await tokenizer.tokenize([text("w1 w2")])
+        await first
+        assert len(await tokenizer.tokenize([text("w1 w2")])) == 1
+
+    play(scene())
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 80))
+def test_a_pair_is_cut_to_the_room_and_the_longer_part_first(first: int, second: int, room: int) -> None:
+    left, right = longest_first(first, second, room)
+    assert left <= first
+    assert right <= second
+    assert left + right == min(first + second, room)
+    if first + second > room:
+        # Neither part is cut while the other is longer by more than the odd token.
+        assert left == first or left >= right - 1
+        assert right == second or right >= left - 1
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=20))
+def test_token_ids_pass_only_inside_the_vocabulary(ids: list[int]) -> None:
+    if ids and len(ids) <= 10 and all(0 <= value < 64 for value in ids):
+        assert ids_of(check_ids(ids, 64, 10, "f")) == ids
+    else:
+        with pytest.raises(InvalidRequest):
+            check_ids(ids, 64, 10, "f")
+
+
+@pytest.mark.parametrize(("ids", "passes"), [([0], True), ([63], True), ([64], False), ([-1], False)])
+def test_the_bounds_of_the_vocabulary(ids: list[int], passes: bool) -> None:
+    if passes:
+        assert ids_of(check_ids(ids, 64, 10, "f")) == ids
+    else:
+        with pytest.raises(InvalidRequest, match="0 to 63"):
+            check_ids(ids, 64, 10, "f")
