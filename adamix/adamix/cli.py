@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adamix.config import DEFAULT_SITES, AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
-from adamix.errors import AdamixError, InvalidConfig
+from adamix.errors import AdamixError, InvalidConfig, InvalidData
 
 if TYPE_CHECKING:
     from adamix.adapter_file import AdapterFile
@@ -59,9 +59,9 @@ def train(
     task_type: Annotated[str | None, typer.Option(help="classification, multilabel or regression.")] = None,
     method: Annotated[str, typer.Option(help="bottleneck or lora.")] = _ADAPTER.kind,
     rank: Annotated[int, typer.Option(help="Bottleneck units, or rank of the LoRA.")] = _ADAPTER.rank,
-    alpha: Annotated[float | None, typer.Option(help="Scale the adapter by alpha / rank.  [default: scale 1]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Scale the adapter by alpha / rank.  (default: scale 1)")] = None,
     sites: Annotated[
-        str | None, typer.Option(help="Comma-separated sites; `none` trains a head alone.  [default: by method]")
+        str | None, typer.Option(help="Comma-separated sites; `none` trains a head alone.  (default: by method)")
     ] = None,
     activation: Annotated[str, typer.Option(help="Activation of a bottleneck.")] = _ADAPTER.activation,
     lora_dropout: Annotated[float, typer.Option(help="Dropout on a LoRA's input.")] = _ADAPTER.lora_dropout,
@@ -77,7 +77,7 @@ def train(
     dense: Annotated[str, typer.Option(help="Dense layer of the head: none, own or backbone.")] = _HEAD.dense,
     few_shot: Annotated[int | None, typer.Option(help="Use K rows in all, balanced over classes.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens per text.")] = _TRAIN.max_length,
-    epochs: Annotated[float | None, typer.Option(help=f"Passes over the rows.  [default: {_TRAIN.epochs:g}]")] = None,
+    epochs: Annotated[float | None, typer.Option(help=f"Passes over the rows.  (default: {_TRAIN.epochs:g})")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of --epochs.")] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = _TRAIN.learning_rate,
     batch_size: Annotated[int, typer.Option(help="Rows per optimiser step.")] = _TRAIN.batch_size,
@@ -135,12 +135,15 @@ def train(
         rows = datasets.load(data, split="train", task_type=task_type)
         if few_shot is not None:
             rows = datasets.few_shot(rows, few_shot, seed)
-        validation = datasets.load(data, split="validation", task_type=rows.task_type) if validate else None
+        validation = _validation(data, rows.task_type) if validate else None
         loaded = backbones.load(backbone, device=_device(device))
+        is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
         with _bar() as bar:
             task = bar.add_task("training", total=None, note="")
 
             def show(progress: trainer.Progress) -> None:
+                if not is_first:
+                    return
                 bar.start()
                 note = "" if progress.loss is None else f"loss {progress.loss:.3f}"
                 bar.update(task, completed=progress.step, total=progress.steps, note=note)
@@ -158,6 +161,8 @@ def train(
                 callbacks=[show],
                 resume=resume,
             )
+        if not is_first:
+            return
         document: dict[str, Any] = {
             "mixture": str(result.path),
             "rows": len(rows.examples),
@@ -209,7 +214,7 @@ def merge(
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="Adapter file, or training directory to merge.")],
     data: Annotated[str, typer.Option(help="As for `train`.")],
-    backbone: Annotated[str | None, typer.Option(help="[default: the one the adapter names]")] = None,
+    backbone: Annotated[str | None, typer.Option(help="As for `train`; default: the one the adapter names.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     routing: Annotated[str, typer.Option(help="merged (others come later).")] = "merged",
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 32,
@@ -299,6 +304,19 @@ def _prediction(data: "TaskData", example: "Example", prediction: "Prediction", 
         label = data.labels[int(label)]
     pair = {} if example.pair is None else {"text_pair": example.pair}
     return {"text": example.text, **pair, "label": label, "prediction": prediction, "logits": logits}
+
+
+def _validation(data: str, task_type: str) -> "TaskData | None":
+    """The validation split, or None with a note: a small file may have none, and still be trained on."""
+    from adamix import data as datasets
+
+    try:
+        return datasets.load(data, split="validation", task_type=task_type)
+    except InvalidData as error:
+        if error.reason not in ("SPLIT_MISSING", "SPLIT_EMPTY"):
+            raise
+        stderr.print(f"not validated: {escape(error.message)}", soft_wrap=True)
+        return None
 
 
 def _sites(value: str | None, method: str) -> tuple[str, ...]:

@@ -44,6 +44,10 @@ class Head(nn.Module):
                 nn.init.normal_(linear.weight, std=_INIT_STD, generator=generator)
                 nn.init.zeros_(linear.bias)
 
+    def num_trained(self) -> int:
+        """Parameters that are trained and saved: the backbone's pooler is neither."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Logits `[N, C]` in fp32 (or autocast's dtype) from hidden states `[N, L, H]` and the token mask `[N, L]`."""
         features = pool(hidden, mask, self.pooling)

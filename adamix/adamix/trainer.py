@@ -32,7 +32,7 @@ from adamix.heads import Head, TaskModel, head_spec, recompute_activations, shar
 from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
 from adamix.merge import MIXTURE_FILE, MixtureFile, MixtureManifest, expert_key, merge
 from adamix.mixture import Mixture
-from adamix.run_directory import CHECKPOINTS, checkpoint_step, open_run
+from adamix.run_directory import CHECKPOINTS, open_run
 from adamix.training_loop import EpochOrder, MixtureTrainer, Progress, Rows, StepWatch
 
 __all__ = ["Callback", "Progress", "TrainResult", "train"]
@@ -98,56 +98,38 @@ def train(
         Cancelled: stopped by Ctrl-C, with a checkpoint.
     """
     _check(backbone, data, head, train)
-    spec = head_spec(head, data.task_type, data.labels)
-    model, experts = _build(backbone, adapter, mixture, spec, head.dropout, train)
-    rows, scale = _rows(tokenizer, data, train.max_length, backbone)
+    manifest = _manifest(backbone, data, adapter, mixture, head, train)
+    model, experts = _build(backbone, adapter, mixture, manifest.head, head.dropout, train)
+    _check_size(experts, model.head)
     checkpoint = open_run(out, _settings(backbone, data, adapter, mixture, head, train), resume=resume)
+    rows, scale = _rows(tokenizer, data, train.max_length, backbone)
+    watch = StepWatch(callbacks)
     trainer = MixtureTrainer(
         model=model,
         args=_arguments(train, len(rows), out, backbone.model.device),
         rows=rows,
-        order=EpochOrder(
-            [len(row) for row in rows.tokens], train.batch_size, train.seed, group_by_length=train.group_by_length
-        ),
+        order=EpochOrder(rows.lengths, train.batch_size, train.seed, group_by_length=train.group_by_length),
         experts=experts,
         task_type=data.task_type,
         route_seed=train.seed,
+        watch=watch,
     )
-    watch = StepWatch(callbacks)
-    trainer.add_callback(watch)
-
     started = time.monotonic()
-    if checkpoint is not None and checkpoint_step(checkpoint) >= trainer.args.max_steps:
-        trainer.load_trained(checkpoint)
-        steps = checkpoint_step(checkpoint)
-    else:
-        with _stop_on_interrupt(watch):
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        steps = trainer.state.global_step
+    with _stop_on_interrupt(watch):
+        steps = trainer.run(checkpoint)
     seconds = time.monotonic() - started
     if steps < trainer.args.max_steps:
         raise Cancelled(f"stopped after step {steps} of {trainer.args.max_steps}; continue with --resume")
 
-    manifest = Manifest(
-        kind=adapter.kind,
-        activation="identity" if adapter.kind == "lora" else adapter.activation,
-        scaling=adapter.scale,
-        backbone=_backbone_ref(backbone, has_pooler=spec.dense == "backbone"),
-        head=spec,
-        max_length=train.max_length,
-        training=_record(adapter, mixture, train, data),
-    )
     tensors = _expert_tensors(experts) | _head_tensors(model.head, scale)
-    mixture_file = _mixture_file(manifest, mixture, tensors)
+    result = _mixture_file(manifest, mixture, tensors)
     metrics: dict[str, float] = {}
     if validation is not None:
-        merged = adapter_file.decode(merge(mixture_file))
+        merged = adapter_file.decode(merge(result))
         metrics = evaluation.evaluate(merged, backbone, tokenizer, validation).metrics
-        recorded = {f"validation_{name}": value for name, value in metrics.items()}
-        record = msgspec.structs.replace(manifest.training, metrics=recorded)
-        mixture_file = _mixture_file(msgspec.structs.replace(manifest, training=record), mixture, tensors)
+        result = _mixture_file(_with_metrics(manifest, metrics), mixture, tensors)
     if trainer.is_world_process_zero():
-        adapter_file.write(out / MIXTURE_FILE, mixture_file.encode())
+        adapter_file.write(out / MIXTURE_FILE, result.encode())
     trained_parameters, merged_parameters = experts.num_parameters()
     return TrainResult(
         path=out / MIXTURE_FILE,
@@ -157,7 +139,7 @@ def train(
         metrics=metrics,
         trained_parameters=trained_parameters,
         merged_parameters=merged_parameters,
-        head_parameters=sum(p.numel() for p in model.head.parameters() if p.requires_grad),
+        head_parameters=model.head.num_trained(),
     )
 
 
@@ -171,6 +153,20 @@ def _check(backbone: Backbone, data: TaskData, head: HeadConfig, train: TrainCon
         )
     if head.dense == "backbone" and backbone.pooler is None:
         raise InvalidConfig(f"the checkpoint of {backbone.name} has no pooler: use another dense layer", field="dense")
+    if train.precision == "bf16" and backbone.model.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InvalidConfig("this CUDA device cannot compute in bf16: use precision fp32", field="precision")
+
+
+def _check_size(experts: Mixture, head: Head) -> None:
+    """Refuse before training what no file could hold afterwards."""
+    num_bytes = 4 * (experts.num_parameters()[0] + head.num_trained())
+    num_tensors = sum(len(list(projection.parameters())) for _, projection in experts.projections())
+    limit = adapter_file.MAX_FILE_BYTES - adapter_file.MAX_HEADER_BYTES
+    if num_bytes > limit or num_tensors + 4 > adapter_file.MAX_TENSORS:
+        raise InvalidConfig(
+            f"the mixture would have {num_tensors} tensors and {num_bytes >> 20} MiB; a file holds "
+            f"{adapter_file.MAX_TENSORS} and {limit >> 20} MiB: use fewer experts, sites or a lower rank"
+        )
 
 
 def _build(
@@ -244,7 +240,7 @@ def _stop_on_interrupt(watch: StepWatch) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = signal.getsignal(signal.SIGINT) or signal.default_int_handler
 
     def request_stop(*_: Any) -> None:
         watch.stop_requested = True
@@ -268,7 +264,10 @@ def _settings(
     """Everything the result depends on."""
     rows = json.dumps([(e.text, e.pair, e.label) for e in data.examples]).encode()
     return {
-        "backbone": {"name": backbone.name, "fingerprint": backbone.spec.fingerprint},
+        "backbone": {
+            "fingerprint": backbone.spec.fingerprint,
+            "tokenizer_fingerprint": backbone.spec.tokenizer_fingerprint,
+        },
         "data": {"name": data.name, "task_type": data.task_type, "sha256": hashlib.sha256(rows).hexdigest()},
         "adapter": asdict(adapter),
         "mixture": asdict(mixture),
@@ -277,29 +276,48 @@ def _settings(
     }
 
 
-def _backbone_ref(backbone: Backbone, *, has_pooler: bool) -> BackboneRef:
+def _manifest(
+    backbone: Backbone,
+    data: TaskData,
+    adapter: AdapterConfig,
+    mixture: MixtureConfig,
+    head: HeadConfig,
+    train: TrainConfig,
+) -> Manifest:
+    """The manifest of the adapter to be, checked now and not after hours of training."""
     spec = backbone.spec
-    return BackboneRef(
-        model_type=spec.model_type,
-        fingerprint=spec.fingerprint,
-        tokenizer_fingerprint=spec.tokenizer_fingerprint,
-        hidden_size=spec.hidden_size,
-        num_layers=spec.num_layers,
-        name=backbone.name,
-        pooler_fingerprint=spec.pooler_fingerprint if has_pooler else None,
-    )
-
-
-def _record(adapter: AdapterConfig, mixture: MixtureConfig, train: TrainConfig, data: TaskData) -> TrainingRecord:
     is_single = mixture.num_experts == 1 and mixture.passes == 1
-    return TrainingRecord(
-        method="head" if not adapter.sites else "single" if is_single else "adamix",
-        num_experts=mixture.num_experts,
-        share=mixture.share,
-        consistency=mixture.consistency,
-        seed=train.seed,
-        data=f"{data.name[:400]} ({len(data.examples)} rows)",
+    manifest = Manifest(
+        kind=adapter.kind,
+        activation="identity" if adapter.kind == "lora" else adapter.activation,
+        scaling=adapter.scale,
+        backbone=BackboneRef(
+            model_type=spec.model_type,
+            fingerprint=spec.fingerprint,
+            tokenizer_fingerprint=spec.tokenizer_fingerprint,
+            hidden_size=spec.hidden_size,
+            num_layers=spec.num_layers,
+            name=backbone.name,
+            pooler_fingerprint=spec.pooler_fingerprint if head.dense == "backbone" else None,
+        ),
+        head=head_spec(head, data.task_type, data.labels),
+        max_length=train.max_length,
+        training=TrainingRecord(
+            method="head" if not adapter.sites else "single" if is_single else "adamix",
+            num_experts=mixture.num_experts,
+            share=mixture.share,
+            consistency=mixture.consistency,
+            seed=train.seed,
+            data=f"{data.name[:400]} ({len(data.examples)} rows)",
+        ),
     )
+    manifest.check()
+    return manifest
+
+
+def _with_metrics(manifest: Manifest, metrics: dict[str, float]) -> Manifest:
+    recorded = {f"validation_{name}": value for name, value in metrics.items()}
+    return msgspec.structs.replace(manifest, training=msgspec.structs.replace(manifest.training, metrics=recorded))
 
 
 def _mixture_file(manifest: Manifest, mixture: MixtureConfig, tensors: dict[str, TensorData]) -> MixtureFile:

@@ -30,6 +30,7 @@ from adamix.errors import FailedPrecondition
 from adamix.heads import TaskModel
 from adamix.losses import consistency_loss, task_loss
 from adamix.mixture import Mixture
+from adamix.run_directory import checkpoint_step
 
 _WEIGHTS_FILE = "trained.safetensors"
 _ROUTES_FILE = "routes_rng.pt"
@@ -54,6 +55,11 @@ class Rows(Dataset[int]):
     tokens: Sequence[TokenRow]
     targets: Tensor
     pad_id: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row) for row in self.tokens]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -150,6 +156,7 @@ class MixtureTrainer(Trainer):
     Args:
         order: which row comes when.
         route_seed: seed of the generator that draws the routes.
+        watch: sees every step.
     """
 
     def __init__(
@@ -161,16 +168,31 @@ class MixtureTrainer(Trainer):
         experts: Mixture,
         task_type: TaskType,
         route_seed: int,
+        watch: StepWatch,
     ) -> None:
         self._task_model = model
         self._order = order
         self._experts = experts
         self._task_type = task_type
         self._route_generator = torch.Generator().manual_seed(route_seed)
+        # One process drives one device: DataParallel would cut the two passes of a batch apart. The count is settled
+        # when the device is first asked for.
+        if args.device.type == "cuda":
+            args._n_gpu = 1  # noqa: SLF001 - as the library itself does for models it must not replicate
         super().__init__(model=model, args=args, train_dataset=rows, data_collator=rows.batch)
         # Otherwise a forward that takes **kwargs would switch off the division by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
+        self.add_callback(watch)
+
+    def run(self, checkpoint: Path | None) -> int:
+        """Train to the end, or until the watch stops it, from a checkpoint or step 0. Returns the last step."""
+        if checkpoint is not None and checkpoint_step(checkpoint) >= self.args.max_steps:
+            # The library would train one step more before it looks at the limit.
+            self.load_trained(checkpoint)
+            return checkpoint_step(checkpoint)
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return self.state.global_step
 
     def compute_loss(
         self,

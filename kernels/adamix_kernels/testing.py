@@ -116,5 +116,6 @@ def cast(weights: Sequence[Weights | None], dtype: torch.dtype, device: str = "c
 
 
 def _cast(weights: Weights, dtype: torch.dtype, device: str) -> Weights:
-    values: dict[str, Any] = {field.name: getattr(weights, field.name) for field in fields(weights)}
-    return replace(weights, **{name: v.to(device, dtype) for name, v in values.items() if isinstance(v, Tensor)})
+    values = {field.name: getattr(weights, field.name) for field in fields(weights)}
+    moved: dict[str, Any] = {name: v.to(device, dtype) for name, v in values.items() if isinstance(v, Tensor)}
+    return replace(weights, **moved)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adamix.errors import FailedPrecondition
 from adamix_server.catalog.lock import StoreLock
+from adamix_server.catalog.recovery import recover
 from adamix_server.config import EngineConfig, FrontEndConfig, ServerConfig, is_loopback, split_address, to_plain
 from adamix_server.frames import AnyFrame, Drain, Drained, EngineDown, EngineUp, Fatal, Hello, Ready, Start, Stats
 from adamix_server.process import Child
@@ -60,9 +61,13 @@ class Supervisor:
 
         Raises:
             FailedPrecondition: the store is in use, or a child cannot start (with the child's own sentence).
+            DataLoss: the catalog is damaged.
         """
         with StoreLock(self._config.store), tempfile.TemporaryDirectory(prefix="adamix-") as runtime:
             self._runtime = Path(runtime)
+            recovered = recover(self._config.store)
+            for digest in recovered.missing:
+                log.error("a registered adapter is missing from the store", extra={"digest": digest})
             if self._config.metrics_port is not None:
                 port = self._registry.serve(self._config.metrics_port)
                 log.info("metrics", extra={"address": f"127.0.0.1:{port}"})

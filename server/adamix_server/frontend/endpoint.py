@@ -32,6 +32,7 @@ from adamix_server.telemetry.metrics import Recorder
 # The last line of defence; admission sheds long before, with a hint when to come back.
 MAX_CONCURRENT_CALLS = 10_000
 # After the last call has ended: time for its bytes to leave, and for health watchers to read NOT_SERVING.
+REFUSE_S = 0.5
 FLUSH_S = 0.5
 
 OPTIONS: tuple[tuple[str, int], ...] = (
@@ -129,7 +130,10 @@ class Endpoint:
         await asyncio.sleep(delay_s)
         end = time.monotonic() + grace_s
         self._admission.close()
-        is_idle = await self._admission.wait_idle(grace_s)
+        # A call that reaches the transport while it closes is cancelled without a word. So stay a moment longer and
+        # refuse with a reason: clients that follow the retry hint are elsewhere by then.
+        await asyncio.sleep(min(REFUSE_S, grace_s))
+        is_idle = await self._admission.wait_idle(max(0.0, end - time.monotonic()))
         await self._server.stop(min(FLUSH_S, max(0.0, end - time.monotonic())))
         return is_idle
 

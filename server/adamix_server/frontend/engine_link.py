@@ -203,7 +203,7 @@ class _Connection:
             await self._something_to_send.wait()
             self._something_to_send.clear()
             # Everything of this turn of the loop is in the three lists by the time the sender runs again.
-            rows, self._rows = list(self._rows.values()), {}
+            rows = [self._rows.pop(id_) for id_ in list(self._rows) if not self._waiting[id_].future.cancelled()]
             cancels, self._cancels = self._cancels, []
             controls, self._controls = self._controls, []
             if rows:

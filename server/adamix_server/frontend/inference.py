@@ -7,6 +7,7 @@ keeps its error and skips the rest; the others do not notice. Knows no device an
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -205,12 +206,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return status.internal(call.request_id, error)
 
     def _record(self, inputs: Iterable[_Input], call: Call, seconds: float) -> None:
+        answered: Counter[str] = Counter()
         for item in inputs:
             if item.error is not None and item.error.code in _REJECTIONS:
                 self._recorder.inc("adamix_rejected_total", item.error.reason)
-            if item.version is not None:
-                self._recorder.inc("adamix_task_requests_total", call.tenant, item.task)
-        for task in {item.task for item in inputs if item.version is not None}:
+            # A task that was deleted meanwhile must not get its series back.
+            if item.version is not None and (call.tenant, item.task) in self._view.snapshot.tasks:
+                answered[item.task] += 1
+        for task, count in answered.items():
+            self._recorder.inc("adamix_task_requests_total", call.tenant, task, by=count)
             self._recorder.observe("adamix_task_seconds", call.tenant, task, value=seconds)
 
 

@@ -47,8 +47,6 @@ class Pipe(Protocol):
 class _Parts:
     """What exists from the first engine on."""
 
-    view: CatalogView
-    tokenizer: Tokenizer
     reclaimer: Reclaimer
     endpoint: Endpoint
 
@@ -86,28 +84,27 @@ class FrontEnd:
 
     async def run(self) -> int:
         """Serve until drained, or until the supervisor is gone; returns the exit status."""
-        if not await self._wait_for_engine():
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._link.close)
+            if not await self._wait_for_engine():
+                return 0
+            try:
+                parts = await self._open(closing)
+            except AdamixError as error:
+                await self._send(Fatal(message=error.message))
+                return 1
+            await parts.endpoint.start()
+            background = [asyncio.create_task(self._beat(parts)), asyncio.create_task(parts.reclaimer.run())]
+            try:
+                await parts.endpoint.show_serving(self._link.is_up)
+                await self._send(Ready(address=parts.endpoint.address))
+                log.info("serving", extra={"address": parts.endpoint.address})
+                await self._follow(parts)
+            finally:
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
             return 0
-        try:
-            parts = await self._open()
-        except AdamixError as error:
-            await self._send(Fatal(message=error.message))
-            return 1
-        await parts.endpoint.start()
-        background = [asyncio.create_task(self._beat(parts)), asyncio.create_task(parts.reclaimer.run())]
-        try:
-            await parts.endpoint.show_serving(self._link.is_up)
-            await self._send(Ready(address=parts.endpoint.address))
-            log.info("serving", extra={"address": parts.endpoint.address})
-            await self._follow(parts)
-        finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            self._link.close()
-            parts.tokenizer.close()
-            parts.view.close()
-        return 0
 
     async def _wait_for_engine(self) -> bool:
         """Whether there is one; else the supervisor wants this process to end."""
@@ -126,15 +123,17 @@ class FrontEnd:
                 case _:
                     return False
 
-    async def _open(self) -> _Parts:
-        """Everything that needs to know the backbone, up to the bound port."""
+    async def _open(self, closing: contextlib.ExitStack) -> _Parts:
+        """Everything that needs to know the backbone, up to the bound port; what has to be closed is in `closing`."""
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
         settings, spec, link, recorder = self._settings, hello.spec, self._link, self._recorder
         catalog = await asyncio.to_thread(Catalog, Path(settings.store), backbone_fingerprint=spec.fingerprint)
         view = CatalogView(catalog, spec)
+        closing.callback(view.close)
         await view.refresh()
         tokenizer = await asyncio.to_thread(Tokenizer, settings.tokenizer, settings.tokenizer_threads)
+        closing.callback(tokenizer.close)
         reclaimer = Reclaimer(view, link)
         endpoint = Endpoint(
             settings.listen,
@@ -147,7 +146,7 @@ class FrontEnd:
             recorder,
             with_reflection=settings.reflection,
         )
-        return _Parts(view, tokenizer, reclaimer, endpoint)
+        return _Parts(reclaimer, endpoint)
 
     async def _follow(self, parts: _Parts) -> None:
         """Do what the supervisor says, until it says to drain or says no more."""

@@ -75,6 +75,7 @@ class Recorder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+        self._ended: set[tuple[str, tuple[str, ...]]] = set()
 
     def inc(self, name: str, *labels: str, by: float = 1.0) -> None:
         """Add `by` to a counter."""
@@ -98,17 +99,22 @@ class Recorder:
                 values.append(value)
 
     def remove_task(self, tenant: str, task: str) -> None:
-        """End the series of a task that was deleted."""
+        """End the series of a task that was deleted; what is recorded of it afterwards starts new ones."""
+        keys = {(metric.name, (tenant, task)) for metric in METRICS.values() if metric.per_task}
         with self._lock:
-            for metric in METRICS.values():
-                if metric.per_task:
-                    self._pending[metric.name, (tenant, task)] = []
+            self._ended |= keys
+            for key in keys:
+                self._pending.pop(key, None)
 
     def drain(self) -> list[Sample]:
-        """Everything since the last drain. A sample without values ends its series."""
+        """Everything since the last drain. A sample without values ends its series; those come first."""
         with self._lock:
+            ended, self._ended = self._ended, set()
             pending, self._pending = self._pending, {}
-        return [Sample(name=name, labels=labels, values=values) for (name, labels), values in pending.items()]
+        return [
+            *(Sample(name=name, labels=labels, values=[]) for name, labels in ended),
+            *(Sample(name=name, labels=labels, values=values) for (name, labels), values in pending.items()),
+        ]
 
 
 class Registry:

@@ -58,6 +58,17 @@ def test_train_prints_what_it_made(tmp_path: Path, backbone_directory: Path, csv
     assert set(document["validation"]) == {"accuracy", "macro_f1"}
 
 
+def test_data_without_a_validation_split_train_too(tmp_path: Path, backbone_directory: Path, csv: Path) -> None:
+    directory = tmp_path / "splits"
+    directory.mkdir()
+    (directory / "train.csv").write_bytes(csv.read_bytes())
+    out = tmp_path / "run"
+    result = _invoke("train", "--backbone", backbone_directory, "--data", directory, *TRAIN, "--out", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["validation"] == {}
+    assert "not validated" in result.stderr
+
+
 def test_merge_writes_one_small_file(merged: Path, trained: Path) -> None:
     adapter = adapter_file.read(merged)
     assert adapter.manifest.training.merge == "uniform"
@@ -206,3 +217,19 @@ def test_a_process_keeps_stdout_for_results(tmp_path: Path, backbone_directory: 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["steps"] == 4
     assert "Warning" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_mixture(tmp_path: Path, backbone_directory: Path, csv: Path) -> None:
+    """Under torchrun each process takes its share of the rows on a common route, and the first one writes."""
+    script = tmp_path / "train.py"
+    script.write_text("from adamix.cli import app; app()")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command += ["train", "--backbone", str(backbone_directory), "--data", str(csv), *TRAIN, "--share", "none"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run"), "--json"], capture_output=True, text=True, check=True
+    )
+    document = json.loads(done.stdout)
+    assert document["steps"] == 4
+    assert document["validation"]
+    assert _invoke("merge", tmp_path / "run", "--out", tmp_path / "adapter.safetensors").exit_code == 0

@@ -15,7 +15,7 @@ from adamix import adapter_file
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import TaskData
-from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig, InvalidData
+from adamix.errors import Cancelled, FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import evaluate
 from adamix.merge import MIXTURE_FILE, merge, read_mixture
 from adamix.run_directory import newest_checkpoint
@@ -248,10 +248,16 @@ def test_what_does_not_fit_is_refused_before_the_directory_is_made(
     assert not out.exists()
 
 
-def test_an_unknown_site_leaves_no_directory(run: Any, tmp_path: Path) -> None:
+def test_what_no_file_could_hold_is_refused_before_training(run: Any, colours: TaskData, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sites = ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_out")
+    with pytest.raises(InvalidConfig, match="fewer experts"):
+        run(out, adapter=AdapterConfig(sites=sites, rank=1024), mixture=MixtureConfig(num_experts=64, share="none"))
+    with pytest.raises(InvalidAdapter, match="a name is too long"):
+        run(out, data=dataclasses.replace(colours, labels=("red", "green", "b" * 600)))
     with pytest.raises(InvalidConfig, match="bert has no site"):
-        run(tmp_path / "out", adapter=AdapterConfig(sites=("mlp_gate",)))
-    assert not (tmp_path / "out").exists()
+        run(out, adapter=AdapterConfig(sites=("mlp_gate",)))
+    assert not out.exists()
 
 
 def test_a_diverging_run_says_so(run: Any, tmp_path: Path) -> None:
