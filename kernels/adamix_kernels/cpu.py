@@ -1,9 +1,9 @@
 """The ops of `reference` in fast plain-torch forms, and the rule that picks among the forms.
 
 Written for CPUs, where a batch of many small adapters is bound by per-call costs; CUDA tensors take the same code with
-another rule. Autograd is not supported, except in `routed_linear`. Knows no Triton.
+another rule. Autograd cannot follow them, except `head` and `routed_linear`. Knows no Triton.
 
-All adapters of one batch and site are grouped by (rank, activation, biases, scale). A group runs in one of two forms:
+The adapters of one batch and site are grouped by (rank, activation, biases, scale). A group runs in one of two forms:
 
 - **loop**: two products per segment, on views of its rows, accumulating in place. On one thread a product of 43 rows,
   D=384, R=16 takes 9.5 us; on two it takes 50 us, because waking the second thread (OMP_WAIT_POLICY=PASSIVE) costs
@@ -11,7 +11,23 @@ All adapters of one batch and site are grouped by (rank, activation, biases, sca
 - **tiles**: the segments are cut into tiles of equal height, the rows gathered, the weights stacked once per tile, and
   the whole group is two batched products. A fixed number of calls whatever the number of segments, all threads busy.
 
-PLACEHOLDER
+Milliseconds that a bottleneck adds between two products `[T, 384] x [384, 1536]` (12.5 ms in fp32, 5.5 ms in bf16 at
+T=1024), i.e. with the cold caches and sleeping threads of a model. Lognormal segment lengths, two cores of a Zen 4 CPU,
+torch 2.13, PASSIVE:
+
+    T, G, R      fp32: loop  on one thread  tiles     bf16: loop  on one thread  tiles
+    128, 4, 16         0.67           0.18   0.45           0.88           0.31   0.49
+    128, 16, 16        1.92           0.29   0.52           1.92           0.81   0.53
+    256, 32, 16        3.63           0.60   0.73           3.89           1.61   0.62
+    1024, 4, 16        1.63           1.10   1.13           1.24           0.61   0.69
+    1024, 24, 16       3.36           1.15   1.17           4.50           1.67   0.84
+    1024, 48, 16       5.87           1.69   1.76           7.40           2.85   0.97
+    1024, 24, 64       4.05           2.55   2.76           4.48           2.07   1.28
+
+`pick_form` turns these into an estimate per form and takes the least: in fp32 on a few threads the loop on one thread,
+in bf16 tiles from about 8 segments on, tiles everywhere once there are many threads, the loop on all threads for a
+few long segments of a large rank. Layouts with one tile per segment, padded to the longest, lose to equal tiles as soon
+as lengths differ (1024, 48, 64 in fp32: 5.0 against 3.5 ms).
 
 Shapes: T rows, G segments, N tiles, B rows per tile, R rank, D features.
 """
@@ -293,20 +309,21 @@ Form = Literal["loop_on_one_thread", "loop", "tiles"]
 
 @dataclass(frozen=True)
 class _Speed:
-    """What one thread does in a microsecond, and what one turn of the loop costs it on top."""
+    """What one thread does in a microsecond, and the calls' own cost: of one turn of the loop, of all of tiles."""
 
-    turn_us: float
     flops_per_us: float
     elements_per_us: float
+    turn_us: float
+    tiles_us: float
 
 
-_SINGLE = _Speed(turn_us=15, flops_per_us=60e3, elements_per_us=1.4e3)
-_HALF = _Speed(turn_us=45, flops_per_us=220e3, elements_per_us=1.4e3)
-_WAKE_US = 90.0
-_TILES_US = 350.0
-_THREADS_PAY_FLOPS = 6e6
+# Fitted to the table above; fp64 takes the numbers of fp32, fp16 those of bf16.
+_SINGLE = _Speed(flops_per_us=60e3, elements_per_us=1.4e3, turn_us=15, tiles_us=600)
+_HALF = _Speed(flops_per_us=220e3, elements_per_us=2.8e3, turn_us=50, tiles_us=350)
+_WAKE_US = 90.0  # two products of a turn, each waking the other threads
+_THREADS_PAY_FLOPS = 6e6  # per product; 100 us of one thread in fp32
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 4, 64
-_MOST_SEGMENTS_TO_LAUNCH_ONE_BY_ONE = 3
+_MOST_SEGMENTS_TO_LAUNCH_ONE_BY_ONE = 3  # a turn is three launches, tiles are ten
 
 
 def pick_form(
@@ -322,6 +339,7 @@ def pick_form(
     if device_type != "cpu":
         return "loop" if num_segments <= _MOST_SEGMENTS_TO_LAUNCH_ONE_BY_ONE else "tiles"
     speed = _HALF if dtype.itemsize == 2 else _SINGLE
+    # The last tile of a segment is half empty on average.
     num_tiles = num_rows / _block_rows(num_rows, num_segments) + num_segments / 2
     products_us = 4.0 * num_rows * rank * features / speed.flops_per_us
     pass_us = num_rows * features / speed.elements_per_us
@@ -329,7 +347,7 @@ def pick_form(
     estimates: dict[Form, float] = {
         "loop_on_one_thread": num_segments * speed.turn_us + products_us + pass_us,
         "loop": num_segments * (speed.turn_us + _WAKE_US) + (products_us + pass_us) / threads,
-        "tiles": _TILES_US + (products_us + weights_us + 4 * pass_us) / threads,
+        "tiles": speed.tiles_us + (products_us + weights_us + 4 * pass_us) / threads,
     }
     return min(estimates, key=lambda form: estimates[form])
 

@@ -68,7 +68,7 @@ def bottleneck(
 ) -> Tensor:
     """Add each row's bottleneck adapter: `y = x + scale * (act(x down^T + down_bias) up + up_bias)`.
 
-    AdaMix section 2 (with one merged expert); the linear point of a site, where x is the wrapped linear's output.
+    Houlsby et al. 2019 where AdaMix puts it: a linear point, whose wrapped linear gives x.
 
     Args:
         x: [T, D], fp32, fp64, bf16 or fp16; the weights share its dtype and device. Not modified.

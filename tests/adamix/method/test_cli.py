@@ -61,7 +61,8 @@ def test_train_prints_what_it_made(tmp_path: Path, backbone_directory: Path, csv
 def test_data_without_a_validation_split_train_too(tmp_path: Path, backbone_directory: Path, csv: Path) -> None:
     directory = tmp_path / "splits"
     directory.mkdir()
-    (directory / "train.csv").write_bytes(csv.read_bytes())
+    for name in ("train.csv", "test.csv"):
+        (directory / name).write_bytes(csv.read_bytes())
     out = tmp_path / "run"
     result = _invoke("train", "--backbone", backbone_directory, "--data", directory, *TRAIN, "--out", out, "--json")
     assert result.exit_code == 0, result.stderr
