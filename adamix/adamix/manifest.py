@@ -7,6 +7,7 @@ the adapter file (`adapter_file.py`) and as a row in the server's catalog.
 import math
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Literal
 
 import msgspec
@@ -39,6 +40,12 @@ class BackboneRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     num_layers: int
     name: str
     pooler_fingerprint: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name without the folders of the machine it was loaded on."""
+        is_path = self.name.startswith(("/", ".", "~")) or "\\" in self.name
+        return PurePath(self.name).name if is_path else self.name
 
 
 class BackboneSpec(BackboneRef, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -182,8 +189,8 @@ def check_fits(manifest: Manifest, spec: BackboneSpec) -> None:
     back = manifest.backbone
     if back.fingerprint != spec.fingerprint:
         raise InvalidAdapter(
-            f"trained on another backbone: {back.name} ({back.fingerprint[:12]}), "
-            f"but this server holds {spec.name} ({spec.fingerprint[:12]})",
+            f"trained on another backbone, {back.label} ({back.fingerprint[:12]}), "
+            f"than this one, {spec.label} ({spec.fingerprint[:12]})",
             reason="BACKBONE_MISMATCH",
         )
     if back.tokenizer_fingerprint != spec.tokenizer_fingerprint:

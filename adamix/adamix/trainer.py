@@ -237,10 +237,11 @@ def _arguments(train: TrainConfig, num_rows: int, out: Path, device: torch.devic
 @contextmanager
 def _stop_on_interrupt(watch: StepWatch) -> Iterator[None]:
     """Turn the first SIGINT into a request to stop; the handler that was there before gets the second one."""
-    if threading.current_thread() is not threading.main_thread():
+    previous = signal.getsignal(signal.SIGINT)
+    # Only the main thread may set a handler; and a job that was started to ignore the signal goes on ignoring it.
+    if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
         yield
         return
-    previous = signal.getsignal(signal.SIGINT) or signal.default_int_handler
 
     def request_stop(*_: Any) -> None:
         watch.stop_requested = True

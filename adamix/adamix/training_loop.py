@@ -214,7 +214,7 @@ class MixtureTrainer(Trainer):
         if config.passes == 2:
             second = logits[len(targets) :]
             loss = loss + config.consistency * consistency_loss(first, second, self._task_type)
-        return (loss, first) if return_outputs else loss * self.current_gradient_accumulation_steps
+        return (loss, first) if return_outputs else loss
 
     def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
         """All trained matrices. The library goes by names, and would spare an adapter that sits at a LayerNorm."""

@@ -146,7 +146,13 @@ class Supervisor:
                 reflection=is_loopback(split_address(self._listen)[0]),
                 log_level=self._config.log_level,
             )
-            environment = {**self._environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            # GRPC_VERBOSITY: grpc's own lines are no JSON.
+            environment = {
+                **self._environment(),
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
+            }
             child = self._front_end = await Child.start(
                 "front end", "adamix_server.frontend", Start(config=to_plain(config)), environment
             )
@@ -186,7 +192,7 @@ class Supervisor:
             case Stats(samples=samples):
                 self._registry.apply(samples)
             case Ready(address=address, hello=Hello() as hello):
-                log.info("engine ready", extra={"backbone": hello.spec.name, "device": hello.device})
+                log.info("engine ready", extra={"backbone": hello.spec.label, "device": hello.device})
                 self._engine_up = EngineUp(address=address, hello=hello)
                 self._engine_ready.set()
                 if self._front_end is not None:

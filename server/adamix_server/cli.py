@@ -88,10 +88,10 @@ def serve(
 def _announce(address: str, hello: "Hello") -> None:
     import logging
 
-    fields = {"address": address, "backbone": hello.spec.name, "device": hello.device, "dtype": hello.dtype}
+    fields = {"address": address, "backbone": hello.spec.label, "device": hello.device, "dtype": hello.dtype}
     logging.getLogger(__name__).log(logging.INFO, "serving", extra=fields)
     if sys.stderr.isatty():
-        stderr.print(f"[green]serving {hello.spec.name} on {address}[/] ({hello.device}, {hello.dtype}); Ctrl-C drains")
+        stderr.print(f"[green]serving {hello.spec.label} on {address}[/] ({hello.device}, {hello.dtype}); Ctrl-C ends")
 
 
 @app.command()

@@ -341,7 +341,7 @@ class Client:
             yield
         except grpc.RpcError as error:
             found = status.from_rpc_error(error)
-            if found.code is Code.UNAVAILABLE and found.retry_after_s is None:
+            if found.code is Code.UNAVAILABLE and found.reason == Unavailable.default_reason:
                 found = Unavailable(f"no server answers at {self.address}: {found.message}")
             raise found from None
 

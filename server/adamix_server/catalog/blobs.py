@@ -126,8 +126,8 @@ class BlobStore:
     def put(self, source: bytes | Path, digest: str) -> Path:
         """Store bytes, or the file of a `temporary()` (which it consumes), durably under their digest.
 
-        When this returns, the blob survives a crash. Bytes that are already there stay as they are; a stored file of
-        another size is damaged and gets replaced.
+        When this returns, the blob survives a crash. A file that is there already is replaced: the same bytes, or
+        damaged ones that sending them again repairs.
 
         Raises:
             InvalidAdapter: the bytes have another digest (`DIGEST_MISMATCH`).
@@ -139,16 +139,11 @@ class BlobStore:
                 return self.put(temporary.path, digest)
         target = self.path(digest)
         with _room(), source.open("rb") as file:
-            found, num_bytes = _digest_of(file)
-            if found != digest:
+            if _digest_of(file) != digest:
                 raise InvalidAdapter("the bytes do not have the digest they came with", reason="DIGEST_MISMATCH")
-            if self.size(digest) == num_bytes:
-                source.unlink()
-            else:
-                os.fchmod(file.fileno(), 0o400)
-                os.fsync(file.fileno())
-                source.rename(target)
-            # Also when it was there: whoever renamed it may not have come to this line yet.
+            os.fchmod(file.fileno(), 0o400)
+            os.fsync(file.fileno())
+            source.rename(target)
             sync_directory(target.parent)
         return target
 
@@ -201,9 +196,8 @@ def _room() -> Iterator[None]:
         raise
 
 
-def _digest_of(file: BinaryIO) -> tuple[str, int]:
-    digest, num_bytes = hashlib.sha256(), 0
+def _digest_of(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
     while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)
-        num_bytes += len(chunk)
-    return digest.hexdigest(), num_bytes
+    return digest.hexdigest()

@@ -7,6 +7,7 @@ import threading
 import msgspec
 
 from adamix.errors import AdamixError
+from adamix_kernels.host_memory import keep_freed_memory
 from adamix_server.channel import SocketEngineChannel
 from adamix_server.config import EngineConfig
 from adamix_server.engine.assembly import assemble, load_backbone
@@ -27,6 +28,7 @@ def main() -> None:
         return
     config = msgspec.convert(start.config, EngineConfig)
     logs.configure(config.log_level, process=f"engine-{config.engine_id}")
+    keep_freed_memory()
     recorder = Recorder()
     channel = SocketEngineChannel(config.address)
     try:

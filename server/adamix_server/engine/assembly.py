@@ -62,7 +62,13 @@ def assemble(
 
     Raises:
         FailedPrecondition: the backbone cannot be run packed.
+        InvalidConfig: the queue could not hold one text of the backbone's full length.
     """
+    if config.max_queue_tokens < loaded.spec.max_tokens:
+        raise InvalidConfig(
+            f"max_queue_tokens {config.max_queue_tokens} is below the backbone's {loaded.spec.max_tokens} positions",
+            field="max_queue_tokens",
+        )
     device = next(loaded.model.parameters()).device
     dtype = choose_dtype(config.dtype, device)
     bank = SlotBank(config.slots, config.arena_bytes, dtype, device)

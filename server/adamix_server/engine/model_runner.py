@@ -130,7 +130,7 @@ class ModelRunner:
         difference = (self._forward(rows, lengths) - torch.cat(alone)).abs().max().item()
         if not difference <= _PARITY[self._bank.dtype]:
             raise FailedPrecondition(
-                f"backbone {spec.name} cannot be packed: packed and single hidden states differ by {difference:.2g}"
+                f"backbone {spec.label} cannot be packed: packed and single hidden states differ by {difference:.2g}"
             )
 
 

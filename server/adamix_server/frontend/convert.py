@@ -136,7 +136,7 @@ def to_version(row: VersionRow, residency: object = None) -> adapters_pb2.Versio
 def to_backbone(spec: BackboneSpec) -> server_pb2.Backbone:
     """The backbone a server holds."""
     return server_pb2.Backbone(
-        name=spec.name,
+        name=spec.label,
         model_type=spec.model_type,
         fingerprint=spec.fingerprint,
         tokenizer_fingerprint=spec.tokenizer_fingerprint,

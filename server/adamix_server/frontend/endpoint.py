@@ -5,7 +5,6 @@ Knows how to bind, start and stop; when to do so is `server.py`'s matter.
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -136,7 +135,3 @@ class Endpoint:
         is_idle = await self._admission.wait_idle(max(0.0, end - time.monotonic()))
         await self._server.stop(min(FLUSH_S, max(0.0, end - time.monotonic())))
         return is_idle
-
-    def service_names(self) -> Sequence[str]:
-        """The names health knows, beside ""."""
-        return _SERVICES

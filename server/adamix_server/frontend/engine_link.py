@@ -21,7 +21,7 @@ from adamix_server.frames import Cancel, Control, Credit, Emit, EngineUp, Event,
 log = logging.getLogger(__name__)
 
 # How long an engine that the supervisor calls ready may take to grant the first credit.
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
 RESTART_RETRY_S = 1.0
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0
 
@@ -41,6 +41,7 @@ class EngineLink:
         self._connect = connect
         self._hello: Hello | None = None
         self._connection: _Connection | None = None
+        self._connecting = asyncio.Lock()
         self._last_id = 0
 
     @property
@@ -58,23 +59,30 @@ class EngineLink:
         return self._last_id
 
     async def connect(self, up: EngineUp) -> None:
-        """Connect to a new engine and wait for its first credit. Replaces any older engine.
+        """Connect to an engine and wait for its first credit. Replaces any older generation.
 
         Raises:
             Unavailable: it did not grant any credit in time.
         """
-        if self._connection is not None:
-            self.engine_down(self._connection.generation)
-        connection = _Connection(await self._connect(up.address, up.hello.generation), up.hello.generation, self._lost)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.granted.wait()
-        except TimeoutError:
-            connection.close()
-            raise Unavailable("the engine does not answer", reason="ENGINE_SILENT") from None
-        if connection.is_closed:
-            raise _restarting()
-        self._hello, self._connection = up.hello, connection
+        generation = up.hello.generation
+        async with self._connecting:
+            if self._connection is not None:
+                if self._connection.generation == generation:
+                    return
+                self.engine_down(self._connection.generation)
+            connection = _Connection(await self._connect(up.address, generation), generation, self._lost)
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await connection.granted.wait()
+            except TimeoutError:
+                connection.close()
+                raise Unavailable("the engine does not answer", reason="ENGINE_SILENT") from None
+            except asyncio.CancelledError:
+                connection.close()
+                raise
+            if connection.is_closed:
+                raise _restarting()
+            self._hello, self._connection = up.hello, connection
 
     def engine_down(self, generation: int) -> None:
         """Fail everything that waits for this generation. A generation that is already gone is ignored."""

@@ -1,8 +1,8 @@
 """The boundary around every RPC: whatever happens inside, the caller gets a status with details, and nothing else.
 
-From the outside in: catch-all -> request id, log and metrics -> limits -> servicer. Each layer is a context manager,
-so that the same four lines enclose all four kinds of RPC. Messages are parsed inside the boundary, because grpc answers
-a malformed one with UNKNOWN and Python's words. A method that a servicer does not define is UNIMPLEMENTED.
+From the outside in: catch-all -> request id, log and metrics -> limits -> servicer. All of it is one context manager,
+so that all four kinds of RPC are enclosed alike. Messages are parsed inside the boundary, because grpc answers a
+malformed one with UNKNOWN and Python's words. A method that a servicer does not define is UNIMPLEMENTED.
 
 Knows gRPC and the error tree; knows no service.
 """

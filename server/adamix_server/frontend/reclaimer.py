@@ -43,6 +43,8 @@ class Reclaimer:
                 await self.reclaim()
             except AdamixError as error:
                 log.warning("retired bytes stay for now: %s", error.message)
+            except Exception:
+                log.exception("retired bytes stay for now")
 
     async def reclaim(self) -> None:
         """Purge every retired digest that is not in use.

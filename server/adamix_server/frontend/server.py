@@ -95,6 +95,8 @@ class FrontEnd:
                 return 1
             await parts.endpoint.start()
             background = [asyncio.create_task(self._beat(parts)), asyncio.create_task(parts.reclaimer.run())]
+            for task in background:
+                task.add_done_callback(_log_failure)
             try:
                 await parts.endpoint.show_serving(self._link.is_up)
                 await self._send(Ready(address=parts.endpoint.address))
@@ -170,13 +172,16 @@ class FrontEnd:
                     log.error("unexpected %s frame from the supervisor", type(frame).__name__)
 
     async def _connect(self) -> None:
-        if self._engine is None:
+        """Connect to the engine the supervisor last spoke of, if it has not been called down."""
+        if (engine := self._engine) is None:
             return
         try:
-            await self._link.connect(self._engine)
+            await self._link.connect(engine)
         except AdamixError as error:
-            # The heartbeat tries again, for as long as the supervisor has not called this engine down.
+            # The heartbeat tries again.
             log.warning("no connection to the engine: %s", error.message)
+        if self._engine is not engine:
+            self._link.engine_down(engine.hello.generation)
 
     def _forget_engine(self, generation: int) -> None:
         if self._engine is not None and self._engine.hello.generation == generation:
@@ -218,3 +223,9 @@ class FrontEnd:
     async def _send(self, frame: AnyFrame) -> None:
         # A pipe that nobody reads fills up and then blocks: not on the event loop.
         await asyncio.to_thread(self._pipe.send, frame)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    # Without its heartbeat this process is soon replaced; the log then says why.
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a background task failed", exc_info=error)

@@ -6,6 +6,7 @@ the vocabulary would be an out-of-bounds read on the device. Knows neither tasks
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from adamix.errors import AdamixError, InvalidRequest, Overloaded
+from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
 from adamix_server.config import MAX_TEXT_BYTES
+
+log = logging.getLogger(__name__)
 
 # Text waiting for a tokenizer thread, over all calls. More would be answered too late to be of use.
 MAX_PENDING_BYTES = 32 << 20
+# What an input weighs in that sum beside its text, so that a flood of tiny ones is bounded too.
+_BYTES_PER_INPUT = 1024
 _RETRY_S = 0.25
 
 
@@ -69,7 +74,7 @@ class Tokenizer:
         Raises:
             Overloaded: too much text waits already; nothing was queued.
         """
-        num_bytes = sum(len(text.first) + len(text.second or "") for text in texts)
+        num_bytes = sum(_BYTES_PER_INPUT + len(text.first) + len(text.second or "") for text in texts)
         if self._pending_bytes + num_bytes > MAX_PENDING_BYTES:
             raise Overloaded("the server's tokenizers are busy; try again later", retry_after_s=_RETRY_S)
         self._pending_bytes += num_bytes
@@ -172,6 +177,9 @@ def _outcome(encode: Callable[[Text], Tokens], text: Text) -> Tokens | AdamixErr
         return encode(text)
     except AdamixError as error:
         return error
+    except Exception:
+        log.exception("a text could not be tokenized")
+        return InternalError("a text could not be tokenized")
 
 
 def _int32(values: Sequence[int]) -> bytes:

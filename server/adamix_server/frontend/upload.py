@@ -10,11 +10,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from adamix.adapter_file import MAX_HEADER_BYTES
-from adamix.errors import InvalidAdapter, InvalidRequest
+from adamix.errors import DeadlineExceeded, InvalidAdapter, InvalidRequest
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.catalog.blobs import BlobStore, Temporary
 from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES
 from adamix_server.frontend.catalog_view import CatalogView
+
+# An upload that stands still keeps its place, of which there are few, no longer than this.
+IDLE_S = 30.0
 
 _LENGTH_BYTES = 8
 
@@ -22,8 +25,8 @@ Requests = AsyncIterator[adapters_pb2.RegisterAdapterRequest]
 
 
 async def read_header(requests: Requests) -> adapters_pb2.RegisterAdapterHeader:
-    """The first message. Raises InvalidRequest if it is not a header."""
-    first = await anext(requests, None)
+    """The first message. Raises InvalidRequest if it is not a header; DeadlineExceeded if none comes."""
+    first = await _next(requests)
     if first is None or first.WhichOneof("payload") != "header":
         raise InvalidRequest("the first message must be the header", reason="HEADER_MISSING", field="header")
     return first.header
@@ -50,9 +53,10 @@ async def receive(requests: Requests, temporary: Temporary, view: CatalogView) -
         InvalidRequest: a message that is no chunk, or one over 1 MiB.
         InvalidAdapter: over 256 MiB in all (`TOO_LARGE`).
         StoreFull: no room on the disk.
+        DeadlineExceeded: nothing came for 30 s (`UPLOAD_IDLE`).
     """
     start = b""
-    async for request in requests:
+    while (request := await _next(requests)) is not None:
         if request.WhichOneof("payload") != "chunk":
             raise InvalidRequest(
                 "every message after the first must be a chunk", reason="CHUNK_EXPECTED", field="chunk"
@@ -71,3 +75,12 @@ async def receive(requests: Requests, temporary: Temporary, view: CatalogView) -
             start += chunk[: _LENGTH_BYTES - len(start)]
             if len(start) == _LENGTH_BYTES and int.from_bytes(start, "little") > MAX_HEADER_BYTES:
                 return
+
+
+async def _next(requests: Requests) -> adapters_pb2.RegisterAdapterRequest | None:
+    """The next message, or None at the end of the stream."""
+    try:
+        async with asyncio.timeout(IDLE_S):
+            return await anext(requests, None)
+    except TimeoutError:
+        raise DeadlineExceeded(f"nothing was sent for {IDLE_S:g} s", reason="UPLOAD_IDLE") from None

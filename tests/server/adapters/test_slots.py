@@ -1,5 +1,7 @@
 """Slots: the bookkeeping that decides who is on the device."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,8 +34,8 @@ class TestExtents:
             elif held:
                 extents.release(*held.pop(number % len(held)))
             spans = sorted((start, start + extents.rounded(size)) for start, size in held)
-            assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
-            assert all(0 <= start and stop <= CAPACITY for start, stop in spans)
+            assert all(a[1] <= b[0] for a, b in pairwise(spans))
+            assert all(start >= 0 and stop <= CAPACITY for start, stop in spans)
             assert extents.free_bytes == CAPACITY - sum(stop - start for start, stop in spans)
 
 
@@ -158,7 +160,7 @@ class SlotsMachine(RuleBasedStateMachine):
         assert len({slot.index for slot in held}) == len(held) <= 3
         assert all(1 <= slot.index <= 3 for slot in held)
         spans = sorted((slot.offset, slot.offset + slot.num_bytes) for slot in held)
-        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(spans))
         for digest, pins in self.pins.items():
             if pins:
                 slot = self.slots.get(digest)

@@ -1,5 +1,7 @@
 """The scheduler: whole requests, a token budget, nobody passed over, nobody lost."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,7 +70,7 @@ def test_rows_of_one_adapter_lie_together(queue: list[Request]) -> None:
     batch = scheduler.next_batch(always)
     assert batch is not None
     digests = [r.digest for r in batch.requests]
-    changes = sum(a != b for a, b in zip(digests, digests[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(digests))
     assert changes + 1 == batch.num_adapters
 
 

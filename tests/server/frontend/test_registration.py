@@ -205,6 +205,21 @@ def test_an_upload_cut_in_the_middle_leaves_nothing(serve: Any, make_adapter: Ma
     serve(scenario)
 
 
+def test_an_upload_that_stands_still_is_ended(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamix_server.frontend.upload.IDLE_S", 0.05)
+
+    async def scenario(harness: Any) -> None:
+        async def stuck() -> AsyncIterator[pb.RegisterAdapterRequest]:
+            yield pb.RegisterAdapterRequest(header=pb.RegisterAdapterHeader(task="sst2"))
+            await asyncio.Event().wait()
+
+        found = await refusal(harness.adapters.RegisterAdapter(stuck()))
+        assert found == (grpc.StatusCode.DEADLINE_EXCEEDED, "UPLOAD_IDLE")
+        assert harness.temporaries() == []
+
+    serve(scenario)
+
+
 def test_a_full_disk_says_so_and_leaves_nothing(
     serve: Any, make_adapter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,7 @@ def test_one_bad_text_does_not_touch_the_others(tokenizer: Tokenizer, play: Any)
 def test_more_waiting_text_than_fits_is_refused_at_once(
     tokenizer: Tokenizer, play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenization, "MAX_PENDING_BYTES", 10)
+    monkeypatch.setattr(tokenization, "MAX_PENDING_BYTES", 1500)
 
     async def scene() -> None:
         first = asyncio.create_task(tokenizer.tokenize([text("w1 w2 w3")]))
