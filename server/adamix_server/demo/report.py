@@ -79,8 +79,8 @@ def mixed_table(texts: Mapping[str, Sequence[str]], response: Predictions) -> Ta
 
 def swap_text(step: Mapping[str, int]) -> str:
     return (
-        f"Second version under load: {step['sent']} requests sent, [bold]{step['failed']} failed[/], "
-        f"{step['old']} answered by the old version, {step['new']} by the new one"
+        f"Second version under load: {step['sent']} requests sent to all tasks, [bold]{step['failed']} failed[/]; "
+        f"of this task's, {step['old']} were answered by the old version and {step['new']} by the new one"
     )
 
 
