@@ -101,7 +101,9 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.d
                 output_loading_info=True,
             )
     except (OSError, ValueError) as error:
-        raise InvalidConfig(f"cannot load backbone {name!r}: {str(error).splitlines()[0]}") from error
+        known = ", ".join(PACKAGED)
+        reason = str(error).splitlines()[0]
+        raise InvalidConfig(f"cannot load backbone {name!r} (packaged ones: {known}): {reason}") from error
     present = set(model.state_dict()) - set(info["missing_keys"])
     fingerprint = hashlib.sha256(export_tokenizer(name).encode()).hexdigest()
     backbone = from_model(model, name=name, tokenizer_fingerprint=fingerprint, present=present)

@@ -15,7 +15,7 @@ from adamix_kernels import dispatch
 class Bottleneck(nn.Module):
     """`scale * up(act(down(x)))`, `[..., D] -> [..., D]` (Houlsby et al. 2019, eq. of section 2.1, without residual).
 
-    AdaMix uses the exact (erf) GELU, biases on both projections and scale 1 (method.md 1.1).
+    AdaMix uses the exact (erf) GELU, biases on both projections and scale 1 (its released code).
     """
 
     def __init__(self, down: nn.Module, up: nn.Module, activation: Activation, scale: float) -> None:

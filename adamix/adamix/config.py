@@ -29,7 +29,7 @@ class AdapterConfig:
             has no factor).
         activation: between the projections of a bottleneck; a LoRA has none.
         lora_dropout: on the input of a LoRA during training.
-        init_std: standard deviation of a bottleneck's initial weights, down and up (method.md 1.2).
+        init_std: standard deviation of a bottleneck's initial weights, down and up (0.02 in the released code).
         lora_distinct_init: draw A anew for every expert. The released code copies one A instead, so that its experts
             differ only through the batches they meet; the paper speaks of randomly initialised modules.
     """
@@ -144,7 +144,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The optimiser's settings. Schedule, warm-up and decay are those of the release (method.md 5).
+    """The optimiser's settings. Schedule, warm-up and decay are those of the released code.
 
     Attributes:
         epochs: passes over the training rows; without effect where `max_steps` is given.

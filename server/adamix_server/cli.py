@@ -194,8 +194,6 @@ def demo(
     json_: JsonFlag = False,
 ) -> None:
     """Train, merge, serve, register, swap and measure on packaged weights and texts, in a few minutes."""
-    # Before torch is imported: its threads would otherwise spin while they wait, on cores the server needs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with exit_codes():
         from adamix_server.demo.main import run
 
@@ -241,6 +239,8 @@ def _print(document: dict[str, Any], text: str | Table, *, as_json: bool) -> Non
 
 def main() -> None:
     """Entry point of the `adamix` command."""
+    # Before torch is imported: waiting threads would otherwise spin, on cores that others need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for plugin in metadata.entry_points(group=PLUGIN_GROUP):
         plugin.load()(app)
     app()

@@ -12,7 +12,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(value: str, field: str) -> str:
-    """Return `value` if it is a tenant or task id (`api.md`, *Resources*). Raises InvalidRequest."""
+    """Return `value` if it is a tenant or task id. Raises InvalidRequest."""
     if _NAME.fullmatch(value) is None or ".." in value:
         raise InvalidRequest(
             f"{field} is not a valid id; use 1 to 63 of a-z 0-9 . _ - that start and end with a letter or digit",

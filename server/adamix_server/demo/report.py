@@ -112,7 +112,8 @@ def plot(
     from matplotlib import pyplot as plt
 
     figure, (quality, speed) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    bars = [(f"{t.task}\n{t.method}", t) for t in (*trained, *baselines)] + [(f"{better.task}\nversion 2", better)]
+    bars = [(f"{t.task}\n{t.method}", t) for t in (*baselines, trained[0])] + [(f"{better.task}\nversion 2", better)]
+    bars += [(f"{t.task}\n{t.method}", t) for t in trained[1:]]
     colours = {"adamix": "#1f6f8b", "single": "#99a8b2", "head": "#c9d1d3"}
     values = [item.metric[1] for _, item in bars]
     drawn = quality.bar(range(len(bars)), values, color=[colours[item.method] for _, item in bars])

@@ -1,4 +1,4 @@
-"""The losses against formulas written out by hand (method.md 1.4)."""
+"""The losses against formulas written out by hand."""
 
 import torch
 import torch.nn.functional as F

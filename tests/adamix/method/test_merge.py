@@ -1,4 +1,4 @@
-"""Merging: the invariants of method.md 4.2, and what is refused."""
+"""Merging: the invariants, and what is refused."""
 
 import dataclasses
 import re

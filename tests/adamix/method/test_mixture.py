@@ -116,7 +116,7 @@ def test_at_instance_granularity_each_row_takes_its_own() -> None:
 
 
 def test_an_expert_without_rows_has_no_gradient() -> None:
-    """None, not zeros: zeros would let momentum and weight decay move it (method.md, trap 7)."""
+    """None, not zeros: zeros would let momentum and weight decay move it."""
     table = RouteTable()
     linear = ExpertLinear(3, 2, 4, bias=True, routes=table, point=0, side=0)
     table.set(torch.tensor([[[2, 0]], [[0, 0]]]))

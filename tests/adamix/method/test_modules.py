@@ -1,4 +1,4 @@
-"""The adapters at their sites against formulas written out by hand (method.md 1.1), through a whole layer of BERT."""
+"""The adapters at their sites against formulas written out by hand, through a whole layer of BERT."""
 
 import pytest
 import torch

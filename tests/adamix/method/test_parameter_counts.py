@@ -1,4 +1,4 @@
-"""Parameter counts of method.md 1.8, on models of the true shape without memory (meta device)."""
+"""Parameter counts of the paper, on models of the true shape without memory (meta device)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The matrix of reliability.md 2.1 and 2.2: every kind of bad file, the exact reason, and a parent unharmed."""
+"""Every kind of bad file, the exact reason, and a parent unharmed."""
 
 import io
 import json
