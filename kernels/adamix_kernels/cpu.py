@@ -55,6 +55,12 @@ def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeight
     return out
 
 
+def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
+    """See `reference.bottleneck_`."""
+    _adapt(x, x, x, segments, _per_segment(segments, weights, _of_bottleneck))
+    return x
+
+
 def bottleneck_norm(
     s: Tensor,
     segments: Segments,
@@ -172,7 +178,7 @@ def _per_segment(
 def _adapt(
     out: Tensor, residual: Tensor, source: Tensor, segments: Segments, adapters: Sequence[_LowRank | None]
 ) -> None:
-    """`out = residual + A(source)` per row. `out` may be `residual` itself, else they share no memory."""
+    """`out = residual + A(source)` per row. `out` may be `residual` itself, which may be `source` itself."""
     runs = list(segments)
     groups: dict[tuple[object, ...], list[int]] = {}
     for position, adapter in enumerate(adapters):

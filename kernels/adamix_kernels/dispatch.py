@@ -26,6 +26,7 @@ __all__ = [
     "LoraWeights",
     "activation",
     "bottleneck",
+    "bottleneck_",
     "bottleneck_norm",
     "head",
     "implementations",
@@ -44,7 +45,7 @@ class _Implementation:
     differentiable: frozenset[str]
 
 
-_OPS = frozenset({"bottleneck", "bottleneck_norm", "lora", "lora_", "head", "routed_linear"})
+_OPS = frozenset({"bottleneck", "bottleneck_", "bottleneck_norm", "lora", "lora_", "head", "routed_linear"})
 _IMPLEMENTATIONS = {
     "cpu": _Implementation(cpu, _OPS, frozenset({"head", "routed_linear"})),
     "reference": _Implementation(reference, _OPS, _OPS),
@@ -82,6 +83,19 @@ def bottleneck(
     """
     _check_batch(x, segments, weights)
     result: Tensor = _pick("bottleneck", x, implementation)(x, segments, weights)
+    return result
+
+
+def bottleneck_(
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[BottleneckWeights | None],
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """`bottleneck`, in place on x, which is returned: identity rows cost nothing. For inference, as `lora_`."""
+    _check_batch(x, segments, weights)
+    result: Tensor = _pick("bottleneck_", x, implementation)(x, segments, weights)
     return result
 
 

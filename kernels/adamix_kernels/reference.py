@@ -21,6 +21,11 @@ def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeight
     return _add_bottleneck(x, x, segments, weights)
 
 
+def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
+    """`bottleneck`, in place on x."""
+    return x.copy_(bottleneck(x, segments, weights))
+
+
 def bottleneck_norm(
     s: Tensor,
     segments: Segments,

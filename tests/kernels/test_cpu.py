@@ -35,6 +35,11 @@ def test_bottleneck_equals_the_reference(shape, dtype, form, make_batch):
     assert y.dtype == dtype
     assert torch.equal(batch.x, before)
     assert torch.equal(y[batch.identity_rows], batch.x[batch.identity_rows])
+    for implementation in ("cpu", "reference"):
+        rows = batch.x.clone()
+        assert dispatch.bottleneck_(rows, batch.segments, batch.bottlenecks, implementation=implementation) is rows
+        assert_close(rows, reference.bottleneck(batch.x.double(), batch.segments, wide))
+        assert torch.equal(rows[batch.identity_rows], before[batch.identity_rows])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

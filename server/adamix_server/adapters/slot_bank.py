@@ -125,7 +125,7 @@ class LinearSite(BankSite):
         if self._num_loras:
             rows = dispatch.lora_(rows, x[0], segments, self._loras, self._window)
         if self._num_bottlenecks:
-            rows = dispatch.bottleneck(rows, segments, self._bottlenecks)
+            rows = dispatch.bottleneck_(rows, segments, self._bottlenecks)
         return rows[None]
 
 
