@@ -30,7 +30,7 @@ _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCALING_KEY = re.compile(rf"(layers\.(0|[1-9][0-9]{{0,3}})\.)?({'|'.join(SITES)})")
 
 
-class BackboneRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class BackboneRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The backbone an adapter was trained on. Two backbones are the same when their fingerprints are."""
 
     model_type: str
@@ -48,7 +48,7 @@ class BackboneRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         return PurePath(self.name).name if is_path else self.name
 
 
-class BackboneSpec(BackboneRef, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class BackboneSpec(BackboneRef, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A loaded backbone as the rest of the system sees it: its identity and its shape.
 
     `sites` maps each site name this family has to its (in_features, out_features); norm points have both equal to
@@ -61,7 +61,7 @@ class BackboneSpec(BackboneRef, frozen=True, forbid_unknown_fields=True, omit_de
     type_vocab_size: int = 0
 
 
-class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The layers on top of the pooled hidden state, and how to read their output."""
 
     type: HeadType
@@ -82,7 +82,7 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return tuple(given.get(str(i), f"LABEL_{i}") for i in range(self.num_labels))
 
 
-class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the adapter came to be. For people and reports; nothing at serving time depends on it."""
 
     method: str
@@ -95,7 +95,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     metrics: dict[str, float] = {}
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The self-description of an adapter. `check()` has passed on every instance made by `from_json`."""
 
     kind: Kind
@@ -115,8 +115,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return float(self.scaling.get(f"layers.{layer}.{site}", self.scaling.get(site, 1.0)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, without the entries that hold their default."""
-        result: dict[str, Any] = msgspec.to_builtins(self)
+        """Plain JSON types: every entry but those that hold None. Equal manifests give equal values and types."""
+        # The conversion makes an int that stands for a float a float: they are equal, but their JSON is not.
+        converted = msgspec.convert(msgspec.to_builtins(self), Manifest)
+        result: dict[str, Any] = _without_none(msgspec.to_builtins(converted))
         return result
 
     @classmethod
@@ -207,6 +209,12 @@ def check_fits(manifest: Manifest, spec: BackboneSpec) -> None:
             f"max_length {manifest.max_length} is over the backbone's {spec.max_tokens} positions",
             reason="MANIFEST_INVALID",
         )
+
+
+def _without_none(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_none(item) for key, item in value.items() if item is not None}
 
 
 def _require(condition: bool, message: str) -> None:

@@ -52,7 +52,8 @@ class MixtureFile:
 
     def encode(self) -> bytes:
         """Canonical bytes."""
-        return adapter_file.encode_tensors(MIXTURE_FORMAT, msgspec.to_builtins(self.manifest), self.tensors)
+        manifest = {**msgspec.to_builtins(self.manifest), "adapter": self.manifest.adapter.to_json()}
+        return adapter_file.encode_tensors(MIXTURE_FORMAT, manifest, self.tensors)
 
 
 def expert_key(projection: str, expert: int, part: str) -> str:

@@ -42,7 +42,8 @@ def score(task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any])
         "macro_f1": float(metrics.f1_score(targets, predictions, average="macro", zero_division=0.0)),
     }
     if max(predictions.max(), targets.max()) <= 1:
-        result["matthews"] = float(metrics.matthews_corrcoef(targets, predictions))
+        # Of two classes it is the correlation; sklearn's own warns where only one of them occurs.
+        result["matthews"] = _correlation(predictions, targets)
     return result
 
 

@@ -186,5 +186,10 @@ class Mixture:
             nn.init.zeros_(weight)
 
 
+def select_rows(routes: Tensor, start: int, end: int) -> Tensor:
+    """The routes of some of the rows they were drawn for: all alike at batch granularity."""
+    return routes[..., start:end] if routes.dim() == 4 else routes
+
+
 def _mean(experts: nn.ParameterList) -> Tensor:
     return experts[0] if len(experts) == 1 else torch.stack(list(experts)).mean(0)

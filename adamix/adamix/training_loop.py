@@ -29,7 +29,7 @@ from adamix.data import TaskType
 from adamix.errors import FailedPrecondition
 from adamix.heads import TaskModel
 from adamix.losses import consistency_loss, task_loss
-from adamix.mixture import Mixture
+from adamix.mixture import Mixture, select_rows
 from adamix.run_directory import checkpoint_step
 
 _WEIGHTS_FILE = "trained.safetensors"
@@ -175,6 +175,8 @@ class MixtureTrainer(Trainer):
         self._experts = experts
         self._task_type = task_type
         self._route_generator = torch.Generator().manual_seed(route_seed)
+        self._step_rows = self._step_rows_seen = 0
+        self._step_routes = torch.empty(0)
         # One process drives one device: DataParallel would cut the two passes of a batch apart. The count is settled
         # when the device is first asked for.
         if args.device.type == "cuda":
@@ -194,6 +196,16 @@ class MixtureTrainer(Trainer):
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         return self.state.global_step
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
+        """The batches of one optimiser step, whose rows are counted here. Draws nothing: when a run is resumed, the
+        state of the generators is restored after this call."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step_rows = sum(len(batch["targets"]) for batch in batches)
+        self._step_rows_seen = 0
+        return batches, num_items
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -201,20 +213,33 @@ class MixtureTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
     ) -> Any:
-        """The loss of one batch: the task's on pass 0, plus the weighted consistency of passes 0 and 1."""
+        """The loss of one batch: the task's on pass 0, plus the weighted consistency of passes 0 and 1.
+
+        It is weighted by the batch's share of the rows of its step, so that the gradient of a step does not depend on
+        how many batches it was cut into; the library divides by their number.
+        """
         targets = inputs["targets"]
         features = {name: tensor for name, tensor in inputs.items() if name != "targets"}
         config = self._experts.config
         if config.passes == 2:
             features = {name: torch.cat([tensor, tensor]) for name, tensor in features.items()}
-        self._experts.set_routes(self._experts.draw_routes(self._route_generator, len(targets)))
+        self._experts.set_routes(self._next_routes(len(targets)))
         logits = model(**features)
         first = logits[: len(targets)]
         loss = task_loss(first, targets, self._task_type)
         if config.passes == 2:
             second = logits[len(targets) :]
             loss = loss + config.consistency * consistency_loss(first, second, self._task_type)
+        loss = loss * (len(targets) * self.current_gradient_accumulation_steps / self._step_rows)
         return (loss, first) if return_outputs else loss
+
+    def _next_routes(self, num_rows: int) -> Tensor:
+        """The routes of the step's next rows. All batches of a step share one draw, as if they were one batch."""
+        start = self._step_rows_seen
+        if start == 0:
+            self._step_routes = self._experts.draw_routes(self._route_generator, self._step_rows)
+        self._step_rows_seen = start + num_rows
+        return select_rows(self._step_routes, start, self._step_rows_seen)
 
     def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
         """All trained matrices. The library goes by names, and would spare an adapter that sits at a LayerNorm."""

@@ -30,6 +30,7 @@ _ENGINE_SILENCE_S = 120.0
 _FRONT_END_SILENCE_S = 20.0
 # A child that dies before it was ever ready this many times in a row will not come up by trying again.
 _MAX_FAILED_STARTS = 5
+_LONGEST_PAUSE_S = 30.0
 _STOP_S = 5.0
 
 
@@ -52,7 +53,6 @@ class Supervisor:
         self._front_end: Child | None = None
         self._engine_up: EngineUp | None = None
         self._engine_ready = asyncio.Event()
-        self._draining = False
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
 
@@ -100,92 +100,110 @@ class Supervisor:
                 task.cancel()
             for child in (self._front_end, self._engine):
                 if child is not None:
-                    await child.stop(_STOP_S if not self._kill.is_set() else 0)
+                    await child.stop(_STOP_S if child.is_ready and not self._kill.is_set() else 0)
 
     async def _drain(self, engine: "asyncio.Task[None]", front_end: "asyncio.Task[None]") -> None:
         """Front end first: it stops submitting and waits for its answers. Then the engine has nothing left."""
         log.info("draining", extra={"delay_s": self._config.drain_delay_s, "grace_s": self._config.drain_grace_s})
-        self._draining = True
         order = Drain(delay_s=self._config.drain_delay_s, grace_s=self._config.drain_grace_s)
         patience_s = self._config.drain_delay_s + self._config.drain_grace_s + _STOP_S
-        for child, keeper in ((self._front_end, front_end), (self._engine, engine)):
-            if child is None:
-                keeper.cancel()
+        for is_front_end, keeper in ((True, front_end), (False, engine)):
+            child = self._front_end if is_front_end else self._engine
+            if child is None or not child.is_ready:
+                keeper.cancel()  # it is being replaced: nothing runs in it, and nothing more shall
                 continue
             child.send(order)
             await asyncio.wait({keeper}, timeout=patience_s)
         log.info("drained")
 
     async def _keep_engine(self) -> None:
-        failed_starts = 0
+        """Run one engine after another until the server stops."""
+        was_ever_ready, failed_starts = False, 0
         while True:
             self._generation += 1
             child = self._engine = await Child.start(
                 "engine", "adamix_server.engine", Start(config=to_plain(self._engine_config())), self._environment()
             )
-            was_ready = await self._watch(child, _ENGINE_SILENCE_S)
+            await self._watch(child, _ENGINE_SILENCE_S, may_give_up=not was_ever_ready)
             self._engine_ready.clear()
             self._engine_up = None
             if self._front_end is not None:
                 self._front_end.send(EngineDown(generation=self._generation))
-            status = await child.kill()
-            if self._draining:
+            self._engine = None
+            was_ever_ready |= child.is_ready
+            failed_starts = 0 if child.is_ready else failed_starts + 1
+            if await self._ended(child, failed_starts, may_give_up=not was_ever_ready):
                 return
-            failed_starts = 0 if was_ready else failed_starts + 1
-            await self._pause("engine", status, failed_starts)
 
     async def _keep_front_end(self) -> None:
-        failed_starts = 0
+        """Run one front end after another until the server stops."""
+        was_ever_ready, failed_starts = False, 0
         while True:
             await self._engine_ready.wait()
-            config = FrontEndConfig(
-                listen=self._listen,
-                store=str(self._config.store),
-                tokenizer=str(self._tokenizer),
-                tokenizer_threads=self._config.tokenizer_threads,
-                reflection=is_loopback(split_address(self._listen)[0]),
-                log_level=self._config.log_level,
-            )
-            # GRPC_VERBOSITY: grpc's own lines are no JSON.
-            environment = {
-                **self._environment(),
-                "OMP_NUM_THREADS": "1",
-                "MKL_NUM_THREADS": "1",
-                "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
-            }
             child = self._front_end = await Child.start(
-                "front end", "adamix_server.frontend", Start(config=to_plain(config)), environment
+                "front end",
+                "adamix_server.frontend",
+                Start(config=to_plain(self._front_end_config())),
+                {
+                    **self._environment(),
+                    "OMP_NUM_THREADS": "1",
+                    "MKL_NUM_THREADS": "1",
+                    # grpc's own lines are no JSON.
+                    "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
+                },
             )
             if self._engine_up is not None:
                 child.send(self._engine_up)
-            was_ready = await self._watch(child, _FRONT_END_SILENCE_S)
-            status = await child.kill()
-            if self._draining:
+            await self._watch(child, _FRONT_END_SILENCE_S, may_give_up=not was_ever_ready)
+            self._front_end = None
+            was_ever_ready |= child.is_ready
+            failed_starts = 0 if child.is_ready else failed_starts + 1
+            if await self._ended(child, failed_starts, may_give_up=not was_ever_ready):
                 return
-            failed_starts = 0 if was_ready else failed_starts + 1
-            await self._pause("front end", status, failed_starts)
 
-    async def _watch(self, child: Child, silence_s: float) -> bool:
-        """Follow a child until it ends or falls silent; returns whether it was ever ready.
+    async def _watch(self, child: Child, silence_s: float, *, may_give_up: bool) -> None:
+        """Follow a child until it ends or falls silent.
 
         Raises:
-            FailedPrecondition: the child says that it cannot start.
+            FailedPrecondition: the child says that it cannot start, and no child of its kind ever could. Once one
+                could, what keeps its replacement from starting is taken to pass.
         """
-        ready = False
         while True:
             try:
-                frame = await asyncio.wait_for(child.receive(), silence_s if ready else _START_S)
+                frame = await asyncio.wait_for(child.receive(), silence_s if child.is_ready else _START_S)
             except TimeoutError:
-                log.error("child is stuck", extra={"child": child.name, "silent_s": silence_s})  # noqa: TRY400 - the trace says nothing
-                return ready
-            if frame is None:
-                return ready
+                # The trace of a timeout says nothing.
+                log.error("child is stuck", extra={"child": child.name, "silent_s": silence_s})  # noqa: TRY400
+                return
+            if frame is None or isinstance(frame, Drained):
+                return
             if isinstance(frame, Fatal):
-                raise FailedPrecondition(frame.message, reason="CANNOT_START")
-            ready |= isinstance(frame, Ready)
+                if may_give_up:
+                    raise FailedPrecondition(frame.message, reason="CANNOT_START")
+                log.error("child cannot start", extra={"child": child.name, "reason": frame.message})
+                return
+            child.is_ready |= isinstance(frame, Ready)
             self._take(frame)
-            if isinstance(frame, Drained):
-                return ready
+
+    async def _ended(self, child: Child, failed_starts: int, *, may_give_up: bool) -> bool:
+        """Clear a child away; whether the server stops. Otherwise wait a little before the next one.
+
+        Raises:
+            FailedPrecondition: it never came up, and trying again did not help.
+        """
+        status = await child.kill()
+        if self._stop.is_set():
+            return True
+        log.error("child ended", extra={"child": child.name, "status": status})
+        if may_give_up and failed_starts >= _MAX_FAILED_STARTS:
+            raise FailedPrecondition(
+                f"the {child.name} process ended {failed_starts} times before it was ready (last status {status}); "
+                "its own log lines above say why",
+                reason="CANNOT_START",
+            )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), min(0.1 * 2**failed_starts, _LONGEST_PAUSE_S))
+        return self._stop.is_set()
 
     def _take(self, frame: AnyFrame) -> None:
         match frame:
@@ -202,16 +220,6 @@ class Supervisor:
                 if not self._announced and self._engine_up is not None:
                     self._announced = True
                     self._on_serving(address, self._engine_up.hello)
-
-    async def _pause(self, name: str, status: int, failed_starts: int) -> None:
-        log.error("child ended", extra={"child": name, "status": status})
-        if failed_starts >= _MAX_FAILED_STARTS:
-            raise FailedPrecondition(
-                f"the {name} process ended {failed_starts} times before it was ready (last status {status}); "
-                "its own log lines above say why",
-                reason="CANNOT_START",
-            )
-        await asyncio.sleep(min(0.1 * 2**failed_starts, 5.0))
 
     def _engine_config(self) -> EngineConfig:
         config = self._config
@@ -232,6 +240,16 @@ class Supervisor:
             max_queue_inputs=config.max_queue_inputs,
             max_queue_tokens=config.max_queue_tokens,
             log_level=config.log_level,
+        )
+
+    def _front_end_config(self) -> FrontEndConfig:
+        return FrontEndConfig(
+            listen=self._listen,
+            store=str(self._config.store),
+            tokenizer=str(self._tokenizer),
+            tokenizer_threads=self._config.tokenizer_threads,
+            reflection=is_loopback(split_address(self._listen)[0]),
+            log_level=self._config.log_level,
         )
 
     @property

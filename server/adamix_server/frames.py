@@ -50,17 +50,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] = {}
 
 
-class Submit(Frame, frozen=True):
+class Submit(Frame, frozen=True, kw_only=True):
     """Front end -> engine: all rows that arrived since the last turn of the loop."""
 
     generation: int
+    engine_id: str = "0"
     rows: list[Row]
 
 
-class Cancel(Frame, frozen=True):
+class Cancel(Frame, frozen=True, kw_only=True):
     """Front end -> engine: nobody waits for these any more. Their final event still comes."""
 
     generation: int
+    engine_id: str = "0"
     ids: list[int]
 
 
@@ -111,39 +113,43 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing = Timing()
 
 
-class Emit(Frame, frozen=True):
+class Emit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: everything one step finished for this front end, and the credit it gives back."""
 
     generation: int
+    engine_id: str = "0"
     events: list[Event]
     credit_inputs: int = 0
     credit_tokens: int = 0
 
 
-class Credit(Frame, frozen=True):
+class Credit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: how much more may be submitted. Added to what the front end has."""
 
     generation: int
+    engine_id: str = "0"
     inputs: int
     tokens: int
 
 
-class Control(Frame, frozen=True):
+class Control(Frame, frozen=True, kw_only=True):
     """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`.
 
     `hello` is the exception: sent once by `channel.connect`, it is answered by `Hello` and the first `Credit`.
     """
 
     generation: int
+    engine_id: str = "0"
     call: int
     op: Literal["hello", "load", "residency", "in_use"]
     digest: str = ""
 
 
-class Reply(Frame, frozen=True):
+class Reply(Frame, frozen=True, kw_only=True):
     """Engine -> front end. `value`: load -> None, residency -> "store" | "host" | "device", in_use -> bool."""
 
     generation: int
+    engine_id: str = "0"
     call: int
     value: str | bool | None = None
     error: WireError | None = None

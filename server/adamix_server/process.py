@@ -18,13 +18,18 @@ _MAX_FRAME_BYTES = 64 << 20
 
 
 class Child:
-    """The supervisor's side of one child process. All methods belong to the supervisor's event loop."""
+    """The supervisor's side of one child process. All methods belong to the supervisor's event loop.
+
+    Attributes:
+        is_ready: it has said so; until then there is nothing in it worth draining.
+    """
 
     def __init__(
         self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.name = name
         self.process = process
+        self.is_ready = False
         self._reader = reader
         self._writer = writer
 

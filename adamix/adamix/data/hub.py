@@ -32,11 +32,16 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class HubRows:
-    """What `assemble` needs. `label_names` is None where the data set does not fix the names of its ids."""
+    """What `assemble` needs.
+
+    `label_names` is None where the data set does not fix the names of its ids. `is_split` says whether it has other
+    splits than train, be they among the `parts` or not.
+    """
 
     parts: dict[Split, Iterator[Row]]
     task_type: TaskType | None
     label_names: tuple[str, ...] | None
+    is_split: bool
 
 
 def read_hub(source: str, split: Split) -> HubRows:
@@ -66,9 +71,11 @@ def read_hub(source: str, split: Split) -> HubRows:
         raise InvalidData(f"{source} has the splits {', '.join(loaded)}, none of them train, validation or test")
     features = next(iter(found.values())).features
     task_type, label_names = _read_label_feature(features)
-    if label_names is not None and split in found and set(found) != {"train"}:
+    is_split = set(found) != {"train"}
+    if label_names is not None and split in found and is_split:
         found = {split: found[split]}
-    return HubRows({part: _rows(source, part, data) for part, data in found.items()}, task_type, label_names)
+    parts = {part: _rows(source, part, data) for part, data in found.items()}
+    return HubRows(parts, task_type, label_names, is_split)
 
 
 def _rows(source: str, split: Split, data: Any) -> Iterator[Row]:

@@ -41,6 +41,8 @@ def assemble(
     split: Split,
     task_type: TaskType | None,
     label_names: tuple[str, ...] | None = None,
+    *,
+    is_split: bool | None = None,
 ) -> TaskData:
     """Check the rows of a source and return one split of it.
 
@@ -50,20 +52,23 @@ def assemble(
 
     Args:
         name: what messages and reports call the data set.
-        parts: the rows of each split the source has.
+        parts: the rows of each split the source has; those that the answer does not depend on may be left out.
         split: the split to return.
         task_type: None to infer it: lists are multilabel; numbers that are not all integers are regression; anything
             else is classification.
         label_names: names in the order of their ids, where the source fixes them; labels of the rows are then ids.
+        is_split: the source has other parts than train; None where `parts` is all it has.
 
     Raises:
         InvalidData: a row is malformed, a limit is passed, or the split is missing (`SPLIT_MISSING`) or empty
             (`SPLIT_EMPTY`).
     """
-    if split not in parts and set(parts) != {"train"}:
+    if is_split is None:
+        is_split = set(parts) != {"train"}
+    if is_split and split not in parts:
         raise InvalidData(f"{name} has no {split} split, only {', '.join(parts)}", reason="SPLIT_MISSING")
     rows = {part: _checked_texts(name, part_rows) for part, part_rows in parts.items()}
-    if set(rows) == {"train"}:
+    if not is_split:
         rows = _by_hash(rows["train"])
     everything = [row for part in rows.values() for row in part]
     if not rows[split]:
@@ -76,6 +81,8 @@ def assemble(
         return TaskData(name, kind, (), _with_targets(name, split, rows[split]))
     named = label_names is not None
     names = label_names or _collect_names(name, everything, kind)
+    if split == "train" and kind == "classification" and len(names) < 2:
+        raise InvalidData(f"{name} has one label only, {_clip(names[0])}; there is nothing to learn")
     ids = {str(i) if named else label: i for i, label in enumerate(names)}
     return TaskData(name, kind, names, tuple(_labelled(row, kind, ids) for row in rows[split]))
 
@@ -208,8 +215,8 @@ def _collect_names(name: str, rows: list[_Checked], kind: TaskType) -> tuple[str
         raise InvalidData(
             f"{name} has {len(found)} different labels, more than {MAX_LABELS}; say --task-type regression for numbers"
         )
-    if len(found) < (2 if kind == "classification" else 1):
-        raise InvalidData(f"{name} has {len(found)} different labels; there is nothing to learn")
+    if not found:
+        raise InvalidData(f"{name} has no labels; there is nothing to learn")
     if all(_is_integer(label) for label in found):
         return tuple(sorted(found, key=lambda label: (int(label), label)))
     return tuple(sorted(found))

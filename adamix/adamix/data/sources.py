@@ -40,4 +40,4 @@ def load(source: str, *, split: str, task_type: str | None = None) -> TaskData:
         raise InvalidData(f"{source[:80]!r} is no file, and no corpus: those are {', '.join(sorted(CORPORA))}")
     hub = read_hub(source, wanted)
     label_names = hub.label_names if kind in (None, hub.task_type) else None
-    return assemble(source, hub.parts, wanted, kind or hub.task_type, label_names)
+    return assemble(source, hub.parts, wanted, kind or hub.task_type, label_names, is_split=hub.is_split)

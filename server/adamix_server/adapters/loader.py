@@ -9,7 +9,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from adamix.errors import AdamixError, InternalError, Overloaded
@@ -40,6 +40,7 @@ class AdapterLoader:
     Args:
         read: digest -> packed adapter; runs in a thread; raises AdamixError when the blob is missing or unfit.
         wake: called from a thread when a read is over.
+        readers: where `read` runs; two threads if not given.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class AdapterLoader:
         read: Callable[[str], PackedAdapter],
         wake: Callable[[], None],
         recorder: Recorder,
+        readers: Executor | None = None,
     ) -> None:
         self._slots = slots
         self._bank = bank
@@ -57,7 +59,7 @@ class AdapterLoader:
         self._read = read
         self._wake = wake
         self._recorder = recorder
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="adapter-reader")
+        self._readers = readers or ThreadPoolExecutor(_READERS, thread_name_prefix="adapter-reader")
         self._reading: set[str] = set()
         self._finished: queue.SimpleQueue[tuple[str, PackedAdapter | AdamixError]] = queue.SimpleQueue()
         # Holds without a slot, by digest, in the order in which the digests were first asked for.
@@ -66,13 +68,12 @@ class AdapterLoader:
         self._arrived: dict[str, PackedAdapter] = {}
 
     def hold(self, digest: str) -> Hold:
-        """Claim an adapter and, if it has no slot, start bringing it."""
+        """Claim an adapter; if it has no slot, the next `advance` starts bringing it."""
         hold = Hold(digest, since=time.monotonic())
         if self._slots.pin(digest) is not None:
             hold.pinned = True
         else:
             self._waiting.setdefault(digest, []).append(hold)
-            self.prefetch(digest)
         return hold
 
     def release(self, hold: Hold) -> None:
@@ -125,30 +126,43 @@ class AdapterLoader:
         Returns:
             the adapters that cannot be brought, with the reason; their holds are still to be released.
         """
-        failed = self._take_finished()
+        failed = {digest: error for digest, error in self._take_finished().items() if not self.is_ready(digest)}
+        has_room = True
         for digest in list(self._waiting):
             packed = self._arrived.get(digest) or self._cache.get(digest)
-            if packed is None:
-                if digest not in failed:
+            if packed is None and digest not in self._slots:
+                if digest not in failed and self._may_read_ahead():
                     self.prefetch(digest)
-                continue
-            try:
-                if not self._activate(packed):
-                    self._slots.close_one()
-                    break
-            except Overloaded as error:
-                failed[digest] = error
-        self._record_tiers()
+            elif has_room and not self._activate(digest, packed):
+                # Those behind wait, too, or a large adapter would never find room; but their files may be read.
+                self._slots.close_one()
+                has_room = False
         return failed
+
+    def report(self) -> None:
+        """Record how many adapters are where."""
+        pinned = sum(slot.pins > 0 for slot in self._slots)
+        self._recorder.set("adamix_slots", "pinned", value=pinned)
+        self._recorder.set("adamix_slots", "idle", value=len(self._slots) - pinned)
+        self._recorder.set("adamix_slots", "free", value=self._slots.count - len(self._slots))
+        self._recorder.set("adamix_resident_adapters", "device", value=len(self._slots))
+        self._recorder.set("adamix_resident_adapters", "host", value=len(self._cache))
 
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def _activate(self, packed: PackedAdapter) -> bool:
-        """Give an adapter a slot and pin its holds; False while pins leave no room."""
-        digest = packed.digest
+    def _may_read_ahead(self) -> bool:
+        """Whether one more adapter may be read for somebody who waits: as many bytes as the cache may hold, or one."""
+        if len(self._reading) >= 2 * _READERS:
+            return False
+        return not self._arrived or sum(p.num_bytes for p in self._arrived.values()) < self._cache.capacity_bytes
+
+    def _activate(self, digest: str, packed: PackedAdapter | None) -> bool:
+        """Give an adapter a slot, or take the one it has again, and pin its holds; False while pins leave no room."""
         slot = self._slots.get(digest)
         if slot is None:
+            if packed is None:
+                raise InternalError(f"adapter {digest[:12]} is neither in a slot nor in host memory")
             started = time.monotonic()
             slot, evicted = self._slots.reserve(digest, packed.num_bytes)
             for old in evicted:
@@ -160,7 +174,7 @@ class AdapterLoader:
             self._slots.ready(digest)
             self._recorder.inc("adamix_adapter_loads_total", "host", "ok")
             self._recorder.observe("adamix_adapter_load_seconds", "host", value=time.monotonic() - started)
-        # A slot that was closing for somebody ahead in the line is wanted again, and that somebody has been served.
+        # A slot that was closing for somebody ahead in the line is wanted again, and nobody ahead waits for room.
         slot.closing = False
         now = time.monotonic()
         for hold in self._waiting.pop(digest):
@@ -179,6 +193,12 @@ class AdapterLoader:
             self._reading.discard(digest)
             if isinstance(result, AdamixError):
                 failed[digest] = result
+            elif result.num_bytes > self._slots.capacity_bytes:
+                failed[digest] = Overloaded(
+                    f"the adapter needs {result.num_bytes} bytes of device memory, the arena has "
+                    f"{self._slots.capacity_bytes}; raise --arena-mib",
+                    reason="ARENA_TOO_SMALL",
+                )
             else:
                 evictions = self._cache.evictions
                 self._cache.put(digest, result)
@@ -209,11 +229,3 @@ class AdapterLoader:
         if not holds:
             del self._waiting[hold.digest]
             self._arrived.pop(hold.digest, None)
-
-    def _record_tiers(self) -> None:
-        pinned = sum(slot.pins > 0 for slot in self._slots)
-        self._recorder.set("adamix_slots", "pinned", value=pinned)
-        self._recorder.set("adamix_slots", "idle", value=len(self._slots) - pinned)
-        self._recorder.set("adamix_slots", "free", value=self._slots.count - len(self._slots))
-        self._recorder.set("adamix_resident_adapters", "device", value=len(self._slots))
-        self._recorder.set("adamix_resident_adapters", "host", value=len(self._cache))

@@ -29,7 +29,8 @@ class SlotBank:
         self.num_slots = num_slots
         self._arena = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
         self._sites: dict[tuple[int, str], BankSite] = {}
-        self._occupied: dict[int, PackedAdapter] = {}
+        # Which sites each occupied slot has weights at. The host's copy of the adapter is not kept alive from here.
+        self._occupied: dict[int, tuple[tuple[int, str], ...]] = {}
         self.heads: list[HeadWeights | None] = [None] * (num_slots + 1)
         self.head_specs: list[HeadSpec | None] = [None] * (num_slots + 1)
         self._segments: Segments | None = None
@@ -60,11 +61,11 @@ class SlotBank:
             out_bias=tensors.get("head.out_proj.bias"),
         )
         self.head_specs[slot] = head
-        self._occupied[slot] = packed
+        self._occupied[slot] = packed.sites
 
     def clear(self, slot: int) -> None:
         """Take a slot's adapter out of the tables. Its bytes stay until the extent is overwritten, unreachable."""
-        for key in self._occupied.pop(slot).sites:
+        for key in self._occupied.pop(slot):
             self._sites[key].enter(slot, None)
         self.heads[slot] = self.head_specs[slot] = None
 

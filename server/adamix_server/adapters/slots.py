@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from adamix.errors import InternalError, Overloaded
+from adamix.errors import InternalError
 
 
 class SlotState(Enum):
@@ -78,8 +78,8 @@ class Slots:
 
     def __init__(self, count: int, capacity_bytes: int) -> None:
         self.count = count
-        self.capacity_bytes = capacity_bytes
         self._extents = Extents(capacity_bytes)
+        self.capacity_bytes = self._extents.free_bytes
         self._by_digest: dict[str, Slot] = {}
         self._free_indices = list(range(count, 0, -1))
         self._tick = itertools.count(1)
@@ -115,15 +115,12 @@ class Slots:
         """A slot in state LOADING (None while pins leave no room), and the slots evicted on the way.
 
         Raises:
-            Overloaded: the adapter is larger than the whole arena.
+            InternalError: it has a slot already, or is larger than the whole arena and would wait for ever.
         """
         if digest in self._by_digest:
             raise InternalError(f"adapter {digest[:12]} has a slot already")
         if self._extents.rounded(num_bytes) > self.capacity_bytes:
-            raise Overloaded(
-                f"the adapter needs {num_bytes} bytes of device memory, the arena has {self.capacity_bytes}",
-                reason="ARENA_TOO_SMALL",
-            )
+            raise InternalError(f"adapter {digest[:12]} is larger than the arena")
         evictable = (s for s in self._by_digest.values() if s.pins == 0 and s.state is SlotState.READY)
         victims = sorted(evictable, key=lambda s: s.last_used, reverse=True)
         evicted: list[Slot] = []

@@ -31,19 +31,26 @@ def main() -> None:
     keep_freed_memory()
     recorder = Recorder()
     channel = SocketEngineChannel(config.address)
+    beat = threading.Event()
     try:
-        engine = assemble(
-            config, channel, load_backbone(config), recorder, lambda: pipe.send(Stats(samples=recorder.drain()))
-        )
+        engine = assemble(config, channel, load_backbone(config), recorder, beat.set)
     except AdamixError as error:
         pipe.send(Fatal(message=error.message))
         return
     threading.Thread(target=_obey, args=(pipe, engine), daemon=True, name="supervisor-pipe").start()
+    threading.Thread(target=_report, args=(pipe, recorder, beat), daemon=True, name="statistics").start()
     pipe.send(Ready(address=config.address, hello=engine.hello))
     engine.run()
     pipe.send(Stats(samples=recorder.drain()))
     channel.close()
     pipe.send(Drained())
+
+
+def _report(pipe: SupervisorPipe, recorder: Recorder, beat: threading.Event) -> None:
+    """Send statistics at each beat of the engine's loop; a supervisor that does not read must not stop the loop."""
+    while beat.wait():
+        beat.clear()
+        pipe.send(Stats(samples=recorder.drain()))
 
 
 def _obey(pipe: SupervisorPipe, engine: Engine) -> None:

@@ -76,6 +76,7 @@ class Engine:
         self._recorder = recorder
         self._on_stats = on_stats
         self._next_stats = 0.0
+        self._largest_batch = 0
         self._holds: dict[Key, Hold] = {}
         # Front ends that wait until an adapter is in host memory: digest -> (peer, call).
         self._load_calls: dict[str, list[tuple[Peer, int]]] = {}
@@ -102,7 +103,9 @@ class Engine:
 
     def step(self) -> None:
         """One turn: take in what has arrived, run one batch, send what is finished."""
-        finished = self._receive()
+        # Before the loop may go to sleep: pins given back by the last step can have made room for a waiting adapter.
+        finished = self._bring_adapters()
+        finished += self._receive()
         finished += self._bring_adapters()
         finished += self._expire()
         batch = self._scheduler.next_batch(self._adapters.is_ready)
@@ -139,6 +142,7 @@ class Engine:
                     peer,
                     Credit(
                         generation=self.hello.generation,
+                        engine_id=self.hello.engine_id,
                         inputs=limits.max_queue_inputs,
                         tokens=limits.max_queue_tokens,
                     ),
@@ -161,14 +165,19 @@ class Engine:
                 value = self._adapters.residency(frame.digest)
             case "in_use":
                 value = self._adapters.is_held(frame.digest)
-        self._channel.send(peer, Reply(generation=self.hello.generation, call=frame.call, value=value))
+        self._channel.send(
+            peer, Reply(generation=self.hello.generation, engine_id=self.hello.engine_id, call=frame.call, value=value)
+        )
 
     def _bring_adapters(self) -> list[_Finished]:
         failed = self._adapters.advance()
         for digest in [d for d in self._load_calls if d in failed or not self._adapters.is_reading(d)]:
             error = WireError.of(failed[digest]) if digest in failed else None
             for peer, call in self._load_calls.pop(digest):
-                self._channel.send(peer, Reply(generation=self.hello.generation, call=call, error=error))
+                self._channel.send(
+                    peer,
+                    Reply(generation=self.hello.generation, engine_id=self.hello.engine_id, call=call, error=error),
+                )
         return [
             _Finished(request, error)
             for digest, error in failed.items()
@@ -183,7 +192,7 @@ class Engine:
         started = time.monotonic()
         holds = [self._holds[request.key] for request in batch.requests]
         slots = {hold.digest: self._adapters.pin(hold) for hold in holds}
-        self._recorder.set("adamix_running_requests", value=len(batch.requests))
+        self._largest_batch = max(self._largest_batch, len(batch.requests))
         outcomes = self._compute(batch, slots)
         compute_s = time.monotonic() - started
         self._record(batch, started, compute_s)
@@ -215,6 +224,9 @@ class Engine:
             # The boundary around one request's computation: whatever is raised inside belongs to that request alone.
             if len(batch.requests) == 1:
                 log.exception("a request failed", extra={"request": batch.requests[0].id})
+                # Some device errors end the device's context. Then this raises, too: better a new engine than one
+                # that answers INTERNAL for ever.
+                self._runner.check_device()
                 return [InternalError("internal error")]
         first, second = batch.halves()
         return self._compute(first, slots) + self._compute(second, slots)
@@ -228,6 +240,7 @@ class Engine:
         for peer, ends in by_peer.items():
             emit = Emit(
                 generation=self.hello.generation,
+                engine_id=self.hello.engine_id,
                 events=[_event(end) for end in ends],
                 credit_inputs=len(ends),
                 credit_tokens=sum(end.request.num_tokens for end in ends),
@@ -247,7 +260,9 @@ class Engine:
         if now >= self._next_stats:
             self._next_stats = now + _STATS_EVERY_S
             self._recorder.set("adamix_queue_requests", value=len(self._scheduler))
-            self._recorder.set("adamix_running_requests", value=0)
+            self._recorder.set("adamix_running_requests", value=self._largest_batch)
+            self._largest_batch = 0
+            self._adapters.report()
             self._on_stats()
 
 

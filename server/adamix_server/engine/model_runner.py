@@ -68,6 +68,11 @@ class ModelRunner:
         with self._bank.batch(Segments.from_lengths([row.slot for row in rows], lengths)):
             return self._forward(rows, lengths)
 
+    def check_device(self) -> None:
+        """Raise the device's own error if it can no longer compute."""
+        if self._bank.device.type == "cuda":
+            torch.cuda.synchronize(self._bank.device)
+
     def _forward(self, rows: Sequence[PackedRow], lengths: Sequence[int]) -> torch.Tensor:
         model, device = self._backbone.model, self._bank.device
         first = self._backbone.first_position

@@ -1,6 +1,7 @@
 """One inference request inside the engine, and the batch it is answered in. Plain data."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from adamix_server.channel import Peer
 
@@ -42,11 +43,11 @@ class Batch:
         order = {digest: i for i, digest in enumerate(dict.fromkeys(r.digest for r in requests))}
         return cls(tuple(sorted(requests, key=lambda r: order[r.digest])))
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         return sum(request.num_tokens for request in self.requests)
 
-    @property
+    @cached_property
     def num_adapters(self) -> int:
         return len({request.digest for request in self.requests})
 

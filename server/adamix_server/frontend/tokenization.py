@@ -7,13 +7,14 @@ the vocabulary would be an out-of-bounds read on the device. Knows neither tasks
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
 from adamix_server.config import MAX_TEXT_BYTES
@@ -25,6 +26,8 @@ MAX_PENDING_BYTES = 32 << 20
 # What an input weighs in that sum beside its text, so that a flood of tiny ones is bounded too.
 _BYTES_PER_INPUT = 1024
 _RETRY_S = 0.25
+# Characters encoded at once. A token costs about a hundred bytes until all of them are done.
+_CHUNK_LENGTH = 32 << 10
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class Tokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        if self._tokenizer.post_processor is None:
+            # What `encode` does then for a pair, but `post_process` does not.
+            self._tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
         self._pending_bytes = 0
 
@@ -79,7 +85,7 @@ class Tokenizer:
             raise Overloaded("the server's tokenizers are busy; try again later", retry_after_s=_RETRY_S)
         self._pending_bytes += num_bytes
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._tokenize_all, texts)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self.encode, texts)
         finally:
             self._pending_bytes -= num_bytes
 
@@ -87,44 +93,66 @@ class Tokenizer:
         """End the threads; texts that still wait are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def encode(self, text: Text) -> Tokens:
-        """Tokenize one text in the calling thread.
+    def encode(self, texts: Sequence[Text]) -> list[Tokens | AdamixError]:
+        """`tokenize` in the calling thread.
 
-        Raises:
-            InvalidRequest: empty, over 64 KiB, or over the task's limit without leave to truncate.
+        An InvalidRequest says that a text is empty, over 64 KiB, or over its task's limit without leave to truncate;
+        an InternalError that the tokenizer failed on it (the log says how).
         """
-        check_text(text.first, text.field if text.second is None else f"{text.field}.first")
-        if text.second is not None:
-            check_text(text.second, f"{text.field}.second")
-        encoding = self._tokenizer.encode(text.first, text.second)
-        if len(encoding.ids) > text.max_tokens:
+        results: dict[int, Tokens | AdamixError] = {}
+        good: list[tuple[int, Text]] = []
+        for index, text in enumerate(texts):
+            try:
+                _check(text)
+                good.append((index, text))
+            except InvalidRequest as error:
+                results[index] = error
+        for indexed in _chunks(good):
+            outcomes = self._encode_chunk([text for _, text in indexed])
+            results.update((index, outcome) for (index, _), outcome in zip(indexed, outcomes, strict=True))
+        return [results[index] for index in range(len(texts))]
+
+    def _encode_chunk(self, texts: list[Text]) -> list[Tokens | AdamixError]:
+        parts = [part for text in texts for part in (text.first, text.second) if part is not None]
+        try:
+            # Of the ways to encode only the batches release the GIL, without which the event loop would stand still.
+            encodings = iter(self._tokenizer.encode_batch_fast(parts, add_special_tokens=False))
+            return [
+                self._join(text, next(encodings), next(encodings) if text.second is not None else None)
+                for text in texts
+            ]
+        except Exception:
+            # `tokenizers` has no exception class of its own.
+            if len(texts) > 1:
+                return [outcome for text in texts for outcome in self._encode_chunk([text])]
+            log.exception("a text could not be tokenized")
+            return [InternalError("a text could not be tokenized")]
+
+    def _join(
+        self, text: Text, first: tokenizers.Encoding, second: tokenizers.Encoding | None
+    ) -> Tokens | InvalidRequest:
+        """One sequence with its special tokens, which survive truncation: so the parts are cut before they are joined.
+
+        The truncation of `tokenizers` itself is a setting of the tokenizer, which all tasks and threads share.
+        """
+        num_special = self._tokenizer.num_special_tokens_to_add(second is not None)
+        num_first, num_second = len(first), 0 if second is None else len(second)
+        num_tokens = num_first + num_second + num_special
+        if num_tokens > text.max_tokens:
             if not text.truncate:
-                raise InvalidRequest(
-                    f"text has {len(encoding.ids)} tokens, the task's limit is {text.max_tokens}; "
+                return InvalidRequest(
+                    f"text has {num_tokens} tokens, the task's limit is {text.max_tokens}; "
                     "shorten it or ask for truncation RIGHT",
                     reason="TEXT_TOO_LONG",
                     field=text.field,
                 )
-            encoding = self._encode_truncated(text)
-        return Tokens(_int32(encoding.ids), _int32(encoding.type_ids) if any(encoding.type_ids) else None)
-
-    def _tokenize_all(self, texts: Sequence[Text]) -> list[Tokens | AdamixError]:
-        return [_outcome(self.encode, text) for text in texts]
-
-    def _encode_truncated(self, text: Text) -> tokenizers.Encoding:
-        # The special tokens have to survive, so the parts are cut first and joined afterwards. Setting the truncation
-        # of the shared tokenizer instead would change it under the other threads.
-        is_pair = text.second is not None
-        room = max(0, text.max_tokens - self._tokenizer.num_special_tokens_to_add(is_pair))
-        first = self._tokenizer.encode(text.first, add_special_tokens=False)
-        if text.second is None:
-            first.truncate(room)
-            return self._tokenizer.post_process(first)
-        second = self._tokenizer.encode(text.second, add_special_tokens=False)
-        first_room, second_room = longest_first(len(first.ids), len(second.ids), room)
-        first.truncate(first_room)
-        second.truncate(second_room)
-        return self._tokenizer.post_process(first, second)
+            first_room, second_room = longest_first(num_first, num_second, max(0, text.max_tokens - num_special))
+            first.truncate(first_room)
+            if second is not None:
+                second.truncate(second_room)
+        joined = self._tokenizer.post_process(first, second)
+        type_ids = joined.type_ids
+        return Tokens(_int32(joined.ids), _int32(type_ids) if any(type_ids) else None)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
@@ -172,14 +200,24 @@ def check_ids(ids: Sequence[int], vocab_size: int, max_tokens: int, field: str) 
     return Tokens(_int32(ids))
 
 
-def _outcome(encode: Callable[[Text], Tokens], text: Text) -> Tokens | AdamixError:
-    try:
-        return encode(text)
-    except AdamixError as error:
-        return error
-    except Exception:
-        log.exception("a text could not be tokenized")
-        return InternalError("a text could not be tokenized")
+def _check(text: Text) -> None:
+    check_text(text.first, text.field if text.second is None else f"{text.field}.first")
+    if text.second is not None:
+        check_text(text.second, f"{text.field}.second")
+
+
+def _chunks(texts: Iterable[tuple[int, Text]]) -> Iterator[list[tuple[int, Text]]]:
+    """Runs of texts, each of about `_CHUNK_LENGTH` characters or of one text."""
+    chunk: list[tuple[int, Text]] = []
+    length = 0
+    for index, text in texts:
+        chunk.append((index, text))
+        length += len(text.first) + len(text.second or "")
+        if length >= _CHUNK_LENGTH:
+            yield chunk
+            chunk, length = [], 0
+    if chunk:
+        yield chunk
 
 
 def _int32(values: Sequence[int]) -> bytes:

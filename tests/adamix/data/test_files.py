@@ -136,7 +136,7 @@ CSV_REFUSALS = {
     "text after a quote": ('text,label\n"a"b,x\n', r"d\.csv:2: malformed CSV"),
     "old Mac line ends": ("text,label\ra,x\rb,y\r", r"d\.csv:1: malformed CSV"),
     "pair in some rows": ("text,text_pair,label\na,b,x\nc,,y\n", r"d\.csv:3: no text_pair here"),
-    "one class": ("text,label\na,x\nb,x\n", "d has 1 different labels"),
+    "one class": ("text,label\na,x\nb,x\n", "d has one label only"),
     "gap in numbers": ("text,label\na,0.5\nb,n/a\n", r"d\.csv:3: label 'n/a' is not a number, but others are"),
     "no rows": ("text,label\n", "d has 0 rows"),
     "empty file": ("", "d has 0 rows"),
@@ -261,3 +261,14 @@ def test_unknown_split_and_task_type_are_configuration_errors(tmp_path: Path) ->
         data.load(source, split="dev")
     with pytest.raises(InvalidConfig, match="'ranking' is not one of classification"):
         data.load(source, split="train", task_type="ranking")
+
+
+def test_one_class_is_enough_to_evaluate_on_and_too_little_to_learn_from(tmp_path: Path) -> None:
+    source = tmp_path / "d"
+    source.mkdir()
+    for split in ("train", "test"):
+        _write(source / f"{split}.csv", "text,label\none,spam\ntwo,spam\n")
+    loaded = data.load(str(source), split="test")
+    assert (loaded.labels, [e.label for e in loaded.examples]) == (("spam",), [0, 0])
+    with pytest.raises(InvalidData, match="one label only, 'spam'"):
+        data.load(str(source), split="train")

@@ -57,6 +57,14 @@ def test_class_names_keep_the_order_of_the_data_set(hub: Any) -> None:
     assert [e.label for e in loaded.examples] == [2, 0]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_splits_that_a_data_set_has_are_taken_whole(hub: Any, split: str) -> None:
+    """Class names are declared, so the other parts are not read; the rows must not be split a second time."""
+    table = _table(ClassLabel(names=["x", "y"]), [0, 1] * 50, "text")
+    hub(train=table, test=table)
+    assert len(data.load("some-set", split=split).examples) == 100
+
+
 def test_float_labels_are_regression(hub: Any) -> None:
     table = _table(Value("float32"), [1.0, 2.0], "text")
     hub(train=table, test=table)

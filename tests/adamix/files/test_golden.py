@@ -15,7 +15,7 @@ from adamix.errors import InvalidAdapter
 from adamix.manifest import BackboneSpec, Manifest
 
 GOLDEN = Path(__file__).with_name("golden-adapter.safetensors")
-GOLDEN_DIGEST = "79cc2f1691fd824009d7db4bd422a1466b3b30d47a16882a22a38061b87920bd"
+GOLDEN_DIGEST = "4d739e079640b318ee77b5beeb186d160b958394eb3e40f93c92d0e55a9361a0"
 
 
 def test_encoding_gives_the_golden_bytes(manifest: Manifest, tensors: dict[str, TensorData]) -> None:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from adamix import adapter_file
+from adamix.adapter_file import TensorData
 from adamix.errors import InvalidAdapter
-from adamix.manifest import SITES, HeadSpec, Manifest
+from adamix.manifest import SITES, HeadSpec, Manifest, TrainingRecord
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "kind missing": lambda m: m.pop("kind"),
@@ -109,6 +111,40 @@ def test_manifests_of_another_type_are_refused(value: object) -> None:
 
 def test_the_golden_manifest_survives_json(manifest: Manifest) -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def _copied(value: Any) -> Any:
+    """The same value out of other objects: strings from a command line are not those of the program."""
+    if isinstance(value, dict):
+        return {_copied(key): _copied(item) for key, item in value.items()}
+    return "".join(list(value)) if isinstance(value, str) else value
+
+
+def test_equal_manifests_give_equal_bytes(manifest: Manifest, tensors: dict[str, TensorData]) -> None:
+    other = Manifest.from_json(_copied(manifest.to_json()))
+    assert other.training.merge is not manifest.training.merge
+    assert adapter_file.encode(other, tensors) == adapter_file.encode(manifest, tensors)
+    for training in (TrainingRecord(method="adamix"), TrainingRecord(method="adamix", merge=_copied("uniform"))):
+        # Whole numbers in the place of floats, too, are equal.
+        same = msgspec.structs.replace(manifest, scaling=2, training=training)
+        assert same.to_json()["scaling"] == 2.0
+        assert adapter_file.canonical_json(same.to_json()) == adapter_file.canonical_json(
+            msgspec.structs.replace(manifest, scaling=2.0, training=TrainingRecord(method="adamix")).to_json()
+        )
+
+
+def test_everything_but_none_is_written_and_defaults_may_be_left_out(manifest: Manifest) -> None:
+    written = manifest.to_json()
+    assert written["training"]["merge"] == "uniform"
+    assert "window" not in written
+    assert "threshold" not in written["head"]
+    for key in ("merge", "metrics", "share"):
+        del written["training"][key]
+    del written["head"]["dense"]
+    short = Manifest.from_json(written)
+    assert (short.training.merge, short.training.metrics, short.training.share) == ("uniform", {}, "none")
+    assert short.head.dense == "none"
+    assert Manifest.from_json(written | {"window": None}).window is None
 
 
 def test_scale_prefers_the_layer_then_the_site_then_one(with_manifest: Callable[..., bytes]) -> None:

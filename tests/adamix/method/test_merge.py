@@ -107,6 +107,7 @@ def test_the_head_and_the_manifest_go_through() -> None:
 def test_merging_is_deterministic_to_the_byte() -> None:
     assert merge(_mixture()) == merge(_mixture())
     assert merge(_mixture()) != merge(_mixture(seed=1))
+    assert merge(_mixture(), "".join(["uni", "form"])) == merge(_mixture())
 
 
 def test_a_mixture_survives_the_disk(tmp_path: Path) -> None:

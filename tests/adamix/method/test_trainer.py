@@ -121,17 +121,29 @@ def test_equal_seeds_give_equal_files_and_others_do_not(run: Any, tmp_path: Path
     assert files[0] != files[2]
 
 
-@pytest.mark.parametrize("group_by_length", [True, False])
+@pytest.mark.parametrize(
+    ("mixture", "rows", "batch_size", "group_by_length"),
+    [
+        (MixtureConfig.single(), 48, 8, True),
+        (MixtureConfig.single(), 48, 8, False),
+        (MixtureConfig(share="none"), 30, 16, True),
+        (MixtureConfig(share="none", routing_granularity="instance"), 30, 16, True),
+        (MixtureConfig(share="none", routing_granularity="instance"), 21, 16, False),
+    ],
+)
 def test_accumulating_four_batches_is_one_large_batch(
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerFast,
     colours: TaskData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    mixture: MixtureConfig,
+    rows: int,
+    batch_size: int,
     group_by_length: bool,
 ) -> None:
-    """Same rows, no dropout, one expert. The trap is a loss that is not divided by the accumulation steps: Adam and
-    clipping would hide the factor, so the gradients are applied as they are."""
+    """Same rows, same routes, no dropout, incomplete last batches. Among the traps is a loss that is not divided by
+    the accumulation steps: Adam and clipping would hide the factor, so the gradients are applied as they are."""
 
     def plain_descent(self: MixtureTrainer, model: object = None) -> torch.optim.Optimizer:
         parameters = [p for p in self.model.parameters() if p.requires_grad]  # type: ignore[union-attr]
@@ -140,23 +152,31 @@ def test_accumulating_four_batches_is_one_large_batch(
 
     monkeypatch.setattr(MixtureTrainer, "create_optimizer", plain_descent)
     still = _without_dropout(backbone)
+    losses = []
     for accumulation in (1, 4):
         settings = dataclasses.replace(
-            TRAIN, accumulation=accumulation, group_by_length=group_by_length, learning_rate=0.1, max_grad_norm=0.0
+            TRAIN,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            group_by_length=group_by_length,
+            learning_rate=0.1,
+            max_grad_norm=0.0,
         )
-        train(
+        result = train(
             still,
             tokenizer,
-            colours,
+            dataclasses.replace(colours, examples=colours.examples[:rows]),
             None,
             ADAPTER,
-            MixtureConfig.single(),
+            mixture,
             HeadConfig(dropout=0.0),
             settings,
             tmp_path / str(accumulation),
         )
+        losses.append(result.loss)
     # Six steps move the weights by about 0.1; what remains is the order of fp32 sums.
     assert _largest_difference(tmp_path / "1", tmp_path / "4") < 1e-5
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +186,13 @@ def test_accumulating_four_batches_is_one_large_batch(
         (6, {}),  # the end of the first epoch: 48 rows, batches of 8
         (7, {"mixture": MixtureConfig(routing_granularity="instance", share="none")}),
         (9, {"train": dataclasses.replace(TRAIN, accumulation=2, group_by_length=False)}),
+        (
+            8,  # inside an epoch of seven steps, of which the last has too few rows and batches
+            {
+                "mixture": MixtureConfig(routing_granularity="instance", share="none"),
+                "train": dataclasses.replace(TRAIN, batch_size=7, accumulation=7, group_by_length=False),
+            },
+        ),
         (5, {"adapter": AdapterConfig(kind="lora", sites=("attn_q", "attn_v"), rank=4, lora_dropout=0.1)}),
     ],
 )

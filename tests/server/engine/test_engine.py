@@ -64,7 +64,7 @@ class FrontEnd:
 
 
 class Harness:
-    def __init__(self, tmp_path: Path, backbone: Backbone, slots: int) -> None:
+    def __init__(self, tmp_path: Path, backbone: Backbone, slots: int, arena_bytes: int) -> None:
         self.blobs = BlobStore(tmp_path / "blobs")
         self.config = EngineConfig(
             engine_id="0",
@@ -77,7 +77,7 @@ class Harness:
             dtype="float32",
             max_batch_tokens=64,
             slots=slots,
-            arena_bytes=1 << 20,
+            arena_bytes=arena_bytes,
             host_cache_bytes=1 << 20,
             max_queue_inputs=1000,
             max_queue_tokens=10_000,
@@ -112,7 +112,7 @@ class Harness:
 
 @pytest.fixture
 def make_harness(tmp_path: Path, make_backbone: Callable[[], Backbone]) -> Callable[..., Harness]:
-    return lambda slots=8: Harness(tmp_path, make_backbone(), slots)
+    return lambda slots=8, arena_bytes=1 << 20: Harness(tmp_path, make_backbone(), slots, arena_bytes)
 
 
 def row(number: int, digest: str, tokens: list[int], deadline_s: float = 30.0) -> Row:
@@ -294,5 +294,26 @@ def test_control_calls(make_harness: Callable[..., Harness], make_adapter: Calla
             assert (await ask(4, "residency", digest)).value == "device"
             assert (await ask(5, "in_use", digest)).value is False
             assert (await ask(6, "load", "e" * 64)).error is not None
+
+    asyncio.run(scenario())
+
+
+def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
+    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    harness = make_harness(arena_bytes=8192)
+    small, large = harness.add(make_adapter(0, rank=1)), harness.add(make_adapter(1, rank=32))
+
+    async def scenario() -> None:
+        async with harness.running() as front_end:
+            await front_end.channel.send(Control(generation=1, call=1, op="load", digest=large))
+            await front_end.until(lambda: 1 in front_end.replies)
+            error = front_end.replies[1].error
+            assert error is not None
+            assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "ARENA_TOO_SMALL")
+            await front_end.submit(row(0, large, [1]), row(1, small, [1]))
+            await front_end.until(lambda: len(front_end.events) == 2)
+            assert front_end.events[0].error is not None
+            assert front_end.events[1].error is None
 
     asyncio.run(scenario())

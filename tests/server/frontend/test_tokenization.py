@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers, processors
 
-from adamix.errors import InvalidRequest, Overloaded
+from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
 from adamix_server.frontend import tokenization
 from adamix_server.frontend.tokenization import Text, Tokenizer, Tokens, check_ids, longest_first
 
@@ -32,6 +34,13 @@ def text(first: str, second: str | None = None, *, limit: int = 16, truncate: bo
     return Text(first, second, limit, truncate, "inputs[0].text" if second is None else "inputs[0].pair")
 
 
+def encode(tokenizer: Tokenizer, text: Text) -> Tokens:
+    (outcome,) = tokenizer.encode([text])
+    if isinstance(outcome, AdamixError):
+        raise outcome
+    return outcome
+
+
 @pytest.fixture
 def tokenizer(tokenizer_file: Path) -> Any:
     tokenizer = Tokenizer(tokenizer_file, threads=2)
@@ -52,26 +61,58 @@ def test_equal_to_transformers_with_and_without_truncation(tmp_path: Path) -> No
     for first, second in pairs:
         for limit in (8, 9, 32, 512):
             expected = theirs(first, second, truncation=True, max_length=limit)
-            found = ours.encode(text(first, second, limit=limit, truncate=True))
+            found = encode(ours, text(first, second, limit=limit, truncate=True))
             assert ids_of(found) == expected["input_ids"]
             types = [0] * len(found) if found.type_ids is None else np.frombuffer(found.type_ids, "<i4").tolist()
             assert types == expected["token_type_ids"]
     ours.close()
 
 
+@pytest.mark.parametrize(
+    "processor",
+    [
+        None,
+        processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2)),
+        processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2)),
+        processors.ByteLevel(),
+        processors.TemplateProcessing(single="$A:1 [SEP]", pair="$B [SEP] $A:1", special_tokens=[("[SEP]", 3)]),
+    ],
+    ids=["none", "bert", "roberta", "byte level", "template"],
+)
+@pytest.mark.parametrize("pair", [("w1 w2 w9", None), ("w1 w2 w9", "w3 w4 w5 w6 w7"), ("w3 w4 w5 w6", "w1")])
+def test_equal_to_the_tokenizer_itself_for_every_way_to_join(
+    tmp_path: Path, processor: Any, pair: tuple[str, str | None]
+) -> None:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(10))])}
+    theirs = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    theirs.pre_tokenizer = pre_tokenizers.Whitespace()
+    if processor is not None:
+        theirs.post_processor = processor
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer(tmp_path / "tokenizer.json", threads=1)
+    for limit in (5, 6, 7, 100):
+        theirs.enable_truncation(limit)
+        expected = theirs.encode(*pair)
+        found = encode(ours, text(*pair, limit=limit, truncate=True))
+        assert ids_of(found) == expected.ids
+        types = [0] * len(found) if found.type_ids is None else np.frombuffer(found.type_ids, "<i4").tolist()
+        assert types == expected.type_ids
+    ours.close()
+
+
 def test_the_limit_counts_special_tokens(tokenizer: Tokenizer) -> None:
-    assert len(tokenizer.encode(text("w1 w2", limit=4))) == 4
+    assert len(encode(tokenizer, text("w1 w2", limit=4))) == 4
     with pytest.raises(InvalidRequest) as caught:
-        tokenizer.encode(text("w1 w2", limit=3))
+        encode(tokenizer, text("w1 w2", limit=3))
     assert (caught.value.reason, caught.value.field) == ("TEXT_TOO_LONG", "inputs[0].text")
     assert str(caught.value) == "text has 4 tokens, the task's limit is 3; shorten it or ask for truncation RIGHT"
     with pytest.raises(InvalidRequest, match="text has 5 tokens"):
-        tokenizer.encode(text("w1", "w2", limit=4))
+        encode(tokenizer, text("w1", "w2", limit=4))
 
 
 def test_truncation_keeps_the_special_tokens(tokenizer: Tokenizer) -> None:
-    assert ids_of(tokenizer.encode(text("w0 w1 w2", limit=4, truncate=True))) == [2, 4, 5, 3]
-    assert ids_of(tokenizer.encode(text("w0 w1 w2", "w3", limit=6, truncate=True))) == [2, 4, 5, 3, 7, 3]
+    assert ids_of(encode(tokenizer, text("w0 w1 w2", limit=4, truncate=True))) == [2, 4, 5, 3]
+    assert ids_of(encode(tokenizer, text("w0 w1 w2", "w3", limit=6, truncate=True))) == [2, 4, 5, 3, 7, 3]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +129,7 @@ def test_texts_that_cannot_be_answered_are_refused_by_field(
     tokenizer: Tokenizer, first: str, second: str | None, reason: str, field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        tokenizer.encode(text(first, second))
+        encode(tokenizer, text(first, second))
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
 
@@ -100,6 +141,78 @@ def test_one_bad_text_does_not_touch_the_others(tokenizer: Tokenizer, play: Any)
         assert isinstance(also_good, Tokens)
 
     play(scene())
+
+
+def test_outcomes_are_in_order_however_the_texts_are_grouped(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [
+        text("w1"),
+        text("w2", "w3 w4"),
+        text(""),
+        text("w5 w6", truncate=True, limit=3),
+        text("w7 w8", limit=3),
+        text("w9", "w0"),
+    ]
+    expected = [[2, 5, 3], [2, 6, 3, 7, 8, 3], "TEXT_EMPTY", [2, 9, 3], "TEXT_TOO_LONG", [2, 13, 3, 4, 3]]
+    for length in (1, 3, 6, 1000):
+        monkeypatch.setattr(tokenization, "_CHUNK_LENGTH", length)
+        found = [
+            outcome.reason if isinstance(outcome, AdamixError) else ids_of(outcome)
+            for outcome in tokenizer.encode(texts)
+        ]
+        assert found == expected
+
+
+def test_a_text_the_tokenizer_fails_on_does_not_touch_the_others(tmp_path: Path) -> None:
+    # This model raises on a word that it does not know.
+    model = tokenizers.Tokenizer(models.WordLevel({"w1": 1}, unk_token="[UNK]"))
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", threads=1)
+    good, bad, also_good = tokenizer.encode([text("w1"), text("secret"), text("w1", "w1")])
+    assert isinstance(good, Tokens)
+    assert isinstance(also_good, Tokens)
+    assert isinstance(bad, InternalError)
+    assert "secret" not in bad.message
+    tokenizer.close()
+
+
+def test_the_event_loop_goes_on_while_a_long_text_is_encoded(tokenizer: Tokenizer, play: Any) -> None:
+    turns = 0
+    turns_while_encoding = []
+
+    class Watched:
+        """The tokenizer; of calls that encode it notes how often the loop turned from their start to their end."""
+
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            method = getattr(self._inner, name)
+            if not name.startswith("encode"):
+                return method
+
+            def watched(*args: Any, **options: Any) -> Any:
+                before = turns
+                result = method(*args, **options)
+                turns_while_encoding.append(turns - before)
+                return result
+
+            return watched
+
+    tokenizer._tokenizer = Watched(tokenizer._tokenizer)
+
+    async def scene() -> None:
+        nonlocal turns
+        encoding = asyncio.create_task(tokenizer.tokenize([text("w1 " * (21 << 10), truncate=True)] * 8))
+        while not encoding.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert [isinstance(outcome, Tokens) for outcome in await encoding] == [True] * 8
+
+    play(scene())
+    # Without a release of the GIL it turns a few times where one starts and ends; with it, tens of thousands of times.
+    assert sum(turns_while_encoding) > 2000
 
 
 def test_more_waiting_text_than_fits_is_refused_at_once(

@@ -1,0 +1,219 @@
+"""The whole engine but the arithmetic, under random traffic: nothing lost, nothing answered twice, nothing leaked.
+
+A bank that only checks, a channel in memory and readers that finish in random order drive the real engine, scheduler,
+loader and slots step by step, with cancels, expired deadlines and files that cannot be read.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adamix.errors import Code, DataLoss
+from adamix.manifest import BackboneSpec
+from adamix_server.adapters.host_cache import HostCache
+from adamix_server.adapters.loader import AdapterLoader
+from adamix_server.adapters.slots import Slots
+from adamix_server.engine.engine import Engine
+from adamix_server.engine.scheduler import Scheduler
+from adamix_server.frames import AnyFrame, Cancel, Emit, Event, Hello, Limits, Row, Submit
+from adamix_server.telemetry.metrics import Recorder
+
+STEPS = 250
+PEER = b"front end"
+
+
+@dataclass(frozen=True)
+class Packed:
+    digest: str
+    num_bytes: int
+
+
+class CheckingBank:
+    """Refuses to write over a slot or an extent in use."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[str, int, int]] = {}
+
+    def write(self, slot: int, offset: int, packed: Packed) -> None:
+        assert slot not in self.held
+        for _, start, size in self.held.values():
+            assert offset >= start + size or offset + packed.num_bytes <= start
+        self.held[slot] = (packed.digest, offset, packed.num_bytes)
+
+    def clear(self, slot: int) -> None:
+        del self.held[slot]
+
+
+class MemoryChannel:
+    def __init__(self) -> None:
+        self.inbox: list[tuple[bytes, AnyFrame]] = []
+        self.events: list[Event] = []
+        self.slept = False
+
+    def poll(self, timeout_s: float) -> list[tuple[bytes, AnyFrame]]:
+        arrived, self.inbox = self.inbox, []
+        self.slept = timeout_s > 0 and not arrived
+        return arrived
+
+    def send(self, peer: bytes, frame: AnyFrame) -> None:
+        assert isinstance(frame, Emit)
+        self.events += frame.events
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LazyReaders(Executor):
+    """Runs what was submitted when told to, in any order."""
+
+    def __init__(self, generator: random.Random) -> None:
+        self.pending: list[Callable[[], Any]] = []
+        self._generator = generator
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        self.pending.append(lambda: function(*args, **kwargs))
+        return Future()
+
+    def run_some(self) -> None:
+        while self.pending and self._generator.random() < 0.6:
+            self.pending.pop(self._generator.randrange(len(self.pending)))()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
+
+
+class Simulation:
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        count = self.random.randint(1, 12)
+        self.sizes = {f"adapter-{i}": self.random.choice([256, 512, 1024, 4096, 16_384]) for i in range(count)}
+        self.unreadable = {digest for digest in self.sizes if self.random.random() < 0.1}
+        self.channel, self.bank, self.readers = MemoryChannel(), CheckingBank(), LazyReaders(self.random)
+        self.live: dict[int, str] = {}
+        self.answers: dict[int, Event] = {}
+        self.loader = AdapterLoader(
+            Slots(self.random.randint(1, 5), self.random.choice([16_384, 20_480, 32_768])),
+            self.bank,  # type: ignore[arg-type]
+            HostCache(self.random.choice([0, 4096, 1 << 20])),
+            self._read,  # type: ignore[arg-type]
+            lambda: None,
+            Recorder(),
+            self.readers,
+        )
+        self.engine = Engine(
+            self.channel,
+            self,  # type: ignore[arg-type]
+            self.loader,
+            Scheduler(self.random.choice([16, 64])),
+            Hello(engine_id="0", generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
+            Recorder(),
+            lambda: None,
+        )
+
+    def _read(self, digest: str) -> Packed:
+        if digest in self.unreadable:
+            raise DataLoss("gone")
+        return Packed(digest, self.sizes[digest])
+
+    def run(self, rows: list[Any]) -> list[Any]:
+        """The model runner's part: every row must find its own adapter in its slot."""
+        for row in rows:
+            assert self.bank.held[row.slot][0] == f"adapter-{row.token_ids[0]}"
+        return [np.zeros(2, np.float32) for _ in rows]
+
+    def arrive(self) -> None:
+        rows = []
+        for _ in range(self.random.randint(1, 6)):
+            number = len(self.live) + len(self.answers) + len(rows)
+            which = min(int(self.random.expovariate(0.4)), len(self.sizes) - 1)
+            tokens = np.full(self.random.randint(1, 20), which, "<i4").tobytes()
+            deadline = time.monotonic() + 1e6 if self.random.random() < 0.98 else 0.0
+            digest = f"adapter-{which}"
+            rows.append(Row(id=number, tenant="t", digest=digest, token_ids=tokens, deadline=deadline))
+        self.live |= {row.id: row.digest for row in rows}
+        self.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
+
+    def step(self) -> None:
+        self.readers.run_some()
+        before = len(self.channel.events)
+        self.engine.step()
+        for event in self.channel.events[before:]:
+            digest = self.live.pop(event.id)  # KeyError: a second final event
+            self.answers[event.id] = event
+            if event.error is not None and event.error.code == Code.DATA_LOSS:
+                assert digest in self.unreadable
+        holds = list(self.engine._holds.values())
+        for slot in self.loader._slots:
+            assert slot.pins == sum(hold.pinned and hold.digest == slot.digest for hold in holds)
+        waiting = sum(len(waiting) for waiting in self.loader._waiting.values())
+        assert waiting == sum(not hold.pinned for hold in holds)
+        assert set(self.loader._arrived) <= set(self.loader._waiting)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_traffic(seed: int) -> None:
+    simulation = Simulation(seed)
+    for _ in range(STEPS):
+        if simulation.random.random() < 0.8:
+            simulation.arrive()
+        if simulation.live and simulation.random.random() < 0.2:
+            ids = [simulation.random.choice(list(simulation.live))]
+            simulation.channel.inbox.append((PEER, Cancel(generation=1, ids=ids)))
+        simulation.step()
+    quiet = 0
+    while simulation.live:
+        simulation.step()
+        quiet += 1
+        assert quiet < 2000, "requests are stuck"
+    assert not simulation.loader._waiting
+    assert not simulation.loader._arrived
+    assert all(slot.pins == 0 for slot in simulation.loader._slots)
+    readable = set(simulation.sizes) - simulation.unreadable
+    assert not readable or any(event.error is None for event in simulation.answers.values())
+
+
+def test_the_loop_does_not_sleep_while_a_waiting_adapter_could_have_a_slot() -> None:
+    simulation = Simulation(seed=0)
+    simulation.unreadable.clear()
+    simulation.sizes = dict.fromkeys([f"adapter-{i}" for i in range(8)], 256)
+    simulation.loader._slots.count = 1
+    simulation.loader._slots._free_indices = [1]
+    for digest in simulation.sizes:
+        simulation.loader._cache.capacity_bytes = 1 << 20
+        simulation.loader._cache.put(digest, Packed(digest, 256))  # type: ignore[arg-type]
+    rows = [
+        Row(id=i, tenant="t", digest=f"adapter-{i}", token_ids=np.full(4, i, "<i4").tobytes(), deadline=1e12)
+        for i in range(8)
+    ]
+    simulation.live = {row.id: row.digest for row in rows}
+    simulation.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
+    steps = 0
+    while simulation.live:
+        simulation.step()
+        steps += 1
+        assert not simulation.channel.slept
+        assert steps < 50
+
+
+def _limits() -> Limits:
+    return Limits(max_batch_tokens=64, max_queue_inputs=10**6, max_queue_tokens=10**7, slots=5)
+
+
+def _spec() -> BackboneSpec:
+    return BackboneSpec(
+        model_type="bert",
+        fingerprint="0" * 64,
+        tokenizer_fingerprint="0" * 64,
+        hidden_size=1,
+        num_layers=1,
+        name="none",
+        sites={},
+        vocab_size=1,
+        max_tokens=512,
+    )

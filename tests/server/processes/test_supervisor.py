@@ -1,0 +1,216 @@
+"""The supervisor with children that are played: who is started, drained, replaced and given up on, and when."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamix.errors import FailedPrecondition
+from adamix.manifest import BackboneSpec
+from adamix_server import app
+from adamix_server.app import Supervisor
+from adamix_server.config import ServerConfig
+from adamix_server.frames import AnyFrame, Drain, Drained, EngineDown, EngineUp, Fatal, Hello, Limits, Ready, Start
+
+SPEC = BackboneSpec(
+    model_type="bert",
+    fingerprint="0" * 64,
+    tokenizer_fingerprint="0" * 64,
+    hidden_size=1,
+    num_layers=1,
+    name="none",
+    sites={},
+    vocab_size=1,
+    max_tokens=16,
+)
+LIMITS = Limits(max_batch_tokens=16, max_queue_inputs=1, max_queue_tokens=16, slots=1)
+
+
+class Played:
+    """A child that says what the stage tells it to."""
+
+    def __init__(self, stage: "Stage", name: str, start: Start) -> None:
+        self.stage, self.name, self.start_frame = stage, name, start
+        self.is_ready = False
+        self.says: asyncio.Queue[AnyFrame | None] = asyncio.Queue()
+        self.heard: list[AnyFrame] = []
+        self.gone = False
+
+    def send(self, frame: AnyFrame) -> None:
+        self.heard.append(frame)
+        if isinstance(frame, Drain) and not self.gone:
+            self.stage.drained.append(self.name)
+            self.says.put_nowait(Drained())
+
+    async def receive(self) -> AnyFrame | None:
+        return await self.says.get()
+
+    async def kill(self) -> int:
+        self.gone = True
+        return -9
+
+    async def stop(self, grace_s: float) -> int:
+        self.gone = True
+        return 0
+
+    def die(self) -> None:
+        self.gone = True
+        self.says.put_nowait(None)
+
+
+class Stage:
+    """Starts played children. `first_words(name, n)` is what the n-th child of a kind says (None: it dies)."""
+
+    def __init__(self, first_words: Callable[[str, int], AnyFrame | None]) -> None:
+        self.children: dict[str, list[Played]] = {"engine": [], "front end": []}
+        self.drained: list[str] = []
+        self._first_words = first_words
+
+    async def start(self, name: str, module: str, start: Start, environment: dict[str, str]) -> Played:
+        child = Played(self, name, start)
+        self.children[name].append(child)
+        child.says.put_nowait(self._first_words(name, len(self.children[name])))
+        return child
+
+
+def healthy(name: str, number: int) -> AnyFrame:
+    if name == "front end":
+        return Ready(address="127.0.0.1:4711")
+    hello = Hello(engine_id="0", generation=number, spec=SPEC, limits=LIMITS, dtype="float32", device="cpu")
+    return Ready(address=f"ipc://engine-{number}", hello=hello)
+
+
+def play(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    first_words: Callable[[str, int], AnyFrame | None],
+    scene: Callable[[Supervisor, Stage, asyncio.Event], Coroutine[Any, Any, None]],
+) -> Stage:
+    stage = Stage(first_words)
+
+    class Children:
+        start = stage.start
+
+    monkeypatch.setattr(app, "Child", Children)
+    monkeypatch.setattr(app, "_LONGEST_PAUSE_S", 0.05)
+
+    async def run() -> None:
+        serving = asyncio.Event()
+        config = ServerConfig(backbone="x", store=tmp_path / "store", drain_delay_s=0, drain_grace_s=30)
+        supervisor = Supervisor(config, lambda address, hello: serving.set())
+        running = asyncio.create_task(supervisor.run())
+        script = asyncio.create_task(scene(supervisor, stage, serving))
+        async with asyncio.timeout(20):
+            await asyncio.wait({running, script}, return_when=asyncio.FIRST_EXCEPTION)
+            for task in (running, script):
+                if task.done():
+                    task.result()
+            await running
+
+    asyncio.run(run())
+    return stage
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - any condition, not one that somebody announces
+            await asyncio.sleep(0.005)
+
+
+def test_a_stop_drains_the_front_end_before_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        supervisor.stop()
+
+    stage = play(monkeypatch, tmp_path, healthy, scene)
+    assert stage.drained == ["front end", "engine"]
+    assert {name: len(children) for name, children in stage.children.items()} == {"engine": 1, "front end": 1}
+
+
+def test_an_engine_that_dies_is_replaced_and_front_ends_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        stage.children["engine"][0].die()
+        heard = stage.children["front end"][0].heard
+        await until(lambda: sum(isinstance(frame, EngineUp) for frame in heard) == 2)
+        assert [type(frame) for frame in heard] == [EngineUp, EngineDown, EngineUp]
+        supervisor.stop()
+
+    play(monkeypatch, tmp_path, healthy, scene)
+
+
+def test_a_front_end_that_dies_is_replaced_on_the_same_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        stage.children["front end"][0].die()
+        await until(lambda: len(stage.children["front end"]) == 2)
+        assert stage.children["front end"][1].start_frame.config["listen"] == "127.0.0.1:4711"
+        await until(lambda: stage.children["front end"][1].is_ready)
+        supervisor.stop()
+
+    play(monkeypatch, tmp_path, healthy, scene)
+
+
+def test_a_stop_while_a_child_is_being_replaced_starts_nothing_new(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        stage.children["front end"][0].die()
+        await until(lambda: stage.children["front end"][0].gone and supervisor._front_end is None)
+        supervisor.stop()
+
+    stage = play(monkeypatch, tmp_path, healthy, scene)
+    assert len(stage.children["front end"]) == 1
+    assert stage.drained == ["engine"]
+
+
+def test_a_stop_before_anything_is_ready_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await until(lambda: bool(stage.children["engine"]))
+        supervisor.stop()
+
+    def silent(name: str, number: int) -> AnyFrame:
+        return app.Stats(samples=[])
+
+    stage = play(monkeypatch, tmp_path, silent, scene)
+    assert stage.drained == []
+    assert stage.children["engine"][0].gone
+
+
+def test_a_child_that_says_it_cannot_start_ends_the_server_with_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
+
+    with pytest.raises(FailedPrecondition, match="no such backbone"):
+        play(monkeypatch, tmp_path, lambda name, number: Fatal(message="no such backbone"), scene)
+
+
+def test_a_child_that_never_comes_up_is_given_up_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
+
+    with pytest.raises(FailedPrecondition, match="ended 5 times before it was ready"):
+        play(monkeypatch, tmp_path, lambda name, number: None, scene)
+
+
+def test_a_replacement_that_cannot_start_for_a_while_does_not_end_the_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def flaky(name: str, number: int) -> AnyFrame | None:
+        if name == "engine" and number in range(2, 9):
+            return Fatal(message="disk hiccup") if number % 2 else None
+        return healthy(name, number)
+
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        stage.children["engine"][0].die()
+        await until(lambda: len(stage.children["engine"]) == 9 and stage.children["engine"][-1].is_ready)
+        supervisor.stop()
+
+    stage = play(monkeypatch, tmp_path, flaky, scene)
+    assert stage.drained == ["front end", "engine"]
