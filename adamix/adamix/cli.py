@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adamix.config import DEFAULT_SITES, AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.errors import AdamixError, InvalidConfig, InvalidData
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def train(
     ] = _MIXTURE.routing_granularity,
     pooling: Annotated[str, typer.Option(help="Head input: mean or cls.")] = _HEAD.pooling,
     dense: Annotated[str, typer.Option(help="Dense layer of the head: none, own or backbone.")] = _HEAD.dense,
+    recipe: Annotated[str | None, typer.Option(help="Published settings by name (come later).")] = None,
     few_shot: Annotated[int | None, typer.Option(help="Use K rows in all, balanced over classes.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens per text.")] = _TRAIN.max_length,
     epochs: Annotated[float | None, typer.Option(help=f"Passes over the rows.  (default: {_TRAIN.epochs:g})")] = None,
@@ -97,11 +98,15 @@ def train(
 ) -> None:
     """Train a mixture of adaptations on a frozen backbone."""
     with exit_codes():
+        if recipe is not None:
+            raise InvalidConfig(
+                f"--recipe {recipe} is not available in this version; give its settings one by one", field="recipe"
+            )
         if epochs is not None and max_steps is not None:
             raise InvalidConfig("give --epochs or --max-steps, not both")
         adapter_config = AdapterConfig(
             kind=method,  # type: ignore[arg-type]  # checked by the dataclass, as are the other choices
-            sites=_sites(sites, method),
+            sites=_sites(sites),
             rank=rank,
             alpha=alpha,
             activation=activation,  # type: ignore[arg-type]
@@ -217,6 +222,7 @@ def evaluate(
     backbone: Annotated[str | None, typer.Option(help="As for `train`; default: the one the adapter names.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     routing: Annotated[str, typer.Option(help="merged (others come later).")] = "merged",
+    seeds: Annotated[int | None, typer.Option(help="Draws of a random routing (comes later).")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     save_predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per row.")] = None,
@@ -226,6 +232,11 @@ def evaluate(
     with exit_codes():
         if routing != "merged":
             raise InvalidConfig(f"--routing {routing} is not available in this version; use merged", field="routing")
+        if seeds is not None:
+            raise InvalidConfig(
+                "--seeds is for random routing, which is not available in this version; a merged adapter has no draws",
+                field="seeds",
+            )
         from adamix import adapter_file, evaluation
         from adamix import backbone as backbones
         from adamix import data as datasets
@@ -319,10 +330,10 @@ def _validation(data: str, task_type: str) -> "TaskData | None":
         return None
 
 
-def _sites(value: str | None, method: str) -> tuple[str, ...]:
-    if value is None:
-        return DEFAULT_SITES["lora"] if method == "lora" else DEFAULT_SITES["bottleneck"]
-    return () if value == "none" else tuple(site.strip() for site in value.split(","))
+def _sites(value: str | None) -> tuple[str, ...] | None:
+    if value is None or value == "none":
+        return None if value is None else ()
+    return tuple(site.strip() for site in value.split(","))
 
 
 def _device(name: str) -> str:

@@ -23,7 +23,8 @@ class AdapterConfig:
     """The adapter that every expert is a copy of.
 
     Attributes:
-        sites: names of `manifest.SITES`; empty means a head and no adapter.
+        sites: names of `manifest.SITES`; empty means a head and no adapter; None stands for
+            those of the kind, and is replaced by them.
         rank: rows of the down projection (bottleneck units, or the rank of a LoRA).
         alpha: the adapter's output is multiplied by `alpha / rank`; by 1 where alpha is None (the paper's bottleneck
             has no factor).
@@ -35,7 +36,7 @@ class AdapterConfig:
     """
 
     kind: Kind = "bottleneck"
-    sites: tuple[str, ...] = DEFAULT_SITES["bottleneck"]
+    sites: tuple[str, ...] | None = None
     rank: int = 16
     alpha: float | None = None
     activation: Activation = "gelu"
@@ -46,12 +47,14 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, get_args(Kind))
         _one_of("activation", self.activation, get_args(Activation))
-        for site in self.sites:
+        sites = DEFAULT_SITES[self.kind] if self.sites is None else self.sites
+        object.__setattr__(self, "sites", sites)
+        for site in sites:
             _one_of("sites", site, SITES)
             if self.kind == "lora" and site in NORM_SITES:
                 raise InvalidConfig(f"a LoRA cannot sit at the norm point {site}", field="sites")
-        if len(set(self.sites)) != len(self.sites):
-            raise InvalidConfig(f"a site is named twice: {', '.join(self.sites)}", field="sites")
+        if len(set(sites)) != len(sites):
+            raise InvalidConfig(f"a site is named twice: {', '.join(sites)}", field="sites")
         _in_range("rank", self.rank, 1, 1024)
         _in_range("lora_dropout", self.lora_dropout, 0.0, 0.9)
         _in_range("init_std", self.init_std, 0.0, 1.0)
@@ -59,6 +62,8 @@ class AdapterConfig:
             _in_range("alpha", self.alpha, 0.0, 10_000.0)
         if self.kind == "bottleneck" and self.lora_dropout:
             raise InvalidConfig("lora_dropout belongs to a LoRA; a bottleneck has none", field="lora_dropout")
+        if self.kind == "lora" and self.activation != AdapterConfig.activation:
+            raise InvalidConfig("activation belongs to a bottleneck; a LoRA has none", field="activation")
 
     @property
     def scale(self) -> float:

@@ -83,6 +83,7 @@ def read_mixture(source: str | os.PathLike[str]) -> MixtureFile:
     except (msgspec.ValidationError, RecursionError) as error:
         raise InvalidAdapter(f"mixture manifest: {str(error)[:200]}", reason="MANIFEST_INVALID") from None
     checked.adapter.check()
+    adapter_file.check_values(checked.adapter, tensors)
     return MixtureFile(checked, tensors)
 
 

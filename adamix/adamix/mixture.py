@@ -114,7 +114,7 @@ class Mixture:
         self._generator = generator
         self._routes = RouteTable()
         self._projections: dict[tuple[int, str], tuple[ExpertLinear, ExpertLinear]] = {}
-        insert(model, adapter.sites, self._make_site)
+        insert(model, adapter.sites or (), self._make_site)
 
     @property
     def num_points(self) -> int:

@@ -27,7 +27,7 @@ from adamix.backbone import Backbone
 from adamix.batches import target_tensor, tokenize
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import TaskData
-from adamix.errors import Cancelled, InvalidConfig, InvalidData
+from adamix.errors import Cancelled, FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.heads import Head, TaskModel, head_spec, recompute_activations, shared_copy
 from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
 from adamix.merge import MIXTURE_FILE, MixtureFile, MixtureManifest, expert_key, merge
@@ -94,7 +94,8 @@ def train(
     Raises:
         InvalidConfig: a setting does not fit the backbone, or differs from those of the run to be resumed.
         InvalidData: no rows.
-        FailedPrecondition: `out` is not empty and `resume` is off; or the loss is no longer finite (`DIVERGED`).
+        FailedPrecondition: `out` is not empty and `resume` is off; or the loss or a weight is no longer finite
+            (`DIVERGED`).
         Cancelled: stopped by Ctrl-C, with a checkpoint.
     """
     _check(backbone, data, head, train)
@@ -122,6 +123,7 @@ def train(
         raise Cancelled(f"stopped after step {steps} of {trainer.args.max_steps}; continue with --resume")
 
     tensors = _expert_tensors(experts) | _head_tensors(model.head, scale)
+    _check_converged(manifest, tensors)
     result = _mixture_file(manifest, mixture, tensors)
     metrics: dict[str, float] = {}
     if validation is not None:
@@ -352,6 +354,16 @@ def _head_tensors(head: Head, scale: tuple[float, float]) -> dict[str, TensorDat
         tensors["head.dense.weight"] = _to_data(head.dense.weight)
         tensors["head.dense.bias"] = _to_data(head.dense.bias)
     return tensors
+
+
+def _check_converged(manifest: Manifest, tensors: dict[str, TensorData]) -> None:
+    """Refuse what no file may hold: after the last reading of the loss, weights alone show that a run diverged."""
+    try:
+        adapter_file.check_values(manifest, tensors)
+    except InvalidAdapter as error:
+        raise FailedPrecondition(
+            f"the training ended with {error.message}: use a lower learning rate", reason="DIVERGED"
+        ) from None
 
 
 def _to_data(tensor: torch.Tensor) -> TensorData:

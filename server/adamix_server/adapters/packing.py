@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from adamix.adapter_file import AdapterFile
+from adamix.errors import InvalidAdapter
 from adamix.manifest import Manifest
 
 _ALIGNMENT_BYTES = 128
@@ -45,6 +46,9 @@ def pack(adapter: AdapterFile, dtype: torch.dtype, *, pin_memory: bool = False) 
 
     Args:
         pin_memory: page-lock the array, so that the copy to a CUDA device can run beside computation.
+
+    Raises:
+        InvalidAdapter: a value is larger than `dtype` can hold (`NON_FINITE`).
     """
     alignment = _ALIGNMENT_BYTES // dtype.itemsize
     pieces: dict[str, Piece] = {}
@@ -53,10 +57,17 @@ def pack(adapter: AdapterFile, dtype: torch.dtype, *, pin_memory: bool = False) 
         shape = tensor.shape[::-1] if name.endswith(_TRANSPOSED) else tensor.shape
         pieces[name] = Piece(end, shape)
         end += -(-tensor.array.size // alignment) * alignment
+    largest = torch.finfo(dtype).max
     data = torch.zeros(end, dtype=dtype, pin_memory=pin_memory)
     for name, piece in pieces.items():
         values = adapter.tensors[name].to_float32()
         if name.endswith(_TRANSPOSED):
             values = np.ascontiguousarray(values.T)
+        # What a file may hold fits fp32 and bf16; the output layer of a regression may be too large for fp16.
+        if max(values.max(), -values.min()) > largest:
+            raise InvalidAdapter(
+                f"{name} has values beyond {str(dtype).removeprefix('torch.')}, in which this server computes",
+                reason="NON_FINITE",
+            )
         data[piece.offset : piece.offset + values.size] = torch.from_numpy(values.reshape(-1))
     return PackedAdapter(adapter.digest, adapter.manifest, data, pieces, tuple(adapter.sites()))

@@ -66,11 +66,12 @@ class CatalogView:
             if version.backbone_fingerprint != self.spec.fingerprint:
                 raise _not_for_this_backbone("version")
             return version
-        if not row.live:
+        live = row.live
+        if not live:
             if row.unavailable_reason == "BACKBONE_CHANGED":
                 raise _not_for_this_backbone("task")
             raise FailedPrecondition("the task has no live version; set its traffic", reason=row.unavailable_reason)
-        return row.live[0]
+        return live[0]
 
     @contextmanager
     def hold(self, digests: Iterable[str]) -> Iterator[None]:

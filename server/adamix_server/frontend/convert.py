@@ -164,17 +164,21 @@ def to_limits(limits: frames.Limits) -> server_pb2.Limits:
 
 def _classification(head: HeadSpec, logits: NDArray[np.float64]) -> inference_pb2.Classification:
     best = int(logits.argmax())
-    return inference_pb2.Classification(label=head.labels[best], label_id=best, scores=softmax(logits).tolist())
+    return inference_pb2.Classification(label=_label(head, best), label_id=best, scores=softmax(logits).tolist())
 
 
 def _multi_label(head: HeadSpec, logits: NDArray[np.float64]) -> inference_pb2.MultiLabel:
     scores = sigmoid(logits)
     threshold = DEFAULT_THRESHOLD if head.threshold is None else head.threshold
     chosen = [int(index) for index in np.flatnonzero(scores >= threshold)]
-    labels = head.labels
     return inference_pb2.MultiLabel(
-        labels=[labels[index] for index in chosen], label_ids=chosen, scores=scores.tolist()
+        labels=[_label(head, index) for index in chosen], label_ids=chosen, scores=scores.tolist()
     )
+
+
+def _label(head: HeadSpec, index: int) -> str:
+    # One of `head.labels`, without making all of them for every prediction.
+    return f"LABEL_{index}" if head.id2label is None else head.id2label[str(index)]
 
 
 def _timestamp(time_us: int) -> Any:

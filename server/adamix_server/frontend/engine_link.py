@@ -64,13 +64,14 @@ class EngineLink:
         Raises:
             Unavailable: it did not grant any credit in time.
         """
-        generation = up.hello.generation
+        engine_id, generation = up.hello.engine_id, up.hello.generation
         async with self._connecting:
             if self._connection is not None:
-                if self._connection.generation == generation:
+                if (self._connection.engine_id, self._connection.generation) == (engine_id, generation):
                     return
                 self.engine_down(self._connection.generation)
-            connection = _Connection(await self._connect(up.address, generation), generation, self._lost)
+            frames = await self._connect(up.address, generation)
+            connection = _Connection(frames, engine_id, generation, self._lost)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await connection.granted.wait()
@@ -128,11 +129,16 @@ class EngineLink:
 
 
 class _Connection:
-    """The life of one connection to one generation of the engine."""
+    """The life of one connection to one generation of one engine."""
 
     def __init__(
-        self, frames: channel.FrontEndChannel, generation: int, on_lost: Callable[["_Connection"], None]
+        self,
+        frames: channel.FrontEndChannel,
+        engine_id: str,
+        generation: int,
+        on_lost: Callable[["_Connection"], None],
     ) -> None:
+        self.engine_id = engine_id
         self.generation = generation
         self.granted = asyncio.Event()
         self.is_closed = False
@@ -172,7 +178,9 @@ class _Connection:
         call = self._last_call
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._calls[call] = future
-        self._controls.append(Control(generation=self.generation, call=call, op=op, digest=digest))
+        self._controls.append(
+            Control(engine_id=self.engine_id, generation=self.generation, call=call, op=op, digest=digest)
+        )
         self._something_to_send.set()
         try:
             return await future
@@ -215,9 +223,9 @@ class _Connection:
             cancels, self._cancels = self._cancels, []
             controls, self._controls = self._controls, []
             if rows:
-                await self._channel.send(Submit(generation=self.generation, rows=rows))
+                await self._channel.send(Submit(engine_id=self.engine_id, generation=self.generation, rows=rows))
             if cancels:
-                await self._channel.send(Cancel(generation=self.generation, ids=cancels))
+                await self._channel.send(Cancel(engine_id=self.engine_id, generation=self.generation, ids=cancels))
             for control in controls:
                 await self._channel.send(control)
 
@@ -225,24 +233,27 @@ class _Connection:
         while True:
             frame = await self._channel.receive()
             match frame:
-                case Emit() if frame.generation == self.generation:
+                case Emit() if self._is_ours(frame):
                     self._inputs += frame.credit_inputs
                     self._tokens += frame.credit_tokens
                     for event in frame.events:
                         self._finish(event)
-                case Credit() if frame.generation == self.generation:
+                case Credit() if self._is_ours(frame):
                     self._inputs += frame.inputs
                     self._tokens += frame.tokens
                     self.granted.set()
-                case Reply() if frame.generation == self.generation:
+                case Reply() if self._is_ours(frame):
                     future = self._calls.get(frame.call)
                     if future is not None and not future.done():
                         future.set_result(frame)
                 case Emit() | Credit() | Reply() | Hello():
-                    # A greeting, which EngineUp has already brought, or a late frame of a generation that is gone.
+                    # A greeting, which EngineUp has already brought, or a frame of an engine that is gone.
                     continue
                 case _:
                     raise InternalError(f"unexpected {type(frame).__name__} frame from the engine")
+
+    def _is_ours(self, frame: Emit | Credit | Reply) -> bool:
+        return frame.generation == self.generation and frame.engine_id == self.engine_id
 
     def _finish(self, event: Event) -> None:
         # A row that was cancelled is no longer known here; its event has still brought its credit back.

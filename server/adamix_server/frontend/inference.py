@@ -4,7 +4,6 @@ A call is a list of inputs that go through four stages: resolve, tokenize, infer
 keeps its error and skips the rest; the others do not notice. Knows no device and no file.
 """
 
-import asyncio
 import logging
 import time
 from collections import Counter
@@ -167,21 +166,31 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 )
         if not ready:
             return
-        results: list[Event | BaseException]
         try:
-            # Cancelling the call cancels what it gathers, and so tells the engine.
-            results = await asyncio.gather(*self._link.submit(rows), return_exceptions=True)
+            events = self._link.submit(rows)
         except AdamixError as error:
-            results = [error] * len(ready)
-        for item, result in zip(ready, results, strict=True):
-            if isinstance(result, AdamixError):
-                item.error = result
-            elif isinstance(result, BaseException):
-                raise result
-            elif result.error is not None:
-                item.error = result.error.to_error()
-            else:
-                item.event = result
+            for item in ready:
+                item.error = error
+            return
+        try:
+            # One after the other, since most of a call is answered by one step of the engine: the first await then
+            # pays for all. `asyncio.gather` would run a callback for each.
+            for item, waiting in zip(ready, events, strict=True):
+                try:
+                    event = await waiting
+                except AdamixError as error:
+                    item.error = error
+                    continue
+                if event.error is not None:
+                    item.error = event.error.to_error()
+                else:
+                    item.event = event
+        finally:
+            # Where the call was cancelled, the engine learns of it by those that still wait; of the others the errors
+            # have to be looked at, or asyncio reports them.
+            for waiting in events:
+                if not waiting.cancel() and not waiting.cancelled():
+                    waiting.exception()
 
     def _to_prediction(self, item: _Input, call: Call, return_logits: bool) -> inference_pb2.Prediction:
         prediction = inference_pb2.Prediction()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from adamix.errors import AdamixError
+from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.manifest import BackboneSpec
 from adamix_server import channel
 from adamix_server.adapters.validation import Verdict, validate_async
@@ -33,6 +33,10 @@ from adamix_server.telemetry.metrics import Recorder
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+
+# What keeps a front end from starting however often it is tried. Anything else (a catalog that is busy, a disk that
+# is full) may have passed when the supervisor starts the next one.
+_INCURABLE = (InvalidConfig, FailedPrecondition, DataLoss)
 
 
 class Pipe(Protocol):
@@ -81,17 +85,22 @@ class FrontEnd:
         self._link = EngineLink(connect)
         # The engine the supervisor last spoke of, and whether it still stands.
         self._engine: EngineUp | None = None
+        self._receiving: asyncio.Task[AnyFrame | None] | None = None
 
     async def run(self) -> int:
         """Serve until drained, or until the supervisor is gone; returns the exit status."""
         with contextlib.ExitStack() as closing:
             closing.callback(self._link.close)
+            closing.callback(self._stop_receiving)
             if not await self._wait_for_engine():
                 return 0
             try:
                 parts = await self._open(closing)
-            except AdamixError as error:
+            except _INCURABLE as error:
                 await self._send(Fatal(message=error.message))
+                return 1
+            except AdamixError as error:
+                log.error("cannot start now: %s", error.message, extra={"reason": error.reason})  # noqa: TRY400 - the trace says nothing
                 return 1
             await parts.endpoint.start()
             background = [asyncio.create_task(self._beat(parts)), asyncio.create_task(parts.reclaimer.run())]
@@ -110,20 +119,25 @@ class FrontEnd:
 
     async def _wait_for_engine(self) -> bool:
         """Whether there is one; else the supervisor wants this process to end."""
-        while True:
-            match await self._pipe.receive():
+        while not self._link.is_up:
+            try:
+                # An engine in a long step may answer only the second connection, or the third.
+                frame = await self._receive(None if self._engine is None else HEARTBEAT_S)
+            except TimeoutError:
+                await self._connect()
+                continue
+            match frame:
                 case EngineUp() as engine:
                     self._engine = engine
                     await self._connect()
-                    if self._link.is_up:
-                        return True
-                case EngineDown():
-                    continue
+                case EngineDown(generation=generation):
+                    self._forget_engine(generation)
                 case Drain():
                     await self._send(Drained())
                     return False
                 case _:
                     return False
+        return True
 
     async def _open(self, closing: contextlib.ExitStack) -> _Parts:
         """Everything that needs to know the backbone, up to the bound port; what has to be closed is in `closing`."""
@@ -153,7 +167,7 @@ class FrontEnd:
     async def _follow(self, parts: _Parts) -> None:
         """Do what the supervisor says, until it says to drain or says no more."""
         while True:
-            match await self._pipe.receive():
+            match await self._receive():
                 case EngineUp() as engine:
                     self._engine = engine
                     await self._connect()
@@ -206,7 +220,7 @@ class FrontEnd:
 
     async def _listen_while_draining(self) -> None:
         """Until the supervisor is gone; an engine that dies meanwhile still fails its calls."""
-        while (frame := await self._pipe.receive()) is not None:
+        while (frame := await self._receive()) is not None:
             if isinstance(frame, EngineDown):
                 self._forget_engine(frame.generation)
 
@@ -219,6 +233,25 @@ class FrontEnd:
                 await parts.endpoint.show_serving(False)
                 await self._connect()
                 await parts.endpoint.show_serving(self._link.is_up)
+
+    async def _receive(self, timeout_s: float | None = None) -> AnyFrame | None:
+        """The supervisor's next frame; None when it is gone.
+
+        Raises:
+            TimeoutError: none came in time. The next call goes on where this one stopped: a frame of which half has
+                arrived is not lost.
+        """
+        if self._receiving is None:
+            self._receiving = asyncio.create_task(self._pipe.receive())
+        await asyncio.wait({self._receiving}, timeout=timeout_s)
+        if not self._receiving.done():
+            raise TimeoutError
+        received, self._receiving = self._receiving, None
+        return received.result()
+
+    def _stop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
 
     async def _send(self, frame: AnyFrame) -> None:
         # A pipe that nobody reads fills up and then blocks: not on the event loop.

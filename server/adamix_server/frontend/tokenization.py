@@ -191,13 +191,14 @@ def check_ids(ids: Sequence[int], vocab_size: int, max_tokens: int, field: str) 
         raise InvalidRequest(
             f"{len(ids)} token ids, the task's limit is {max_tokens}", reason="TEXT_TOO_LONG", field=field
         )
-    if min(ids) < 0 or max(ids) >= vocab_size:
+    values = list(ids)  # a message's own sequence is slow to go through
+    if min(values) < 0 or max(values) >= vocab_size:
         raise InvalidRequest(
             f"a token id is outside the vocabulary, 0 to {vocab_size - 1}",
             reason="TOKEN_ID_OUT_OF_RANGE",
             field=field,
         )
-    return Tokens(_int32(ids))
+    return Tokens(_int32(values))
 
 
 def _check(text: Text) -> None:

@@ -200,6 +200,28 @@ def test_values_that_are_not_finite_or_huge(
     assert DOWN in error.message
 
 
+@pytest.mark.parametrize("head_type", ["regression", "classification"])
+@pytest.mark.parametrize("name", ["head.out_proj.weight", "head.out_proj.bias"])
+def test_only_the_output_layer_of_a_regression_may_be_huge(manifest: Manifest, head_type: str, name: str) -> None:
+    """Targets of any unit; but not rounded to a coarse dtype, and never infinite."""
+    head = {"type": head_type, "pooling": "mean", "num_labels": 1}
+    shapes = {"head.out_proj.weight": (1, 4), "head.out_proj.bias": (1,)}
+
+    def encoded(value: float, dtype: adapter_file.Dtype = "F32") -> bytes:
+        tensors = {key: TensorData.from_float32(np.zeros(shape)) for key, shape in shapes.items()}
+        tensors[name] = TensorData.from_float32(np.full(shapes[name], value), dtype)
+        return _head(manifest, head, tensors)
+
+    if head_type == "regression":
+        adapter_file.decode(encoded(260_000.0))
+        adapter_file.decode(encoded(-1e30))
+    else:
+        assert _refused(encoded(260_000.0)).reason == "NON_FINITE"
+    assert _refused(encoded(260_000.0, "BF16")).reason == "NON_FINITE"
+    for value in (1.01e30, np.inf, -np.inf, np.nan):
+        assert _refused(encoded(value)).reason == "NON_FINITE"
+
+
 def _f32(*shape: int) -> TensorData:
     return TensorData("F32", np.ones(shape, "<f4"))
 

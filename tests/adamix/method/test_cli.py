@@ -125,6 +125,7 @@ def test_predictions_are_saved_as_lines(merged: Path, csv: Path, tmp_path: Path)
         ["--pooling", "max"],
         ["--device", "tpu"],
         ["--few-shot", "1"],
+        ["--method", "lora", "--activation", "relu"],
         ["--no-such-flag"],
     ],
 )
@@ -159,13 +160,29 @@ def test_failures_exit_1_with_one_line(
         assert "Traceback" not in result.stderr
 
 
-def test_what_comes_later_is_refused_by_name(trained: Path, merged: Path, csv: Path, tmp_path: Path) -> None:
+def test_what_comes_later_is_refused_by_name(
+    trained: Path, merged: Path, backbone_directory: Path, csv: Path, tmp_path: Path
+) -> None:
     how = _invoke("merge", trained, "--out", tmp_path / "x", "--how", "ties")
     assert how.exit_code == 2
     assert "'ties' is not available" in how.stderr
     routing = _invoke("evaluate", merged, "--data", csv, "--routing", "ensemble")
     assert routing.exit_code == 2
     assert "ensemble is not available" in routing.stderr
+    seeds = _invoke("evaluate", merged, "--data", csv, "--seeds", "3")
+    assert seeds.exit_code == 2
+    assert "error: --seeds is for random routing" in seeds.stderr
+    out = tmp_path / "run"
+    recipe = _invoke("train", "--backbone", backbone_directory, "--data", csv, "--out", out, "--recipe", "mnli")
+    assert recipe.exit_code == 2
+    assert "error: --recipe mnli is not available" in recipe.stderr
+    assert not out.exists()
+
+
+def test_how_may_be_said_or_left_out(trained: Path, merged: Path, tmp_path: Path) -> None:
+    path = tmp_path / "said.safetensors"
+    assert _invoke("merge", trained, "--out", path, "--how", "uniform").exit_code == 0
+    assert path.read_bytes() == merged.read_bytes()
 
 
 @pytest.mark.parametrize(

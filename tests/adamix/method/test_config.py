@@ -48,6 +48,19 @@ def test_a_lora_does_not_sit_at_a_norm() -> None:
         AdapterConfig(kind="lora", sites=("attn_q", "mlp_norm"))
 
 
+def test_sites_go_by_kind_unless_given() -> None:
+    assert AdapterConfig().sites == ("mlp_out",)
+    assert AdapterConfig(kind="lora").sites == ("attn_q", "attn_v")
+    assert AdapterConfig(kind="lora", sites=()).sites == ()
+    assert AdapterConfig(kind="lora", sites=("mlp_in",)).sites == ("mlp_in",)
+
+
+def test_a_lora_has_no_activation() -> None:
+    with pytest.raises(InvalidConfig, match="a LoRA has none") as caught:
+        AdapterConfig(kind="lora", activation="relu")
+    assert caught.value.field == "activation"
+
+
 def test_the_scale_is_alpha_over_rank_or_one() -> None:
     assert AdapterConfig(rank=4, alpha=32.0).scale == 8.0
     assert AdapterConfig(rank=4).scale == 1.0

@@ -218,3 +218,11 @@ class TestMetrics:
             sk.matthews_corrcoef(truth, predicted)
         )
         assert "matthews" not in score("classification", np.array([0, 1, 2]), np.array([0, 1, 2]))
+
+    @pytest.mark.parametrize("label", [0, 1])
+    @pytest.mark.filterwarnings("error")
+    def test_one_row_is_measured_without_a_warning(self, label: int) -> None:
+        one = np.array([label])
+        result = score("classification", one, one)
+        assert (result["accuracy"], result["macro_f1"], result["matthews"]) == (1.0, 1.0, 0.0)
+        assert score("multilabel", one[None], one[None])["exact_match"] == 1.0

@@ -313,6 +313,30 @@ def test_a_diverging_run_says_so(run: Any, tmp_path: Path) -> None:
     assert "learning rate" in caught.value.message
 
 
+def test_a_run_that_diverges_after_its_last_reading_writes_nothing(run: Any, tmp_path: Path) -> None:
+    wild = dataclasses.replace(
+        TRAIN, max_steps=40, log_every=1000, learning_rate=10.0, max_grad_norm=0.0, weight_decay=10.0
+    )
+    with pytest.raises(FailedPrecondition, match="use a lower learning rate") as caught:
+        run(tmp_path, train=wild, adapter=AdapterConfig(rank=4, activation="identity", alpha=10_000.0))
+    assert caught.value.reason == "DIVERGED"
+    assert not (tmp_path / MIXTURE_FILE).exists()
+
+
+@pytest.mark.parametrize("mean", [260_000.0, -3e9])
+def test_a_regression_with_large_targets_makes_a_file(
+    run: Any, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, numbers: TaskData, tmp_path: Path, mean: float
+) -> None:
+    """Prices are in units; the output layer holds their mean and deviation."""
+    examples = tuple(dataclasses.replace(e, label=mean + 0.1 * mean * (int(e.label) - 130)) for e in numbers.examples)
+    result = run(tmp_path, data=dataclasses.replace(numbers, examples=examples), validation=numbers)
+    assert result.path.exists()
+    adapter = adapter_file.decode(merge(tmp_path))
+    bias = adapter.head()["out_proj.bias"].to_float32()[0]
+    assert abs(bias) > 65_504
+    assert all(abs(logits[0]) > 65_504 for logits in evaluate(adapter, backbone, tokenizer, numbers).logits)
+
+
 def test_a_regression_answers_in_natural_units(
     run: Any, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, numbers: TaskData, tmp_path: Path
 ) -> None:

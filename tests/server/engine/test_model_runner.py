@@ -132,6 +132,37 @@ def test_the_bank_refuses_nesting_and_writes_during_a_batch(make_adapter: Callab
             bank.write(1, 0, pack(make_adapter(0), torch.float32))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # fp32: order of sums and TF32 off; 16-bit: a few units in the last place of O(1) values, through two layers.
+    [(torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 1.5e-1)],
+)
+def test_a_mixed_batch_on_cuda_equals_offline(
+    dtype: torch.dtype,
+    tolerance: float,
+    make_backbone: Callable[[], Backbone],
+    make_adapter: Callable[..., AdapterFile],
+) -> None:
+    cuda = torch.device("cuda")
+    backbone = make_backbone()
+    modules: list[nn.Module | None] = [backbone.model, backbone.pooler]
+    for module in modules:
+        assert module is not None
+        module.to(device=cuda, dtype=dtype)
+    adapters = [make_adapter(i, **kind) for i, kind in enumerate(KINDS)]
+    bank = SlotBank(len(adapters), EXTENT * len(adapters), dtype, cuda)
+    runner = ModelRunner(backbone, bank)
+    for slot, adapter in enumerate(adapters, start=1):
+        bank.write(slot, (slot - 1) * EXTENT, pack(adapter, dtype, pin_memory=True))
+    rows = rows_for(sorted(list(range(1, len(adapters) + 1)) * 3), seed=0)
+    for row, answer in zip(rows, runner.run(rows), strict=True):
+        expected = offline(adapters[row.slot - 1], make_backbone(), row)
+        np.testing.assert_allclose(answer, expected, atol=tolerance * max(1.0, float(np.abs(expected).max())))
+    runner.check_device()
+
+
 class TestPackedAttention:
     @pytest.mark.parametrize("lengths", [[1], [5, 5, 5], [1, 40, 3, 3, 17, 16, 9, 1], list(range(1, 30))])
     def test_equals_attention_of_each_sequence_alone(self, lengths: list[int]) -> None:

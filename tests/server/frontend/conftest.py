@@ -43,6 +43,7 @@ from adamix_server.frames import (
 )
 from adamix_server.frontend.server import FrontEnd
 
+ENGINE_ID = "engine-0"
 HIDDEN, LAYERS, VOCAB, MAX_TOKENS = 8, 2, 64, 32
 
 # Everything below must end long before this; a test that does not has found a hang.
@@ -152,7 +153,7 @@ class FakeEngine:
         self.generation += 1
         self.held.clear()
         hello = Hello(
-            engine_id="engine-0",
+            engine_id=ENGINE_ID,
             generation=self.generation,
             spec=self.spec,
             limits=Limits(max_batch_tokens=64, max_queue_inputs=1000, max_queue_tokens=100_000, slots=4),
@@ -163,7 +164,9 @@ class FakeEngine:
 
     async def connect(self, address: str, generation: int) -> "FakeChannel":
         self.channel = FakeChannel(self)
-        await self.channel.frames.put(Credit(generation=generation, inputs=self.credit[0], tokens=self.credit[1]))
+        await self.channel.frames.put(
+            Credit(engine_id=ENGINE_ID, generation=generation, inputs=self.credit[0], tokens=self.credit[1])
+        )
         return self.channel
 
     def take(self, frame: AnyFrame) -> None:
@@ -180,7 +183,9 @@ class FakeEngine:
                 self.controls.append(frame)
                 value = {"load": None, "residency": "host", "in_use": frame.digest in self.in_use}[frame.op]
                 error = None if self.control_error is None else WireError.of(self.control_error)
-                self.emit(Reply(generation=self.generation, call=frame.call, value=value, error=error))
+                self.emit(
+                    Reply(engine_id=ENGINE_ID, generation=self.generation, call=frame.call, value=value, error=error)
+                )
 
     def answer_all(self) -> None:
         self.answer(list(self.held))
@@ -190,6 +195,7 @@ class FakeEngine:
         if rows:
             self.emit(
                 Emit(
+                    engine_id=ENGINE_ID,
                     generation=self.generation,
                     events=[self._event(row, len(rows)) for row in rows],
                     credit_inputs=len(rows),
@@ -258,6 +264,11 @@ class FakeSupervisor:
 @pytest.fixture(scope="session")
 def supervisor_type() -> type[FakeSupervisor]:
     return FakeSupervisor
+
+
+@pytest.fixture(scope="session")
+def engine_type() -> type[FakeEngine]:
+    return FakeEngine
 
 
 class Harness:

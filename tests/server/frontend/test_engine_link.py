@@ -9,6 +9,8 @@ from adamix.errors import AdamixError, Overloaded, Unavailable
 from adamix_server.frames import Cancel, Control, Credit, Emit, EngineUp, Event, Hello, Limits, Reply, Row, Submit
 from adamix_server.frontend.engine_link import EngineLink
 
+ENGINE_ID = "engine-0"
+
 
 class Wire:
     """A channel whose other end is the test."""
@@ -49,9 +51,9 @@ class Scene:
         self.wires.append(Wire())
         return self.wires[-1]
 
-    async def up(self, generation: int = 1, inputs: int = 100, tokens: int = 1000) -> Wire:
+    async def up(self, generation: int = 1, inputs: int = 100, tokens: int = 1000, engine_id: str = ENGINE_ID) -> Wire:
         hello = Hello(
-            engine_id="engine-0",
+            engine_id=engine_id,
             generation=generation,
             spec=self.spec,
             limits=Limits(max_batch_tokens=8, max_queue_inputs=100, max_queue_tokens=1000, slots=1),
@@ -61,7 +63,7 @@ class Scene:
         connecting = asyncio.create_task(self.link.connect(EngineUp(address="ipc:///x", hello=hello)))
         await asyncio.sleep(0)
         wire = self.wires[-1]
-        wire.incoming.put_nowait(Credit(generation=generation, inputs=inputs, tokens=tokens))
+        wire.incoming.put_nowait(Credit(engine_id=engine_id, generation=generation, inputs=inputs, tokens=tokens))
         await connecting
         return wire
 
@@ -109,7 +111,7 @@ def test_answers_find_their_futures_in_any_order(act: Any) -> None:
         await settle()
         ids = [row.id for row in wire.of(Submit)[0].rows]
         events = [Event(id=ids[1], payload=b"2"), Event(id=ids[0], payload=b"1"), Event(id=999)]
-        wire.incoming.put_nowait(Emit(generation=1, events=events))
+        wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=events))
         assert ((await first).payload, (await second).payload) == (b"1", b"2")
 
     act(scenario)
@@ -129,7 +131,7 @@ def test_credit_in_inputs_and_in_tokens_is_kept_exactly(act: Any) -> None:
             assert 0.05 <= error.retry_after_s <= 5
         await settle()
         assert [len(submit.rows) for submit in wire.of(Submit)] == [3]
-        wire.incoming.put_nowait(Emit(generation=1, events=[], credit_inputs=1, credit_tokens=4))
+        wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=[], credit_inputs=1, credit_tokens=4))
         await settle()
         assert not scene.link.submit([scene.row(4)])[0].done()
         assert scene.link.submit([scene.row(1)])[0].done()
@@ -161,7 +163,9 @@ def test_cancels_of_one_turn_leave_in_one_frame_and_late_events_are_ignored(act:
         assert [cancel.ids for cancel in wire.of(Cancel)] == [ids]
         assert scene.link.submit([scene.row()])[0].done()
         events = [Event(id=id_) for id_ in ids]
-        wire.incoming.put_nowait(Emit(generation=1, events=events, credit_inputs=2, credit_tokens=4))
+        wire.incoming.put_nowait(
+            Emit(engine_id=ENGINE_ID, generation=1, events=events, credit_inputs=2, credit_tokens=4)
+        )
         await settle()
         assert not scene.link.submit([scene.row()])[0].done()
 
@@ -210,11 +214,50 @@ def test_words_about_an_older_generation_change_nothing(act: Any) -> None:
         (future,) = scene.link.submit([scene.row()])
         await settle()
         id_ = wire.of(Submit)[0].rows[0].id
-        wire.incoming.put_nowait(Emit(generation=6, events=[Event(id=id_)], credit_inputs=5, credit_tokens=50))
-        wire.incoming.put_nowait(Credit(generation=6, inputs=5, tokens=50))
+        wire.incoming.put_nowait(
+            Emit(engine_id=ENGINE_ID, generation=6, events=[Event(id=id_)], credit_inputs=5, credit_tokens=50)
+        )
+        wire.incoming.put_nowait(Credit(engine_id=ENGINE_ID, generation=6, inputs=5, tokens=50))
         await settle()
         assert not future.done()
         assert scene.link.submit([scene.row()])[0].done()
+
+    act(scenario)
+
+
+def test_frames_carry_the_engines_id_and_those_of_another_engine_change_nothing(act: Any) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up(inputs=2)
+        future, unwanted = scene.link.submit([scene.row(), scene.row()])
+        asking = asyncio.create_task(scene.link.control("in_use", "a" * 64))
+        await settle()
+        unwanted.cancel()
+        await settle()
+        assert {(type(frame), frame.engine_id, frame.generation) for frame in wire.sent} == {
+            (kind, ENGINE_ID, 1) for kind in (Submit, Cancel, Control)
+        }
+        id_, call = wire.of(Submit)[0].rows[0].id, wire.of(Control)[0].call
+        other = {"engine_id": "engine-1", "generation": 1}
+        wire.incoming.put_nowait(Emit(**other, events=[Event(id=id_)], credit_inputs=5, credit_tokens=50))
+        wire.incoming.put_nowait(Credit(**other, inputs=5, tokens=50))
+        wire.incoming.put_nowait(Reply(**other, call=call, value=False))
+        await settle()
+        assert not future.done()
+        assert not asking.done()
+        assert scene.link.submit([scene.row()])[0].done()
+        asking.cancel()
+
+    act(scenario)
+
+
+def test_another_engine_of_the_same_generation_replaces_the_first(act: Any) -> None:
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up()
+        await scene.up()
+        assert not wire.closed
+        await scene.up(engine_id="engine-1")
+        assert wire.closed
+        assert scene.link.is_up
 
     act(scenario)
 
@@ -244,8 +287,8 @@ def test_control_returns_the_value_or_raises_the_engines_error(act: Any) -> None
         await settle()
         first, second = wire.of(Control)
         error = WireError(code=15, reason="BLOB_CORRUPT", message="damaged")
-        wire.incoming.put_nowait(Reply(generation=1, call=second.call, error=error))
-        wire.incoming.put_nowait(Reply(generation=1, call=first.call, value="host"))
+        wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=second.call, error=error))
+        wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=first.call, value="host"))
         assert await asking[0] == "host"
         with pytest.raises(AdamixError, match="damaged"):
             await asking[1]
@@ -254,7 +297,7 @@ def test_control_returns_the_value_or_raises_the_engines_error(act: Any) -> None
         await settle()
         gone.cancel()
         await settle()
-        wire.incoming.put_nowait(Reply(generation=1, call=wire.of(Control)[-1].call))
+        wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=wire.of(Control)[-1].call))
         await settle()
         assert scene.link.is_up
 

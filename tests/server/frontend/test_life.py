@@ -8,15 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import msgspec
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2
 from adamix_server.config import FrontEndConfig
-from adamix_server.frames import Drain, Drained, Fatal, Stats
+from adamix_server.frames import Drain, Drained, EngineDown, Fatal, Ready, Stats
 from adamix_server.frontend.server import FrontEnd
 
 ONE = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="w1")])
+
+
+@pytest.fixture
+def settings(store: Path, tokenizer_file: Path) -> FrontEndConfig:
+    return FrontEndConfig(
+        listen="127.0.0.1:0",
+        store=str(store),
+        tokenizer=str(tokenizer_file),
+        tokenizer_threads=1,
+        reflection=False,
+        log_level="info",
+    )
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str, bool]:
@@ -151,19 +165,11 @@ def test_the_heartbeat_brings_metrics(serve: Any, seed: Any, make_adapter: Calla
     serve(scenario)
 
 
-def test_a_port_that_is_taken_is_fatal_with_the_address(serve: Any, store: Path, tokenizer_file: Path) -> None:
+def test_a_port_that_is_taken_is_fatal_with_the_address(serve: Any, settings: FrontEndConfig) -> None:
     async def scenario(harness: Any) -> None:
-        settings = FrontEndConfig(
-            listen=harness.address,
-            store=str(store),
-            tokenizer=str(tokenizer_file),
-            tokenizer_threads=1,
-            reflection=False,
-            log_level="info",
-        )
         supervisor = type(harness.supervisor)()
         engine = type(harness.engine)(harness.engine.spec)
-        second = FrontEnd(settings, supervisor, connect=engine.connect)
+        second = FrontEnd(msgspec.structs.replace(settings, listen=harness.address), supervisor, connect=engine.connect)
         supervisor.tell(engine.up())
         assert await second.run() == 1
         fatal: Fatal = await supervisor.expect(Fatal)
@@ -172,19 +178,114 @@ def test_a_port_that_is_taken_is_fatal_with_the_address(serve: Any, store: Path,
     serve(scenario)
 
 
+def test_an_engine_that_grants_nothing_at_first_is_asked_again(
+    play: Any, settings: FrontEndConfig, supervisor_type: Any, engine_type: Any, spec: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.05)
+
+    async def scene() -> None:
+        engine, supervisor = engine_type(spec), supervisor_type()
+        attempts = 0
+
+        async def connect(address: str, generation: int) -> Any:
+            nonlocal attempts
+            attempts += 1
+            channel = await engine.connect(address, generation)
+            if attempts <= 2:
+                # The credit never comes: the engine is in a long step.
+                channel.frames.get_nowait()
+            return channel
+
+        running = asyncio.create_task(FrontEnd(settings, supervisor, connect=connect).run())
+        supervisor.tell(engine.up())
+        await supervisor.expect(Ready)
+        assert attempts == 3
+        # What the supervisor says afterwards is heard, in its order.
+        supervisor.tell(Drain(delay_s=0, grace_s=1))
+        await supervisor.expect(Drained)
+        assert await running == 0
+
+    play(scene())
+
+
+def test_an_engine_that_was_called_down_is_not_asked_again(
+    play: Any, settings: FrontEndConfig, supervisor_type: Any, engine_type: Any, spec: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("adamix_server.frontend.server.HEARTBEAT_S", 0.01)
+
+    async def scene() -> None:
+        engine, supervisor = engine_type(spec), supervisor_type()
+        attempts: list[int] = []
+
+        async def connect(address: str, generation: int) -> Any:
+            attempts.append(generation)
+            channel = await engine.connect(address, generation)
+            channel.frames.get_nowait()
+            return channel
+
+        front_end = FrontEnd(settings, supervisor, connect=connect)
+        running = asyncio.create_task(front_end.run())
+        supervisor.tell(engine.up())
+        while len(attempts) < 3:  # noqa: ASYNC110 - nothing says when it tries again
+            await asyncio.sleep(0.005)
+        supervisor.tell(EngineDown(generation=engine.generation))
+        while front_end._engine is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        count = len(attempts)
+        await asyncio.sleep(0.1)
+        assert len(attempts) == count
+        supervisor.tell(None)
+        assert await running == 0
+
+    play(scene())
+
+
+@pytest.mark.parametrize(
+    ("error", "is_fatal"),
+    [
+        (Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY"), False),
+        (Unavailable("the disk of the store reports errors", reason="STORE_IO"), False),
+        (StoreFull("the server's disk is full"), False),
+        (FailedPrecondition("catalog.db was not made by adamix", reason="STORE_FOREIGN"), True),
+        (DataLoss("the catalog is damaged", reason="CATALOG_CORRUPT"), True),
+    ],
+    ids=lambda value: getattr(value, "reason", None),
+)
+def test_only_what_trying_again_cannot_cure_is_fatal(
+    play: Any,
+    settings: FrontEndConfig,
+    supervisor_type: Any,
+    engine_type: Any,
+    spec: Any,
+    monkeypatch: Any,
+    caplog: pytest.LogCaptureFixture,
+    error: AdamixError,
+    is_fatal: bool,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("adamix_server.frontend.server.Catalog", fail)
+
+    async def scene() -> None:
+        engine, supervisor = engine_type(spec), supervisor_type()
+        supervisor.tell(engine.up())
+        assert await FrontEnd(settings, supervisor, connect=engine.connect).run() == 1
+        await asyncio.sleep(0)
+        said = [] if supervisor.from_child.empty() else [supervisor.from_child.get_nowait()]
+        assert said == ([Fatal(message=error.message)] if is_fatal else [])
+
+    play(scene())
+    if not is_fatal:
+        assert error.message in caplog.text
+
+
 @pytest.mark.parametrize("order", [None, Drain(delay_s=0, grace_s=1)])
 def test_told_to_end_before_there_was_an_engine(
-    play: Any, order: Drain | None, store: Path, tokenizer_file: Path, supervisor_type: Any
+    play: Any, order: Drain | None, settings: FrontEndConfig, supervisor_type: Any
 ) -> None:
     async def scene() -> None:
-        settings = FrontEndConfig(
-            listen="127.0.0.1:0",
-            store=str(store),
-            tokenizer=str(tokenizer_file),
-            tokenizer_threads=1,
-            reflection=False,
-            log_level="info",
-        )
         supervisor = supervisor_type()
         supervisor.tell(order)
         assert await FrontEnd(settings, supervisor).run() == 0

@@ -31,6 +31,7 @@ from adamix_server.frames import (
 )
 from adamix_server.process import Child
 
+ENGINE_ID = "engine-0"
 LIMITS = Limits(max_batch_tokens=64, max_queue_inputs=100, max_queue_tokens=1000, slots=4)
 
 
@@ -38,7 +39,7 @@ LIMITS = Limits(max_batch_tokens=64, max_queue_inputs=100, max_queue_tokens=1000
 def engine(tmp_path: Path, spec: BackboneSpec) -> Iterator[EngineUp]:
     """An engine that answers every row with its number of tokens, on a socket, in a thread."""
     address = f"ipc://{tmp_path}/engine"
-    hello = Hello(engine_id="engine-0", generation=1, spec=spec, limits=LIMITS, dtype="float32", device="cpu")
+    hello = Hello(engine_id=ENGINE_ID, generation=1, spec=spec, limits=LIMITS, dtype="float32", device="cpu")
     channel = SocketEngineChannel(address)
     stop = threading.Event()
 
@@ -47,10 +48,15 @@ def engine(tmp_path: Path, spec: BackboneSpec) -> Iterator[EngineUp]:
             for peer, frame in channel.poll(0.05):
                 if isinstance(frame, Control) and frame.op == "hello":
                     channel.send(peer, hello)
-                    channel.send(peer, Credit(generation=1, inputs=100, tokens=1000))
+                    channel.send(peer, Credit(engine_id=ENGINE_ID, generation=1, inputs=100, tokens=1000))
                 elif isinstance(frame, Submit):
                     events = [Event(id=r.id, payload=np.float32([len(r.token_ids) // 4]).tobytes()) for r in frame.rows]
-                    channel.send(peer, Emit(generation=1, events=events, credit_inputs=len(events), credit_tokens=0))
+                    channel.send(
+                        peer,
+                        Emit(
+                            engine_id=ENGINE_ID, generation=1, events=events, credit_inputs=len(events), credit_tokens=0
+                        ),
+                    )
 
     thread = threading.Thread(target=live)
     thread.start()

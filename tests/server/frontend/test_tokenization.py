@@ -177,7 +177,9 @@ def test_a_text_the_tokenizer_fails_on_does_not_touch_the_others(tmp_path: Path)
     tokenizer.close()
 
 
-def test_the_event_loop_goes_on_while_a_long_text_is_encoded(tokenizer: Tokenizer, play: Any) -> None:
+def test_the_event_loop_goes_on_while_a_long_text_is_encoded(
+    tokenizer: Tokenizer, play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns = 0
     turns_while_encoding = []
 
@@ -200,7 +202,7 @@ def test_the_event_loop_goes_on_while_a_long_text_is_encoded(tokenizer: Tokenize
 
             return watched
 
-    tokenizer._tokenizer = Watched(tokenizer._tokenizer)
+    monkeypatch.setattr(tokenizer, "_tokenizer", Watched(tokenizer._tokenizer))
 
     async def scene() -> None:
         nonlocal turns

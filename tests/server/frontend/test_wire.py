@@ -106,6 +106,29 @@ def test_multi_label_at_its_threshold_and_regression_at_its_bounds() -> None:
         assert convert.to_prediction(clipped, payload, return_logits=False).regression.score == expected
 
 
+def test_a_prediction_looks_up_only_the_labels_it_names() -> None:
+    class Counted(dict[str, str]):
+        lookups = 0
+
+        def __getitem__(self, key: str) -> str:
+            self.lookups += 1
+            return super().__getitem__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            self.lookups += 1
+            return super().get(key, default)
+
+    payload = np.asarray([-1, 4, -1, 3], "<f4").tobytes()
+    names = {"0": "a", "1": "b", "2": "c", "3": "d"}
+    for id2label, labels in ((Counted(names), ["b", "d"]), (None, ["LABEL_1", "LABEL_3"])):
+        one = HeadSpec(type="classification", pooling="mean", num_labels=4, id2label=id2label)
+        assert convert.to_prediction(one, payload, return_logits=False).classification.label == labels[0]
+        many = HeadSpec(type="multilabel", pooling="mean", num_labels=4, id2label=id2label)
+        assert convert.to_prediction(many, payload, return_logits=False).multi_label.labels == labels
+        if id2label is not None:
+            assert id2label.lookups == 3
+
+
 def test_an_embedding_of_zeros_stays_zero() -> None:
     head = HeadSpec(type="embedding", pooling="mean", normalize=True)
     found = convert.to_prediction(head, bytes(16), return_logits=False)
