@@ -1,6 +1,6 @@
 """A mixture of adaptations: M experts at every point, and stochastic routing among them (AdaMix, section 3).
 
-Routes are data. Whoever trains draws one integer tensor for each forward pass and sets it before the call; the modules
+Routes are data. Whoever trains draws one integer tensor for each step and sets it before the forward pass; the modules
 only read it. So a recomputed forward (gradient checkpointing) sees the route of the first one, all processes of a
 distributed run agree, and the state of the generator belongs to the checkpoint. In evaluation mode a projection is
 the mean of its experts, computed anew in every call: what is measured is what `merge.py` will write.

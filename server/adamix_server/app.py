@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adamix.errors import FailedPrecondition
@@ -31,6 +32,8 @@ _FRONT_END_SILENCE_S = 20.0
 # A child that dies before it was ever ready this many times in a row will not come up by trying again.
 _MAX_FAILED_STARTS = 5
 _LONGEST_PAUSE_S = 30.0
+# The kernel allows 107 bytes for the path of a socket; `/engine-….sock` comes on top of this.
+_LONGEST_RUNTIME_PATH = 80
 _STOP_S = 5.0
 
 
@@ -63,8 +66,7 @@ class Supervisor:
             FailedPrecondition: the store is in use, or a child cannot start (with the child's own sentence).
             DataLoss: the catalog is damaged.
         """
-        with StoreLock(self._config.store), tempfile.TemporaryDirectory(prefix="adamix-") as runtime:
-            self._runtime = Path(runtime)
+        with StoreLock(self._config.store), _runtime_directory(self._config.store) as self._runtime:
             recovered = recover(self._config.store)
             for digest in recovered.missing:
                 log.error("a registered adapter is missing from the store", extra={"digest": digest})
@@ -266,6 +268,26 @@ class Supervisor:
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
         }
+
+
+@contextlib.contextmanager
+def _runtime_directory(store: Path) -> Iterator[Path]:
+    """A directory for sockets and the tokenizer, private to this user, gone at the end.
+
+    In the store, so that what a killed server left behind is removed by the next one; elsewhere only where a socket
+    in the store would have too long a path.
+    """
+    directory = store.absolute() / "run"
+    if len(os.fsencode(directory)) > _LONGEST_RUNTIME_PATH:
+        with tempfile.TemporaryDirectory(prefix="adamix-") as other:
+            yield Path(other)
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def serve(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:

@@ -133,7 +133,7 @@ def test_wrong_usage_exits_2_and_leaves_no_directory(
     arguments: list[str], tmp_path: Path, backbone_directory: Path, csv: Path
 ) -> None:
     out = tmp_path / "run"
-    result = _invoke("train", "--backbone", backbone_directory, "--data", csv, "--out", out, *arguments)
+    result = _invoke("train", "--backbone", backbone_directory, "--data", csv, "--out", out, *TRAIN, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.strip()
     assert not out.exists()
@@ -181,7 +181,7 @@ def test_what_comes_later_is_refused_by_name(
 
 def test_how_may_be_said_or_left_out(trained: Path, merged: Path, tmp_path: Path) -> None:
     path = tmp_path / "said.safetensors"
-    assert _invoke("merge", trained, "--out", path, "--how", "uniform").exit_code == 0
+    assert _invoke("merge", trained, "--out", path, "--how", "".join(["uni", "form"])).exit_code == 0
     assert path.read_bytes() == merged.read_bytes()
 
 

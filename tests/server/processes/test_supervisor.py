@@ -214,3 +214,15 @@ def test_a_replacement_that_cannot_start_for_a_while_does_not_end_the_server(
 
     stage = play(monkeypatch, tmp_path, flaky, scene)
     assert stage.drained == ["front end", "engine"]
+
+
+@pytest.mark.parametrize("name", ["store", "s" * 90])
+def test_the_runtime_directory_is_private_short_and_cleared(tmp_path: Path, name: str) -> None:
+    store = tmp_path / name
+    leftover = store / "run" / "left-by-a-killed-server"
+    leftover.mkdir(parents=True)
+    with app._runtime_directory(store) as runtime:
+        assert runtime.stat().st_mode & 0o777 == 0o700
+        assert not list(runtime.iterdir())
+        assert len(f"{runtime}/engine-1000000.sock") < 107
+    assert not runtime.exists()
