@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from adamix import backbone as backbones
 from adamix.adapter_file import AdapterFile
@@ -130,6 +140,39 @@ def test_the_bank_refuses_nesting_and_writes_during_a_batch(make_adapter: Callab
             pass
         with pytest.raises(InternalError, match="during a forward"):
             bank.write(1, 0, pack(make_adapter(0), torch.float32))
+
+
+SMALL = {"vocab_size": 64, "max_position_embeddings": 40}
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "roberta": lambda: RobertaModel(
+        RobertaConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, pad_token_id=1, **SMALL
+        )
+    ),
+    "xlm-roberta": lambda: XLMRobertaModel(
+        XLMRobertaConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, pad_token_id=1, **SMALL
+        )
+    ),
+    "distilbert": lambda: DistilBertModel(DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, **SMALL)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_of_encoders_equal_offline(family: str, make_adapter: Callable[..., AdapterFile]) -> None:
+    def make() -> Backbone:
+        torch.manual_seed(0)
+        return backbones.from_model(FAMILIES[family]())
+
+    spec = make().spec
+    adapters = [make_adapter(i, spec=spec, **kind) for i, kind in enumerate(KINDS) if kind.get("dense") != "backbone"]
+    rows = [PackedRow(row.token_ids, None, row.slot) for row in rows_for([1, 1, 2, 3, 4, 5, 6, 6], seed=2)]
+    # Token 1 is padding to RoBERTa, which gives it no position of its own; real texts do not contain it.
+    rows = [PackedRow(np.where(row.token_ids == 1, 2, row.token_ids), None, row.slot) for row in rows]
+    for row, answer in zip(rows, runner_with(make(), adapters).run(rows), strict=True):
+        token_row = TokenRow(tuple(row.token_ids.tolist()), None, is_truncated=False)
+        alone = predict(attach(adapters[row.slot - 1], make()), [token_row], pad_id=1)[0].numpy()
+        np.testing.assert_allclose(answer, alone, atol=TOLERANCE, rtol=1e-4)
 
 
 @pytest.mark.gpu
