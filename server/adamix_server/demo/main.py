@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix import backbone as backbones
 from adamix.data import TaskData
-from adamix.errors import FailedPrecondition, InvalidConfig
+from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 from adamix.evaluation import evaluate
 from adamix_kernels.host_memory import keep_freed_memory
 from adamix_server.client import Client, Input, Predictions
@@ -110,9 +110,13 @@ def _train(out: Path, progress: Progress) -> tuple[list[Trained], list[Trained],
         progress.update(bars[label], completed=step)
 
     trainer = DemoTrainer(backbones.load(BACKBONE), backbones.load_tokenizer(BACKBONE), out, show)
-    trained = [trainer.adamix(task) for task in TASKS]
-    baselines = [trainer.head_only(BASELINE_TASK), trainer.single_adapter(BASELINE_TASK)]
-    return trained, baselines, trainer.adamix(BETTER, "v2")
+    try:
+        trained = [trainer.adamix(task) for task in TASKS]
+        baselines = [trainer.head_only(BASELINE_TASK), trainer.single_adapter(BASELINE_TASK)]
+        return trained, baselines, trainer.adamix(BETTER, "v2")
+    except Cancelled:
+        # The trainer's own words offer to resume the run, which a demo does not.
+        raise Cancelled("interrupted; the demo starts afresh next time") from None
 
 
 def _register(client: Client, traffic: Traffic, trained: Sequence[Trained]) -> dict[str, Any]:
