@@ -215,6 +215,7 @@ class AdapterLoader:
         except AdamixError as error:
             result = error
         except Exception:
+            # Whatever goes wrong in this thread has to reach those who wait, or they wait for ever.
             log.exception("adapter cannot be read", extra={"digest": digest})
             result = InternalError("the adapter cannot be read")
         outcome = "error" if isinstance(result, AdamixError) else "ok"

@@ -44,7 +44,7 @@ class Database:
         self._write_lock = threading.Lock()
         try:
             self._prepare()
-        except BaseException:
+        except BaseException:  # nothing is handled: the connections are closed, and it goes on
             self.close()
             raise
 

@@ -165,19 +165,25 @@ class Engine:
                 value = self._adapters.residency(frame.digest)
             case "in_use":
                 value = self._adapters.is_held(frame.digest)
-        self._channel.send(
-            peer, Reply(generation=self.hello.generation, engine_id=self.hello.engine_id, call=frame.call, value=value)
+        self._reply(peer, frame.call, value=value)
+
+    def _reply(
+        self, peer: Peer, call: int, *, value: str | bool | None = None, error: AdamixError | None = None
+    ) -> None:
+        reply = Reply(
+            generation=self.hello.generation,
+            engine_id=self.hello.engine_id,
+            call=call,
+            value=value,
+            error=None if error is None else WireError.of(error),
         )
+        self._channel.send(peer, reply)
 
     def _bring_adapters(self) -> list[_Finished]:
         failed = self._adapters.advance()
         for digest in [d for d in self._load_calls if d in failed or not self._adapters.is_reading(d)]:
-            error = WireError.of(failed[digest]) if digest in failed else None
             for peer, call in self._load_calls.pop(digest):
-                self._channel.send(
-                    peer,
-                    Reply(generation=self.hello.generation, engine_id=self.hello.engine_id, call=call, error=error),
-                )
+                self._reply(peer, call, error=failed.get(digest))
         return [
             _Finished(request, error)
             for digest, error in failed.items()

@@ -26,7 +26,6 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self._queue: OrderedDict[Key, Request] = OrderedDict()
         self._by_digest: dict[str, OrderedDict[Key, Request]] = {}
-        self.queued_tokens = 0
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -44,7 +43,6 @@ class Scheduler:
             raise KeyError(f"request {request.id} is queued already")
         self._queue[request.key] = request
         self._by_digest.setdefault(request.digest, OrderedDict())[request.key] = request
-        self.queued_tokens += request.num_tokens
 
     def remove(self, key: Key) -> Request | None:
         """Take a request out (cancelled, expired, failed); None if it is not queued."""
@@ -54,7 +52,6 @@ class Scheduler:
             del same[key]
             if not same:
                 del self._by_digest[request.digest]
-            self.queued_tokens -= request.num_tokens
         return request
 
     def remove_digest(self, digest: str) -> list[Request]:

@@ -210,6 +210,7 @@ class _Connection:
         try:
             await direction()
         except Exception:
+            # Of any kind: what waits on this connection is failed below, and the heartbeat connects anew.
             log.exception("the connection to the engine broke")
         finally:
             self.close()

@@ -44,6 +44,7 @@ class Reclaimer:
             except AdamixError as error:
                 log.warning("retired bytes stay for now: %s", error.message)
             except Exception:
+                # Housekeeping must not die of one bad turn: the next one tries again.
                 log.exception("retired bytes stay for now")
 
     async def reclaim(self) -> None:
