@@ -30,6 +30,7 @@ class Family:
     Attributes:
         layers: path of the ModuleList of layers inside the body (`AutoModel`).
         sites: site name -> module inside a layer.
+        mlp_activation: the activation between `mlp_in` and `mlp_out`, where it is a module of its own.
         has_token_types: the body takes `token_type_ids` (and must be given them when rows are packed).
         positions_after_padding: the first position id is `padding_idx + 1`, not 0.
         is_decoder: causal attention.
@@ -38,6 +39,7 @@ class Family:
     model_type: str
     layers: str
     sites: dict[str, SitePath] = field(repr=False)
+    mlp_activation: str | None = None
     has_token_types: bool = False
     positions_after_padding: bool = False
     is_decoder: bool = False
@@ -69,6 +71,7 @@ _BERT_SITES = {
     "mlp_out": SitePath("output.dense"),
     "mlp_norm": SitePath("output.LayerNorm"),
 }
+_BERT_ACTIVATION = "intermediate.intermediate_act_fn"
 _DISTILBERT_SITES = {
     "attn_q": SitePath("attention.q_lin"),
     "attn_k": SitePath("attention.k_lin"),
@@ -100,10 +103,24 @@ _LLAMA_SITES = {
 FAMILIES = {
     f.model_type: f
     for f in (
-        Family("bert", "encoder.layer", _BERT_SITES, has_token_types=True),
-        Family("roberta", "encoder.layer", _BERT_SITES, has_token_types=True, positions_after_padding=True),
-        Family("xlm-roberta", "encoder.layer", _BERT_SITES, has_token_types=True, positions_after_padding=True),
-        Family("distilbert", "transformer.layer", _DISTILBERT_SITES),
+        Family("bert", "encoder.layer", _BERT_SITES, _BERT_ACTIVATION, has_token_types=True),
+        Family(
+            "roberta",
+            "encoder.layer",
+            _BERT_SITES,
+            _BERT_ACTIVATION,
+            has_token_types=True,
+            positions_after_padding=True,
+        ),
+        Family(
+            "xlm-roberta",
+            "encoder.layer",
+            _BERT_SITES,
+            _BERT_ACTIVATION,
+            has_token_types=True,
+            positions_after_padding=True,
+        ),
+        Family("distilbert", "transformer.layer", _DISTILBERT_SITES, "ffn.activation"),
         Family("gpt2", "h", _GPT2_SITES, is_decoder=True),
         Family("llama", "layers", _LLAMA_SITES, is_decoder=True),
         Family("mistral", "layers", _LLAMA_SITES, is_decoder=True),

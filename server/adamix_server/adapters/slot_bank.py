@@ -16,6 +16,7 @@ from adamix.manifest import HeadSpec
 from adamix.sites import Point, insert
 from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
+from adamix_kernels.frozen_linear import FrozenLinear
 from adamix_kernels.segments import Segments
 from adamix_server.adapters.packing import PackedAdapter
 
@@ -33,6 +34,8 @@ class SlotBank:
         self._occupied: dict[int, tuple[tuple[int, str], ...]] = {}
         self.heads: list[HeadWeights | None] = [None] * (num_slots + 1)
         self.head_specs: list[HeadSpec | None] = [None] * (num_slots + 1)
+        # Slots whose adapter gives values that are not finite: their sequences share no block of attention.
+        self.apart: set[int] = set()
         self._segments: Segments | None = None
 
     def install(self, model: nn.Module, sites: list[str]) -> None:
@@ -68,6 +71,7 @@ class SlotBank:
         for key in self._occupied.pop(slot):
             self._sites[key].enter(slot, None)
         self.heads[slot] = self.head_specs[slot] = None
+        self.apart.discard(slot)
 
     @contextmanager
     def batch(self, segments: Segments) -> Iterator[None]:
@@ -120,14 +124,18 @@ class LinearSite(BankSite):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[1, T, in] -> [1, T, out]`."""
-        y: torch.Tensor = self.inner(x)
+        if not self._num_loras and not self._num_bottlenecks:
+            plain: torch.Tensor = self.inner(x)
+            return plain
+        frozen = self.inner if isinstance(self.inner, FrozenLinear) else None
+        # An adapter's update comes before the activation that a frozen layer would compute with its product.
+        rows: torch.Tensor = (self.inner(x) if frozen is None else frozen.linear(x))[0]
         segments = self._bank.segments
-        rows = y[0]
         if self._num_loras:
             rows = dispatch.lora_(rows, x[0], segments, self._loras, self._window)
         if self._num_bottlenecks:
             rows = dispatch.bottleneck_(rows, segments, self._bottlenecks)
-        return rows[None]
+        return rows[None] if frozen is None else frozen.activate(rows)[None]
 
 
 class NormSite(BankSite):

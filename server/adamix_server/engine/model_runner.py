@@ -20,6 +20,7 @@ from adamix_kernels.segments import Segments
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
 from adamix_server.engine.attention import PackedLayout, packed
+from adamix_server.engine.frozen import freeze_linears
 
 # Largest difference between packed and one-by-one hidden states at which a backbone is accepted, by dtype. Hidden
 # states are O(1); fp32 differs in the order of sums alone, 16-bit types by a few units in the last place per layer.
@@ -51,8 +52,20 @@ class ModelRunner:
     def run(self, rows: Sequence[PackedRow]) -> list[NDArray[np.float32]]:
         """The raw head outputs (fp32 `[C]`, or `[H]` for an embedding head) of each row, in order of `rows`.
 
-        Rows of one slot should lie together: each change of slot starts a new segment.
+        Rows of one slot should lie together: each change of slot starts a new segment. An adapter whose values are not
+        finite may spoil its neighbours in the attention once: then the batch is run again, with it apart for good.
         """
+        outputs = self._outputs(rows)
+        suspects = {row.slot for row, output in zip(rows, outputs, strict=True) if not np.isfinite(output).all()}
+        suspects -= self._bank.apart
+        if suspects:
+            self._bank.apart |= suspects
+            outputs = self._outputs(rows)
+            guilty = {row.slot for row, output in zip(rows, outputs, strict=True) if not np.isfinite(output).all()}
+            self._bank.apart -= suspects - guilty
+        return outputs
+
+    def _outputs(self, rows: Sequence[PackedRow]) -> list[NDArray[np.float32]]:
         slots = [row.slot for row in rows]
         hidden = self.hidden_states(rows)
         lengths = [len(row.token_ids) for row in rows]
@@ -81,11 +94,15 @@ class ModelRunner:
             "position_ids": _to_device([np.arange(first, first + n) for n in lengths], device),
         }
         if self._backbone.spec.type_vocab_size:
+            # A tokenizer may tell the texts of a pair apart where the backbone, with one type, does not.
+            has_types = self._backbone.spec.type_vocab_size > 1
             types = [
-                np.zeros(n, np.int32) if r.type_ids is None else r.type_ids for r, n in zip(rows, lengths, strict=True)
+                np.zeros(n, np.int32) if r.type_ids is None or not has_types else r.type_ids
+                for r, n in zip(rows, lengths, strict=True)
             ]
             inputs["token_type_ids"] = _to_device(types, device)
-        with packed(PackedLayout.of(lengths, device)):
+        apart = [row.slot in self._bank.apart for row in rows] if self._bank.apart else None
+        with packed(PackedLayout.of(lengths, device, self._bank.dtype, apart)):
             hidden: torch.Tensor = model(**inputs).last_hidden_state[0]
         return hidden
 
@@ -131,6 +148,7 @@ class ModelRunner:
             ).last_hidden_state[0]
             for row in rows
         ]
+        freeze_linears(model, self._backbone.family)
         model.set_attn_implementation(attention.IMPLEMENTATION)
         difference = (self._forward(rows, lengths) - torch.cat(alone)).abs().max().item()
         if not difference <= _PARITY[self._bank.dtype]:

@@ -1,10 +1,13 @@
 """The packed engine: any mixture of adapters in one batch answers as each alone, offline, padded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     BertConfig,
@@ -130,6 +133,37 @@ def test_a_cleared_slot_answers_nothing_and_leaves_others_alone(
         runner.run(rows_for([1], seed=3))
 
 
+def test_values_that_are_not_finite_stay_with_their_adapter(
+    make_backbone: Callable[[], Backbone], make_adapter: Callable[..., AdapterFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short texts share blocks of attention, in which zero times infinity would reach the neighbours."""
+    adapters = [make_adapter(0), make_adapter(1, kind="lora", sites=("attn_k", "attn_v")), make_adapter(2)]
+    runner = runner_with(make_backbone(), adapters)
+    rows = rows_for([1, 1, 2, 2, 2, 3, 3], seed=3, longest=7)
+    expected = runner.run(rows)
+    packed_adapter = pack(adapters[1], torch.float32)
+    runner._bank.clear(2)
+    runner._bank.write(2, EXTENT, replace(packed_adapter, data=packed_adapter.data * 1e38))
+    passes = []
+    forward = runner._forward
+    monkeypatch.setattr(runner, "_forward", lambda *arguments: passes.append(1) or forward(*arguments))
+    for expected_passes in (2, 1):  # once it is known, it costs nobody anything
+        passes.clear()
+        answers = runner.run(rows)
+        for row, answer, before in zip(rows, answers, expected, strict=True):
+            if row.slot == 2:
+                assert not np.isfinite(answer).all()
+            else:
+                np.testing.assert_allclose(answer, before, atol=TOLERANCE)
+        assert len(passes) == expected_passes
+    runner._bank.clear(2)
+    runner._bank.write(2, EXTENT, packed_adapter)
+    passes.clear()
+    for answer, before in zip(runner.run(rows), expected, strict=True):
+        np.testing.assert_allclose(answer, before, atol=TOLERANCE)
+    assert len(passes) == 1
+
+
 def test_the_bank_refuses_nesting_and_writes_during_a_batch(make_adapter: Callable[..., AdapterFile]) -> None:
     from adamix_kernels.segments import Segments
 
@@ -207,12 +241,23 @@ def test_a_mixed_batch_on_cuda_equals_offline(
 
 
 class TestPackedAttention:
-    @pytest.mark.parametrize("lengths", [[1], [5, 5, 5], [1, 40, 3, 3, 17, 16, 9, 1], list(range(1, 30))])
+    @pytest.mark.parametrize(
+        "lengths",
+        [
+            [1],
+            [5, 5, 5],
+            [1, 40, 3, 3, 17, 16, 9, 1],
+            list(range(1, 30)),
+            [64, 64],
+            [65, 1, 128, 63],
+            [600, 3, 513, 512],
+        ],
+    )
     def test_equals_attention_of_each_sequence_alone(self, lengths: list[int]) -> None:
         torch.manual_seed(0)
         total = sum(lengths)
         q, k, v = (torch.randn(1, 4, total, 8) for _ in range(3))
-        with packed(PackedLayout.of(lengths, CPU)):
+        with packed(PackedLayout.of(lengths, CPU, torch.float32)):
             together, _ = attention.packed_attention(nn.Module(), q, k, v, None, scaling=0.3)
         start = 0
         for n in lengths:
@@ -223,11 +268,43 @@ class TestPackedAttention:
             torch.testing.assert_close(together[:, part], alone.transpose(1, 2), atol=1e-6, rtol=1e-5)
             start += n
 
+    @given(
+        st.lists(st.integers(1, 80) | st.integers(1, 700), min_size=1, max_size=40),
+        st.integers(0, 2**40),
+        st.booleans(),
+    )
+    def test_every_row_has_one_place_and_sees_its_own_sequence_only(
+        self, lengths: list[int], bits: int, any_apart: bool
+    ) -> None:
+        apart = [bool(bits >> i & 1) for i in range(len(lengths))] if any_apart else None
+        layout = PackedLayout.of(lengths, CPU, torch.float32, apart)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        rows = np.concatenate([group.rows.numpy() for group in layout.groups])
+        assert (rows[layout.inverse.numpy()] == np.arange(sum(lengths))).all()
+        is_token = np.zeros(len(rows), dtype=bool)
+        is_token[layout.inverse.numpy()] = True
+        filled = 0
+        for group in layout.groups:
+            blocks, length = group.shape
+            part = slice(filled, filled + blocks * length)
+            filled += blocks * length
+            owners = np.where(is_token[part], owner[rows[part]], -1).reshape(blocks, length)
+            seen = np.ones((blocks, length, length), bool)
+            if group.mask is not None:
+                seen &= (group.mask[:, 0] == 0).numpy()
+            for block_owners, block_seen in zip(owners, seen, strict=True):
+                tokens = block_owners >= 0
+                same = block_owners[:, None] == block_owners[None, :]
+                assert (block_seen[tokens] == same[tokens]).all()
+                present = set(block_owners[tokens].tolist())
+                assert len(present) == 1 or (apart is None or not any(apart[i] for i in present))
+                assert len(present) == 1 or length <= 512
+
     @pytest.mark.parametrize("keyword", ["sliding_window", "softcap", "is_causal"])
     def test_refuses_what_it_does_not_compute(self, keyword: str) -> None:
         x = torch.randn(1, 2, 3, 4)
         with (
-            packed(PackedLayout.of([3], CPU)),
+            packed(PackedLayout.of([3], CPU, torch.float32)),
             pytest.raises(FailedPrecondition, match="does not support"),
         ):
             attention.packed_attention(nn.Module(), x, x, x, None, **{keyword: True})
@@ -236,7 +313,7 @@ class TestPackedAttention:
         x = torch.randn(1, 2, 3, 4)
         with pytest.raises(InternalError, match="outside"):
             attention.packed_attention(nn.Module(), x, x, x, None)
-        layout = PackedLayout.of([3], CPU)
+        layout = PackedLayout.of([3], CPU, torch.float32)
         with packed(layout), pytest.raises(InternalError, match="already"), packed(layout):
             pass
 

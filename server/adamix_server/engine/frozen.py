@@ -1,0 +1,43 @@
+"""Lays a frozen backbone's linears out for the CPU, and lets each compute the activation behind it.
+
+The model stays the one of transformers; only leaves of its tree are exchanged for equal ones. The model runner compares
+the result with the untouched model when it starts.
+"""
+
+import torch
+from torch import nn
+
+from adamix.sites import Family
+from adamix_kernels.frozen_linear import FUSED_ACTIVATIONS, FrozenLinear, is_available
+from adamix_kernels.weights import activation as function_of
+
+# Two activations are one if they agree here: the two forms of GELU differ by 5e-4.
+_PROBE = torch.linspace(-6, 6, 121)
+_SAME = 1e-6
+
+
+def freeze_linears(model: nn.Module, family: Family) -> None:
+    """Exchange the linears at a body's sites, in place. Does nothing where the packed product is not available."""
+    for layer in model.get_submodule(family.layers).children():
+        for site, path in family.sites.items():
+            linear = layer.get_submodule(path.module)
+            if not isinstance(linear, nn.Linear) or not _can_freeze(linear):
+                continue
+            fused = None
+            if site == "mlp_in" and family.mlp_activation is not None:
+                fused = _name_of(layer.get_submodule(family.mlp_activation))
+                if fused is not None:
+                    layer.set_submodule(family.mlp_activation, nn.Identity())
+            layer.set_submodule(path.module, FrozenLinear(linear, fused))
+
+
+def _can_freeze(linear: nn.Linear) -> bool:
+    return linear.weight.device.type == "cpu" and is_available(linear.weight.dtype)
+
+
+def _name_of(module: nn.Module) -> str | None:
+    """Which fused activation a module computes, by what it does; None if none."""
+    for name in sorted(FUSED_ACTIVATIONS):
+        if torch.allclose(module(_PROBE), function_of(name)(_PROBE), rtol=0, atol=_SAME):
+            return name
+    return None

@@ -1,0 +1,44 @@
+"""A frozen linear layer computes what the layer it replaces computes, activation included."""
+
+import pytest
+import torch
+from torch import nn
+
+from adamix_kernels.frozen_linear import FUSED_ACTIVATIONS, FrozenLinear, is_available
+from adamix_kernels.testing import assert_close
+from adamix_kernels.weights import activation
+
+pytestmark = pytest.mark.skipif(not is_available(torch.float32), reason="this torch has no packed product")
+
+
+@pytest.mark.parametrize("name", [None, *sorted(FUSED_ACTIVATIONS)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 384, 1536), (7, 33, 5), (130, 64, 96)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_it_equals_the_layer_in_fp64(name: str | None, shape: tuple[int, int, int], has_bias: bool) -> None:
+    rows, width_in, width_out = shape
+    torch.manual_seed(0)
+    linear = nn.Linear(width_in, width_out, bias=has_bias)
+    x = torch.randn(1, rows, width_in)
+    exact = nn.functional.linear(x.double(), linear.weight.double(), None if not has_bias else linear.bias.double())
+    frozen = FrozenLinear(linear, name)
+    with torch.inference_mode():
+        assert_close(frozen.linear(x), exact)
+        expected = activation(name)(exact) if name else exact
+        assert_close(frozen(x), expected)
+        assert_close(frozen.activate(frozen.linear(x)), expected)
+
+
+def test_it_keeps_one_copy_of_the_weight_and_follows_no_later_change() -> None:
+    linear = nn.Linear(4, 4)
+    x = torch.ones(1, 4)
+    frozen = FrozenLinear(linear)
+    before = frozen(x)
+    with torch.no_grad():
+        linear.weight.zero_()
+    assert torch.equal(frozen(x), before)
+    assert not list(frozen.parameters())
+
+
+def test_other_dtypes_are_not_offered() -> None:
+    assert not is_available(torch.float64)
+    assert not is_available(torch.int8)
