@@ -4,7 +4,9 @@ Both projections are stored `[rank, features]`, so that every kernel reads along
 128-byte boundary. The head lies in the same array: loading an adapter is one copy.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ import torch
 from adamix.adapter_file import AdapterFile
 from adamix.errors import InvalidAdapter
 from adamix.manifest import Manifest
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights
 
 _ALIGNMENT_BYTES = 128
 # Tensors whose file layout is [features, rank]: transposed once, here.
@@ -27,6 +30,14 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class AdapterWeights:
+    """An adapter as the ops take it: the weights at each site, and the head."""
+
+    sites: dict[tuple[int, str], BottleneckWeights | LoraWeights]
+    head: HeadWeights
+
+
+@dataclass(frozen=True)
 class PackedAdapter:
     """A packed adapter in host memory. `data` is 1-D and never written again."""
 
@@ -39,6 +50,39 @@ class PackedAdapter:
     @property
     def num_bytes(self) -> int:
         return self.data.numel() * self.data.element_size()
+
+    @cached_property
+    def weights(self) -> AdapterWeights:
+        """Views of `data` itself."""
+        return self.weights_in(self.data)
+
+    def weights_in(self, extent: torch.Tensor) -> AdapterWeights:
+        """Views of `extent`, a copy of `data` somewhere else."""
+        tensors = {
+            name: extent[piece.offset :][: math.prod(piece.shape)].view(piece.shape)
+            for name, piece in self.pieces.items()
+        }
+        head = HeadWeights(
+            dense=tensors.get("head.dense.weight"),
+            dense_bias=tensors.get("head.dense.bias"),
+            activation=self.manifest.head.activation,
+            out=tensors.get("head.out_proj.weight"),
+            out_bias=tensors.get("head.out_proj.bias"),
+        )
+        return AdapterWeights({at: self._site_weights(*at, tensors) for at in self.sites}, head)
+
+    def _site_weights(self, layer: int, site: str, tensors: dict[str, torch.Tensor]) -> BottleneckWeights | LoraWeights:
+        prefix, scale = f"layers.{layer}.{site}.", self.manifest.scale(layer, site)
+        if self.manifest.kind == "lora":
+            return LoraWeights(a=tensors[prefix + "lora_A"], b=tensors[prefix + "lora_B"], scale=scale)
+        return BottleneckWeights(
+            down=tensors[prefix + "down_proj.weight"],
+            down_bias=tensors.get(prefix + "down_proj.bias"),
+            up=tensors[prefix + "up_proj.weight"],
+            up_bias=tensors.get(prefix + "up_proj.bias"),
+            scale=scale,
+            activation=self.manifest.activation,
+        )
 
 
 def pack(adapter: AdapterFile, dtype: torch.dtype, *, pin_memory: bool = False) -> PackedAdapter:

@@ -1,6 +1,8 @@
 """The adapters in device memory: one arena, a slot for each, and the modules that read them inside the backbone.
 
 The arena is allocated once. A slot is a range of it plus a row in each site's table of weights (views into the range).
+Where the device is the CPU, an adapter in host memory is where it has to be already: a slot then refers to it, nothing
+is copied, and ranges are only counted.
 During a forward pass the sites read which rows belong to which slot from the bank's current batch: a with-block that
 refuses nesting. The bank neither chooses slots (`slots.py`) nor reads files (`loader.py`).
 """
@@ -28,9 +30,11 @@ class SlotBank:
         self.dtype = dtype
         self.device = device
         self.num_slots = num_slots
-        self._arena = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
+        self._arena: torch.Tensor | None = None
+        if device.type != "cpu":
+            self._arena = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
         self._sites: dict[tuple[int, str], BankSite] = {}
-        # Which sites each occupied slot has weights at. The host's copy of the adapter is not kept alive from here.
+        # Which sites each occupied slot has weights at.
         self._occupied: dict[int, tuple[tuple[int, str], ...]] = {}
         self.heads: list[HeadWeights | None] = [None] * (num_slots + 1)
         self.head_specs: list[HeadSpec | None] = [None] * (num_slots + 1)
@@ -43,27 +47,23 @@ class SlotBank:
         insert(model, sites, self._make_site)
 
     def write(self, slot: int, offset_bytes: int, packed: PackedAdapter) -> None:
-        """Copy an adapter into the arena and enter it in the tables. The extent is the caller's to choose.
+        """Bring an adapter to the device and enter it in the tables. Its range of the arena is the caller's to choose.
 
         On CUDA the copy is queued on the current stream, so a forward pass that follows sees it whole.
         """
         if self._segments is not None:
             raise InternalError("the arena was written during a forward pass")
-        start = offset_bytes // self.dtype.itemsize
-        extent = self._arena[start : start + packed.data.numel()]
-        extent.copy_(packed.data, non_blocking=True)
-        tensors = {name: extent[p.offset :][: _size(p.shape)].view(p.shape) for name, p in packed.pieces.items()}
-        for layer, site in packed.sites:
-            self._sites[layer, site].enter(slot, _site_weights(packed, layer, site, tensors))
-        head = packed.manifest.head
-        self.heads[slot] = HeadWeights(
-            dense=tensors.get("head.dense.weight"),
-            dense_bias=tensors.get("head.dense.bias"),
-            activation=head.activation,
-            out=tensors.get("head.out_proj.weight"),
-            out_bias=tensors.get("head.out_proj.bias"),
-        )
-        self.head_specs[slot] = head
+        if self._arena is None:
+            weights = packed.weights
+        else:
+            start = offset_bytes // self.dtype.itemsize
+            extent = self._arena[start : start + packed.data.numel()]
+            extent.copy_(packed.data, non_blocking=True)
+            weights = packed.weights_in(extent)
+        for at, site_weights in weights.sites.items():
+            self._sites[at].enter(slot, site_weights)
+        self.heads[slot] = weights.head
+        self.head_specs[slot] = packed.manifest.head
         self._occupied[slot] = packed.sites
 
     def clear(self, slot: int) -> None:
@@ -151,26 +151,3 @@ class NormSite(BankSite):
         norm = self.inner
         rows = dispatch.bottleneck_norm(s[0], self._bank.segments, self._bottlenecks, norm.weight, norm.bias, norm.eps)
         return rows[None]
-
-
-def _site_weights(
-    packed: PackedAdapter, layer: int, site: str, tensors: dict[str, torch.Tensor]
-) -> BottleneckWeights | LoraWeights:
-    prefix, scale = f"layers.{layer}.{site}.", packed.manifest.scale(layer, site)
-    if packed.manifest.kind == "lora":
-        return LoraWeights(a=tensors[prefix + "lora_A"], b=tensors[prefix + "lora_B"], scale=scale)
-    return BottleneckWeights(
-        down=tensors[prefix + "down_proj.weight"],
-        down_bias=tensors.get(prefix + "down_proj.bias"),
-        up=tensors[prefix + "up_proj.weight"],
-        up_bias=tensors.get(prefix + "up_proj.bias"),
-        scale=scale,
-        activation=packed.manifest.activation,
-    )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dimension in shape:
-        size *= dimension
-    return size

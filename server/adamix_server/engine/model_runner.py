@@ -113,7 +113,7 @@ class ModelRunner:
         features = hidden.new_zeros(len(lengths), hidden.shape[1])
         poolings = {spec.pooling for spec in specs}
         if "mean" in poolings:
-            owner = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), sizes)
+            owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(hidden.device)
             sums = torch.zeros_like(features, dtype=torch.float32).index_add_(0, owner, hidden.float())
             features = (sums / sizes[:, None]).to(hidden.dtype)
         for pooling, row in (("cls", ends - sizes), ("last", ends - 1)):

@@ -5,6 +5,7 @@ half of the budget whoever they belong to, so nobody is passed over; the second 
 batch already needs, because fewer distinct adapters are worth more than any kernel tuning; then to the oldest again.
 """
 
+import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,9 @@ from adamix_server.channel import Peer
 from adamix_server.engine.request import Batch, Request
 
 Key = tuple[Peer, int]
+
+# Deadlines of requests that are gone are cleared away once they outnumber the queue by this many.
+_SPARE_DEADLINES = 1024
 
 
 class Scheduler:
@@ -26,6 +30,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self._queue: OrderedDict[Key, Request] = OrderedDict()
         self._by_digest: dict[str, OrderedDict[Key, Request]] = {}
+        # Soonest first. Requests that left the queue stay here until their time comes.
+        self._deadlines: list[tuple[float, Key]] = []
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -43,6 +49,11 @@ class Scheduler:
             raise KeyError(f"request {request.id} is queued already")
         self._queue[request.key] = request
         self._by_digest.setdefault(request.digest, OrderedDict())[request.key] = request
+        if len(self._deadlines) > 2 * len(self._queue) + _SPARE_DEADLINES:
+            self._deadlines = [(queued.deadline, key) for key, queued in self._queue.items()]
+            heapq.heapify(self._deadlines)
+        else:
+            heapq.heappush(self._deadlines, (request.deadline, request.key))
 
     def remove(self, key: Key) -> Request | None:
         """Take a request out (cancelled, expired, failed); None if it is not queued."""
@@ -61,14 +72,18 @@ class Scheduler:
 
     def remove_expired(self, now: float) -> list[Request]:
         """Take out every request whose deadline has passed."""
-        keys = [request.key for request in self._queue.values() if request.deadline <= now]
-        return [request for key in keys if (request := self.remove(key)) is not None]
+        expired: list[Request] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, key = heapq.heappop(self._deadlines)
+            if (request := self._queue.get(key)) is not None and request.deadline <= now:
+                expired.append(request)
+                self.remove(key)
+        return expired
 
     def next_batch(self, is_ready: Callable[[str], bool]) -> Batch | None:
         """Take the next batch out of the queue; None if no request's adapter is ready."""
-        ready = {digest for digest in self._by_digest if is_ready(digest)}
         chosen = _Chosen(self.max_batch_tokens)
-        oldest = (request for request in self._queue.values() if request.digest in ready)
+        oldest = (request for request in self._queue.values() if is_ready(request.digest))
         waiting = chosen.fill(oldest, self.max_batch_tokens // 2)
         if not chosen.requests:
             return None

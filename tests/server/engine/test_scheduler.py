@@ -93,6 +93,16 @@ def test_a_request_longer_than_the_budget_runs_alone() -> None:
     assert ids(first) == [0]
 
 
+def test_answered_requests_leave_no_deadlines_behind() -> None:
+    scheduler = Scheduler(max_batch_tokens=100)
+    for i in range(20_000):
+        scheduler.add(request(i, deadline=float(i % 7)))
+        scheduler.remove((b"peer", i))
+    scheduler.add(request(20_000, deadline=3.0))
+    assert len(scheduler._deadlines) < 2_000
+    assert [r.id for r in scheduler.remove_expired(now=10.0)] == [20_000]
+
+
 def test_expired_and_cancelled_requests_leave_the_queue() -> None:
     scheduler = Scheduler(100)
     for i, deadline in enumerate((5.0, 50.0, 5.0)):
