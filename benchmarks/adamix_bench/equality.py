@@ -1,0 +1,71 @@
+"""Do all ways give the same answers? The largest absolute difference on a sample, by pair of ways.
+
+A benchmark of something that answers wrongly measures nothing. fp32 differs in the order of sums alone.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamix import adapter_file
+from adamix.batches import TokenRow
+from adamix.errors import AdamixError
+from adamix.evaluation import attach, predict
+from adamix_bench.in_process import BareEngine, MixedEngine
+from adamix_bench.load import LoadProcess, Plan
+from adamix_bench.peers.padded import PaddedBackbone
+from adamix_bench.peers.peft import PeftBackbone
+from adamix_bench.synthesis import make_task
+from adamix_bench.wire import predict_payloads, read_logits
+from adamix_bench.workbench import Workbench
+from adamix_bench.workload import Requests
+from adamix_server.config import MAX_INPUTS_PER_CALL
+
+_SAMPLE = 64
+_ALONE = 12
+_TOKEN_BUDGET = 1024
+
+
+def of_engine(bench: Workbench, engine: MixedEngine, requests: Requests) -> dict[str, float]:
+    """The engine's mixed batches against each request alone, padded transformers with one adapter attached."""
+    sample = _first(requests, _ALONE)
+    mixed = engine.logits(sample, sample.batches(_TOKEN_BUDGET))
+    alone = []
+    for task, ids in zip(sample.tasks, sample.token_ids, strict=True):
+        adapter = adapter_file.decode(make_task(bench.backbone.spec, task, bench.seed).data)
+        row = TokenRow(tuple(ids.tolist()), None, False)
+        alone.append(predict(attach(adapter, bench.backbone), [row], pad_id=bench.pad_id, batch_size=1)[0].numpy())
+    return {"engine in process, one request alone": _largest(mixed, alone)}
+
+
+def of_server(engine: MixedEngine, load: LoadProcess, address: str, requests: Requests) -> dict[str, float]:
+    """The server's logits against the engine's in process. Raises AdamixError when an input fails."""
+    sample = _first(requests, _SAMPLE)
+    payloads = predict_payloads(sample, MAX_INPUTS_PER_CALL, return_logits=True)
+    outcome = load.run(Plan(address=address, payloads=payloads, keep_answers=True))
+    if outcome.errors:
+        raise AdamixError(f"the server did not answer a sample of requests: {', '.join(outcome.errors)}")
+    in_process = engine.logits(sample, sample.batches(_TOKEN_BUDGET))
+    return {"server, engine in process": _largest(read_logits(outcome.answers), in_process)}
+
+
+def of_peft(peft: PeftBackbone, engine: MixedEngine, requests: Requests) -> dict[str, float]:
+    """PEFT's mixed batch against the engine, both with the same LoRAs."""
+    sample = _first(requests, _SAMPLE)
+    ours = engine.logits(sample, sample.batches(_TOKEN_BUDGET))
+    theirs = [wide[: len(narrow)] for wide, narrow in zip(peft.logits(sample), ours, strict=True)]
+    return {"PEFT mixed batch, engine in process": _largest(theirs, ours)}
+
+
+def of_bare(bare: BareEngine, padded: PaddedBackbone, requests: Requests) -> dict[str, float]:
+    """First hidden states of the packed backbone against the padded one."""
+    sample = _first(requests, _SAMPLE)
+    packed = bare.first_states(sample, sample.batches(_TOKEN_BUDGET))
+    return {"bare packed backbone, padded transformers": _largest(list(packed), list(padded.first_states(sample)))}
+
+
+def _first(requests: Requests, count: int) -> Requests:
+    return Requests(requests.tasks[:count], requests.texts[:count], requests.token_ids[:count])
+
+
+def _largest(some: list[NDArray[np.float32]], others: list[NDArray[np.float32]]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(some, others, strict=True))

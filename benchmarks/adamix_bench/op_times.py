@@ -1,0 +1,56 @@
+"""Where the time of a forward pass goes, by kind of operator, from torch's own profiler.
+
+The profiler slows every operator a little, so these are shares of the profiled run, not seconds of a normal one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.profiler import ProfilerActivity, profile
+
+# Operators by what they do here, in the order of the report. Everything unnamed is "other operators".
+_KINDS: dict[str, tuple[str, ...]] = {
+    "products of the backbone": ("mkldnn::_linear_pointwise",),
+    "attention": ("aten::_scaled_dot_product",),
+    "rows into blocks and back": ("aten::index_select", "aten::cat"),
+    "residual sums": ("aten::add",),
+    "layer norms": ("aten::native_layer_norm",),
+    "products of adapters and heads": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"),
+}
+_OTHER, _BETWEEN = "other operators", "between operators"
+
+
+@dataclass(frozen=True)
+class OpTimes:
+    """Seconds by kind of operator, and what is left between them: Python, and threads that wait for each other."""
+
+    seconds: dict[str, float]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        total = sum(self.seconds.values())
+        return {kind: seconds / total for kind, seconds in self.seconds.items()}
+
+
+def op_times(work: Callable[[], None], repetitions: int = 3) -> OpTimes:
+    """Profile `work` on this thread, after one run of it that is not counted."""
+    work()
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(repetitions):
+            work()
+    events = [event for event in recorded.events() if event.device_type.name == "CPU"]
+    seconds = dict.fromkeys([*_KINDS, _OTHER, _BETWEEN], 0.0)
+    for event in events:
+        seconds[kind_of(event.name)] += event.self_cpu_time_total / 1e6
+    if events:
+        wall_s = (max(e.time_range.end for e in events) - min(e.time_range.start for e in events)) / 1e6
+        seconds[_BETWEEN] = max(0.0, wall_s - sum(seconds.values()))
+    return OpTimes(seconds)
+
+
+def kind_of(operator: str) -> str:
+    """The kind an operator of the profiler belongs to."""
+    for kind, names in _KINDS.items():
+        if operator in names or (kind == "attention" and operator.startswith(names)):
+            return kind
+    return _OTHER

@@ -1,0 +1,94 @@
+"""`adamix bench serving`: puts a run together, and keeps what there is when it is cut short.
+
+The parts do the measuring: `mixed.py` one setting of tasks, popularity and loop; `targets.py` everything with a target.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from adamix.cli import stderr
+from adamix.errors import InvalidConfig
+from adamix_bench import machine, mixed, tiny
+from adamix_bench import targets as _targets
+from adamix_bench.report import Report, plot
+from adamix_bench.settings import Settings
+from adamix_kernels.host_memory import keep_freed_memory
+
+# Numbers that are cut off say nothing: a narrow terminal breaks the lines instead.
+_WIDTH = 132
+_STARTED = time.monotonic()
+_QUICK = {"tasks": 6, "requests": 48, "repetitions": 2, "inputs_per_call": 8}
+
+
+def run(
+    settings: Settings, *, targets: bool, quick: bool, out: Path, command: Sequence[str], quiet: bool
+) -> dict[str, Any]:
+    """Measure, write `out/serving.json` and `out/serving.png`, print tables unless `quiet`.
+
+    Returns:
+        The JSON document; `complete` is False after Ctrl-C or when a part failed, and then it holds what was measured.
+
+    Raises:
+        InvalidConfig: the backbone or a setting cannot work.
+        AdamixError: the server did not start, or did not answer.
+        OSError: `out` cannot be written.
+    """
+    if targets and (settings.server is not None or settings.loop != "closed"):
+        raise InvalidConfig(
+            "--targets starts servers of its own and chooses its own loops: leave --server and --loop out"
+        )
+    # Before the operators start their threads. As in the engine's process, so that both sides have the same.
+    torch.set_num_threads(settings.num_threads)
+    keep_freed_memory()
+    out.mkdir(parents=True, exist_ok=True)
+    with _sized(settings, quick=quick) as sized:
+        described = machine.describe(sized.num_threads)
+        report = Report(out, asdict(sized), described, command)
+        if quick:
+            _say("a smoke run: these numbers say nothing about speed")
+        elif described["load_average"] > described["cores"] / 4:
+            _say(f"this machine is busy (load {described['load_average']:.1f}): do not trust these numbers")
+        try:
+            _measure(sized, report, targets=targets, quick=quick)
+            report.complete = not report.failures
+        except KeyboardInterrupt:
+            _say("interrupted: what follows is what had been measured")
+    report.save()
+    picture = plot(report)
+    if not quiet:
+        console = Console()
+        console.width = max(console.width, _WIDTH)
+        console.print(report.tables())
+    _say(f"{out / 'serving.json'}" + (f" and {picture}" if picture else ""))
+    return report.to_json()
+
+
+def _measure(settings: Settings, report: Report, *, targets: bool, quick: bool) -> None:
+    if targets:
+        _targets.measure(settings, _targets.QUICK if quick else _targets.FULL, report, _say)
+    else:
+        mixed.measure(settings, report, _say)
+
+
+@contextmanager
+def _sized(settings: Settings, *, quick: bool) -> Iterator[Settings]:
+    """The settings of a smoke run over a backbone made for it; unchanged settings otherwise."""
+    if not quick:
+        yield settings
+        return
+    with tempfile.TemporaryDirectory(prefix="adamix-bench-") as directory:
+        backbone = tiny.write_backbone(Path(directory))
+        yield replace(settings, backbone=str(backbone), **_QUICK)  # type: ignore[arg-type]  # int fields all
+
+
+def _say(text: str) -> None:
+    stderr.print(f"[dim]{time.monotonic() - _STARTED:4.0f} s[/]  {escape(text)}", soft_wrap=True)

@@ -1,0 +1,109 @@
+"""Many adapters without training: canonical files with small random weights, each the same for the same seed.
+
+Even tasks have a bottleneck of 16 units at `mlp_out`, odd ones a LoRA of rank 8 at `attn_q` and `attn_v`; heads have
+two to six labels. What the weights are worth does not matter to speed; that they change the answers does, because the
+benchmark also compares answers.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adamix import adapter_file
+from adamix.adapter_file import TensorData, canonical_json
+from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
+from adamix_server.catalog.store import Catalog
+from adamix_server.config import DEFAULT_TENANT
+
+BOTTLENECK_RANK, BOTTLENECK_SITES = 16, ("mlp_out",)
+LORA_RANK, LORA_SITES = 8, ("attn_q", "attn_v")
+MAX_LENGTH = 128
+_FEWEST_LABELS, _MOST_LABELS = 2, 6
+_WEIGHT_STD = 0.1
+_WRITERS = 4
+
+
+@dataclass(frozen=True)
+class SynthTask:
+    """One task and its only version: the bytes of an adapter file."""
+
+    name: str
+    data: bytes
+    manifest: Manifest
+
+
+def task_name(index: int, prefix: str = "bench") -> str:
+    return f"{prefix}-{index:05d}"
+
+
+def make_task(
+    spec: BackboneSpec, index: int, seed: int, *, kind: Kind | None = None, prefix: str = "bench"
+) -> SynthTask:
+    """The `index`-th task of a seed. `kind` overrides the alternation."""
+    random = np.random.default_rng([seed, index])
+    num_labels = int(random.integers(_FEWEST_LABELS, _MOST_LABELS + 1))
+    if kind is None:
+        kind = "lora" if index % 2 else "bottleneck"
+    tensors = dict(_lora(spec, random) if kind == "lora" else _bottleneck(spec, random))
+    tensors["head.out_proj.weight"] = _normal(random, num_labels, spec.hidden_size)
+    tensors["head.out_proj.bias"] = _normal(random, num_labels)
+    manifest = Manifest(
+        kind=kind,
+        activation="identity" if kind == "lora" else "gelu",
+        scaling=1.0,
+        backbone=BackboneRef(**{name: getattr(spec, name) for name in BackboneRef.__struct_fields__}),
+        head=HeadSpec(type="classification", pooling="mean", num_labels=num_labels),
+        max_length=min(MAX_LENGTH, spec.max_tokens),
+        training=TrainingRecord(method="random", seed=seed),
+    )
+    return SynthTask(task_name(index, prefix), adapter_file.encode(manifest, tensors), manifest)
+
+
+def fill_store(store: Path, spec: BackboneSpec, tasks: Iterable[SynthTask], on_task: Callable[[], None]) -> None:
+    """Put tasks into a store that no server uses yet, as registering them would.
+
+    Raises:
+        StoreFull: there is no room on the disk.
+    """
+    catalog = Catalog(store, backbone_fingerprint=spec.fingerprint)
+
+    def put(task: SynthTask) -> None:
+        digest = hashlib.sha256(task.data).hexdigest()
+        manifest = canonical_json(task.manifest.to_json())
+        catalog.blobs.put(task.data, digest)
+        catalog.register(DEFAULT_TENANT, task.name, digest, manifest, len(task.data), spec.fingerprint)
+        on_task()
+
+    try:
+        # Both wait for the disk most of the time.
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            for _ in writers.map(put, tasks):
+                pass
+    finally:
+        catalog.close()
+
+
+def _bottleneck(spec: BackboneSpec, random: np.random.Generator) -> Iterator[tuple[str, TensorData]]:
+    for layer in range(spec.num_layers):
+        for site in BOTTLENECK_SITES:
+            name, width = f"layers.{layer}.{site}.", spec.sites[site][1]
+            yield name + "down_proj.weight", _normal(random, BOTTLENECK_RANK, width)
+            yield name + "down_proj.bias", _normal(random, BOTTLENECK_RANK)
+            yield name + "up_proj.weight", _normal(random, width, BOTTLENECK_RANK)
+            yield name + "up_proj.bias", _normal(random, width)
+
+
+def _lora(spec: BackboneSpec, random: np.random.Generator) -> Iterator[tuple[str, TensorData]]:
+    for layer in range(spec.num_layers):
+        for site in LORA_SITES:
+            name, (width_in, width_out) = f"layers.{layer}.{site}.", spec.sites[site]
+            yield name + "lora_A", _normal(random, LORA_RANK, width_in)
+            yield name + "lora_B", _normal(random, width_out, LORA_RANK)
+
+
+def _normal(random: np.random.Generator, *shape: int) -> TensorData:
+    return TensorData.from_float32(random.standard_normal(shape, np.float32) * np.float32(_WEIGHT_STD))

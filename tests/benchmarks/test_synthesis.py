@@ -1,0 +1,66 @@
+"""Made-up adapters are real files, the same for the same seed, and a store filled with them serves them."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from adamix import adapter_file
+from adamix.manifest import BackboneSpec
+from adamix_bench.synthesis import fill_store, make_task, task_name
+from adamix_server.catalog.recovery import recover
+from adamix_server.catalog.store import Catalog
+
+if TYPE_CHECKING:
+    from adamix.backbone import Backbone
+
+
+@pytest.fixture
+def spec(make_backbone: "Callable[[], Backbone]") -> BackboneSpec:
+    return make_backbone().spec
+
+
+def test_files_are_valid_and_alternate_in_kind(spec: BackboneSpec) -> None:
+    kinds, labels = [], set()
+    for index in range(24):
+        adapter = adapter_file.decode(make_task(spec, index, seed=1).data)
+        adapter_file.check_backbone(adapter, spec)
+        kinds.append(adapter.manifest.kind)
+        labels.add(adapter.manifest.head.num_labels)
+        sites = {site for _, site in adapter.sites()}
+        if adapter.manifest.kind == "lora":
+            assert sites == {"attn_q", "attn_v"}
+            assert adapter.tensors["layers.0.attn_q.lora_A"].shape == (8, spec.hidden_size)
+        else:
+            assert sites == {"mlp_out"}
+            assert adapter.tensors["layers.0.mlp_out.down_proj.weight"].shape == (16, spec.hidden_size)
+    assert kinds == ["bottleneck", "lora"] * 12
+    assert labels == {2, 3, 4, 5, 6}
+
+
+def test_the_seed_decides_the_bytes(spec: BackboneSpec) -> None:
+    assert make_task(spec, 3, seed=1).data == make_task(spec, 3, seed=1).data
+    assert make_task(spec, 3, seed=1).data != make_task(spec, 3, seed=2).data
+    assert make_task(spec, 3, seed=1).data != make_task(spec, 5, seed=1).data
+
+
+def test_the_kind_can_be_one_for_all(spec: BackboneSpec) -> None:
+    tasks = [make_task(spec, index, 0, kind="lora") for index in range(4)]
+    assert {task.manifest.kind for task in tasks} == {"lora"}
+
+
+def test_a_filled_store_has_every_task_live(spec: BackboneSpec, tmp_path: Path) -> None:
+    tasks, written = [make_task(spec, index, 0) for index in range(6)], []
+    fill_store(tmp_path, spec, iter(tasks), lambda: written.append(1))
+    assert len(written) == 6
+    assert recover(tmp_path).missing == ()
+    catalog = Catalog(tmp_path, backbone_fingerprint=spec.fingerprint)
+    try:
+        rows = catalog.list_tasks("default").rows
+    finally:
+        catalog.close()
+    digests = [hashlib.sha256(task.data).hexdigest() for task in tasks]
+    assert [row.task for row in rows] == [task_name(index) for index in range(6)]
+    assert [[share.digest for share in row.traffic] for row in rows] == [[digest] for digest in digests]
