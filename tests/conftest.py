@@ -5,6 +5,7 @@ Heavy libraries are imported inside the fixtures: tests of pure modules start in
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -119,3 +120,34 @@ def make_adapter(make_backbone: "Callable[[], Backbone]") -> "Callable[..., Adap
         return adapter_file.decode(adapter_file.encode(manifest, tensors))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def minilm_as_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged BERT's weights in a directory that says RoBERTa: positions begin at 1, and there is one token type.
+
+    It computes what the BERT computes on single texts, so both families are tested on pretrained weights.
+    """
+    import torch
+    from transformers import RobertaConfig, RobertaModel
+
+    from adamix import backbone
+
+    source = backbone.load("minilm").model
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = RobertaConfig(
+        **{name: getattr(source.config, name) for name in (*sizes, "hidden_act", "layer_norm_eps")},
+        max_position_embeddings=513,
+        type_vocab_size=1,
+        pad_token_id=0,
+    )
+    weights = source.state_dict()
+    positions = weights["embeddings.position_embeddings.weight"]
+    weights["embeddings.position_embeddings.weight"] = torch.cat([torch.zeros_like(positions[:1]), positions])
+    weights["embeddings.token_type_embeddings.weight"] = weights["embeddings.token_type_embeddings.weight"][:1]
+    body = RobertaModel(config, add_pooling_layer=False)
+    body.load_state_dict(weights)
+    directory = tmp_path_factory.mktemp("minilm-as-roberta")
+    body.save_pretrained(directory)
+    backbone.load_tokenizer("minilm").save_pretrained(directory)
+    return directory

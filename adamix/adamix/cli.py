@@ -53,7 +53,7 @@ def exit_codes() -> Iterator[None]:
 
 @app.command()
 def train(
-    backbone: Annotated[str, typer.Option(help="A directory, a hub id, or `minilm`.")],
+    backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],
     data: Annotated[str, typer.Option(help="CSV or JSONL file, a corpus (`trec`, …), or a `datasets` name.")],
     out: Annotated[Path, typer.Option(help="Directory of the run; new or empty unless --resume.")],
     task_type: Annotated[str | None, typer.Option(help="classification, multilabel or regression.")] = None,
@@ -73,7 +73,7 @@ def train(
     routing_granularity: Annotated[
         str, typer.Option(help="One route per batch or per instance.")
     ] = _MIXTURE.routing_granularity,
-    pooling: Annotated[str, typer.Option(help="Head input: mean or cls.")] = _HEAD.pooling,
+    pooling: Annotated[str, typer.Option(help="Head input: mean, cls or last.")] = _HEAD.pooling,
     dense: Annotated[str, typer.Option(help="Dense layer of the head: none, own or backbone.")] = _HEAD.dense,
     recipe: Annotated[str | None, typer.Option(help="Published settings by name (come later).")] = None,
     few_shot: Annotated[int | None, typer.Option(help="Use K rows in all, balanced over classes.")] = None,

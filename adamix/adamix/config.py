@@ -119,7 +119,8 @@ class HeadConfig:
     """What sits on the backbone's last hidden states.
 
     The default, the mean over tokens and one linear, suits sentence encoders. BERT's paper is `cls` and the frozen
-    pooler (`dense="backbone"`); RoBERTa's is `cls` and a dense layer of the task's own (`dense="own"`).
+    pooler (`dense="backbone"`); RoBERTa's is `cls` and a dense layer of the task's own (`dense="own"`). Of a decoder
+    only the `last` token has seen the whole text.
 
     Attributes:
         activation: after the `own` dense layer.
@@ -136,7 +137,7 @@ class HeadConfig:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _one_of("pooling", self.pooling, ("cls", "mean"))
+        _one_of("pooling", self.pooling, ("cls", "mean", "last"))
         _one_of("dense", self.dense, get_args(Dense))
         _one_of("activation", self.activation, get_args(Activation))
         _in_range("dropout", self.dropout, 0.0, 0.9)

@@ -115,11 +115,12 @@ def attach(adapter: AdapterFile, backbone: Backbone) -> TaskModel:
     spec = adapter.manifest.head
     head = Head(spec, backbone.spec.hidden_size, backbone.pooler)
     tensors = adapter.head()
-    head.out_proj = _linear(tensors["out_proj.weight"], tensors["out_proj.bias"])
+    if "out_proj.weight" in tensors:
+        head.out_proj = _linear(tensors["out_proj.weight"], tensors.get("out_proj.bias"))
     if head.dense is not None:
         head.dense = _linear(tensors["dense.weight"], tensors["dense.bias"])
     device = next(backbone.model.parameters()).device
-    return TaskModel(body, head).to(device).eval()
+    return TaskModel(body, head, backbone.first_position).to(device).eval()
 
 
 @torch.inference_mode()
@@ -158,7 +159,9 @@ def _merged_site(adapter: AdapterFile, point: Point) -> nn.Module:
     down = _linear(tensors["down_proj.weight"], tensors.get("down_proj.bias"))
     up = _linear(tensors["up_proj.weight"], tensors.get("up_proj.bias"))
     bottleneck = Bottleneck(down, up, adapter.manifest.activation, scale)
-    return (BottleneckAtNorm if point.is_norm else BottleneckAtLinear)(point.module, bottleneck)
+    if point.is_norm:
+        return BottleneckAtNorm(point.module, bottleneck)
+    return BottleneckAtLinear(point.module, bottleneck, point.window)
 
 
 def _linear(weight: TensorData, bias: TensorData | None) -> nn.Linear:

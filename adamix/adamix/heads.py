@@ -23,6 +23,8 @@ _INIT_STD = 0.02  # BERT's, as the release's heads are initialised
 class Head(nn.Module):
     """`out_proj(act(dense(pool(h))))`, dropout before each linear; without its dense layer `out_proj(pool(h))`.
 
+    An embedding head has no `out_proj` of its own; its file may bring one.
+
     Args:
         spec: what the head is made of; `dense="backbone"` needs `pooler`.
         pooler: the backbone's own, frozen; `[N, H] -> [N, H]` including its activation.
@@ -35,42 +37,62 @@ class Head(nn.Module):
         self.activation = dispatch.activation(spec.activation or "identity")
         self.pooler = pooler if spec.dense == "backbone" else None
         self.dropout = nn.Dropout(dropout)
-        self.out_proj = nn.Linear(hidden_size, spec.num_labels)
+        self.out_proj = None if spec.type == "embedding" else nn.Linear(hidden_size, spec.num_labels)
+
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The layers that are trained and saved, by their names in a file."""
+        layers = {"dense": self.dense, "out_proj": self.out_proj}
+        return {name: layer for name, layer in layers.items() if layer is not None}
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the weights anew: N(0, 0.02), zero biases."""
-        for linear in (self.dense, self.out_proj):
-            if linear is not None:
-                nn.init.normal_(linear.weight, std=_INIT_STD, generator=generator)
-                nn.init.zeros_(linear.bias)
+        for linear in self.linears.values():
+            nn.init.normal_(linear.weight, std=_INIT_STD, generator=generator)
+            nn.init.zeros_(linear.bias)
 
     def num_trained(self) -> int:
         """Parameters that are trained and saved: the backbone's pooler is neither."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Logits `[N, C]` in fp32 (or autocast's dtype) from hidden states `[N, L, H]` and the token mask `[N, L]`."""
+        """Logits `[N, C]` in fp32 (or autocast's dtype) from hidden states `[N, L, H]` and the token mask `[N, L]`.
+
+        Of an embedding head the vectors `[N, H]`, or as wide as its projection; not normalised.
+        """
         features = pool(hidden, mask, self.pooling)
         if self.pooler is not None:
             features = self.pooler(features.to(hidden.dtype)).float()
         if self.dense is not None:
             features = self.activation(self.dense(self.dropout(features)))
+        if self.out_proj is None:
+            return features
         logits: Tensor = self.out_proj(self.dropout(features))
         return logits
 
 
 class TaskModel(nn.Module):
-    """A body and a head: padded token ids in, logits out."""
+    """A body and a head: padded token ids in, logits out.
 
-    def __init__(self, body: nn.Module, head: Head) -> None:
+    Args:
+        first_position: position id of a row's first token. Positions count up from it and are given to the body, as
+            the server does: RoBERTa's own count passes over padding tokens, also those that a text spells out.
+    """
+
+    def __init__(self, body: nn.Module, head: Head, first_position: int) -> None:
         super().__init__()
         self.body = body
         self.head = head
+        self._first_position = first_position
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits `[N, C]` of int64 ids `[N, L]`; the mask is 1 on tokens and 0 on padding."""
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        """Logits `[N, C]` of int64 ids `[N, L]`; the mask is 1 on tokens and 0 on padding, which is on the right."""
+        first = self._first_position
+        positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        hidden = self.body(**inputs).last_hidden_state
         logits: Tensor = self.head(hidden, attention_mask)
         return logits
 
@@ -92,9 +114,12 @@ def recompute_activations(body: nn.Module) -> None:
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One fp32 vector per row, `[N, H]`: the first token's state (`cls`) or the mean over the row's tokens."""
+    """One fp32 vector per row, `[N, H]`: the state of its first (`cls`) or `last` token, or the mean of all."""
     if pooling == "cls":
         return hidden[:, 0].float()
+    if pooling == "last":
+        ends = mask.sum(1) - 1
+        return hidden[torch.arange(len(hidden), device=hidden.device), ends].float()
     weights = mask.unsqueeze(-1).float()
     return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 

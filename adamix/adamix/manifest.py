@@ -161,6 +161,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             known = {str(i) for i in range(head.num_labels)}
             _require(set(head.id2label) == known, "head.id2label must name every label id exactly once")
             _require(all(len(v) <= MAX_NAME for v in head.id2label.values()), "head.id2label: a name is too long")
+        is_language_model = head.type in ("causal_lm", "cloze")
+        _require(head.pooling != "none" or is_language_model, f"a {head.type} head needs a pooling")
         _require(head.dense != "own" or head.activation is not None, "head.dense `own` needs head.activation")
         _require(head.type != "regression" or head.num_labels == 1, "a regression head has one label")
         _require(head.threshold is None or 0 <= head.threshold <= 1, "head.threshold is not in 0..1")

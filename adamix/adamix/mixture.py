@@ -173,7 +173,9 @@ class Mixture:
         for weight in (*down.weights, *up.weights):
             nn.init.normal_(weight, std=adapter.init_std, generator=self._generator)
         bottleneck = Bottleneck(down, up, adapter.activation, adapter.scale)
-        return (BottleneckAtNorm if point.is_norm else BottleneckAtLinear)(point.module, bottleneck)
+        if point.is_norm:
+            return BottleneckAtNorm(point.module, bottleneck)
+        return BottleneckAtLinear(point.module, bottleneck, point.window)
 
     def _init_lora(self, a: ExpertLinear, b: ExpertLinear) -> None:
         for weight in a.weights:

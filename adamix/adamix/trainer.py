@@ -153,6 +153,11 @@ def _check(backbone: Backbone, data: TaskData, head: HeadConfig, train: TrainCon
             f"max_length {train.max_length} is over the backbone's {backbone.spec.max_tokens} positions",
             field="max_length",
         )
+    if head.pooling == "cls" and backbone.family.is_decoder:
+        raise InvalidConfig(
+            f"the first token of a {backbone.spec.model_type} sees nothing of the text: use pooling `last` or `mean`",
+            field="pooling",
+        )
     if head.dense == "backbone" and backbone.pooler is None:
         raise InvalidConfig(f"the checkpoint of {backbone.name} has no pooler: use another dense layer", field="dense")
     if train.precision == "bf16" and backbone.model.device.type == "cuda" and not torch.cuda.is_bf16_supported():
@@ -188,7 +193,7 @@ def _build(
     pooler = None if backbone.pooler is None else shared_copy(backbone.pooler)
     head = Head(spec, backbone.spec.hidden_size, pooler, dropout)
     head.initialise(generator)
-    return TaskModel(body, head), experts
+    return TaskModel(body, head, backbone.first_position), experts
 
 
 def _rows(
@@ -346,13 +351,11 @@ def _expert_tensors(experts: Mixture) -> dict[str, TensorData]:
 def _head_tensors(head: Head, scale: tuple[float, float]) -> dict[str, TensorData]:
     """The head's tensors; the standardisation of targets goes into the last linear, so outputs are in natural units."""
     mean, deviation = scale
-    tensors = {
-        "head.out_proj.weight": _to_data(head.out_proj.weight * deviation),
-        "head.out_proj.bias": _to_data(head.out_proj.bias * deviation + mean),
-    }
-    if head.dense is not None:
-        tensors["head.dense.weight"] = _to_data(head.dense.weight)
-        tensors["head.dense.bias"] = _to_data(head.dense.bias)
+    tensors: dict[str, TensorData] = {}
+    for name, linear in head.linears.items():
+        factor, shift = (deviation, mean) if name == "out_proj" else (1.0, 0.0)
+        tensors[f"head.{name}.weight"] = _to_data(linear.weight * factor)
+        tensors[f"head.{name}.bias"] = _to_data(linear.bias * factor + shift)
     return tensors
 
 
