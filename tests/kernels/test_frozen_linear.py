@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adamix_kernels.frozen_linear import FUSED_ACTIVATIONS, FrozenLinear, is_available
+from adamix_kernels.frozen_linear import FUSED_ACTIVATIONS, FrozenLinear, is_available, padded_rows
 from adamix_kernels.testing import assert_close
 from adamix_kernels.weights import activation
 
@@ -37,6 +37,14 @@ def test_it_keeps_one_copy_of_the_weight_and_follows_no_later_change() -> None:
         linear.weight.zero_()
     assert torch.equal(frozen(x), before)
     assert not list(frozen.parameters())
+
+
+def test_sizes_are_few_and_close() -> None:
+    sizes = {padded_rows(n) for n in range(1, 1025)}
+    assert len(sizes) == 48
+    for n in range(1, 20_000):
+        assert n <= padded_rows(n) <= max(n + 15, n * 17 // 16)
+        assert padded_rows(padded_rows(n)) == padded_rows(n)
 
 
 def test_other_dtypes_are_not_offered() -> None:

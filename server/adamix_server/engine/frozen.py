@@ -16,8 +16,9 @@ _PROBE = torch.linspace(-6, 6, 121)
 _SAME = 1e-6
 
 
-def freeze_linears(model: nn.Module, family: Family) -> None:
-    """Exchange the linears at a body's sites, in place. Does nothing where the packed product is not available."""
+def freeze_linears(model: nn.Module, family: Family) -> bool:
+    """Exchange the linears at a body's sites, in place; whether there were any that could be."""
+    frozen = False
     for layer in model.get_submodule(family.layers).children():
         for site, path in family.sites.items():
             linear = layer.get_submodule(path.module)
@@ -29,6 +30,8 @@ def freeze_linears(model: nn.Module, family: Family) -> None:
                 if fused is not None:
                     layer.set_submodule(family.mlp_activation, nn.Identity())
             layer.set_submodule(path.module, FrozenLinear(linear, fused))
+            frozen = True
+    return frozen
 
 
 def _can_freeze(linear: nn.Linear) -> bool:

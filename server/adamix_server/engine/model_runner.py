@@ -16,6 +16,7 @@ from adamix.backbone import Backbone
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.manifest import HeadSpec
 from adamix_kernels import dispatch
+from adamix_kernels.frozen_linear import padded_rows
 from adamix_kernels.segments import Segments
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
@@ -25,6 +26,9 @@ from adamix_server.engine.frozen import freeze_linears
 # Largest difference between packed and one-by-one hidden states at which a backbone is accepted, by dtype. Hidden
 # states are O(1); fp32 differs in the order of sums alone, 16-bit types by a few units in the last place per layer.
 _PARITY = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+
+# Filling a batch up to a few more tokens takes several short sequences: the attention costs less.
+_LONGEST_FILLING = 16
 
 # T tokens, N sequences, H hidden features, C outputs of a head.
 
@@ -45,6 +49,7 @@ class ModelRunner:
         attention.register()
         self._backbone = backbone
         self._bank = bank
+        self._is_frozen = False
         self._check_parity()
         bank.install(backbone.model, list(backbone.family.sites))
 
@@ -77,14 +82,27 @@ class ModelRunner:
     @torch.inference_mode()
     def hidden_states(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         """The last hidden states `[T, H]` of all rows, one after another, with each row's adapter applied."""
-        lengths = [len(row.token_ids) for row in rows]
-        with self._bank.batch(Segments.from_lengths([row.slot for row in rows], lengths)):
-            return self._forward(rows, lengths)
+        num_tokens = sum(len(row.token_ids) for row in rows)
+        all_rows = [*rows, *self._fill_up(num_tokens)]
+        lengths = [len(row.token_ids) for row in all_rows]
+        with self._bank.batch(Segments.from_lengths([row.slot for row in all_rows], lengths)):
+            return self._forward(all_rows, lengths)[:num_tokens]
 
     def check_device(self) -> None:
         """Raise the device's own error if it can no longer compute."""
         if self._bank.device.type == "cuda":
             torch.cuda.synchronize(self._bank.device)
+
+    def _fill_up(self, num_tokens: int) -> list[PackedRow]:
+        """Sequences without an adapter that bring a batch to one of few sizes, where sizes cost memory and time."""
+        if not self._is_frozen:
+            return []
+        missing = padded_rows(num_tokens) - num_tokens
+        longest = min(_LONGEST_FILLING, self._backbone.spec.max_tokens)
+        return [
+            PackedRow(np.zeros(min(longest, missing - done), np.int32), None, slot=0)
+            for done in range(0, missing, longest)
+        ]
 
     def _forward(self, rows: Sequence[PackedRow], lengths: Sequence[int]) -> torch.Tensor:
         model, device = self._backbone.model, self._bank.device
@@ -148,7 +166,7 @@ class ModelRunner:
             ).last_hidden_state[0]
             for row in rows
         ]
-        freeze_linears(model, self._backbone.family)
+        self._is_frozen = freeze_linears(model, self._backbone.family)
         model.set_attn_implementation(attention.IMPLEMENTATION)
         difference = (self._forward(rows, lengths) - torch.cat(alone)).abs().max().item()
         if not difference <= _PARITY[self._bank.dtype]:

@@ -133,6 +133,17 @@ def test_a_cleared_slot_answers_nothing_and_leaves_others_alone(
         runner.run(rows_for([1], seed=3))
 
 
+def test_batches_of_any_size_run_at_few_sizes(make_backbone: Callable[[], Backbone]) -> None:
+    """Every size of a matrix product costs the engine memory for good."""
+    runner = runner_with(make_backbone(), [])
+    seen = set()
+    runner._backbone.model.register_forward_hook(lambda _module, _inputs, out: seen.add(out.last_hidden_state.shape[1]))
+    for length in range(1, 60):
+        row = PackedRow(np.arange(length, dtype=np.int32), None, slot=0)
+        assert runner.hidden_states([row, row]).shape[0] == 2 * length
+    assert len(seen) <= 8 or not runner._is_frozen
+
+
 def test_values_that_are_not_finite_stay_with_their_adapter(
     make_backbone: Callable[[], Backbone], make_adapter: Callable[..., AdapterFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:

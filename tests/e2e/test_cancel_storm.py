@@ -1,0 +1,169 @@
+"""Two thousand calls given up at random moments: not a slot, not a credit and no memory stays with them."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from adamix import adapter_file
+from adamix.adapter_file import AdapterFile
+from adamix.errors import Code
+from adamix.manifest import BackboneSpec
+from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
+from adamix_server.frontend import status
+
+MakeAdapter = Callable[..., AdapterFile]
+Eventually = Callable[..., None]
+
+CALLS = 2_000
+THREADS = 8
+WARM_UP = 800
+LONGEST_S = 0.03
+# A leak of a request or a future per call would cost more than this.
+GROWTH_BYTES = 24 << 20
+QUEUE_INPUTS, INPUTS_PER_CALL = 4096, 64
+# Half of the tasks have no slot at any moment: their calls are given up while they wait for one, too.
+TASKS, SLOTS = 8, 4
+
+ENDED_BY_US = {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
+TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird", "fish", "not the quick blue cat and a small dog"]
+
+
+def data_of(adapter: AdapterFile) -> bytes:
+    return adapter_file.encode(adapter.manifest, adapter.tensors)
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def request(generator: random.Random) -> inference_pb2.PredictRequest:
+    inputs = [
+        inference_pb2.PredictInput(task=f"task-{generator.randrange(TASKS)}", text=generator.choice(TEXTS))
+        for _ in range(generator.choice([1, 4, 16]))
+    ]
+    return inference_pb2.PredictRequest(inputs=inputs)
+
+
+def unary(stub: Any, generator: random.Random, timeout_s: float) -> Any:
+    return stub.Predict.future(request(generator), timeout=timeout_s)
+
+
+def stream(stub: Any, generator: random.Random, timeout_s: float) -> Any:
+    """A stream that has sent its inputs and stays open."""
+    ended = threading.Event()
+
+    def inputs() -> Iterator[inference_pb2.PredictStreamRequest]:
+        for number, item in enumerate(request(generator).inputs):
+            yield inference_pb2.PredictStreamRequest(id=str(number), input=item)
+        ended.wait(60)
+
+    call = stub.PredictStream(inputs(), timeout=timeout_s)
+    call.add_callback(ended.set)
+    return call
+
+
+def storm(address: str, calls: int, seed: int, start: Callable[..., Any]) -> set[grpc.StatusCode]:
+    """Make calls and give each up at a random moment, in one of three ways; returns how they ended."""
+    generator = random.Random(seed)
+    codes: set[grpc.StatusCode] = set()
+    with ExitStack() as kept:
+        keep = kept.enter_context(grpc.insecure_channel(address))
+        for _ in range(calls):
+            way = generator.choice(["cancel", "cancel", "deadline", "deadline", "deadline", "close"])
+            moment_s = generator.uniform(0, LONGEST_S)
+            channel = grpc.insecure_channel(address) if way == "close" else keep
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+            call = start(stub, generator, max(moment_s, 1e-3) if way == "deadline" else 60)
+            if way != "deadline":
+                time.sleep(moment_s)
+                channel.close() if way == "close" else call.cancel()
+            try:
+                codes.add(call.code())
+            except grpc.FutureCancelledError:
+                codes.add(grpc.StatusCode.CANCELLED)
+    return codes
+
+
+def storms(address: str, calls: int, seed: int, ways: list[Callable[..., Any]]) -> set[grpc.StatusCode]:
+    codes: set[grpc.StatusCode] = set()
+
+    def one(number: int) -> None:
+        codes.update(storm(address, calls // THREADS, seed + number, ways[number % len(ways)]))
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return codes
+
+
+@pytest.mark.slow
+def test_two_thousand_calls_given_up(
+    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec, eventually: Eventually
+) -> None:
+    server = start_server("--metrics-port", "0", "--slots", str(SLOTS)).wait()
+    with server.client() as client:
+        for number in range(TASKS):
+            client.register(f"task-{number}", data_of(make_adapter(number, spec=spec)))
+    children = [server.child("adamix_server.engine"), server.child("adamix_server.frontend")]
+    ways = [unary, stream]
+    storms(server.address, WARM_UP, 0, ways)
+    before = [resident_bytes(pid) for pid in children]
+    codes = storms(server.address, CALLS, 1_000, ways)
+    assert codes <= {grpc.StatusCode.OK, *ENDED_BY_US}
+    assert codes & ENDED_BY_US
+    eventually(lambda: server.metric("adamix_slots", state="pinned") == 0, "no slot is pinned")
+    eventually(lambda: server.metric("adamix_queue_requests") == 0, "the queue is empty")
+    eventually(lambda: server.metric("adamix_running_requests") == 0, "nothing runs")
+    assert [server.child("adamix_server.engine"), server.child("adamix_server.frontend")] == children
+    growth = [resident_bytes(pid) - size for pid, size in zip(children, before, strict=True)]
+    print(f"growth of engine and front end: {[round(g / 2**20, 1) for g in growth]} MiB")
+    assert max(growth) < GROWTH_BYTES
+    the_whole_queue_is_free(server)
+    assert server.terminate() == 0
+
+
+def the_whole_queue_is_free(server: Any) -> None:
+    """With the engine held still, exactly as many inputs are accepted as the queue has room for."""
+    whole = inference_pb2.PredictRequest(
+        inputs=[inference_pb2.PredictInput(task="task-0", text="fish")] * INPUTS_PER_CALL
+    )
+    engine = server.child("adamix_server.engine")
+    with grpc.insecure_channel(server.address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub.Predict(whole, timeout=30)
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            calls = [stub.Predict.future(whole, timeout=60) for _ in range(QUEUE_INPUTS // INPUTS_PER_CALL)]
+            # Tokenized on the way in, so the refusal comes as soon as all of them are under way.
+            end = time.monotonic() + 30
+            refusal = None
+            while refusal is None and time.monotonic() < end:
+                one = inference_pb2.PredictRequest(inputs=whole.inputs[:1])
+                try:
+                    calls.append(stub.Predict.future(one, timeout=60))
+                    calls[-1].result(timeout=0.2)
+                except grpc.FutureTimeoutError:
+                    continue
+                except grpc.RpcError as error:
+                    refusal = status.from_rpc_error(error)
+                    calls.pop()
+            assert refusal is not None
+            assert refusal.code is Code.RESOURCE_EXHAUSTED
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        # Those that came before the refusal were all taken; single inputs that overtook a whole call cost it a few.
+        accepted = sum(
+            prediction.WhichOneof("result") != "error" for call in calls for prediction in call.result().predictions
+        )
+        assert accepted == QUEUE_INPUTS
