@@ -12,10 +12,10 @@ if [ "${1:-}" = --lint ]; then
     image=$(mktemp --suffix=.binpb)
     trap 'rm -f "$image"' EXIT
     "$python" -m grpc_tools.protoc -I. -I"$include" -I"$common" --include_imports --include_source_info \
-        --descriptor_set_out="$image" adamix_protos/v1/*.proto
+        --descriptor_set_out="$image" adamix_protos/*/*.proto
     "$(dirname "$(command -v "$python")")/buf" lint "$image" --config buf.yaml
 else
     out=${1:-$here}
     "$python" -m grpc_tools.protoc -I. -I"$include" -I"$common" \
-        --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" adamix_protos/v1/*.proto
+        --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" adamix_protos/*/*.proto
 fi

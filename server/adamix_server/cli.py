@@ -20,6 +20,8 @@ from adamix.cli import JsonFlag, app, exit_codes, stderr
 from adamix_server.config import ServerConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adamix_server.client import Client, Prediction
     from adamix_server.frames import Hello
 
@@ -46,6 +48,10 @@ def serve(
     arena_mib: Annotated[int, typer.Option(help="Device memory for adapters, in MiB.")] = _DEFAULTS.arena_bytes >> 20,
     host_cache_mib: Annotated[int, typer.Option(help="Host memory for adapters, in MiB.")] = _DEFAULTS.host_cache_bytes
     >> 20,
+    front_ends: Annotated[int, typer.Option(help="Front-end processes, which share the port.")] = _DEFAULTS.front_ends,
+    adapter_root: Annotated[
+        Path | None, typer.Option(help="Directory from which adapters may be registered by name.  [default: none]")
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Prometheus port on 127.0.0.1; 0 takes a free one.  [default: none]")
     ] = None,
@@ -71,6 +77,8 @@ def serve(
             slots=slots,
             arena_bytes=arena_mib << 20,
             host_cache_bytes=host_cache_mib << 20,
+            front_ends=front_ends,
+            adapter_root=adapter_root,
             metrics_port=metrics_port,
             insecure=insecure,
             drain_delay_s=drain_delay,
@@ -98,6 +106,9 @@ def _announce(address: str, hello: "Hello") -> None:
 def register(
     task: Annotated[str, typer.Argument(help="The id that clients will call.")],
     file: Annotated[Path, typer.Argument(help="A merged adapter file.")],
+    on_server: Annotated[
+        bool, typer.Option("--on-server", help="FILE is a name below the server's --adapter-root.")
+    ] = False,
     make_live: Annotated[bool, typer.Option(help="Answer with this version from now on.")] = True,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check the file and store nothing.")] = False,
     server: ServerOption = DEFAULT_SERVER,
@@ -105,7 +116,10 @@ def register(
 ) -> None:
     """Upload an adapter as a new version of a task."""
     with exit_codes(), _client(server) as client:
-        result = client.register(task, file, make_live=make_live, validate_only=validate_only)
+        from adamix_server.client import ServerFile
+
+        adapter = ServerFile(str(file)) if on_server else file
+        result = client.register(task, adapter, make_live=make_live, validate_only=validate_only)
         _print(
             {"task": task, "version": _plain(result.version), "already_exists": result.already_exists},
             f"{task}: {result.version.digest}" + (" (was there already)" if result.already_exists else ""),
@@ -120,9 +134,8 @@ def tasks(server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False) -> Non
         found = client.tasks()
         table = Table("task", "head", "labels", "live version", "note")
         for task in found:
-            live = ", ".join(digest[:12] for digest, _ in task.traffic)
             labels = ", ".join(task.labels[:6]) + (", …" if len(task.labels) > 6 else "")
-            table.add_row(task.task, task.head_type, escape(labels), live, task.unavailable_reason)
+            table.add_row(task.task, task.head_type, escape(labels), _shares(task.traffic), task.unavailable_reason)
         _print({"tasks": [_plain(task) for task in found]}, table, as_json=json_)
 
 
@@ -133,7 +146,7 @@ def versions(
     """List the versions of a task, newest first."""
     with exit_codes(), _client(server) as client:
         found = client.versions(task)
-        table = Table("version", "state", "live", "bytes", "created", "residency")
+        table = Table("version", "state", "live", "bytes", "created", "residency", "pinned")
         for version in found:
             table.add_row(
                 version.digest[:12],
@@ -142,6 +155,7 @@ def versions(
                 f"{version.num_bytes:,}",
                 version.create_time.isoformat(timespec="seconds"),
                 version.residency,
+                "yes" if version.pinned else "",
             )
         _print({"versions": [_plain(version) for version in found]}, table, as_json=json_)
 
@@ -153,8 +167,7 @@ def rollback(
     """Make the version that was live before the current one live again."""
     with exit_codes(), _client(server) as client:
         result = client.rollback(task)
-        live = ", ".join(digest for digest, _ in result.traffic)
-        _print({"task": _plain(result)}, f"{task}: {live}", as_json=json_)
+        _print({"task": _plain(result)}, f"{task}: {_shares(result.traffic, 64)}", as_json=json_)
 
 
 @app.command()
@@ -206,6 +219,14 @@ def _client(server: str) -> "Client":
     from adamix_server.client import Client
 
     return Client(server)
+
+
+def _shares(traffic: "Sequence[tuple[str, int]]", chars: int = 12) -> str:
+    """The live versions by the start of their digests; if there are several, with the share of each."""
+    if len(traffic) == 1:
+        return traffic[0][0][:chars]
+    total = sum(weight for _, weight in traffic)
+    return ", ".join(f"{digest[:chars]} {weight / total:.1%}" for digest, weight in traffic)
 
 
 def _answer(prediction: "Prediction") -> tuple[str, str]:

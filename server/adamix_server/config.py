@@ -11,6 +11,8 @@ from adamix.errors import InvalidConfig
 
 # Published limits of one call (docs/limits.md). They bound memory and time per request, so they are not settings.
 MAX_INPUTS_PER_CALL = 64
+MAX_STREAM_INPUTS = 256
+MAX_STREAM_ID_BYTES = 64
 MAX_TEXT_BYTES = 64 << 10
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_CHUNK_BYTES = 1 << 20
@@ -40,6 +42,10 @@ class ServerConfig:
     host_cache_bytes: int = 2 << 30
     max_queue_inputs: int = 4096
     max_queue_tokens: int = 262_144
+    # Front-end processes, which share the port; one answers about 1,000 calls a second.
+    front_ends: int = 1
+    # The only directory of this machine that `RegisterAdapter` may read files from; none if not given.
+    adapter_root: Path | None = None
     # Tokenizer threads in the front end, and threads of the engine's own operators (0: as many as there are cores).
     tokenizer_threads: int = 2
     engine_threads: int = 0
@@ -64,6 +70,7 @@ class ServerConfig:
             "host_cache_bytes": (0, 1 << 42),
             "max_queue_inputs": (1, 1 << 20),
             "max_queue_tokens": (16, 1 << 30),
+            "front_ends": (1, 64),
             "tokenizer_threads": (1, 256),
             "engine_threads": (0, 1024),
             "drain_delay_s": (0, 3600),
@@ -77,6 +84,8 @@ class ServerConfig:
                 raise InvalidConfig(
                     f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}", field=name
                 )
+        if self.adapter_root is not None and not self.adapter_root.is_dir():
+            raise InvalidConfig(f"--adapter-root {self.adapter_root} is not a directory", field="adapter_root")
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
             raise InvalidConfig(f"metrics_port must be in 0..65535, not {self.metrics_port}", field="metrics_port")
 
@@ -98,17 +107,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     host_cache_bytes: int
     max_queue_inputs: int
     max_queue_tokens: int
+    front_ends: int  # among whom the queue's room is shared
     log_level: str
 
 
 class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor tells a front-end process."""
 
+    name: str = "frontend-0"  # in its log lines
     listen: str
     store: str
     tokenizer: str  # path of the exported tokenizer.json, truncation and padding stripped
     tokenizer_threads: int
     reflection: bool
+    shares_port: bool  # with other front ends, by SO_REUSEPORT
+    adapter_root: str | None
     log_level: str
 
 

@@ -1,8 +1,8 @@
 """The frames that pass between processes: plain data, tagged, msgpack on the wire.
 
-Front end <-> engine: `Hello Submit Cancel Emit Credit Control Reply`. Child <-> supervisor: `Start Ready EngineUp
-EngineDown Drain Drained Stats`. A request ends with exactly one event that is `final`; that event is the only way
-back up. Times are seconds on CLOCK_MONOTONIC, which all processes of one host share.
+Front end <-> engine: `Hello Submit Cancel Emit Credit Control Reply`. Child <-> supervisor: `Start Ready Fatal EngineUp
+EngineDown Seen Refresh Agreed DrainWanted Drain Drained Stats`. A request ends with exactly one event that is `final`;
+that event is the only way back up. Times are seconds on CLOCK_MONOTONIC, which all processes of one host share.
 """
 
 from typing import Any, Literal
@@ -132,26 +132,49 @@ class Credit(Frame, frozen=True, kw_only=True):
     tokens: int
 
 
-class Control(Frame, frozen=True, kw_only=True):
-    """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`.
+# What a front end may ask an engine, besides answers:
+#   hello       who are you? Sent once by `channel.connect`, answered by `Hello` and the first `Credit`
+#   load        bring an adapter to host memory, and answer when it is there
+#   activate    bring it into a slot if one can be had for nothing, and answer where it has come to
+#   pin, unpin  keep it in a slot until told otherwise (answers when it is there); let it go again
+#   unload      take it out of its slot and out of host memory
+#   pins        which adapters are kept in slots? A list of digests
+#   residency   where is it? "store" | "host" | "device"; also the answer of all of the above but `pins`
+#   in_use      does any request hold it? A bool
+#   report      how busy are you? An `EngineLoad`
+Op = Literal["hello", "load", "activate", "pin", "unpin", "unload", "pins", "residency", "in_use", "report"]
 
-    `hello` is the exception: sent once by `channel.connect`, it is answered by `Hello` and the first `Credit`.
-    """
+
+class Control(Frame, frozen=True, kw_only=True):
+    """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`."""
 
     generation: int
     engine_id: str = "0"
     call: int
-    op: Literal["hello", "load", "residency", "in_use"]
+    op: Op
     digest: str = ""
 
 
+class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy an engine is. `running_inputs` is the largest batch of the last second."""
+
+    queued_inputs: int
+    queued_tokens: int
+    running_inputs: int
+    resident_adapters: int
+    slots: int
+
+
+Value = str | bool | EngineLoad | list[str] | None
+
+
 class Reply(Frame, frozen=True, kw_only=True):
-    """Engine -> front end. `value`: load -> None, residency -> "store" | "host" | "device", in_use -> bool."""
+    """Engine -> front end. `value` is what `Op` promises, or None."""
 
     generation: int
     engine_id: str = "0"
     call: int
-    value: str | bool | None = None
+    value: Value = None
     error: WireError | None = None
 
 
@@ -182,9 +205,37 @@ class EngineUp(Frame, frozen=True):
 
 
 class EngineDown(Frame, frozen=True):
-    """Supervisor -> front end: this generation is gone; fail what waits for it."""
+    """Supervisor -> front end: this generation of this engine is gone; fail what waits for it."""
 
     generation: int
+    engine_id: str = "0"
+
+
+class Seen(Frame, frozen=True, kw_only=True):
+    """Front end -> supervisor: the catalog revision it serves, and the oldest that a running call of it still uses.
+
+    The first one makes a front end a party to every agreement; it is sent before the port is bound.
+    """
+
+    revision: int
+    oldest: int
+
+
+class Refresh(Frame, frozen=True, kw_only=True):
+    """Supervisor -> front end: the catalog has reached this revision; read it and say `Seen`."""
+
+    revision: int
+
+
+class Agreed(Frame, frozen=True, kw_only=True):
+    """Supervisor -> front end: the smallest `revision` and the smallest `oldest` among all live front ends."""
+
+    revision: int
+    oldest: int
+
+
+class DrainWanted(Frame, frozen=True):
+    """Front end -> supervisor: an operator asked this server to drain and end."""
 
 
 class Drain(Frame, frozen=True):
@@ -229,6 +280,10 @@ AnyFrame = (
     | Fatal
     | EngineUp
     | EngineDown
+    | Seen
+    | Refresh
+    | Agreed
+    | DrainWanted
     | Drain
     | Drained
     | Stats

@@ -5,6 +5,7 @@ child's lifeline: when it closes, the other side is gone, and the child exits.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ from adamix_server.frames import AnyFrame, Start, decode, encode
 _FDS_VARIABLE = "ADAMIX_SUPERVISOR_FDS"
 _LENGTH_BYTES = 4
 _MAX_FRAME_BYTES = 64 << 20
+_REAP_S = 0.5
 
 
 class Child:
@@ -25,16 +27,15 @@ class Child:
     """
 
     def __init__(
-        self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self.name = name
         self.process = process
         self.is_ready = False
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def start(cls, name: str, module: str, config: Start, environment: Mapping[str, str]) -> "Child":
+    async def start(cls, module: str, config: Start, environment: Mapping[str, str]) -> "Child":
         """Run `python -m module` with the given additions to the environment and send it its `Start`."""
         child_reads, we_write = os.pipe()
         we_read, child_writes = os.pipe()
@@ -52,7 +53,7 @@ class Child:
         finally:
             os.close(child_reads)
             os.close(child_writes)
-        child = cls(name, process, await _open_reader(we_read), await _open_writer(we_write))
+        child = cls(process, await _open_reader(we_read), await _open_writer(we_write))
         child.send(config)
         return child
 
@@ -74,6 +75,11 @@ class Child:
             return await self.kill()
 
     async def kill(self) -> int:
+        """End it now; returns the exit status (negative: the signal that ended it)."""
+        # One that has just died by itself is given time to be collected: the signal would take its status away from
+        # asyncio, and the log would say 255 where it should say that the kernel killed it for its memory.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), _REAP_S)
         if self.process.returncode is None:
             self.process.kill()
         self._writer.close()

@@ -6,15 +6,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from adamix.errors import AdamixError
 from adamix.manifest import BackboneSpec
-from adamix_server.client import Client
+from adamix_server.client import Client, Input, Predictions
 
 WORDS: tuple[str, ...] = (
     "the",
@@ -74,11 +79,22 @@ def spec(backbone_directory: Path) -> BackboneSpec:
 
 
 class Server:
-    """`adamix serve` in a process of its own."""
+    """`adamix serve` in a process of its own, started by way of the command `before` if there is one."""
 
-    def __init__(self, backbone: Path, store: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "adamix_server", "serve", "--backbone", str(backbone), "--store", str(store)]
+    def __init__(self, backbone: Path, store: Path, *flags: str, before: Sequence[str] = ()) -> None:
+        command = [
+            *before,
+            sys.executable,
+            "-m",
+            "adamix_server",
+            "serve",
+            "--backbone",
+            str(backbone),
+            "--store",
+            str(store),
+        ]
         command += ["--listen", "127.0.0.1:0", "--drain-delay", "0", "--threads", "1", *flags]
+        self.store = store
         self.records: list[dict[str, Any]] = []
         self._serving = threading.Event()
         self.process = subprocess.Popen(
@@ -122,9 +138,12 @@ class Server:
     def kill(self) -> None:
         """Everything at once, as a power cut would."""
         if self.process.poll() is None:
+            # Asked for first: those of a dead process are nobody's, and would end in order.
+            children = self.children()
             os.killpg(self.process.pid, signal.SIGKILL)
-            for child in self.children():
-                os.kill(child, signal.SIGKILL)
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
         self.process.wait()
 
     def children(self) -> list[int]:
@@ -134,10 +153,107 @@ class Server:
 
     def child(self, module: str) -> int:
         """The process id of the engine or the front end."""
-        (pid,) = [
-            pid for pid in self.children() if module in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-        ]
+        (pid,) = self.pids(module)
         return pid
+
+    def pids(self, module: str) -> list[int]:
+        """The process ids of all children that run `module`."""
+        return [pid for pid in self.children() if module in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")]
+
+    def wait_for_end(self) -> int:
+        """The exit status, when everything it said has been read."""
+        status = self.process.wait(60)
+        self._reader.join(10)
+        return status
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of this name and these labels. The server needs `--metrics-port`."""
+        record = self.find(process="supervisor", message="metrics")
+        assert record is not None
+        text = urllib.request.urlopen(f"http://{record['address']}/metrics", timeout=5).read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One call of a `Callers` thread: when it began and ended (monotonic seconds), and how."""
+
+    began: float
+    ended: float
+    answer: Predictions | AdamixError
+
+
+class Callers:
+    """Threads that call without pause, each on a connection of its own; a refused one waits a moment."""
+
+    def __init__(self, server: Server, inputs: Sequence[Sequence[Input]], count: int = 8) -> None:
+        self.outcomes: list[Outcome] = []
+        self.errors: list[BaseException] = []
+        self._server = server
+        self._inputs = inputs
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._call, args=(i,)) for i in range(count)]
+
+    def __enter__(self) -> "Callers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a call hangs"
+        assert not self.errors, self.errors
+
+    def answered_since(self, moment: float) -> list[Outcome]:
+        return [o for o in list(self.outcomes) if o.began > moment and isinstance(o.answer, Predictions)]
+
+    def _call(self, number: int) -> None:
+        try:
+            with self._server.client() as client:
+                while not self._stop.is_set():
+                    inputs = self._inputs[number % len(self._inputs)]
+                    number += 1
+                    began = time.monotonic()
+                    answer: Predictions | AdamixError
+                    try:
+                        answer = client.predict(inputs, return_logits=True)
+                    except AdamixError as error:
+                        answer = error
+                    self.outcomes.append(Outcome(began, time.monotonic(), answer))
+                    if isinstance(answer, AdamixError):
+                        time.sleep(0.02)
+        except BaseException as error:  # noqa: BLE001 - raised in the test's own thread, by __exit__
+            self.errors.append(error)
+
+
+@pytest.fixture(scope="session")
+def callers() -> type[Callers]:
+    return Callers
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    """Wait until a condition holds; fails with its name after `timeout_s`."""
+
+    def wait(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def server_type() -> type[Server]:
+    return Server
 
 
 StartServer = Callable[..., Server]
@@ -147,8 +263,8 @@ StartServer = Callable[..., Server]
 def start_server(backbone_directory: Path, tmp_path: Path) -> Iterator[StartServer]:
     with ExitStack() as stack:
 
-        def start(*flags: str, store: Path = tmp_path / "store") -> Server:
-            server = Server(backbone_directory, store, *flags)
+        def start(*flags: str, store: Path = tmp_path / "store", before: Sequence[str] = ()) -> Server:
+            server = Server(backbone_directory, store, *flags, before=before)
             stack.callback(server.kill)
             return server
 
@@ -163,3 +279,18 @@ def server(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory) -
         yield running.wait()
     finally:
         running.kill()
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path | str], Server]]:
+    """Servers over other backbones: one each for the tests of a module that leave it as it was."""
+    with ExitStack() as stack:
+        servers: dict[str, Server] = {}
+
+        def running(backbone: Path | str) -> Server:
+            if str(backbone) not in servers:
+                servers[str(backbone)] = Server(Path(backbone), tmp_path_factory.mktemp("store"))
+                stack.callback(servers[str(backbone)].kill)
+            return servers[str(backbone)].wait()
+
+        yield running

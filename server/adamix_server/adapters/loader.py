@@ -2,17 +2,18 @@
 
 Whoever wants an adapter takes a `Hold` on its digest and gives it back when done. A hold is pinned as soon as the
 adapter has a slot, and from then on the slot cannot be taken away. Slots are given in the order of the wishes, so no
-adapter waits for ever. Everything but the reading itself happens in the engine's thread.
+adapter waits for ever. What an operator pins is held by the loader itself, until let go. Everything but the reading
+happens in the engine's thread. Knows neither who asks nor how they are answered (`orders.py`).
 """
 
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from adamix.errors import AdamixError, InternalError, Overloaded
+from adamix.errors import AdamixError, FailedPrecondition, InternalError, Overloaded
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.packing import PackedAdapter
 from adamix_server.adapters.slot_bank import SlotBank
@@ -66,6 +67,12 @@ class AdapterLoader:
         self._waiting: dict[str, list[Hold]] = {}
         # Read for somebody who waits; kept apart from the cache, which may drop anything at any time.
         self._arrived: dict[str, PackedAdapter] = {}
+        # What operators pinned. One hold for each, so that pins stay balanced.
+        self._kept: dict[str, Hold] = {}
+        # To be given a slot if one can be had for nothing; else they end in host memory.
+        self._wanted: set[str] = set()
+        # Unloaded while they were read.
+        self._unwanted: set[str] = set()
 
     def hold(self, digest: str) -> Hold:
         """Claim an adapter; if it has no slot, the next `advance` starts bringing it."""
@@ -95,12 +102,97 @@ class AdapterLoader:
             hold.pinned = True
         return slot.index
 
+    def keep(self, digest: str) -> None:
+        """Hold an adapter until `let_go`. It waits for its slot like a request; `secure` says how that went.
+
+        Raises:
+            Overloaded: half of the slots are kept already (`TOO_MANY_PINNED`).
+        """
+        if digest not in self._kept:
+            self._slots.check_keepable(len(self._kept) + 1)
+            self._kept[digest] = self.hold(digest)
+
+    def let_go(self, digest: str) -> None:
+        """Give up what `keep` took; nothing if it took nothing."""
+        if (hold := self._kept.pop(digest, None)) is not None:
+            self._slots.let_go(digest)
+            self.release(hold)
+
+    def secure(self, failed: Mapping[str, AdamixError]) -> dict[str, AdamixError]:
+        """Mark the slots of the kept adapters as such, and let go of those that cannot be kept.
+
+        Args:
+            failed: as `advance` returned it.
+
+        Returns:
+            what was let go, with the reason: it cannot be brought, or its bytes are too many (`TOO_MANY_PINNED`).
+        """
+        refused: dict[str, AdamixError] = {}
+        for digest, hold in list(self._kept.items()):
+            try:
+                if hold.pinned:
+                    self._slots.keep(digest)
+                elif digest in failed:
+                    raise failed[digest]
+            except AdamixError as error:
+                self.let_go(digest)
+                refused[digest] = error
+        return refused
+
+    def is_kept(self, digest: str) -> bool:
+        """Whether `keep` holds it, with a slot or still without."""
+        return digest in self._kept
+
+    def secured(self) -> list[str]:
+        """The adapters that are kept in their slots now."""
+        return [slot.digest for slot in self._slots if slot.kept]
+
+    def is_secured(self, digest: str) -> bool:
+        slot = self._slots.get(digest)
+        return slot is not None and slot.kept
+
+    def activate(self, digest: str) -> None:
+        """Bring an adapter to host memory, and into a slot if none has to be closed for it; `is_wanted` until then."""
+        if self._slots.pin(digest) is not None:
+            # It has one. The pin only marks it as just used.
+            self._slots.unpin(digest)
+        else:
+            self._wanted.add(digest)
+
+    def is_wanted(self, digest: str) -> bool:
+        return digest in self._wanted
+
+    def unload(self, digest: str) -> None:
+        """Take an adapter out of its slot and out of host memory.
+
+        Raises:
+            FailedPrecondition: it is kept (`VERSION_PINNED`), or a request holds it (`VERSION_IN_USE`).
+        """
+        if digest in self._kept:
+            raise FailedPrecondition(
+                "the version is pinned, here or by another task with the same bytes; unpin it first",
+                reason="VERSION_PINNED",
+            )
+        if self.is_held(digest):
+            raise FailedPrecondition(
+                "requests that run now use this version; unload it when they have ended", reason="VERSION_IN_USE"
+            )
+        self._wanted.discard(digest)
+        if digest in self._reading:
+            self._unwanted.add(digest)
+        if (slot := self._slots.get(digest)) is not None:
+            self._slots.drop(digest)
+            self._bank.clear(slot.index)
+        self._cache.discard(digest)
+        self._arrived.pop(digest, None)
+
     def is_ready(self, digest: str) -> bool:
         slot = self._slots.get(digest)
         return slot is not None and slot.state is SlotState.READY
 
     def prefetch(self, digest: str) -> None:
         """Start bringing an adapter to host memory, unless it is there or on its way."""
+        self._unwanted.discard(digest)
         if digest in self._cache or digest in self._arrived or digest in self._reading:
             return
         self._reading.add(digest)
@@ -113,9 +205,15 @@ class AdapterLoader:
         return "host" if digest in self._cache or digest in self._arrived else "store"
 
     def is_held(self, digest: str) -> bool:
-        """Whether any request holds this adapter."""
-        slot = self._slots.get(digest)
-        return digest in self._waiting or (slot is not None and slot.pins > 0)
+        """Whether any request holds this adapter. That it is kept does not count."""
+        slot, kept = self._slots.get(digest), self._kept.get(digest)
+        pins = 0 if slot is None else slot.pins
+        return pins > (kept is not None and kept.pinned) or any(h is not kept for h in self._waiting.get(digest, ()))
+
+    @property
+    def num_resident(self) -> int:
+        """How many adapters have a slot."""
+        return len(self._slots)
 
     def is_reading(self, digest: str) -> bool:
         return digest in self._reading
@@ -133,10 +231,17 @@ class AdapterLoader:
             if packed is None and digest not in self._slots:
                 if digest not in failed and self._may_read_ahead():
                     self.prefetch(digest)
+            elif has_room and self._is_shut_out(digest, packed):
+                failed[digest] = Overloaded(
+                    "the version's device memory must be in one piece, and the pinned versions leave none so large; "
+                    "unpin one, or raise --arena-mib",
+                    reason="NO_ROOM_BESIDE_PINNED",
+                )
             elif has_room and not self._activate(digest, packed):
                 # Those behind wait, too, or a large adapter would never find room; but their files may be read.
                 self._slots.close_one()
                 has_room = False
+        self._try_wanted(failed, has_room=has_room)
         return failed
 
     def report(self) -> None:
@@ -157,6 +262,26 @@ class AdapterLoader:
             return False
         return not self._arrived or sum(p.num_bytes for p in self._arrived.values()) < self._cache.capacity_bytes
 
+    def _is_shut_out(self, digest: str, packed: PackedAdapter | None) -> bool:
+        """Whether the kept adapters lie so that this one would wait for ever."""
+        if packed is None or digest in self._slots or not self._kept:
+            return False
+        return not self._slots.can_have_room(packed.num_bytes)
+
+    def _try_wanted(self, failed: Mapping[str, AdamixError], *, has_room: bool) -> None:
+        """Give slots to adapters that nobody waits for, but nobody's who waits."""
+        for digest in list(self._wanted):
+            packed = self._arrived.get(digest) or self._cache.get(digest)
+            is_ready = self.is_ready(digest)
+            if packed is None and not is_ready and digest not in failed:
+                self.prefetch(digest)
+                continue
+            self._wanted.discard(digest)
+            if packed is not None and not is_ready and has_room and self._slots.has_room(packed.num_bytes):
+                self._activate(digest, packed)
+            if digest not in self._waiting:
+                self._arrived.pop(digest, None)
+
     def _activate(self, digest: str, packed: PackedAdapter | None) -> bool:
         """Give an adapter a slot, or take the one it has again, and pin its holds; False while pins leave no room."""
         slot = self._slots.get(digest)
@@ -164,7 +289,7 @@ class AdapterLoader:
             if packed is None:
                 raise InternalError(f"adapter {digest[:12]} is neither in a slot nor in host memory")
             started = time.monotonic()
-            slot, evicted = self._slots.reserve(digest, packed.num_bytes)
+            slot, evicted = self._slots.reserve(digest, packed.num_bytes, at_end=digest in self._kept)
             for old in evicted:
                 self._bank.clear(old.index)
                 self._recorder.inc("adamix_adapter_evictions_total", "device")
@@ -177,7 +302,7 @@ class AdapterLoader:
         # A slot that was closing for somebody ahead in the line is wanted again, and nobody ahead waits for room.
         slot.closing = False
         now = time.monotonic()
-        for hold in self._waiting.pop(digest):
+        for hold in self._waiting.pop(digest, ()):
             self._slots.pin(digest)
             hold.pinned, hold.waited_s = True, now - hold.since
         self._arrived.pop(digest, None)
@@ -200,11 +325,13 @@ class AdapterLoader:
                     reason="ARENA_TOO_SMALL",
                 )
             else:
-                evictions = self._cache.evictions
-                self._cache.put(digest, result)
-                self._recorder.inc("adamix_adapter_evictions_total", "host", by=self._cache.evictions - evictions)
-                if digest in self._waiting:
+                if digest not in self._unwanted:
+                    evictions = self._cache.evictions
+                    self._cache.put(digest, result)
+                    self._recorder.inc("adamix_adapter_evictions_total", "host", by=self._cache.evictions - evictions)
+                if digest in self._waiting or digest in self._wanted:
                     self._arrived[digest] = result
+            self._unwanted.discard(digest)
 
     def _read_one(self, digest: str) -> None:
         """In a thread."""
@@ -229,4 +356,5 @@ class AdapterLoader:
         holds.remove(hold)
         if not holds:
             del self._waiting[hold.digest]
-            self._arrived.pop(hold.digest, None)
+            if hold.digest not in self._wanted:
+                self._arrived.pop(hold.digest, None)

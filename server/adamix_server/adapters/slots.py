@@ -1,6 +1,6 @@
 """Which adapter sits in which slot, and where in the arena: pins, eviction and free space. Pure bookkeeping.
 
-Knows no tensors, no devices and no clocks ("recently used" is a counter), so that every rule below is tested in
+Knows no tensors, no devices and no clocks ("recently used" is an order), so that every rule below is tested in
 microseconds. Slot 0 is the identity and is never handed out.
 
     reserve(digest, size)   FREE -> LOADING, evicting unpinned slots, least recently used first
@@ -8,15 +8,16 @@ microseconds. Slot 0 is the identity and is never handed out.
     pin / unpin             a request that is queued or running holds one pin; a pinned slot is never evicted
     drop(digest)            LOADING or READY -> FREE
     close_one()             no victim left? the least recently used slot takes no new pins and becomes one
+    keep / let_go           an operator's pin: never closed, at most half of the slots and half of the arena
 """
 
 import bisect
-import itertools
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from adamix.errors import InternalError
+from adamix.errors import InternalError, Overloaded
 
 
 class SlotState(Enum):
@@ -26,7 +27,7 @@ class SlotState(Enum):
 
 @dataclass
 class Slot:
-    """One occupied slot. `offset` and `num_bytes` are its extent in the arena."""
+    """One occupied slot. `offset` and `num_bytes` are its extent in the arena; `kept` says it is never to be closed."""
 
     index: int
     digest: str
@@ -34,12 +35,12 @@ class Slot:
     num_bytes: int
     state: SlotState = SlotState.LOADING
     pins: int = 0
-    last_used: int = 0
     closing: bool = False
+    kept: bool = False
 
 
 class Extents:
-    """First-fit allocation of byte ranges, with neighbouring free ranges joined again."""
+    """First-fit allocation of byte ranges, from either end, with neighbouring free ranges joined again."""
 
     def __init__(self, capacity: int, alignment: int = 256) -> None:
         self._alignment = alignment
@@ -48,13 +49,16 @@ class Extents:
     def rounded(self, num_bytes: int) -> int:
         return -(-num_bytes // self._alignment) * self._alignment
 
-    def allocate(self, num_bytes: int) -> int | None:
-        """The offset of a free range of at least `num_bytes`, or None."""
+    def allocate(self, num_bytes: int, *, at_end: bool = False) -> int | None:
+        """The offset of a free range of at least `num_bytes`, or None. The first that fits, or (`at_end`) the last."""
         size = self.rounded(num_bytes)
-        for i, (start, stop) in enumerate(self._free):
+        for i in reversed(range(len(self._free))) if at_end else range(len(self._free)):
+            start, stop = self._free[i]
             if stop - start >= size:
-                self._free[i : i + 1] = [(start + size, stop)] if stop - start > size else []
-                return start
+                offset = stop - size if at_end else start
+                left = (start, offset) if at_end else (start + size, stop)
+                self._free[i : i + 1] = [left] if stop - start > size else []
+                return offset
         return None
 
     def release(self, offset: int, num_bytes: int) -> None:
@@ -80,9 +84,8 @@ class Slots:
         self.count = count
         self._extents = Extents(capacity_bytes)
         self.capacity_bytes = self._extents.free_bytes
-        self._by_digest: dict[str, Slot] = {}
+        self._by_digest: OrderedDict[str, Slot] = OrderedDict()  # least recently used first
         self._free_indices = list(range(count, 0, -1))
-        self._tick = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._by_digest)
@@ -102,7 +105,7 @@ class Slots:
         if slot is None or (slot.closing and not even_closing):
             return None
         slot.pins += 1
-        slot.last_used = next(self._tick)
+        self._by_digest.move_to_end(digest)
         return slot
 
     def unpin(self, digest: str) -> None:
@@ -111,8 +114,11 @@ class Slots:
             raise InternalError(f"slot {slot.index} released more often than pinned")
         slot.pins -= 1
 
-    def reserve(self, digest: str, num_bytes: int) -> tuple[Slot | None, list[Slot]]:
+    def reserve(self, digest: str, num_bytes: int, *, at_end: bool = False) -> tuple[Slot | None, list[Slot]]:
         """A slot in state LOADING (None while pins leave no room), and the slots evicted on the way.
+
+        Args:
+            at_end: for an adapter that will be kept: those gather at one end of the arena, and leave the rest whole.
 
         Raises:
             InternalError: it has a slot already, or is larger than the whole arena and would wait for ever.
@@ -121,16 +127,14 @@ class Slots:
             raise InternalError(f"adapter {digest[:12]} has a slot already")
         if self._extents.rounded(num_bytes) > self.capacity_bytes:
             raise InternalError(f"adapter {digest[:12]} is larger than the arena")
-        evictable = (s for s in self._by_digest.values() if s.pins == 0 and s.state is SlotState.READY)
-        victims = sorted(evictable, key=lambda s: s.last_used, reverse=True)
         evicted: list[Slot] = []
-        while (offset := self._extents.allocate(num_bytes) if self._free_indices else None) is None:
-            if not victims:
+        while (offset := self._extents.allocate(num_bytes, at_end=at_end) if self._free_indices else None) is None:
+            idle = (s for s in self._by_digest.values() if s.pins == 0 and s.state is SlotState.READY)
+            if (victim := next(idle, None)) is None:
                 return None, evicted
-            victim = victims.pop()
             self.drop(victim.digest)
             evicted.append(victim)
-        slot = Slot(self._free_indices.pop(), digest, offset, num_bytes, last_used=next(self._tick))
+        slot = Slot(self._free_indices.pop(), digest, offset, num_bytes)
         self._by_digest[digest] = slot
         return slot, evicted
 
@@ -153,6 +157,53 @@ class Slots:
         """
         slots = self._by_digest.values()
         if not any(slot.closing for slot in slots):
-            candidates = [slot for slot in slots if slot.state is SlotState.READY]
-            if candidates:
-                min(candidates, key=lambda slot: slot.last_used).closing = True
+            candidates = (slot for slot in slots if slot.state is SlotState.READY and not slot.kept)
+            if (slot := next(candidates, None)) is not None:
+                slot.closing = True
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether `reserve` would find a slot now, by evicting nothing that is pinned."""
+        return self._fits_beside([s for s in self if s.pins or s.state is SlotState.LOADING], num_bytes)
+
+    def can_have_room(self, num_bytes: int) -> bool:
+        """Whether `reserve` will find a slot once every pin is gone that is not kept."""
+        return self._fits_beside([s for s in self if s.kept], num_bytes)
+
+    def keep(self, digest: str) -> None:
+        """Never close this READY slot, until `let_go`. The pin that keeps it from eviction is the caller's.
+
+        Raises:
+            Overloaded: more than half of the slots, or of the arena, would be kept (`TOO_MANY_PINNED`).
+        """
+        slot = self._by_digest[digest]
+        if slot.kept:
+            return
+        kept = [s for s in self if s.kept]
+        self.check_keepable(len(kept) + 1, sum(self._extents.rounded(s.num_bytes) for s in [*kept, slot]))
+        slot.kept, slot.closing = True, False
+
+    def let_go(self, digest: str) -> None:
+        """The slot may be closed again. One that is not kept, or no longer there, is left alone."""
+        if (slot := self._by_digest.get(digest)) is not None:
+            slot.kept = False
+
+    def check_keepable(self, count: int, num_bytes: int = 0) -> None:
+        """Whether so many slots with so many bytes in all may be kept. Raises Overloaded (`TOO_MANY_PINNED`)."""
+        if count > self.count // 2 or num_bytes > self.capacity_bytes // 2:
+            # No hint when to try again: waiting does not help.
+            raise Overloaded(
+                f"pinned versions may take at most half of this server's {self.count} slots and half of its arena of "
+                f"{self.capacity_bytes} bytes; unpin another version first, or raise --slots and --arena-mib",
+                reason="TOO_MANY_PINNED",
+            )
+
+    def _fits_beside(self, others: list[Slot], num_bytes: int) -> bool:
+        """Whether an adapter has a slot and an extent if none but `others` had one."""
+        if len(others) >= self.count:
+            return False
+        start, size = 0, self._extents.rounded(num_bytes)
+        for slot in sorted(others, key=lambda slot: slot.offset):
+            if slot.offset - start >= size:
+                return True
+            start = slot.offset + self._extents.rounded(slot.num_bytes)
+        return self.capacity_bytes - start >= size

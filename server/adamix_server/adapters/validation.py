@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from adamix.adapter_file import MAX_FILE_BYTES, canonical_json, check_backbone, decode
+from adamix.adapter_file import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json, check_backbone, decode
 from adamix.errors import InvalidAdapter
 from adamix.manifest import BackboneSpec
 
@@ -39,6 +39,8 @@ MAX_MESSAGE_CHARS = 512
 # itself, one tensor in fp32 and the temporaries of its check (a bf16 byte becomes two, three times).
 _FIXED_BYTES = 256 << 20
 _BYTES_PER_FILE_BYTE = 8
+
+_LENGTH_BYTES = 8
 
 _MODULE = "adamix_server.adapters.validation"
 
@@ -164,27 +166,35 @@ def main() -> None:
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
     answer: Verdict | _Refusal
     try:
-        answer = _judge(order)
+        answer = judge(_read(order), order.spec, order.expected_digest)
     except InvalidAdapter as error:
         answer = _Refusal(error.reason, error.message)
     sys.stdout.buffer.write(msgspec.json.encode(answer))
 
 
-def _judge(order: _Order) -> Verdict:
-    data = _read(order)
+def judge(data: bytes, spec: BackboneSpec, expected_digest: str | None = None) -> Verdict:
+    """All checks of a file's bytes, in this process. For the child, and for tests that judge thousands.
+
+    Raises:
+        InvalidAdapter: with the check the bytes failed as `reason`.
+    """
     digest = hashlib.sha256(data).hexdigest()
-    if order.expected_digest is not None and digest != order.expected_digest:
+    if expected_digest is not None and digest != expected_digest:
         raise InvalidAdapter(
             f"the bytes have the sha256 {digest[:12]}…, not the expected one: damaged, or another file",
             reason="DIGEST_MISMATCH",
         )
     adapter = decode(data)
-    check_backbone(adapter, order.spec)
+    check_backbone(adapter, spec)
     return Verdict(digest=digest, manifest_json=canonical_json(adapter.manifest.to_json()), num_bytes=len(data))
 
 
 def _read(order: _Order) -> bytes:
-    """The bytes of the file, with the limits for what follows in force before the first of them is read."""
+    """The bytes of the file, with the limits for what follows in force before the first of them is read.
+
+    Of a file that announces a header over the limit only the beginning: it is refused for that, and the time and the
+    memory for the rest of it are saved.
+    """
     try:
         descriptor = os.open(order.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -202,7 +212,10 @@ def _read(order: _Order) -> bytes:
     _limit(resource.RLIMIT_NOFILE, 16)
     _limit(resource.RLIMIT_CORE, 0)
     with os.fdopen(descriptor, "rb") as file:
-        return file.read(info.st_size)
+        start = file.read(_LENGTH_BYTES)
+        if len(start) == _LENGTH_BYTES and int.from_bytes(start, "little") > MAX_HEADER_BYTES:
+            decode(start)  # raises, and knows a pickle or an archive by its first bytes
+        return start + file.read(info.st_size)
 
 
 def _limit(which: int, value: int) -> None:

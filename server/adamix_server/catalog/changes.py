@@ -22,10 +22,11 @@ MAX_DETAIL_CHARS = 512
 # A refused upload costs its sender nothing: of each tenant only so many are remembered.
 MAX_FAILURES_PER_TENANT = 1_000
 
-_tasks, _versions, _traffic, _audit = (
+_tasks, _versions, _traffic, _pins, _audit = (
     schema.tasks.c,
     schema.versions.c,
     schema.traffic.c,
+    schema.pins.c,
     schema.audit.c,
 )
 
@@ -72,11 +73,22 @@ def ready_versions(connection: Connection, task_id: int) -> dict[str, str]:
     return dict(rows.all())
 
 
+def set_pin(connection: Connection, task_id: int, digest: str, pinned: bool) -> bool:
+    """Pin or unpin a version of a task; whether it was not so before."""
+    if not pinned:
+        mine = (_pins.task_id == task_id) & (_pins.digest == digest)
+        return bool(connection.execute(delete(schema.pins).where(mine)).rowcount)
+    row = sqlite_insert(schema.pins).values(task_id=task_id, digest=digest, create_time_us=now_us())
+    return bool(connection.execute(row.on_conflict_do_nothing()).rowcount)
+
+
 def retire(connection: Connection, task_id: int, digest: str | None = None) -> None:
-    """READY -> RETIRED for one version of a task, or for all of them."""
-    chosen = (_versions.task_id == task_id) & schema.is_ready
+    """READY -> RETIRED for one version of a task, or for all of them; their pins go."""
+    chosen, pins = (_versions.task_id == task_id) & schema.is_ready, _pins.task_id == task_id
     if digest is not None:
         chosen &= _versions.digest == digest
+        pins &= _pins.digest == digest
+    connection.execute(delete(schema.pins).where(pins))
     connection.execute(update(schema.versions).where(chosen).values(state=move(State.READY, State.RETIRED)))
 
 

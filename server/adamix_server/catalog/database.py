@@ -22,7 +22,9 @@ _BUSY_TIMEOUT_MS = 5_000
 
 
 class Database:
-    """The file at `path`, made with its tables if it does not exist. Safe to use from several threads and processes.
+    """The file at `path`, made with its tables if it does not exist, and brought up to date if it is an older one.
+
+    Safe to use from several threads and processes.
 
     Raises:
         FailedPrecondition: written by a newer adamix (`STORE_SCHEMA`), by something else (`STORE_FOREIGN`), or not
@@ -88,6 +90,14 @@ class Database:
                 f"{schema.SCHEMA_VERSION}); upgrade adamix or choose another --store",
                 reason="STORE_SCHEMA",
             )
+        elif version < schema.SCHEMA_VERSION:
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        """From schema 1, which differs only by tables it does not have yet."""
+        with self.write() as connection:
+            schema.metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
 
     def _create(self) -> None:
         with self.write() as connection:
@@ -138,10 +148,12 @@ def _translated() -> Iterator[None]:
 
 def _translate(error: BaseException | None) -> AdamixError | None:
     """What the reader of the error can do something about; None for the rest, which are bugs."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    extended_code = getattr(error, "sqlite_errorcode", 0)
+    code = extended_code & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY", retry_after_s=1.0)
-    if code == sqlite3.SQLITE_FULL:
+    # The second: the index of the log cannot grow, which is how a full disk shows where the log itself still fits.
+    if code == sqlite3.SQLITE_FULL or extended_code == sqlite3.SQLITE_IOERR_SHMSIZE:
         return StoreFull("the server's disk is full; free space or delete versions, then try again")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return _corrupt()

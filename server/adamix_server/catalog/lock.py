@@ -1,5 +1,6 @@
 """One server per store directory."""
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -41,8 +42,10 @@ class StoreLock:
                 f"another server{process} is using this store; stop it or choose another --store",
                 reason="STORE_LOCKED",
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+        # Only for the words of a refusal; a full disk must not keep a server from starting.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Let go. Once is enough; a second call does nothing."""

@@ -1,4 +1,4 @@
-"""Which names and digests the catalog accepts. Checked here again, whoever checked before.
+"""Which names, digests and request ids the catalog accepts. Checked here again, whoever checked before.
 
 Names never become file names (blobs are named by digest), so this is the second wall, not the only one.
 """
@@ -9,6 +9,7 @@ from adamix.errors import InvalidRequest
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def check_name(value: str, field: str) -> str:
@@ -26,4 +27,13 @@ def check_digest(value: str, field: str = "digest") -> str:
     """Return `value` if it is a sha256 in lower-case hex. Raises InvalidRequest."""
     if _DIGEST.fullmatch(value) is None:
         raise InvalidRequest(f"{field} is not a sha256 in lower-case hex", reason="DIGEST_INVALID", field=field)
+    return value
+
+
+def check_request_id(value: str, field: str = "request_id") -> str:
+    """Return `value` if it is an id a client may give a request. Raises InvalidRequest."""
+    if _REQUEST_ID.fullmatch(value) is None:
+        raise InvalidRequest(
+            f"{field} is not a valid id; use 1 to 64 of A-Z a-z 0-9 . _ -", reason="REQUEST_ID_INVALID", field=field
+        )
     return value

@@ -25,16 +25,18 @@ MAX_WEIGHT = 1_000_000
 
 def check_split(shares: Iterable[tuple[str, int]]) -> Split:
     """The split in its one order (by digest). Raises InvalidRequest unless it has 1..16 versions, each once."""
-    split = tuple(sorted(shares))
+    split = tuple(shares)
     if not 1 <= len(split) <= MAX_SHARES:
         raise InvalidRequest(f"traffic must name 1 to {MAX_SHARES} versions", field="traffic")
-    for digest, weight in split:
-        check_digest(digest, "traffic.digest")
+    for index, (digest, weight) in enumerate(split):
+        check_digest(digest, f"traffic[{index}].digest")
         if not 1 <= weight <= MAX_WEIGHT:
-            raise InvalidRequest(f"a traffic weight must be in 1..{MAX_WEIGHT}", field="traffic.weight")
-    if len({digest for digest, _ in split}) != len(split):
-        raise InvalidRequest("traffic names a version twice", field="traffic.digest")
-    return split
+            raise InvalidRequest(
+                f"a traffic weight must be in 1..{MAX_WEIGHT}, not {weight}", field=f"traffic[{index}].weight"
+            )
+        if any(digest == other for other, _ in split[:index]):
+            raise InvalidRequest("traffic names a version twice", field=f"traffic[{index}].digest")
+    return tuple(sorted(split))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """From tables to rows: the queries behind every answer of the catalog.
 
-Reads three tables in three queries whatever the number of tasks, and joins them here: one query with joins would
+Reads four tables in four queries whatever the number of tasks, and joins them here: one query with joins would
 send a task's columns once per version.
 """
 
@@ -15,7 +15,7 @@ from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Split, read_split
 from adamix_server.catalog.rows import TaskRow, Traffic, UnavailableReason, VersionRow
 
-_tasks, _versions, _traffic = schema.tasks.c, schema.versions.c, schema.traffic.c
+_tasks, _versions, _traffic, _pins = schema.tasks.c, schema.versions.c, schema.traffic.c, schema.pins.c
 
 # Below SQLite's limit on bound values in one statement (32,766).
 _IDS_PER_QUERY = 10_000
@@ -26,7 +26,7 @@ def read_tasks(
 ) -> dict[int, TaskRow]:
     """Tasks by row id, seen from one backbone: all of them, or those of `task_ids`."""
     if task_ids is None:
-        return _read(connection, backbone_fingerprint, true(), true(), true())
+        return _read(connection, backbone_fingerprint, true(), true(), true(), true())
     ids, found = sorted(task_ids), dict[int, TaskRow]()
     for start in range(0, len(ids), _IDS_PER_QUERY):
         some = ids[start : start + _IDS_PER_QUERY]
@@ -36,6 +36,7 @@ def read_tasks(
             _tasks.id.in_(some),
             _versions.task_id.in_(some),
             _traffic.task_id.in_(some),
+            _pins.task_id.in_(some),
         )
     return found
 
@@ -46,6 +47,7 @@ def _read(
     of_tasks: ColumnElement[bool],
     of_versions: ColumnElement[bool],
     of_traffic: ColumnElement[bool],
+    of_pins: ColumnElement[bool],
 ) -> dict[int, TaskRow]:
     splits: dict[int, Split] = {
         task_id: read_split(current)
@@ -54,6 +56,9 @@ def _read(
                 of_traffic, _traffic.backbone_fingerprint == backbone_fingerprint
             )
         )
+    }
+    pins = {
+        (task_id, digest) for task_id, digest in connection.execute(select(_pins.task_id, _pins.digest).where(of_pins))
     }
     names: dict[int, tuple[str, str, str, int, int]] = {
         task_id: (tenant, task, etag, create_time_us, update_time_us)
@@ -85,6 +90,7 @@ def _read(
             backbone_fingerprint=fingerprint,
             manifest_json=manifest_json,
             live=any(digest == name for name, _ in splits.get(task_id, ())),
+            pinned=(task_id, digest) in pins,
         )
     return {
         task_id: TaskRow(

@@ -1,25 +1,33 @@
 """What the catalog answers with: immutable values, complete in themselves, safe to hand to any thread."""
 
-from collections.abc import Mapping
+from bisect import bisect
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import accumulate
 from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-from adamix.errors import NotFound
+from adamix.errors import FailedPrecondition, NotFound
 from adamix.manifest import Manifest
 from adamix_server.catalog.lifecycle import State
 
 Row = TypeVar("Row")
 UnavailableReason = Literal["", "BACKBONE_CHANGED", "NO_LIVE_VERSION"]
-Action = Literal["register", "set_traffic", "rollback", "delete_task", "delete_version", "fail"]
+Action = Literal["register", "set_traffic", "rollback", "delete_task", "delete_version", "pin", "unpin", "fail"]
+
+# Heads whose labels are part of the answer.
+_LABELLED = frozenset({"classification", "multilabel"})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One version of one task. `live`: it takes part in the task's traffic on this server's backbone."""
+    """One version of one task.
+
+    `live`: it takes part in the task's traffic on this server's backbone. `pinned`: it is to be kept on the device.
+    """
 
     tenant: str
     task: str
@@ -30,6 +38,7 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     backbone_fingerprint: str
     manifest_json: str
     live: bool
+    pinned: bool = False
 
     @property
     def create_time(self) -> datetime:
@@ -79,10 +88,32 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """UTC."""
         return to_datetime(self.update_time_us)
 
-    @property
+    @cached_property
     def live(self) -> tuple[VersionRow, ...]:
         """The versions of `traffic`, in its order."""
         return tuple(self.versions[share.digest] for share in self.traffic)
+
+    @property
+    def heaviest(self) -> VersionRow:
+        """The live version with the largest share; of several, the first. There must be one."""
+        return max(zip(self.traffic, self.live, strict=True), key=lambda pair: pair[0].weight)[1]
+
+    def pick(self, draw: Callable[[], float]) -> VersionRow:
+        """A live version, each as often as its weight says. There must be one.
+
+        Args:
+            draw: gives a number of [0, 1), evenly distributed; not called where there is nothing to choose.
+        """
+        live = self.live
+        if len(live) == 1:
+            return live[0]
+        bounds = self._bounds
+        return live[bisect(bounds, int(draw() * bounds[-1]))]
+
+    @cached_property
+    def _bounds(self) -> tuple[int, ...]:
+        """Of the numbers below the sum of all weights, where each live version's end."""
+        return tuple(accumulate(share.weight for share in self.traffic))
 
     def version(self, digest: str) -> VersionRow:
         """The READY version with this digest. Raises NotFound."""
@@ -123,6 +154,21 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             return self.tasks[tenant, task]
         except KeyError:
             raise task_not_found() from None
+
+
+def check_same_form(versions: Iterable[VersionRow]) -> None:
+    """Versions that share a task's traffic must answer alike, or a client could not read the answers.
+
+    Raises:
+        FailedPrecondition: another head type, other labels or another dimension (`HEADS_DIFFER`).
+    """
+    heads = [version.manifest.head for version in versions]
+    forms = {(head.type, head.labels if head.type in _LABELLED else (), head.dim) for head in heads}
+    if len(forms) > 1:
+        raise FailedPrecondition(
+            "these versions answer with different heads or labels; only versions that answer alike can share traffic",
+            reason="HEADS_DIFFER",
+        )
 
 
 def to_datetime(time_us: int) -> datetime:

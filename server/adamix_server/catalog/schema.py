@@ -6,6 +6,7 @@ see `lifecycle.py`); a RETIRED row may have lost its task and only waits for its
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -19,8 +20,9 @@ from sqlalchemy import (
     literal_column,
 )
 
-# Written into the database file. Raise the version with every change of a table that older code cannot read.
-SCHEMA_VERSION = 1
+# Written into the database file. Raise the version with every change of a table that older code cannot read, and let
+# `database.py` bring older files up to it.
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x41444D58  # "ADMX"
 
 metadata = MetaData()
@@ -100,4 +102,31 @@ audit = Table(
     Column("detail", Text, nullable=False),
     Index("audit_of_tenant", "tenant", "action", "id"),
     sqlite_autoincrement=True,
+)
+
+# Versions that operators keep on the device, until the version goes.
+pins = Table(
+    "pins",
+    metadata,
+    Column("task_id", ForeignKey(tasks.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("create_time_us", BigInteger, nullable=False),
+)
+
+# What was answered to registrations that came with an id of their own, so that a retry is answered alike. What was
+# asked: `task`, `digest`, `make_live`. No foreign key to a task: the answer outlives it.
+requests = Table(
+    "requests",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.tenant), primary_key=True),
+    Column("request_id", String(64), primary_key=True),
+    Column("time_us", BigInteger, nullable=False),
+    Column("task", String(63), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("make_live", Boolean, nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("live", Boolean, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("already_exists", Boolean, nullable=False),
+    Index("requests_of_tenant", "tenant", "time_us"),
 )

@@ -11,24 +11,32 @@ from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, tuple_
+from sqlalchemy import Connection, delete, func, insert, select, tuple_
 
 from adamix.errors import FailedPrecondition, InvalidAdapter, Unavailable
 from adamix.manifest import Manifest
-from adamix_server.catalog import changes, schema
+from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lifecycle import State, move
-from adamix_server.catalog.names import check_digest, check_name
+from adamix_server.catalog.names import check_digest, check_name, check_request_id
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
 from adamix_server.catalog.reading import read_tasks
-from adamix_server.catalog.rows import AuditRow, Page, Snapshot, TaskRow, VersionRow, version_not_found
+from adamix_server.catalog.rows import (
+    AuditRow,
+    Page,
+    Snapshot,
+    TaskRow,
+    VersionRow,
+    check_same_form,
+    version_not_found,
+)
 
 CATALOG_FILE = "catalog.db"
 BLOBS_DIRECTORY = "blobs"
 
-_tasks, _versions, _audit = schema.tasks.c, schema.versions.c, schema.audit.c
+_tasks, _versions, _audit, _pins = schema.tasks.c, schema.versions.c, schema.audit.c, schema.pins.c
 
 
 class Catalog:
@@ -68,25 +76,47 @@ class Catalog:
         num_bytes: int,
         backbone_fingerprint: str,
         make_live: bool = True,
+        request_id: str = "",
     ) -> tuple[VersionRow, bool]:
         """Add a validated adapter, whose blob is stored, as a version of a task; makes the task if it is new.
 
         Args:
             backbone_fingerprint: of the backbone in the manifest; the pointer of that backbone is the one set.
             make_live: let this version alone answer the task.
+            request_id: the caller's id for this request; empty for none. A request whose id is known changes nothing
+                and is answered as it was the first time.
 
         Returns:
             The version, and whether the task already had it. If it had, only what `make_live` asks can change.
 
         Raises:
             InvalidAdapter: the manifest is not one, or is for another backbone (`MANIFEST_INVALID`).
+            InvalidRequest: the request id was used for something else (`REQUEST_ID_REUSED`).
             Unavailable: the blob is not there (`BLOB_MISSING`), e.g. purged a moment ago; upload it again.
         """
         check_name(tenant, "tenant")
         check_name(task, "task")
         check_digest(digest)
         _check_manifest(manifest_json, backbone_fingerprint)
+        if request_id:
+            check_request_id(request_id)
+        asked = retries.Asked(task=task, digest=digest, make_live=make_live)
         with self._database.write() as connection:
+            if request_id and (known := retries.recall(connection, tenant, request_id, asked)) is not None:
+                # The version as it was then: by now it may have been changed or deleted.
+                version = VersionRow(
+                    tenant=tenant,
+                    task=task,
+                    digest=digest,
+                    state=State.READY,
+                    create_time_us=known.create_time_us,
+                    num_bytes=num_bytes,
+                    backbone_fingerprint=backbone_fingerprint,
+                    manifest_json=manifest_json,
+                    live=known.live,
+                    pinned=known.pinned,
+                )
+                return version, known.already_exists
             # A purge removes blobs under the same lock: what is there now, stays.
             if not self.blobs.exists(digest):
                 raise Unavailable(
@@ -113,7 +143,27 @@ class Catalog:
             )
             if moved or not exists:
                 changes.record(connection, tenant, task, "register", digest, "live" if moved else "")
-            return self._read_task(connection, task_id).version(digest), exists
+            version = self._read_task(connection, task_id).version(digest)
+            if request_id:
+                answered = retries.Answered(
+                    create_time_us=version.create_time_us,
+                    live=version.live,
+                    pinned=version.pinned,
+                    already_exists=exists,
+                )
+                retries.remember(connection, tenant, request_id, asked, answered)
+            return version, exists
+
+    def is_answered(self, tenant: str, task: str, digest: str, make_live: bool, request_id: str) -> bool:
+        """Whether `register` with these arguments would change nothing, because it answered this very request before.
+
+        Raises:
+            InvalidRequest: the request id was used for something else (`REQUEST_ID_REUSED`).
+        """
+        check_request_id(request_id)
+        asked = retries.Asked(task=task, digest=digest, make_live=make_live)
+        with self._database.read() as connection:
+            return retries.recall(connection, tenant, request_id, asked) is not None
 
     def set_traffic(self, tenant: str, task: str, shares: Iterable[tuple[str, int]], etag: str = "") -> TaskRow:
         """Let these (digest, weight) answer a task on this server's backbone.
@@ -121,7 +171,8 @@ class Catalog:
         Raises:
             InvalidRequest: no versions, too many, one twice, or a weight out of range.
             NotFound: the task, or a version of it.
-            FailedPrecondition: a version is for another backbone (`BACKBONE_CHANGED`).
+            FailedPrecondition: a version is for another backbone (`BACKBONE_CHANGED`), or two of them answer in
+                different forms (`HEADS_DIFFER`).
             Aborted: the task is not as `etag` says.
         """
         split = check_split(shares)
@@ -132,10 +183,10 @@ class Catalog:
                 if digest not in ready:
                     raise version_not_found()
                 if ready[digest] != self._backbone:
-                    raise FailedPrecondition(
-                        f"version {digest[:12]} was trained for another backbone than this server's",
-                        reason="BACKBONE_CHANGED",
-                    )
+                    raise _for_another_backbone(digest)
+            if len(split) > 1:
+                task_row = self._read_task(connection, task_id)
+                check_same_form(task_row.version(digest) for digest, _ in split)
             if changes.move_pointer(connection, task_id, self._backbone, lambda pointer: pointer.set(split)):
                 detail = " ".join(f"{digest[:12]}={weight}" for digest, weight in split)
                 changes.record(connection, tenant, task, "set_traffic", detail=detail)
@@ -154,6 +205,35 @@ class Catalog:
             changes.move_pointer(connection, task_id, self._backbone, Pointer.back)
             changes.record(connection, tenant, task, "rollback")
             return self._read_task(connection, task_id)
+
+    def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool) -> VersionRow:
+        """Note that a version is to be kept on the device, or no longer. It is forgotten with the version.
+
+        Raises:
+            NotFound: the task, or the version.
+            FailedPrecondition: a version for another backbone is to be pinned (`BACKBONE_CHANGED`).
+        """
+        check_digest(digest)
+        with self._database.write() as connection:
+            task_id = changes.find_task(connection, tenant, task)
+            version = self._read_task(connection, task_id).version(digest)
+            if pinned and version.backbone_fingerprint != self._backbone:
+                raise _for_another_backbone(digest)
+            if changes.set_pin(connection, task_id, digest, pinned):
+                changes.record(connection, tenant, task, "pin" if pinned else "unpin", digest)
+            return self._read_task(connection, task_id).version(digest)
+
+    def pinned(self) -> tuple[str, ...]:
+        """Digests of all pinned versions for this server's backbone, each once, the longest pinned first."""
+        is_pin = (_pins.task_id == _versions.task_id) & (_pins.digest == _versions.digest)
+        query = (
+            select(_pins.digest)
+            .where(is_pin, schema.is_ready, _versions.backbone_fingerprint == self._backbone)
+            .group_by(_pins.digest)
+            .order_by(func.min(_pins.create_time_us), _pins.digest)
+        )
+        with self._database.read() as connection:
+            return tuple(connection.scalars(query))
 
     def delete_version(self, tenant: str, task: str, digest: str, etag: str = "") -> None:
         """Retire one version: no new request finds it. Its bytes stay until `purge`.
@@ -206,8 +286,12 @@ class Catalog:
         with self._database.read() as connection:
             return tuple(connection.scalars(query))
 
-    def purge(self, digest: str) -> bool:
+    def purge(self, digest: str, *, unless_registered_since: int | None = None) -> bool:
         """End the retired versions with these bytes. Call it when no engine holds the digest any more.
+
+        Args:
+            unless_registered_since: a revision. Nothing is done if a task has got a version with these bytes after it:
+                whoever asked the engine before does not know of those who found that version.
 
         Returns:
             Whether the blob was removed; it is kept while any task has a version in service with the same bytes.
@@ -215,6 +299,10 @@ class Catalog:
         check_digest(digest)
         mine = _versions.digest == digest
         with self._database.write() as connection:
+            if unless_registered_since is not None:
+                since = (_audit.revision > unless_registered_since) & (_audit.action == "register")
+                if connection.execute(select(_audit.id).where(since, _audit.digest == digest)).first() is not None:
+                    return False
             states = set(connection.scalars(select(_versions.state).where(mine)))
             if State.RETIRED in states:
                 move(State.RETIRED, State.DELETED)
@@ -293,6 +381,12 @@ class Catalog:
         ids = connection.scalars(select(_tasks.id).where(tuple_(_tasks.tenant, _tasks.task).in_(query)))
         kept = {name: row for name, row in known.tasks.items() if name not in changed}
         return kept | _by_name(read_tasks(connection, self._backbone, ids).values())
+
+
+def _for_another_backbone(digest: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"version {digest[:12]} was trained for another backbone than this server's", reason="BACKBONE_CHANGED"
+    )
 
 
 def _by_name(rows: Iterable[TaskRow]) -> dict[tuple[str, str], TaskRow]:

@@ -25,9 +25,9 @@ _STOP_S = 20.0
 class ServerProcess:
     """`adamix serve` on a free port of the loopback interface; its log goes to `log_path`."""
 
-    def __init__(self, backbone: str, store: Path, log_path: Path) -> None:
+    def __init__(self, backbone: str, store: Path, log_path: Path, *flags: str) -> None:
         self._command = [sys.executable, "-m", "adamix_server", "serve", "--backbone", backbone]
-        self._command += ["--listen", "127.0.0.1:0", "--store", str(store), "--drain-delay", "0"]
+        self._command += ["--listen", "127.0.0.1:0", "--store", str(store), "--drain-delay", "0", *flags]
         self._log_path = log_path
         self._serving = threading.Event()
         self.address = ""

@@ -7,7 +7,7 @@ import torch
 
 from adamix import adapter_file, backbone
 from adamix.backbone import Backbone
-from adamix.errors import InvalidConfig
+from adamix.errors import InvalidConfig, StoreFull
 from adamix.manifest import BackboneSpec
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
@@ -45,10 +45,29 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_backbone(config: EngineConfig) -> Backbone:
-    """The backbone on its device, and its tokenizer written where front ends look for it. Raises InvalidConfig."""
+    """The backbone on its device, and its tokenizer written for front ends. Raises InvalidConfig, StoreFull."""
+    family = backbone.read_family(config.backbone)
+    if family.is_decoder:
+        raise InvalidConfig(
+            f"this version serves encoders, and {family.model_type} is a decoder: "
+            "train and evaluate with it, or serve another backbone",
+            field="backbone",
+        )
     device = choose_device(config.device)
-    Path(config.tokenizer).write_text(backbone.export_tokenizer(config.backbone), encoding="utf-8")
+    _write_tokenizer(Path(config.tokenizer), backbone.export_tokenizer(config.backbone))
     return backbone.load(config.backbone, dtype=choose_dtype(config.dtype, device), device=device)
+
+
+def _write_tokenizer(path: Path, text: str) -> None:
+    """Whole or not at all; left alone if it is there already: a front end may be reading it, a full disk refuse it."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    try:
+        adapter_file.write(path, text.encode())
+    except OSError as error:
+        raise StoreFull(
+            f"the tokenizer cannot be written for the front ends ({error.strerror}); free space on the disk"
+        ) from error
 
 
 def assemble(
@@ -94,7 +113,9 @@ def assemble(
         recorder=recorder,
     )
     runner = ModelRunner(loaded, bank)
-    return Engine(channel, runner, adapters, Scheduler(config.max_batch_tokens), hello, recorder, on_stats)
+    return Engine(
+        channel, runner, adapters, Scheduler(config.max_batch_tokens), hello, recorder, on_stats, config.front_ends
+    )
 
 
 def _reader(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from adamix.errors import AdamixError, Cancelled, DeadlineExceeded, InternalError, Overloaded
 from adamix_server.adapters.loader import AdapterLoader, Hold
+from adamix_server.adapters.orders import Orders
 from adamix_server.channel import EngineChannel, Peer
 from adamix_server.engine.model_runner import ModelRunner, PackedRow
 from adamix_server.engine.request import Batch, Request
@@ -25,11 +26,13 @@ from adamix_server.frames import (
     Control,
     Credit,
     Emit,
+    EngineLoad,
     Event,
     Hello,
     Reply,
     Submit,
     Timing,
+    Value,
     WireError,
 )
 from adamix_server.telemetry.metrics import Recorder
@@ -56,6 +59,7 @@ class Engine:
     Args:
         hello: what this engine is; sent to each front end that introduces itself.
         on_stats: called about once a second, in the loop; also the sign that the loop still turns.
+        front_ends: how many share the queue's room. Each may fill its part of it, and no more.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Engine:
         hello: Hello,
         recorder: Recorder,
         on_stats: Callable[[], None],
+        front_ends: int = 1,
     ) -> None:
         self._channel = channel
         self._runner = runner
@@ -75,11 +80,13 @@ class Engine:
         self.hello = hello
         self._recorder = recorder
         self._on_stats = on_stats
+        self._front_ends = front_ends
         self._next_stats = 0.0
         self._largest_batch = 0
+        self._largest_batch_before = 0
         self._holds: dict[Key, Hold] = {}
-        # Front ends that wait until an adapter is in host memory: digest -> (peer, call).
-        self._load_calls: dict[str, list[tuple[Peer, int]]] = {}
+        # What front ends asked of adapters besides requests, by (peer, call).
+        self._orders: Orders[tuple[Peer, int]] = Orders(adapters)
         self._draining = False
         self._stopped = False
 
@@ -137,16 +144,7 @@ class Engine:
                 return [_Finished(r, Cancelled("the caller is gone")) for r in gone if r is not None]
             case Control(op="hello"):
                 self._channel.send(peer, self.hello)
-                limits = self.hello.limits
-                self._channel.send(
-                    peer,
-                    Credit(
-                        generation=self.hello.generation,
-                        engine_id=self.hello.engine_id,
-                        inputs=limits.max_queue_inputs,
-                        tokens=limits.max_queue_tokens,
-                    ),
-                )
+                self._channel.send(peer, self._first_credit())
             case Control():
                 self._control(peer, frame)
             case _:
@@ -154,22 +152,41 @@ class Engine:
         return []
 
     def _control(self, peer: Peer, frame: Control) -> None:
-        value: str | bool | None = None
+        value: Value = None
         match frame.op:
-            case "load":
-                if self._adapters.residency(frame.digest) == "store":
-                    self._adapters.prefetch(frame.digest)
-                    self._load_calls.setdefault(frame.digest, []).append((peer, frame.call))
-                    return
+            case "load" | "activate" | "pin" | "unpin" | "unload":
+                self._orders.place(frame.op, frame.digest, (peer, frame.call))
+                return
+            case "pins":
+                value = self._adapters.secured()
             case "residency":
                 value = self._adapters.residency(frame.digest)
             case "in_use":
                 value = self._adapters.is_held(frame.digest)
+            case "report":
+                value = self._load()
         self._reply(peer, frame.call, value=value)
 
-    def _reply(
-        self, peer: Peer, call: int, *, value: str | bool | None = None, error: AdamixError | None = None
-    ) -> None:
+    def _first_credit(self) -> Credit:
+        """One front end's part of the queue; at least one text of the backbone's full length, or it could send none."""
+        limits = self.hello.limits
+        return Credit(
+            generation=self.hello.generation,
+            engine_id=self.hello.engine_id,
+            inputs=max(limits.max_queue_inputs // self._front_ends, 1),
+            tokens=max(limits.max_queue_tokens // self._front_ends, self.hello.spec.max_tokens),
+        )
+
+    def _load(self) -> EngineLoad:
+        return EngineLoad(
+            queued_inputs=len(self._scheduler),
+            queued_tokens=sum(request.num_tokens for request in self._scheduler),
+            running_inputs=max(self._largest_batch, self._largest_batch_before),
+            resident_adapters=self._adapters.num_resident,
+            slots=self.hello.limits.slots,
+        )
+
+    def _reply(self, peer: Peer, call: int, *, value: Value = None, error: AdamixError | None = None) -> None:
         reply = Reply(
             generation=self.hello.generation,
             engine_id=self.hello.engine_id,
@@ -181,9 +198,8 @@ class Engine:
 
     def _bring_adapters(self) -> list[_Finished]:
         failed = self._adapters.advance()
-        for digest in [d for d in self._load_calls if d in failed or not self._adapters.is_reading(d)]:
-            for peer, call in self._load_calls.pop(digest):
-                self._reply(peer, call, error=failed.get(digest))
+        for answer in self._orders.settle(failed):
+            self._reply(*answer.caller, value=answer.residency, error=answer.error)
         return [
             _Finished(request, error)
             for digest, error in failed.items()
@@ -267,7 +283,7 @@ class Engine:
             self._next_stats = now + _STATS_EVERY_S
             self._recorder.set("adamix_queue_requests", value=len(self._scheduler))
             self._recorder.set("adamix_running_requests", value=self._largest_batch)
-            self._largest_batch = 0
+            self._largest_batch_before, self._largest_batch = self._largest_batch, 0
             self._adapters.report()
             self._on_stats()
 

@@ -21,7 +21,7 @@ async def serve(pipe: SupervisorPipe) -> int:
     if not isinstance(start, Start):
         return 0 if start is None else 1
     settings = msgspec.convert(start.config, FrontEndConfig)
-    logs.configure(settings.log_level, process="frontend")
+    logs.configure(settings.log_level, process=settings.name)
     return await FrontEnd(settings, pipe).run()
 
 

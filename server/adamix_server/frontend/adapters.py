@@ -3,37 +3,44 @@
 The order of a registration is what keeps it crash-safe: bytes to a temporary file, judged in a child process, stored
 under their digest, brought to the engine's host memory, and only then one transaction that makes the version visible.
 Until that transaction nothing has changed for anybody. Everything that blocks runs in the catalog's thread pool.
+A file of the operator's adapter root goes the same way, from its copy on.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adamix.errors import AdamixError, Code, InvalidAdapter, InvalidRequest, Overloaded
+from adamix.errors import AdamixError, Code, FailedPrecondition, InvalidAdapter, Overloaded
 from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
 from adamix_server.adapters.validation import Verdict
-from adamix_server.catalog.names import check_digest
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.blobs import Temporary
+from adamix_server.catalog.names import check_digest, check_request_id
+from adamix_server.catalog.pointer import check_split
+from adamix_server.catalog.rows import VersionRow, check_same_form
 from adamix_server.frontend import call as calls
 from adamix_server.frontend import convert, upload
+from adamix_server.frontend.adapter_root import AdapterRoot
 from adamix_server.frontend.catalog_view import CatalogView, to_the_end
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.names import parse_task, task_name, version_name
 from adamix_server.frontend.reclaimer import Reclaimer
+from adamix_server.frontend.residency import Residency
+from adamix_server.frontend.watch import Watch
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
 
 # Each upload may hold 256 MiB of disk and one validation child.
 MAX_UPLOADS = 16
+# Each keeps a thread of the catalog's pool until it ends.
+MAX_COPIES = 2
 UPLOAD_RETRY_S = 1.0
 LOAD_TIMEOUT_S = 10.0
-RESIDENCY_TIMEOUT_S = 1.0
 
 # (path, spec, expected digest) -> verdict; `adapters.validation` in a server, something quicker in a test.
 Validate = Callable[[Path, BackboneSpec, str], Awaitable[Verdict]]
@@ -43,7 +50,15 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     """The control plane of one front end."""
 
     def __init__(
-        self, view: CatalogView, link: EngineLink, validate: Validate, reclaimer: Reclaimer, recorder: Recorder
+        self,
+        view: CatalogView,
+        link: EngineLink,
+        validate: Validate,
+        reclaimer: Reclaimer,
+        recorder: Recorder,
+        watch: Watch,
+        root: AdapterRoot | None,
+        residency: Residency,
     ) -> None:
         self._view = view
         self._catalog = view.catalog
@@ -51,17 +66,25 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._validate = validate
         self._reclaimer = reclaimer
         self._recorder = recorder
+        self._watch = watch
+        self._root = root
+        self._residency = residency
         self._uploads = 0
+        self._copies = asyncio.Semaphore(MAX_COPIES)
 
     async def RegisterAdapter(self, requests: upload.Requests, _context: Any) -> adapters_pb2.RegisterAdapterResponse:
         header = await upload.read_header(requests)
         tenant, task = _name(header.task, "header.task")
-        _refuse_unsupported(header)
         if header.expected_digest:
             check_digest(header.expected_digest, "header.expected_digest")
+        if header.request_id:
+            check_request_id(header.request_id, "header.request_id")
         with self._counted():
             async with upload.temporary_file(self._view, self._catalog.blobs) as temporary:
-                await upload.receive(requests, temporary, self._view)
+                if header.file:
+                    await self._copy(header.file, requests, temporary)
+                else:
+                    await upload.receive(requests, temporary, self._view)
                 try:
                     verdict = await self._judge(temporary.path, temporary.digest, header.expected_digest)
                 except InvalidAdapter as error:
@@ -69,10 +92,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
                     raise
                 if header.validate_only:
                     return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
-                make_live = header.make_live if header.HasField("make_live") else True
-                version, already_exists = await to_the_end(
-                    self._commit(tenant, task, verdict, temporary.path, make_live)
-                )
+                version, already_exists = await to_the_end(self._commit(tenant, task, verdict, temporary.path, header))
         return adapters_pb2.RegisterAdapterResponse(version=convert.to_version(version), already_exists=already_exists)
 
     async def GetTask(self, request: adapters_pb2.GetTaskRequest, _context: Any) -> adapters_pb2.GetTaskResponse:
@@ -94,7 +114,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         page = await self._view.run(
             partial(self._catalog.list_versions, tenant, task, request.page_size, request.page_token)
         )
-        residencies = await asyncio.gather(*(self._residency(row.digest) for row in page.rows))
+        residencies = await asyncio.gather(*(self._residency.where(row.digest) for row in page.rows))
         versions = [convert.to_version(row, where) for row, where in zip(page.rows, residencies, strict=True)]
         return adapters_pb2.ListVersionsResponse(versions=versions, next_page_token=page.next_page_token)
 
@@ -103,33 +123,64 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> adapters_pb2.DeleteTaskResponse:
         tenant, task = _name(request.task)
         await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag))
-        self._recorder.remove_task(tenant, task)
         self._reclaimer.request()
         return adapters_pb2.DeleteTaskResponse()
+
+    async def DeleteVersion(
+        self, request: adapters_pb2.DeleteVersionRequest, _context: Any
+    ) -> adapters_pb2.DeleteVersionResponse:
+        tenant, task = _name(request.task)
+        await self._view.change(partial(self._catalog.delete_version, tenant, task, request.digest, request.etag))
+        self._reclaimer.request()
+        return adapters_pb2.DeleteVersionResponse()
 
     async def SetTraffic(
         self, request: adapters_pb2.SetTrafficRequest, _context: Any
     ) -> adapters_pb2.SetTrafficResponse:
         tenant, task = _name(request.task)
-        if len(request.traffic) != 1:
-            raise InvalidRequest(
-                "traffic must name exactly one version; this server does not split traffic",
-                reason="UNSUPPORTED",
-                field="traffic",
-            )
-        share = request.traffic[0]
-        digest = check_digest(share.digest, "traffic[0].digest")
-        self._view.resolve(tenant, task, digest)
-        await self._load(digest)
-        row = await self._view.change(
-            partial(self._catalog.set_traffic, tenant, task, [(digest, share.weight)], request.etag)
-        )
+        split = check_split((share.digest, share.weight) for share in request.traffic)
+        # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
+        check_same_form([self._view.resolve(tenant, task, digest) for digest, _ in split])
+        await asyncio.gather(*(self._load(digest) for digest, _ in split))
+        row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
         return adapters_pb2.SetTrafficResponse(task=convert.to_task(row))
 
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
         tenant, task = _name(request.task)
         row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
         return adapters_pb2.RollbackResponse(task=convert.to_task(row))
+
+    async def LoadVersion(
+        self, request: adapters_pb2.LoadVersionRequest, _context: Any
+    ) -> adapters_pb2.LoadVersionResponse:
+        tenant, task = _name(request.task)
+        version = await self._residency.load(tenant, task, check_digest(request.digest))
+        return adapters_pb2.LoadVersionResponse(version=version)
+
+    async def UnloadVersion(
+        self, request: adapters_pb2.UnloadVersionRequest, _context: Any
+    ) -> adapters_pb2.UnloadVersionResponse:
+        tenant, task = _name(request.task)
+        version = await self._residency.unload(tenant, task, check_digest(request.digest))
+        return adapters_pb2.UnloadVersionResponse(version=version)
+
+    async def PinVersion(
+        self, request: adapters_pb2.PinVersionRequest, _context: Any
+    ) -> adapters_pb2.PinVersionResponse:
+        tenant, task = _name(request.task)
+        act = self._residency.pin if request.pinned else self._residency.unpin
+        return adapters_pb2.PinVersionResponse(version=await act(tenant, task, check_digest(request.digest)))
+
+    async def WatchTasks(
+        self, _request: adapters_pb2.WatchTasksRequest, context: Any
+    ) -> AsyncIterator[adapters_pb2.WatchTasksResponse]:
+        tenant = calls.current().tenant
+        with self._watch.start() as snapshot:
+            # A tenant without tasks has no message to come; this tells the client that it is heard from here on.
+            await context.send_initial_metadata(())
+            async with aclosing(self._watch.follow(tenant, snapshot)) as changes:
+                async for change in changes:
+                    yield convert.to_change(tenant, change.task, change.row)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -146,6 +197,16 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         finally:
             self._uploads -= 1
 
+    async def _copy(self, name: str, requests: upload.Requests, temporary: Temporary) -> None:
+        if self._root is None:
+            raise FailedPrecondition(
+                "this server registers no files of its own; upload the file, or start the server with --adapter-root",
+                reason="NO_ADAPTER_ROOT",
+            )
+        await upload.expect_end(requests)
+        async with self._copies:
+            await self._view.run(partial(self._root.copy, name, temporary))
+
     async def _judge(self, path: Path, digest: str, expected_digest: str) -> Verdict:
         if expected_digest and digest != expected_digest:
             raise InvalidAdapter(
@@ -154,21 +215,26 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         return await self._validate(path, self._view.spec, digest)
 
     async def _commit(
-        self, tenant: str, task: str, verdict: Verdict, path: Path, make_live: bool
+        self, tenant: str, task: str, verdict: Verdict, path: Path, header: adapters_pb2.RegisterAdapterHeader
     ) -> tuple[VersionRow, bool]:
-        await self._view.run(partial(self._catalog.blobs.put, path, verdict.digest))
-        if make_live:
-            await self._load(verdict.digest)
+        make_live = header.make_live if header.HasField("make_live") else True
+        digest, request_id = verdict.digest, header.request_id
+        asked = partial(self._catalog.is_answered, tenant, task, digest, make_live, request_id)
+        if not request_id or not await self._view.run(asked):
+            await self._view.run(partial(self._catalog.blobs.put, path, digest))
+            if make_live:
+                await self._load(digest)
         return await self._view.change(
             partial(
                 self._catalog.register,
                 tenant,
                 task,
-                verdict.digest,
+                digest,
                 verdict.manifest_json,
                 verdict.num_bytes,
                 self._view.spec.fingerprint,
                 make_live,
+                request_id,
             )
         )
 
@@ -187,13 +253,6 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             if error.code is not Code.UNAVAILABLE:
                 raise
             log.warning("a version becomes live while there is no engine", extra={"digest": digest})
-
-    async def _residency(self, digest: str) -> str | bool | None:
-        try:
-            async with asyncio.timeout(RESIDENCY_TIMEOUT_S):
-                return await self._link.control("residency", digest)
-        except (TimeoutError, AdamixError):
-            return None
 
     async def _remember_failure(self, tenant: str, task: str, refused: InvalidAdapter) -> None:
         log.info("an adapter was refused: %s", refused.message, extra={"task": task, "reason": refused.reason})
@@ -220,13 +279,3 @@ def _name(name: str, field: str = "task") -> tuple[str, str]:
     task = parse_task(name, call.tenant, field)
     call.resource = task_name(call.tenant, task)
     return call.tenant, task
-
-
-def _refuse_unsupported(header: adapters_pb2.RegisterAdapterHeader) -> None:
-    for field in ("file", "request_id"):
-        if getattr(header, field):
-            raise InvalidRequest(
-                f"this server does not support header.{field}; leave it empty",
-                reason="UNSUPPORTED",
-                field=f"header.{field}",
-            )

@@ -16,7 +16,7 @@ class Admission:
 
     def __init__(self) -> None:
         self._running = 0
-        self._closed = False
+        self._closed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -26,8 +26,8 @@ class Admission:
 
     def enter(self) -> None:
         """Count a call in. Raises Unavailable (`DRAINING`) after `close`."""
-        if self._closed:
-            raise Unavailable("the server is shutting down; try again", reason="DRAINING", retry_after_s=DRAIN_RETRY_S)
+        if self._closed.is_set():
+            raise draining()
         self._running += 1
         self._idle.clear()
 
@@ -38,7 +38,11 @@ class Admission:
             self._idle.set()
 
     def close(self) -> None:
-        self._closed = True
+        self._closed.set()
+
+    async def closed(self) -> None:
+        """Return once `close` was called: for calls that do not end by themselves."""
+        await self._closed.wait()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no call runs; False if some still do after `timeout_s`."""
@@ -48,3 +52,8 @@ class Admission:
         except TimeoutError:
             return False
         return True
+
+
+def draining() -> Unavailable:
+    """What a call is told that the server will not start, or not go on with."""
+    return Unavailable("the server is shutting down; try again", reason="DRAINING", retry_after_s=DRAIN_RETRY_S)

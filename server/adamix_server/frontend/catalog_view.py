@@ -1,24 +1,31 @@
 """The catalog as the data plane sees it: one immutable snapshot in memory, replaced whole after every change.
 
 Resolving a task is two dict look-ups on the event loop, the same path whether the task is unknown, another tenant's or
-one's own. The catalog itself blocks on the disk, so everything that asks it goes through a small thread pool here.
+one's own. The catalog itself blocks on the disk, so everything that asks it goes through a small thread pool here. A
+change is over when every front end of the server sees it; who they are is not known here.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+import logging
+import random
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from adamix.errors import FailedPrecondition
 from adamix.manifest import BackboneSpec
 from adamix_server.catalog.rows import Snapshot, VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_server.frontend.agreement import Agreement, Bell
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _THREADS = 8
+# A front end that says nothing is replaced sooner than that, so this is only for what nobody has thought of.
+AGREEMENT_TIMEOUT_S = 30.0
 
 
 class CatalogView:
@@ -27,12 +34,16 @@ class CatalogView:
     Belongs to one event loop. `refresh` before the first use.
     """
 
-    def __init__(self, catalog: Catalog, spec: BackboneSpec) -> None:
+    def __init__(self, catalog: Catalog, spec: BackboneSpec, agreement: Agreement) -> None:
         self.catalog = catalog
         self.spec = spec
         self._snapshot = Snapshot(revision=-1, tasks={})
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="catalog")
-        self._held: Counter[str] = Counter()
+        self._draw = random.Random().random  # noqa: S311 - shares traffic; nobody gains by guessing it
+        # A thread of its own: what other front ends wait for does not queue behind uploads.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._agreement = agreement
+        self._bell = Bell()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -43,18 +54,31 @@ class CatalogView:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def change(self, work: Callable[[], T]) -> T:
-        """Run a mutation of the catalog to its end, and see it here before returning."""
-        return await to_the_end(self._change(work))
+        """Run a mutation of the catalog to its end, and return when every front end sees it.
+
+        It is durable before that: if another front end cannot follow in time, a log line says so and no error.
+        """
+        result, revision = await to_the_end(self._change(work))
+        if not await self._agreement.all_serve(revision, AGREEMENT_TIMEOUT_S):
+            log.error("a change was answered before every front end saw it", extra={"revision": revision})
+        return result
 
     async def refresh(self) -> None:
         """Take the catalog's newest snapshot."""
-        newest = await self.run(self.catalog.snapshot)
+        newest = await asyncio.get_running_loop().run_in_executor(self._reader, self.catalog.snapshot)
         # Two refreshes may end in any order.
-        if newest.revision >= self._snapshot.revision:
+        if newest.revision > self._snapshot.revision:
             self._snapshot = newest
+            self._agreement.serve(newest.revision)
+            self._bell.ring()
+
+    async def changed(self, since: Snapshot) -> Snapshot:
+        """The newest snapshot, once it is not `since`. Steps in between may be left out."""
+        await self._bell.wait_for(lambda: self._snapshot is not since)
+        return self._snapshot
 
     def resolve(self, tenant: str, task: str, digest: str = "") -> VersionRow:
-        """The version that answers a task now, or the one with `digest`.
+        """A version that answers a task now, each as often as its weight says; or the one with `digest`.
 
         Raises:
             NotFound: no such task or version, or not the tenant's.
@@ -66,37 +90,29 @@ class CatalogView:
             if version.backbone_fingerprint != self.spec.fingerprint:
                 raise _not_for_this_backbone("version")
             return version
-        live = row.live
-        if not live:
+        if not row.traffic:
             if row.unavailable_reason == "BACKBONE_CHANGED":
                 raise _not_for_this_backbone("task")
             raise FailedPrecondition("the task has no live version; set its traffic", reason=row.unavailable_reason)
-        return live[0]
+        return row.pick(self._draw)
 
-    @contextmanager
-    def hold(self, digests: Iterable[str]) -> Iterator[None]:
-        """Keep the bytes of these versions while a call that resolved them may still need the engine to load them."""
-        held = list(digests)
-        self._held.update(held)
-        try:
-            yield
-        finally:
-            self._held.subtract(held)
-            for digest in set(held):
-                if not self._held[digest]:
-                    del self._held[digest]
+    def hold(self) -> AbstractContextManager[None]:
+        """Keep the bytes of what a call has just resolved, while it may still need the engine to load them.
 
-    def is_held(self, digest: str) -> bool:
-        return digest in self._held
+        Entered in the same turn of the event loop as `resolve`.
+        """
+        return self._agreement.hold()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._reader):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.catalog.close()
 
-    async def _change(self, work: Callable[[], T]) -> T:
+    async def _change(self, work: Callable[[], T]) -> tuple[T, int]:
+        """The result, and a revision that has the change in it."""
         result = await self.run(work)
         await self.refresh()
-        return result
+        return result, self._snapshot.revision
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:

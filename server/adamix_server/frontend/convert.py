@@ -4,12 +4,13 @@ What a head's raw output means is decided here and nowhere else: the engine retu
 read them.
 """
 
-from collections.abc import Iterable
+import math
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
-from numpy.typing import NDArray
 
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.manifest import BackboneSpec, HeadSpec
@@ -23,6 +24,9 @@ DEFAULT_THRESHOLD = 0.5
 # Heads that `Predict` can read. The others speak through `Generate`.
 PREDICT_HEADS = frozenset({"classification", "multilabel", "regression", "embedding"})
 
+# Above so many, numpy is faster than plain floats.
+_FEW_VALUES = 64
+
 _RESIDENCY = {
     "store": adapters_pb2.RESIDENCY_STORE,
     "host": adapters_pb2.RESIDENCY_HOST,
@@ -30,10 +34,13 @@ _RESIDENCY = {
 }
 
 
-def to_prediction(head: HeadSpec, payload: bytes, *, return_logits: bool) -> inference_pb2.Prediction:
-    """What a head's output says; `task` and `version` are left to the caller.
+def fill_prediction(
+    prediction: inference_pb2.Prediction, head: HeadSpec, payload: bytes, *, return_logits: bool
+) -> None:
+    """Write what a head's output says into an empty message; `task` and `version` are left to the caller.
 
     Args:
+        prediction: left as it is by an error.
         head: of the version that answered; one of `PREDICT_HEADS`.
         payload: little-endian fp32 [C]: logits, the score, or the embedding.
         return_logits: also give the raw output.
@@ -42,65 +49,73 @@ def to_prediction(head: HeadSpec, payload: bytes, *, return_logits: bool) -> inf
         FailedPrecondition: the output is not finite (`NON_FINITE_OUTPUT`).
         InternalError: the output has another size than the head.
     """
-    logits = np.frombuffer(payload, dtype="<f4").astype(np.float64)
-    if head.type == "embedding":
-        is_whole = logits.size == head.dim if head.dim is not None else logits.size > 0
-    else:
-        is_whole = logits.size == head.num_labels
-    if not is_whole:
-        raise InternalError(f"a {head.type} head answered with {logits.size} values")
-    if not np.isfinite(logits).all():
+    # Plain floats, because most heads have a few labels and each call of numpy costs more than all of them.
+    size, rest = divmod(len(payload), 4)
+    if rest or not (size == head.num_labels if head.type != "embedding" else _is_whole_embedding(head, size)):
+        raise InternalError(f"a {head.type} head answered with {size} values")
+    logits = struct.unpack(f"<{size}f", payload)
+    # No sum of finite fp32 values overflows a double, and any other value makes it infinite or NaN.
+    if not math.isfinite(sum(logits)):
         raise FailedPrecondition(
             "this version's output for the input is not finite; its weights are unusable",
             reason="NON_FINITE_OUTPUT",
         )
-    prediction = inference_pb2.Prediction(logits=logits.tolist() if return_logits else ())
     match head.type:
         case "classification":
-            prediction.classification.CopyFrom(_classification(head, logits))
+            found = prediction.classification
+            best = logits.index(max(logits))
+            found.label, found.label_id = _label(head, best), best
+            found.scores.extend(softmax(logits))
         case "multilabel":
-            prediction.multi_label.CopyFrom(_multi_label(head, logits))
+            _fill_multi_label(prediction.multi_label, head, logits)
         case "regression":
-            low, high = head.clip or (-np.inf, np.inf)
-            prediction.regression.score = min(max(float(logits[0]), low), high)
+            low, high = head.clip or (-math.inf, math.inf)
+            prediction.regression.score = min(max(logits[0], low), high)
         case "embedding":
-            norm = float(np.linalg.norm(logits)) if head.normalize else 1.0
-            prediction.embedding.values.extend((logits / (norm or 1.0)).tolist())
+            norm = math.hypot(*logits) if head.normalize else 1.0
+            prediction.embedding.values.extend(logits if norm in (0.0, 1.0) else [value / norm for value in logits])
         case _:
             raise InternalError(f"a {head.type} head has no prediction")
-    return prediction
+    if return_logits:
+        prediction.logits.extend(logits)
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def softmax(logits: Sequence[float]) -> list[float]:
     """Probabilities of one row of logits [C], computed in fp64."""
-    powers = np.exp(logits - logits.max())
-    result: NDArray[np.float64] = powers / powers.sum()
-    return result
+    highest = max(logits)
+    if len(logits) > _FEW_VALUES:
+        powers = np.exp(np.subtract(logits, highest))
+        probabilities: list[float] = (powers / powers.sum()).tolist()
+        return probabilities
+    few = [math.exp(value - highest) for value in logits]
+    total = sum(few)
+    return [power / total for power in few]
 
 
-def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(logits: Sequence[float]) -> list[float]:
     """Independent probabilities [C], without overflow for any finite logit."""
-    result: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * logits))
-    return result
+    return [0.5 * (1.0 + math.tanh(0.5 * value)) for value in logits]
 
 
-def to_timing(timings: Iterable[frames.Timing], tokenize_s: float, last: frames.Timing | None) -> inference_pb2.Timing:
-    """The timing of a call: per stage the slowest input, and the batch of the last one."""
-    queue_s = load_s = compute_s = 0.0
-    for timing in timings:
-        queue_s = max(queue_s, timing.queue_s)
-        load_s = max(load_s, timing.load_s)
-        compute_s = max(compute_s, timing.compute_s)
-    result = inference_pb2.Timing(queue_s=queue_s, load_s=load_s, tokenize_s=tokenize_s, compute_s=compute_s)
-    if last is not None:
-        result.batch_requests = last.batch_requests
-        result.batch_tokens = last.batch_tokens
-        result.batch_tasks = last.batch_tasks
-    return result
+def fill_timing(message: inference_pb2.Timing, timings: Sequence[frames.Timing], tokenize_s: float) -> None:
+    """Write the timing of a call: per stage that of the slowest input, and the batch of the last one."""
+    message.tokenize_s = tokenize_s
+    if timings:
+        message.queue_s = max([timing.queue_s for timing in timings])
+        message.load_s = max([timing.load_s for timing in timings])
+        message.compute_s = max([timing.compute_s for timing in timings])
+        last = timings[-1]
+        message.batch_requests = last.batch_requests
+        message.batch_tokens = last.batch_tokens
+        message.batch_tasks = last.batch_tasks
 
 
 def to_task(row: TaskRow) -> adapters_pb2.Task:
-    """A task as the catalog holds it; head, labels and length are those of its live version."""
+    """A task as the catalog holds it.
+
+    Head and labels are those of the live version with the largest share, the length is one that every live version
+    takes.
+    """
     task = adapters_pb2.Task(
         name=task_name(row.tenant, row.task),
         etag=row.etag,
@@ -110,12 +125,20 @@ def to_task(row: TaskRow) -> adapters_pb2.Task:
         unavailable_reason=row.unavailable_reason,
     )
     if row.live:
-        manifest = row.live[0].manifest
+        manifest = row.heaviest.manifest
         task.head_type = manifest.head.type
-        task.max_length = manifest.max_length
+        task.max_length = min(version.manifest.max_length for version in row.live)
         if manifest.head.type in ("classification", "multilabel"):
             task.labels.extend(manifest.head.labels)
     return task
+
+
+def to_change(tenant: str, task: str, row: TaskRow | None) -> adapters_pb2.WatchTasksResponse:
+    """A task as it is now; without a row, that it was deleted."""
+    if row is None:
+        deleted = adapters_pb2.Task(name=task_name(tenant, task))
+        return adapters_pb2.WatchTasksResponse(task=deleted, deleted=True)
+    return adapters_pb2.WatchTasksResponse(task=to_task(row))
 
 
 def to_version(row: VersionRow, residency: object = None) -> adapters_pb2.Version:
@@ -129,6 +152,7 @@ def to_version(row: VersionRow, residency: object = None) -> adapters_pb2.Versio
         num_bytes=row.num_bytes,
         backbone_fingerprint=row.backbone_fingerprint,
         live=row.live,
+        pinned=row.pinned,
         residency=_RESIDENCY.get(str(residency), adapters_pb2.RESIDENCY_UNSPECIFIED),
     )
 
@@ -162,18 +186,17 @@ def to_limits(limits: frames.Limits) -> server_pb2.Limits:
     )
 
 
-def _classification(head: HeadSpec, logits: NDArray[np.float64]) -> inference_pb2.Classification:
-    best = int(logits.argmax())
-    return inference_pb2.Classification(label=_label(head, best), label_id=best, scores=softmax(logits).tolist())
+def _is_whole_embedding(head: HeadSpec, size: int) -> bool:
+    return size == head.dim if head.dim is not None else size > 0
 
 
-def _multi_label(head: HeadSpec, logits: NDArray[np.float64]) -> inference_pb2.MultiLabel:
+def _fill_multi_label(found: inference_pb2.MultiLabel, head: HeadSpec, logits: Sequence[float]) -> None:
     scores = sigmoid(logits)
     threshold = DEFAULT_THRESHOLD if head.threshold is None else head.threshold
-    chosen = [int(index) for index in np.flatnonzero(scores >= threshold)]
-    return inference_pb2.MultiLabel(
-        labels=[_label(head, index) for index in chosen], label_ids=chosen, scores=scores.tolist()
-    )
+    chosen = [index for index, score in enumerate(scores) if score >= threshold]
+    found.labels.extend([_label(head, index) for index in chosen])
+    found.label_ids.extend(chosen)
+    found.scores.extend(scores)
 
 
 def _label(head: HeadSpec, index: int) -> str:

@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from adamix.errors import InvalidConfig
+from adamix_protos.open_inference import open_inference_pb2, open_inference_pb2_grpc
 from adamix_protos.v1 import (
     adapters_pb2,
     adapters_pb2_grpc,
@@ -25,7 +25,9 @@ from adamix_server.frontend.adapters import AdapterServicer
 from adamix_server.frontend.admission import Admission
 from adamix_server.frontend.inference import InferenceServicer
 from adamix_server.frontend.interceptors import Boundary
+from adamix_server.frontend.open_inference import OpenInferenceServicer
 from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.port import cannot_listen
 from adamix_server.telemetry.metrics import Recorder
 
 # The last line of defence; admission sheds long before, with a hint when to come back.
@@ -35,8 +37,6 @@ REFUSE_S = 0.5
 FLUSH_S = 0.5
 
 OPTIONS: tuple[tuple[str, int], ...] = (
-    # A second server on the port is an error, not a silent share of the traffic.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", config.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", config.MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", config.MAX_METADATA_BYTES),
@@ -45,9 +45,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_idle_ms", 300_000),
+    # New calls then go over a new connection; the old one stays for what runs on it, since streams have no total limit.
     ("grpc.max_connection_age_ms", 1_800_000),
-    # Longer than the longest call.
-    ("grpc.max_connection_age_grace_ms", int(config.MAX_TIMEOUT_S * 1000) + 60_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -58,6 +57,7 @@ _SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
     server_pb2.DESCRIPTOR.services_by_name["ServerService"].full_name,
+    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
 
 
@@ -67,6 +67,8 @@ class Endpoint:
     Args:
         listen: `host:port`; port 0 asks for a free one.
         with_reflection: let clients list the services.
+        shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
+            a second server on the port is an error, not a silent share of the traffic.
 
     Attributes:
         address: with the real port.
@@ -78,23 +80,26 @@ class Endpoint:
     def __init__(
         self,
         listen: str,
-        servicers: tuple[InferenceServicer, AdapterServicer, ServerInfoServicer],
+        servicers: tuple[InferenceServicer, AdapterServicer, ServerInfoServicer, OpenInferenceServicer],
         admission: Admission,
         recorder: Recorder,
         *,
         with_reflection: bool,
+        shares_port: bool,
     ) -> None:
         self._admission = admission
+        self._is_stopping = False
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
             interceptors=[Boundary(admission, recorder)],
-            options=OPTIONS,
+            options=(*OPTIONS, ("grpc.so_reuseport", int(shares_port))),
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
-        inference, adapters, info = servicers
+        inference, adapters, info, self._open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, self._server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(info, self._server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if with_reflection:
             names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -103,11 +108,7 @@ class Endpoint:
         try:
             port = self._server.add_insecure_port(listen)
         except RuntimeError:
-            raise InvalidConfig(
-                f"cannot listen on {listen}: another program uses it, or it is not an address of this machine",
-                reason="ADDRESS_IN_USE",
-                field="listen",
-            ) from None
+            raise cannot_listen(listen) from None
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self) -> None:
@@ -115,6 +116,7 @@ class Endpoint:
 
     async def show_serving(self, is_serving: bool) -> None:
         """What health says of the process ("") and of each service, until `stop`."""
+        self._open_inference.is_serving = is_serving and not self._is_stopping
         values = health_pb2.HealthCheckResponse
         status = values.SERVING if is_serving else values.NOT_SERVING
         for name in ("", *_SERVICES):
@@ -125,6 +127,7 @@ class Endpoint:
 
         Calls that still run then are cancelled; returns whether there were none.
         """
+        self._is_stopping, self._open_inference.is_serving = True, False
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(delay_s)
         end = time.monotonic() + grace_s

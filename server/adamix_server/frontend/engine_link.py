@@ -11,12 +11,24 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 from adamix.errors import InternalError, Overloaded, Unavailable
 from adamix_server import channel
-from adamix_server.frames import Cancel, Control, Credit, Emit, EngineUp, Event, Hello, Reply, Row, Submit
+from adamix_server.frames import (
+    Cancel,
+    Control,
+    Credit,
+    Emit,
+    EngineUp,
+    Event,
+    Hello,
+    Op,
+    Reply,
+    Row,
+    Submit,
+    Value,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +36,17 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 5.0
 RESTART_RETRY_S = 1.0
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0
+# With so many rows under way, new ones are gathered for so long before they are sent together. Each frame costs either
+# side as much CPU as several rows do; a batch takes the engine several times as long.
+BUSY_ROWS = 8
+GATHER_S = 0.001
 
-Connect = Callable[[str, int], Awaitable[channel.FrontEndChannel]]
+# (address, generation, engine id) -> a channel that has introduced itself.
+Connect = Callable[[str, int, str], Awaitable[channel.FrontEndChannel]]
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    future: asyncio.Future[Event]
-    since: float
+# A future, and since when somebody waits for it.
+_Waiting = tuple[asyncio.Future[Event], float]
 
 
 class EngineLink:
@@ -69,8 +84,8 @@ class EngineLink:
             if self._connection is not None:
                 if (self._connection.engine_id, self._connection.generation) == (engine_id, generation):
                     return
-                self.engine_down(self._connection.generation)
-            frames = await self._connect(up.address, generation)
+                self.close()
+            frames = await self._connect(up.address, generation, engine_id)
             connection = _Connection(frames, engine_id, generation, self._lost)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -85,11 +100,11 @@ class EngineLink:
                 raise _restarting()
             self._hello, self._connection = up.hello, connection
 
-    def engine_down(self, generation: int) -> None:
-        """Fail everything that waits for this generation. A generation that is already gone is ignored."""
-        if self._connection is not None and self._connection.generation == generation:
-            connection, self._connection = self._connection, None
-            connection.close()
+    def engine_down(self, generation: int, engine_id: str) -> None:
+        """Fail everything that waits for this generation of this engine. One that is already gone is ignored."""
+        connection = self._connection
+        if connection is not None and (connection.generation, connection.engine_id) == (generation, engine_id):
+            self.close()
 
     def submit(self, rows: Sequence[Row]) -> list[asyncio.Future[Event]]:
         """Send rows, each under an id of `next_id`; one future per row, in order.
@@ -102,10 +117,11 @@ class EngineLink:
         """
         if self._connection is None:
             raise _restarting()
-        return [self._connection.submit(row) for row in rows]
+        now = time.monotonic()
+        return [self._connection.submit(row, now) for row in rows]
 
-    async def control(self, op: Literal["load", "residency", "in_use"], digest: str) -> str | bool | None:
-        """Ask the engine something about an adapter and return the reply's value.
+    async def control(self, op: Op, digest: str) -> Value:
+        """Ask the engine something, mostly about an adapter, and return what `Op` promises.
 
         Raises:
             Unavailable: there is no engine now, or it went away.
@@ -121,7 +137,8 @@ class EngineLink:
     def close(self) -> None:
         """End the connection; everything that waits fails."""
         if self._connection is not None:
-            self.engine_down(self._connection.generation)
+            connection, self._connection = self._connection, None
+            connection.close()
 
     def _lost(self, connection: "_Connection") -> None:
         if self._connection is connection:
@@ -158,7 +175,7 @@ class _Connection:
         self._answer_s = MIN_RETRY_S
         self._tasks = [asyncio.create_task(self._run(self._write)), asyncio.create_task(self._run(self._read))]
 
-    def submit(self, row: Row) -> asyncio.Future[Event]:
+    def submit(self, row: Row, now: float) -> asyncio.Future[Event]:
         future: asyncio.Future[Event] = self._loop.create_future()
         num_tokens = _num_tokens(row)
         if self._inputs < 1 or self._tokens < num_tokens:
@@ -168,12 +185,12 @@ class _Connection:
         self._inputs -= 1
         self._tokens -= num_tokens
         self._rows[row.id] = row
-        self._waiting[row.id] = _Waiting(future, time.monotonic())
-        future.add_done_callback(lambda done: self._cancelled(row.id) if done.cancelled() else None)
+        self._waiting[row.id] = (future, now)
+        future.add_done_callback(partial(self._done, row.id))
         self._something_to_send.set()
         return future
 
-    async def control(self, op: Literal["load", "residency", "in_use"], digest: str) -> Reply:
+    async def control(self, op: Op, digest: str) -> Reply:
         self._last_call += 1
         call = self._last_call
         future: asyncio.Future[Reply] = self._loop.create_future()
@@ -197,7 +214,7 @@ class _Connection:
             if task is not asyncio.current_task():
                 task.cancel()
         waiting: list[asyncio.Future[Event] | asyncio.Future[Reply]] = [*self._calls.values()]
-        waiting += [entry.future for entry in self._waiting.values()]
+        waiting += [future for future, _ in self._waiting.values()]
         self._waiting.clear()
         self._calls.clear()
         for future in waiting:
@@ -218,9 +235,11 @@ class _Connection:
     async def _write(self) -> None:
         while True:
             await self._something_to_send.wait()
+            if len(self._waiting) - len(self._rows) >= BUSY_ROWS:
+                # The engine computes and looks at its socket between two batches: one frame then serves both sides.
+                await asyncio.sleep(GATHER_S)
             self._something_to_send.clear()
-            # Everything of this turn of the loop is in the three lists by the time the sender runs again.
-            rows = [self._rows.pop(id_) for id_ in list(self._rows) if not self._waiting[id_].future.cancelled()]
+            rows = [self._rows.pop(id_) for id_ in list(self._rows) if not self._waiting[id_][0].cancelled()]
             cancels, self._cancels = self._cancels, []
             controls, self._controls = self._controls, []
             if rows:
@@ -237,8 +256,9 @@ class _Connection:
                 case Emit() if self._is_ours(frame):
                     self._inputs += frame.credit_inputs
                     self._tokens += frame.credit_tokens
+                    now = time.monotonic()
                     for event in frame.events:
-                        self._finish(event)
+                        self._finish(event, now)
                 case Credit() if self._is_ours(frame):
                     self._inputs += frame.inputs
                     self._tokens += frame.tokens
@@ -256,15 +276,18 @@ class _Connection:
     def _is_ours(self, frame: Emit | Credit | Reply) -> bool:
         return frame.generation == self.generation and frame.engine_id == self.engine_id
 
-    def _finish(self, event: Event) -> None:
+    def _finish(self, event: Event, now: float) -> None:
         # A row that was cancelled is no longer known here; its event has still brought its credit back.
         if not event.final or (entry := self._waiting.pop(event.id, None)) is None:
             return
-        self._answer_s += 0.1 * (time.monotonic() - entry.since - self._answer_s)
-        if not entry.future.done():
-            entry.future.set_result(event)
+        future, since = entry
+        self._answer_s += 0.1 * (now - since - self._answer_s)
+        if not future.done():
+            future.set_result(event)
 
-    def _cancelled(self, row_id: int) -> None:
+    def _done(self, row_id: int, future: asyncio.Future[Event]) -> None:
+        if not future.cancelled():
+            return
         self._waiting.pop(row_id, None)
         if (unsent := self._rows.pop(row_id, None)) is not None:
             self._inputs += 1

@@ -10,11 +10,12 @@ Knows gRPC and the error tree; knows no service.
 import asyncio
 import contextlib
 import inspect
+import itertools
 import logging
 import math
 import re
+import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
@@ -35,8 +36,16 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
 # For operators: called every second, and answered while the server drains.
-_OPERATORS_METHODS = ("/grpc.health.", "/grpc.reflection.")
-_DATA_PLANE = "adamix.v1.InferenceService/"
+_OPERATORS_METHODS = (
+    "/grpc.health.",
+    "/grpc.reflection.",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+)
+_DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/")
+# Ids made here: the first part is of this process, the second counts.
+_OWN_IDS = secrets.token_hex(8)
+_counter = itertools.count(1)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # grpc.aio.ServicerContext and grpc.RpcMethodHandler: generic in grpc-stubs, but not when they run.
@@ -138,9 +147,11 @@ class _Enclosure:
         self._is_operators = method.startswith(_OPERATORS_METHODS)
         self._is_admitted = False
         self._start = time.monotonic()
-        limit_s = own_limit_s(context.time_remaining(), default_timeout_s)
-        self._timer = asyncio.timeout(limit_s)
-        remaining_s = context.time_remaining() if limit_s is None else limit_s
+        remaining_s: float | None = context.time_remaining()
+        limit_s = own_limit_s(remaining_s, default_timeout_s)
+        self._timer = None if limit_s is None else asyncio.timeout(limit_s)
+        if limit_s is not None:
+            remaining_s = limit_s
         deadline = math.inf if remaining_s is None else self._start + remaining_s
         self._call = Call(_request_id(context), method, deadline)
 
@@ -154,13 +165,15 @@ class _Enclosure:
         except AdamixError as refusal:
             self._recorder.inc("adamix_rejected_total", refusal.reason)
             await self._end(refusal)
-        await self._timer.__aenter__()
+        if self._timer is not None:
+            await self._timer.__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            await self._timer.__aexit__(kind, error, trace)
+            if self._timer is not None:
+                await self._timer.__aexit__(kind, error, trace)
         except TimeoutError:
             error = DeadlineExceeded("the call took longer than this server allows")
         finally:
@@ -208,7 +221,7 @@ class _Enclosure:
         self._recorder.inc("adamix_requests_total", self._label, code)
         self._recorder.observe("adamix_request_seconds", self._label, value=seconds)
         # The data plane is counted above; a line per call would cost more than the call.
-        is_quiet = self._is_operators or self._label.startswith(_DATA_PLANE)
+        is_quiet = self._is_operators or self._call.method.startswith(_DATA_PLANE)
         level = logging.DEBUG if is_quiet else logging.INFO
         if log.isEnabledFor(level):
             log.log(
@@ -269,4 +282,4 @@ def _request_id(context: Context) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
-    return uuid.uuid4().hex
+    return f"{_OWN_IDS}-{next(_counter):x}"

@@ -1,8 +1,14 @@
 """Removes the bytes of retired versions once nobody can need them any more.
 
-A request that resolved a version before it was retired may still make the engine load it. So bytes go only when no
-call of this process holds the digest and the engine does not use it. What cannot go now is tried again later, and at
-the latest swept when the server starts again.
+A call that resolved a version before it was retired may still make the engine load it, in whichever front end it runs.
+Why nothing is removed too early: let the retired digests be read at revision r of the catalog. Every call resolves in
+the catalog as it is at one revision and holds that revision until it ends. From r on, none of those digests can be
+found. So once no running call of any front end holds a revision below r, nobody can send one of them to the engine any
+more; and when the engine then says that no request it has holds the digest, nobody needs the bytes. A digest that is
+registered again meanwhile can be found again: the purge sees that, in its own transaction, and leaves it alone.
+
+Every front end does this, in any order: what one has purged, the next finds purged. What cannot go now is tried again
+later, and at the latest swept when the server starts again.
 """
 
 import asyncio
@@ -10,6 +16,7 @@ import logging
 from functools import partial
 
 from adamix.errors import AdamixError
+from adamix_server.frontend.agreement import Agreement
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 
@@ -21,8 +28,9 @@ RETRY_S = 60.0
 class Reclaimer:
     """One background task of the front end."""
 
-    def __init__(self, view: CatalogView, link: EngineLink) -> None:
+    def __init__(self, view: CatalogView, agreement: Agreement, link: EngineLink) -> None:
         self._view = view
+        self._agreement = agreement
         self._link = link
         self._wanted = asyncio.Event()
 
@@ -51,9 +59,19 @@ class Reclaimer:
         """Purge every retired digest that is not in use.
 
         Raises:
-            Unavailable: there is no engine to ask.
+            Unavailable: there is no engine to ask, or the catalog is busy.
             StoreFull: the catalog cannot be written.
         """
-        for digest in await self._view.run(self._view.catalog.retired):
-            if not self._view.is_held(digest) and await self._link.control("in_use", digest) is False:
-                await self._view.run(partial(self._view.catalog.purge, digest))
+        revision, digests = await self._view.run(self._read_retired)
+        if not digests or not await self._agreement.none_uses_less(revision, RETRY_S):
+            return
+        for digest in digests:
+            if await self._link.control("in_use", digest) is False:
+                await self._view.run(partial(self._view.catalog.purge, digest, unless_registered_since=revision))
+
+    def _read_retired(self) -> tuple[int, tuple[str, ...]]:
+        """The retired digests, and the revision at which they were exactly these."""
+        while True:
+            revision, digests = self._view.catalog.revision(), self._view.catalog.retired()
+            if self._view.catalog.revision() == revision:
+                return revision, digests

@@ -1,16 +1,17 @@
 """One front-end process: it lives by the frames of the supervisor.
 
-Binds its port only once an engine is up. `EngineDown` turns health to NOT_SERVING and fails what waits; `EngineUp`
-brings both back. `Drain` refuses new calls, lets running ones end, and stops. Knows every part of the front end; what
-the parts do is theirs.
+Binds its port only once an engine is up and it serves the catalog that all front ends have agreed on. `EngineDown`
+turns health to NOT_SERVING and fails what waits; `EngineUp` brings both back. `Drain` refuses new calls, lets running
+ones end, and stops. Knows every part of the front end; what the parts do is theirs.
 """
 
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.manifest import BackboneSpec
@@ -18,16 +19,34 @@ from adamix_server import channel
 from adamix_server.adapters.validation import Verdict, validate_async
 from adamix_server.catalog.store import Catalog
 from adamix_server.config import FrontEndConfig
-from adamix_server.frames import AnyFrame, Drain, Drained, EngineDown, EngineUp, Fatal, Ready, Stats
+from adamix_server.frames import (
+    Agreed,
+    AnyFrame,
+    Drain,
+    Drained,
+    DrainWanted,
+    EngineDown,
+    EngineUp,
+    Fatal,
+    Ready,
+    Refresh,
+    Stats,
+)
+from adamix_server.frontend.adapter_root import AdapterRoot
 from adamix_server.frontend.adapters import AdapterServicer, Validate
 from adamix_server.frontend.admission import Admission
+from adamix_server.frontend.agreement import Agreement
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import Connect, EngineLink
 from adamix_server.frontend.inference import InferenceServicer
+from adamix_server.frontend.open_inference import OpenInferenceServicer
 from adamix_server.frontend.reclaimer import Reclaimer
+from adamix_server.frontend.residency import Residency
 from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.frontend.stages import Stages
 from adamix_server.frontend.tokenization import Tokenizer
+from adamix_server.frontend.watch import Watch
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -49,9 +68,10 @@ class Pipe(Protocol):
 
 @dataclass(frozen=True)
 class _Parts:
-    """What exists from the first engine on."""
+    """What exists while calls are answered."""
 
     reclaimer: Reclaimer
+    residency: Residency
     endpoint: Endpoint
 
 
@@ -66,7 +86,7 @@ class FrontEnd:
     Args:
         settings: from the supervisor's `Start`.
         pipe: to the supervisor.
-        connect: (address, generation) -> channel to an engine.
+        connect: (address, generation, engine id) -> channel to an engine.
         validate: judges uploads.
     """
 
@@ -83,19 +103,29 @@ class FrontEnd:
         self._validate = validate
         self._recorder = Recorder()
         self._link = EngineLink(connect)
+        self._agreement = Agreement()
+        # Set when the supervisor says that the catalog has moved on.
+        self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.
         self._engine: EngineUp | None = None
         self._receiving: asyncio.Task[AnyFrame | None] | None = None
 
     async def run(self) -> int:
         """Serve until drained, or until the supervisor is gone; returns the exit status."""
-        with contextlib.ExitStack() as closing:
+        async with contextlib.AsyncExitStack() as closing:
             closing.callback(self._link.close)
             closing.callback(self._stop_receiving)
-            if not await self._wait_for_engine():
-                return 0
+            while not self._link.is_up:
+                if not await self._go_on():
+                    return 0
             try:
-                parts = await self._open(closing)
+                view = await self._open(closing)
+                await closing.enter_async_context(_running(self._keep_fresh(view), self._keep_reporting()))
+                while not self._agreement.is_admitted:
+                    if not await self._go_on():
+                        return 0
+                    await view.refresh()
+                parts = await self._bind(view, closing)
             except _INCURABLE as error:
                 await self._send(Fatal(message=error.message))
                 return 1
@@ -103,77 +133,67 @@ class FrontEnd:
                 log.error("cannot start now: %s", error.message, extra={"reason": error.reason})  # noqa: TRY400 - the trace says nothing
                 return 1
             await parts.endpoint.start()
-            background = [asyncio.create_task(self._beat(parts)), asyncio.create_task(parts.reclaimer.run())]
-            for task in background:
-                task.add_done_callback(_log_failure)
-            try:
+            housekeeping = parts.reclaimer.run(), parts.residency.run()
+            async with _running(self._beat(parts), self._forget_deleted(view), *housekeeping):
                 await parts.endpoint.show_serving(self._link.is_up)
                 await self._send(Ready(address=parts.endpoint.address))
                 log.info("serving", extra={"address": parts.endpoint.address})
                 await self._follow(parts)
-            finally:
-                for task in background:
-                    task.cancel()
-                await asyncio.gather(*background, return_exceptions=True)
             return 0
 
-    async def _wait_for_engine(self) -> bool:
-        """Whether there is one; else the supervisor wants this process to end."""
-        while not self._link.is_up:
-            try:
-                # An engine in a long step may answer only the second connection, or the third.
-                frame = await self._receive(None if self._engine is None else HEARTBEAT_S)
-            except TimeoutError:
-                await self._connect()
-                continue
-            match frame:
-                case EngineUp() as engine:
-                    self._engine = engine
-                    await self._connect()
-                case EngineDown(generation=generation):
-                    self._forget_engine(generation)
-                case Drain():
-                    await self._send(Drained())
-                    return False
-                case _:
-                    return False
-        return True
-
-    async def _open(self, closing: contextlib.ExitStack) -> _Parts:
-        """Everything that needs to know the backbone, up to the bound port; what has to be closed is in `closing`."""
+    async def _open(self, closing: contextlib.AsyncExitStack) -> CatalogView:
+        """The catalog, as the engine's backbone sees it."""
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
-        settings, spec, link, recorder = self._settings, hello.spec, self._link, self._recorder
-        catalog = await asyncio.to_thread(Catalog, Path(settings.store), backbone_fingerprint=spec.fingerprint)
-        view = CatalogView(catalog, spec)
+        store, fingerprint = Path(self._settings.store), hello.spec.fingerprint
+        catalog = await asyncio.to_thread(Catalog, store, backbone_fingerprint=fingerprint)
+        view = CatalogView(catalog, hello.spec, self._agreement)
         closing.callback(view.close)
         await view.refresh()
+        return view
+
+    async def _bind(self, view: CatalogView, closing: contextlib.AsyncExitStack) -> _Parts:
+        """Everything else, up to the bound port."""
+        settings, link, recorder = self._settings, self._link, self._recorder
         tokenizer = await asyncio.to_thread(Tokenizer, settings.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        reclaimer = Reclaimer(view, link)
+        stages = Stages(view, tokenizer, link, recorder)
+        reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
+        watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
+        root = None if settings.adapter_root is None else AdapterRoot(Path(settings.adapter_root))
         endpoint = Endpoint(
             settings.listen,
             (
-                InferenceServicer(view, tokenizer, link, recorder),
-                AdapterServicer(view, link, self._validate, reclaimer, recorder),
-                ServerInfoServicer(link),
+                InferenceServicer(stages, admission),
+                AdapterServicer(view, link, self._validate, reclaimer, recorder, watch, root, residency),
+                ServerInfoServicer(link, lambda: self._send(DrainWanted())),
+                OpenInferenceServicer(stages),
             ),
-            Admission(),
+            admission,
             recorder,
             with_reflection=settings.reflection,
+            shares_port=settings.shares_port,
         )
-        return _Parts(reclaimer, endpoint)
+        return _Parts(reclaimer, residency, endpoint)
+
+    async def _go_on(self) -> bool:
+        """Do what the supervisor says next, before there is a port; False if this process is to end."""
+        # An engine in a long step may answer only the second connection, or the third.
+        is_waiting = self._engine is not None and not self._link.is_up
+        try:
+            frame = await self._next(HEARTBEAT_S if is_waiting else None)
+        except TimeoutError:
+            await self._connect()
+            return True
+        if isinstance(frame, Drain):
+            await self._send(Drained())
+        return not isinstance(frame, Drain | None)
 
     async def _follow(self, parts: _Parts) -> None:
         """Do what the supervisor says, until it says to drain or says no more."""
         while True:
-            match await self._receive():
-                case EngineUp() as engine:
-                    self._engine = engine
-                    await self._connect()
-                    await parts.endpoint.show_serving(self._link.is_up)
-                case EngineDown(generation=generation):
-                    self._forget_engine(generation)
+            match await self._next():
+                case EngineUp() | EngineDown():
                     await parts.endpoint.show_serving(self._link.is_up)
                 case Drain() as order:
                     await self._drain(parts, order)
@@ -182,8 +202,25 @@ class FrontEnd:
                     log.warning("the supervisor is gone")
                     await parts.endpoint.stop(0.0)
                     return
-                case frame:
-                    log.error("unexpected %s frame from the supervisor", type(frame).__name__)
+
+    async def _next(self, timeout_s: float | None = None) -> AnyFrame | None:
+        """The supervisor's next frame, after doing what it asks for at any time. Raises TimeoutError."""
+        frame = await self._receive(timeout_s)
+        match frame:
+            case EngineUp():
+                self._engine = frame
+                await self._connect()
+            case EngineDown():
+                self._forget_engine(frame)
+            case Refresh():
+                self._stale.set()
+            case Agreed():
+                self._agreement.take(frame)
+            case Drain() | None:
+                pass
+            case _:
+                log.error("unexpected %s frame from the supervisor", type(frame).__name__)
+        return frame
 
     async def _connect(self) -> None:
         """Connect to the engine the supervisor last spoke of, if it has not been called down."""
@@ -195,12 +232,14 @@ class FrontEnd:
             # The heartbeat tries again.
             log.warning("no connection to the engine: %s", error.message)
         if self._engine is not engine:
-            self._link.engine_down(engine.hello.generation)
+            self._link.engine_down(engine.hello.generation, engine.hello.engine_id)
 
-    def _forget_engine(self, generation: int) -> None:
-        if self._engine is not None and self._engine.hello.generation == generation:
-            self._engine = None
-        self._link.engine_down(generation)
+    def _forget_engine(self, down: EngineDown) -> None:
+        if (engine := self._engine) is not None:
+            hello = engine.hello
+            if (hello.generation, hello.engine_id) == (down.generation, down.engine_id):
+                self._engine = None
+        self._link.engine_down(down.generation, down.engine_id)
 
     async def _drain(self, parts: _Parts, order: Drain) -> None:
         """End in order, but do not outlive the supervisor."""
@@ -220,9 +259,8 @@ class FrontEnd:
 
     async def _listen_while_draining(self) -> None:
         """Until the supervisor is gone; an engine that dies meanwhile still fails its calls."""
-        while (frame := await self._receive()) is not None:
-            if isinstance(frame, EngineDown):
-                self._forget_engine(frame.generation)
+        while await self._next() is not None:
+            pass
 
     async def _beat(self, parts: _Parts) -> None:
         """Every second: metrics to the supervisor, and a look at the link."""
@@ -233,6 +271,40 @@ class FrontEnd:
                 await parts.endpoint.show_serving(False)
                 await self._connect()
                 await parts.endpoint.show_serving(self._link.is_up)
+
+    async def _keep_fresh(self, view: CatalogView) -> None:
+        """Take the newest snapshot when told to; and every second, so that nothing that was missed stays missed."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._stale.wait()
+            self._stale.clear()
+            try:
+                await view.refresh()
+            except AdamixError as error:
+                log.warning("the catalog cannot be read now: %s", error.message, extra={"reason": error.reason})
+            except Exception:
+                # The other front ends wait for this loop: it must not die of one bad turn.
+                log.exception("the catalog cannot be read now")
+
+    async def _keep_reporting(self) -> None:
+        """Say what this front end serves and still uses: whenever that changes, and as a sign of life every second."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._agreement.news()
+            await self._send(self._agreement.seen)
+
+    async def _forget_deleted(self, view: CatalogView) -> None:
+        """End the metrics of tasks that are gone, whichever front end was told to delete them."""
+        known = view.snapshot
+        while True:
+            newest = await view.changed(known)
+            # Some milliseconds with 20,000 tasks: not on the loop.
+            gone = await asyncio.to_thread(lambda old, new: old.tasks.keys() - new.tasks.keys(), known, newest)
+            for tenant, task in gone:
+                self._recorder.remove_task(tenant, task)
+            known = newest
 
     async def _receive(self, timeout_s: float | None = None) -> AnyFrame | None:
         """The supervisor's next frame; None when it is gone.
@@ -256,6 +328,20 @@ class FrontEnd:
     async def _send(self, frame: AnyFrame) -> None:
         # A pipe that nobody reads fills up and then blocks: not on the event loop.
         await asyncio.to_thread(self._pipe.send, frame)
+
+
+@contextlib.asynccontextmanager
+async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these in the background until the block ends."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    for task in tasks:
+        task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -145,6 +145,8 @@ def build(code: int, message: str, reason: str | None, field: str | None, retry_
 
 def clip(text: str, max_bytes: int) -> str:
     """`text`, cut to at most `max_bytes` bytes of UTF-8 at a character boundary."""
+    if 4 * len(text) <= max_bytes:
+        return text
     data = text.encode("utf-8", "replace")
     if len(data) <= max_bytes:
         return text

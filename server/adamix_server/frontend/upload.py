@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from adamix.adapter_file import MAX_HEADER_BYTES
-from adamix.errors import DeadlineExceeded, InvalidAdapter, InvalidRequest
+from adamix.errors import DeadlineExceeded, InvalidRequest
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.catalog.blobs import BlobStore, Temporary
 from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES
+from adamix_server.frontend.adapter_root import too_large
 from adamix_server.frontend.catalog_view import CatalogView
 
 # An upload that stands still keeps its place, of which there are few, no longer than this.
@@ -69,12 +70,25 @@ async def receive(requests: Requests, temporary: Temporary, view: CatalogView) -
                 field="chunk",
             )
         if temporary.num_bytes + len(chunk) > MAX_ADAPTER_BYTES:
-            raise InvalidAdapter(f"file is over {MAX_ADAPTER_BYTES >> 20} MiB", reason="TOO_LARGE")
+            raise too_large()
         await view.run(partial(temporary.write, chunk))
         if len(start) < _LENGTH_BYTES:
             start += chunk[: _LENGTH_BYTES - len(start)]
             if len(start) == _LENGTH_BYTES and int.from_bytes(start, "little") > MAX_HEADER_BYTES:
                 return
+
+
+async def expect_end(requests: Requests) -> None:
+    """Wait until the client has sent everything, of which nothing may follow a header that names a file.
+
+    Raises:
+        InvalidRequest: something follows (`CHUNK_UNEXPECTED`).
+        DeadlineExceeded: neither anything nor the end came for 30 s (`UPLOAD_IDLE`).
+    """
+    if await _next(requests) is not None:
+        raise InvalidRequest(
+            "the header names a file of the server, so nothing may follow it", reason="CHUNK_UNEXPECTED", field="chunk"
+        )
 
 
 async def _next(requests: Requests) -> adapters_pb2.RegisterAdapterRequest | None:

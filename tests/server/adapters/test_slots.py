@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from adamix.errors import InternalError
+from adamix.errors import InternalError, Overloaded
 from adamix_server.adapters.slots import Extents, Slots, SlotState
 
 CAPACITY = 4096
@@ -28,7 +28,7 @@ class TestExtents:
         extents, held = Extents(CAPACITY), []
         for allocate, number in steps:
             if allocate:
-                offset = extents.allocate(number)
+                offset = extents.allocate(number, at_end=number % 2 == 0)
                 if offset is not None:
                     held.append((offset, number))
             elif held:
@@ -108,6 +108,59 @@ class TestEviction:
             slots.drop("a")
 
 
+class TestKeeping:
+    def test_a_kept_slot_is_never_closed(self) -> None:
+        slots = filled("a", "b", count=2)
+        for digest in "ab":
+            slots.pin(digest)
+        slots.keep("a")
+        slots.close_one()
+        assert slots.pin("a") is not None
+        assert slots.pin("b") is None
+        slots.let_go("a")
+        slots.let_go("unknown")
+
+    def test_a_closing_slot_that_is_kept_opens_again(self) -> None:
+        slots = filled("a", "b", count=2)
+        for digest in "ab":
+            slots.pin(digest)
+        slots.close_one()
+        slots.keep("a")
+        assert slots.pin("a") is not None
+        slots.close_one()
+        assert slots.pin("b") is None, "another one closes instead"
+
+    @pytest.mark.parametrize(
+        ("count", "sizes", "kept"),
+        [(4, (256, 256, 256), 2), (8, (1024, 1024, 256), 2), (8, (2048, 1), 1), (1, (256,), 0), (8, (2049,), 0)],
+    )
+    def test_at_most_half_of_the_slots_and_half_of_the_arena(
+        self, count: int, sizes: tuple[int, ...], kept: int
+    ) -> None:
+        slots = Slots(count, CAPACITY)
+        for i, size in enumerate(sizes):
+            slots.reserve(str(i), size)
+            slots.ready(str(i))
+        for i in range(kept):
+            slots.keep(str(i))
+            slots.keep(str(i))
+        with pytest.raises(Overloaded, match="unpin another version") as refused:
+            slots.keep(str(kept))
+        assert (refused.value.reason, refused.value.retry_after_s) == ("TOO_MANY_PINNED", None)
+
+    def test_what_will_be_kept_gathers_at_the_end_and_leaves_the_rest_whole(self) -> None:
+        slots = Slots(8, CAPACITY)
+        for i in range(6):
+            slot, _ = slots.reserve(str(i), 256, at_end=i % 2 == 0)
+            assert slot is not None
+            slots.ready(str(i))
+            if i % 2 == 0:
+                slots.keep(str(i))
+        assert [slot.offset for slot in slots if slot.kept] == [CAPACITY - 256, CAPACITY - 512, CAPACITY - 768]
+        assert slots.can_have_room(CAPACITY - 768)
+        assert not slots.can_have_room(CAPACITY - 767)
+
+
 class SlotsMachine(RuleBasedStateMachine):
     """Any order of calls keeps every promise of the module's docstring."""
 
@@ -115,8 +168,9 @@ class SlotsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.slots = Slots(3, CAPACITY)
+        self.slots = Slots(4, CAPACITY)
         self.pins: dict[str, int] = {}
+        self.kept: set[str] = set()
 
     @rule(target=digests, name=st.sampled_from("abcdefgh"))
     def name(self, name: str) -> str:
@@ -127,8 +181,10 @@ class SlotsMachine(RuleBasedStateMachine):
         if digest in self.slots:
             return
         before = {slot.digest for slot in self.slots}
-        slot, evicted = self.slots.reserve(digest, size)
-        assert all(self.pins.get(old.digest, 0) == 0 for old in evicted)
+        has_room, can_have_room = self.slots.has_room(size), self.slots.can_have_room(size)
+        slot, evicted = self.slots.reserve(digest, size, at_end=size % 2 == 0)
+        assert (slot is not None) == has_room <= can_have_room
+        assert all(self.pins.get(old.digest, 0) == 0 and old.digest not in self.kept for old in evicted)
         assert {old.digest for old in evicted} <= before
         if slot is not None:
             assert slot.state is SlotState.LOADING
@@ -149,23 +205,55 @@ class SlotsMachine(RuleBasedStateMachine):
         self.slots.unpin(digest)
         self.pins[digest] -= 1
 
+    @rule(digest=digests)
+    def keep(self, digest: str) -> None:
+        if digest not in self.slots or digest in self.kept or self.slots.pin(digest) is None:
+            return
+        slots = [slot for slot in self.slots if slot.digest in {digest, *self.kept}]
+        total = sum(-(-slot.num_bytes // 256) * 256 for slot in slots)
+        if len(slots) <= 4 // 2 and total <= CAPACITY // 2:
+            self.slots.keep(digest)
+            self.kept.add(digest)
+        else:
+            with pytest.raises(Overloaded):
+                self.slots.keep(digest)
+            self.slots.unpin(digest)
+
+    @precondition(lambda self: self.kept)
+    @rule()
+    def let_go(self) -> None:
+        digest = self.kept.pop()
+        self.slots.let_go(digest)
+        self.slots.unpin(digest)
+
+    @rule(size=st.integers(1, CAPACITY))
+    def everybody_leaves(self, size: int) -> None:
+        for digest, pins in self.pins.items():
+            for _ in range(pins):
+                self.slots.unpin(digest)
+        self.pins.clear()
+        assert self.slots.can_have_room(size) == self.slots.has_room(size)
+
     @rule()
     def close_one(self) -> None:
         self.slots.close_one()
         assert sum(slot.closing for slot in self.slots) <= 1
+        assert not any(slot.closing and slot.kept for slot in self.slots)
 
     @invariant()
     def slots_are_disjoint_and_pinned_ones_stay(self) -> None:
         held = list(self.slots)
-        assert len({slot.index for slot in held}) == len(held) <= 3
-        assert all(1 <= slot.index <= 3 for slot in held)
+        assert len({slot.index for slot in held}) == len(held) <= 4
+        assert all(1 <= slot.index <= 4 for slot in held)
         spans = sorted((slot.offset, slot.offset + slot.num_bytes) for slot in held)
         assert all(a[1] <= b[0] for a, b in pairwise(spans))
-        for digest, pins in self.pins.items():
+        for digest in {*self.pins, *self.kept}:
+            pins = self.pins.get(digest, 0) + (digest in self.kept)
             if pins:
                 slot = self.slots.get(digest)
                 assert slot is not None
                 assert slot.pins == pins
+                assert slot.kept == (digest in self.kept)
 
 
 TestSlotsMachine = SlotsMachine.TestCase

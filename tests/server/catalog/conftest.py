@@ -16,7 +16,7 @@ HERE, ELSEWHERE = "a" * 64, "b" * 64
 Add = Callable[..., VersionRow]
 
 
-def make_manifest_json(fingerprint: str) -> str:
+def make_manifest_json(fingerprint: str, labels: int = 2) -> str:
     manifest = Manifest(
         kind="bottleneck",
         activation="gelu",
@@ -29,7 +29,7 @@ def make_manifest_json(fingerprint: str) -> str:
             num_layers=2,
             name="tiny",
         ),
-        head=HeadSpec(type="classification", pooling="mean", num_labels=2),
+        head=HeadSpec(type="classification", pooling="mean", num_labels=labels),
         max_length=32,
         training=TrainingRecord(method="adamix"),
     )
@@ -77,11 +77,18 @@ def add(catalog: Catalog) -> Add:
     """Stores bytes and registers them: add("task", b"v1") -> VersionRow."""
 
     def add(
-        task: str, data: bytes, *, make_live: bool = True, tenant: str = "default", backbone: str = HERE
+        task: str,
+        data: bytes,
+        *,
+        make_live: bool = True,
+        tenant: str = "default",
+        backbone: str = HERE,
+        labels: int = 2,
+        request_id: str = "",
     ) -> VersionRow:
         digest = hashlib.sha256(data).hexdigest()
         catalog.blobs.put(data, digest)
-        manifest_json = make_manifest_json(backbone)
-        return catalog.register(tenant, task, digest, manifest_json, len(data), backbone, make_live)[0]
+        manifest_json = make_manifest_json(backbone, labels)
+        return catalog.register(tenant, task, digest, manifest_json, len(data), backbone, make_live, request_id)[0]
 
     return add

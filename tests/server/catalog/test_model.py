@@ -12,13 +12,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from adamix.errors import Aborted, AdamixError, FailedPrecondition, NotFound
+from adamix.errors import Aborted, AdamixError, FailedPrecondition, InvalidRequest, NotFound
 from adamix_server.catalog.recovery import recover
+from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
 
 TENANTS = st.sampled_from(["one", "two"])
 TASKS = st.sampled_from(["a", "b"])
 DATA = st.sampled_from([b"v1", b"v2", b"v3"])
+REQUEST_IDS = st.sampled_from(["", "first", "second"])
 
 Name = tuple[str, str]
 
@@ -28,7 +30,10 @@ def digest_of(data: bytes) -> str:
 
 
 class CatalogMachine(RuleBasedStateMachine):
-    """`versions` holds each task's READY digests, `pointers` the digests made live one after the other."""
+    """`versions` holds each task's READY digests, `pointers` the digests made live one after the other.
+
+    `answers` holds what was asked under a tenant's request id, and what was answered.
+    """
 
     def __init__(self, here: str, manifest_json: str, memory: str | None) -> None:
         super().__init__()
@@ -38,7 +43,7 @@ class CatalogMachine(RuleBasedStateMachine):
         self.versions: dict[Name, set[str]] = {}
         self.pointers: dict[Name, list[str]] = {}
         self.retired: set[str] = set()
-        self.etags: set[str] = set()
+        self.answers: dict[tuple[str, str], tuple[object, object]] = {}
 
     def teardown(self) -> None:
         self.catalog.close()
@@ -48,13 +53,30 @@ class CatalogMachine(RuleBasedStateMachine):
     def recovered(self) -> None:
         recover(self.store)
 
-    @rule(tenant=TENANTS, task=TASKS, data=DATA, make_live=st.booleans())
-    def register(self, tenant: str, task: str, data: bytes, make_live: bool) -> None:
+    @rule(tenant=TENANTS, task=TASKS, data=DATA, make_live=st.booleans(), request_id=REQUEST_IDS)
+    def register(self, tenant: str, task: str, data: bytes, make_live: bool, request_id: str) -> None:
         name, digest = (tenant, task), digest_of(data)
+        asked = (task, digest, make_live)
         self.catalog.blobs.put(data, digest)
-        version, exists = self.catalog.register(
-            tenant, task, digest, self.manifest_json, len(data), self.here, make_live
-        )
+
+        def register() -> tuple[VersionRow, bool]:
+            return self.catalog.register(
+                tenant, task, digest, self.manifest_json, len(data), self.here, make_live, request_id
+            )
+
+        if (tenant, request_id) in self.answers:
+            earlier, answer = self.answers[tenant, request_id]
+            before = self.catalog.snapshot()
+            if asked == earlier:
+                assert register() == answer
+            else:
+                with pytest.raises(InvalidRequest):
+                    register()
+            assert self.catalog.snapshot() is before
+            return
+        version, exists = register()
+        if request_id:
+            self.answers[tenant, request_id] = asked, (version, exists)
         known = self.versions.setdefault(name, set())
         assert exists == (digest in known)
         known.add(digest)

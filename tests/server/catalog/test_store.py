@@ -118,6 +118,34 @@ class TestTraffic:
         assert all(version.live for version in task.live)
         assert catalog.rollback(ME, "t").traffic == (Traffic(first.digest, 1),)
 
+    def test_versions_that_answer_differently_cannot_share(self, catalog: Catalog, add: Add) -> None:
+        two, three = add("t", b"v1"), add("t", b"v2", make_live=False, labels=3)
+        before = catalog.get_task(ME, "t"), catalog.revision()
+        with pytest.raises(FailedPrecondition) as caught:
+            catalog.set_traffic(ME, "t", [(two.digest, 1), (three.digest, 1)])
+        assert caught.value.reason == "HEADS_DIFFER"
+        assert (catalog.get_task(ME, "t"), catalog.revision()) == before
+        assert catalog.set_traffic(ME, "t", [(three.digest, 1)]).live[0].manifest.head.num_labels == 3
+
+    def test_a_split_answers_by_weight(self, catalog: Catalog, add: Add) -> None:
+        weights = {
+            add("t", data, make_live=False).digest: weight for data, weight in ((b"v1", 1), (b"v2", 6), (b"v3", 3))
+        }
+        task = catalog.set_traffic(ME, "t", weights.items())
+        # Ten evenly spaced draws meet every version exactly as often as its weight says.
+        picked = [task.pick(lambda i=i: i / 10).digest for i in range(10)]  # type: ignore[misc]
+        assert {digest: picked.count(digest) for digest in weights} == weights
+        assert task.pick(lambda: 1 - 2**-53).digest == max(weights), "the last of them by digest"
+        assert task.heaviest.digest == digest_of(b"v2")
+
+    def test_a_single_version_needs_no_draw(self, catalog: Catalog, add: Add) -> None:
+        version = add("t", b"v1")
+
+        def draw() -> float:
+            raise AssertionError
+
+        assert catalog.get_task(ME, "t").pick(draw) == version
+
     def test_setting_what_is_set_changes_nothing(self, catalog: Catalog, add: Add) -> None:
         version = add("t", b"v1")
         before = catalog.get_task(ME, "t"), catalog.revision()

@@ -100,6 +100,9 @@ class TestTrouble:
             catalog.rollback(ME, "t")
             catalog.delete_version(ME, "t", digest_of(b"v1"))
             catalog.record_failure(ME, "t", "x")
+            add("t", b"v3", request_id="once")
+            add("t", b"v3", request_id="once")
+            catalog.is_answered(ME, "t", digest_of(b"v3"), True, "once")
             catalog.delete_task(ME, "t")
             catalog.purge(*catalog.retired()[:1])
         finally:

@@ -81,6 +81,7 @@ class Harness:
             host_cache_bytes=1 << 20,
             max_queue_inputs=1000,
             max_queue_tokens=10_000,
+            front_ends=1,
             log_level="info",
         )
         self.backbone = backbone
@@ -294,6 +295,44 @@ def test_control_calls(make_harness: Callable[..., Harness], make_adapter: Calla
             assert (await ask(4, "residency", digest)).value == "device"
             assert (await ask(5, "in_use", digest)).value is False
             assert (await ask(6, "load", "e" * 64)).error is not None
+
+    asyncio.run(scenario())
+
+
+def test_loading_unloading_and_pinning(
+    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    harness = make_harness(slots=2)
+    digests = [harness.add(make_adapter(i)) for i in range(4)]
+
+    async def scenario() -> None:
+        async with harness.running() as front_end:
+
+            async def ask(op: Any, digest: str = "") -> Any:
+                call = len(front_end.replies) + 1
+                await front_end.channel.send(Control(generation=1, call=call, op=op, digest=digest))
+                await front_end.until(lambda: call in front_end.replies)
+                reply = front_end.replies[call]
+                return reply.value if reply.error is None else reply.error.reason
+
+            assert await ask("activate", digests[0]) == "device"
+            assert await ask("unload", digests[0]) == await ask("residency", digests[0]) == "store"
+            assert await ask("pin", digests[0]) == "device"
+            assert await ask("pins") == [digests[0]]
+            assert await ask("unload", digests[0]) == "VERSION_PINNED"
+            assert await ask("pin", digests[1]) == "TOO_MANY_PINNED"
+            assert await ask("in_use", digests[0]) is False
+            # One slot is left for all the others; the pinned one answers from the slot it keeps.
+            await front_end.submit(*(row(i, digests[i % 4], tokens(i)) for i in range(40)))
+            await front_end.until(lambda: len(front_end.events) == 40)
+            assert all(event.error is None for event in front_end.events.values())
+            assert await ask("residency", digests[0]) == "device"
+            await front_end.submit(row(100, digests[0], tokens(0)))
+            await front_end.until(lambda: 100 in front_end.events)
+            np.testing.assert_allclose(logits(front_end.events[100]), logits(front_end.events[0]), atol=2e-5, rtol=1e-4)
+            assert await ask("unpin", digests[0]) == "device"
+            assert await ask("pins") == []
+            assert await ask("pin", "e" * 64) not in ("device", None)
 
     asyncio.run(scenario())
 

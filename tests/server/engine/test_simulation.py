@@ -1,11 +1,13 @@
 """The whole engine but the arithmetic, under random traffic: nothing lost, nothing answered twice, nothing leaked.
 
 A bank that only checks, a channel in memory and readers that finish in random order drive the real engine, scheduler,
-loader and slots step by step, with cancels, expired deadlines and files that cannot be read.
+loader and slots step by step, with cancels, expired deadlines, files that cannot be read, and operators that load,
+unload and pin.
 """
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -21,11 +23,20 @@ from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.slots import Slots
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.frames import AnyFrame, Cancel, Emit, Event, Hello, Limits, Row, Submit
+from adamix_server.frames import AnyFrame, Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 
 STEPS = 250
 PEER = b"front end"
+OPS: tuple[Op, ...] = ("load", "activate", "pin", "unpin", "unload")
+# How each may fail here.
+REASONS: dict[str, set[str]] = {
+    "load": {"BLOB_CORRUPT"},
+    "activate": {"BLOB_CORRUPT"},
+    "pin": {"BLOB_CORRUPT", "TOO_MANY_PINNED", "UNPINNED"},
+    "unpin": set(),
+    "unload": {"VERSION_IN_USE", "VERSION_PINNED"},
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class MemoryChannel:
     def __init__(self) -> None:
         self.inbox: list[tuple[bytes, AnyFrame]] = []
         self.events: list[Event] = []
+        self.replies: list[Reply] = []
         self.slept = False
 
     def poll(self, timeout_s: float) -> list[tuple[bytes, AnyFrame]]:
@@ -62,8 +74,11 @@ class MemoryChannel:
         return arrived
 
     def send(self, peer: bytes, frame: AnyFrame) -> None:
-        assert isinstance(frame, Emit)
-        self.events += frame.events
+        if isinstance(frame, Reply):
+            self.replies.append(frame)
+        else:
+            assert isinstance(frame, Emit)
+            self.events += frame.events
 
     def wake(self) -> None: ...
 
@@ -97,6 +112,11 @@ class Simulation:
         self.channel, self.bank, self.readers = MemoryChannel(), CheckingBank(), LazyReaders(self.random)
         self.live: dict[int, str] = {}
         self.answers: dict[int, Event] = {}
+        self.orders: dict[int, Control] = {}
+        self.num_orders = 0
+        # What the last word on each adapter was, as far as it has been answered.
+        self.pinned: set[str] = set()
+        self.outcomes: Counter[tuple[str, str]] = Counter()
         self.loader = AdapterLoader(
             Slots(self.random.randint(1, 5), self.random.choice([16_384, 20_480, 32_768])),
             self.bank,  # type: ignore[arg-type]
@@ -127,6 +147,14 @@ class Simulation:
             assert self.bank.held[row.slot][0] == f"adapter-{row.token_ids[0]}"
         return [np.zeros(2, np.float32) for _ in rows]
 
+    def settle(self) -> None:
+        """Until everything that was asked is answered."""
+        quiet = 0
+        while self.live or self.orders:
+            self.step()
+            quiet += 1
+            assert quiet < 2000, "requests or orders are stuck"
+
     def arrive(self) -> None:
         rows = []
         for _ in range(self.random.randint(1, 6)):
@@ -139,21 +167,64 @@ class Simulation:
         self.live |= {row.id: row.digest for row in rows}
         self.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
 
+    def order(self, op: Op, digest: str) -> None:
+        self.num_orders += 1
+        control = Control(generation=1, call=self.num_orders, op=op, digest=digest)
+        self.orders[control.call] = control
+        if op == "unpin":
+            self.pinned.discard(digest)
+        self.channel.inbox.append((PEER, control))
+
     def step(self) -> None:
         self.readers.run_some()
         before = len(self.channel.events)
         self.engine.step()
+        self._take_replies()
         for event in self.channel.events[before:]:
             digest = self.live.pop(event.id)  # KeyError: a second final event
             self.answers[event.id] = event
             if event.error is not None and event.error.code == Code.DATA_LOSS:
                 assert digest in self.unreadable
+            if event.error is not None and event.error.reason == "NO_ROOM_BESIDE_PINNED":
+                assert self.outcomes["pin", ""]
+        self._check()
+
+    def _take_replies(self) -> None:
+        replies, self.channel.replies = self.channel.replies, []
+        for reply in replies:
+            control = self.orders.pop(reply.call)  # KeyError: a second reply
+            reason = "" if reply.error is None else reply.error.reason
+            self.outcomes[control.op, reason] += 1
+            if reply.error is not None:
+                # One that is so large that it has no room beside the others is one too many, too.
+                assert reason in REASONS[control.op] or (control.op, reason) == ("pin", "NO_ROOM_BESIDE_PINNED")
+                assert (reason == "BLOB_CORRUPT") <= (control.digest in self.unreadable)
+            elif control.op == "pin":
+                assert reply.value == "device"
+                if not any(o.op == "unpin" and o.digest == control.digest for o in self.orders.values()):
+                    self.pinned.add(control.digest)
+            elif control.op == "unload":
+                assert reply.value == "store"
+                assert control.digest not in self.pinned
+
+    def _check(self) -> None:
         holds = list(self.engine._holds.values())
+        kept = list(self.loader._kept.values())
         for slot in self.loader._slots:
-            assert slot.pins == sum(hold.pinned and hold.digest == slot.digest for hold in holds)
+            assert slot.pins == sum(hold.pinned and hold.digest == slot.digest for hold in [*holds, *kept])
+            assert not (slot.kept and slot.closing)
         waiting = sum(len(waiting) for waiting in self.loader._waiting.values())
-        assert waiting == sum(not hold.pinned for hold in holds)
+        assert waiting == sum(not hold.pinned for hold in [*holds, *kept])
         assert set(self.loader._arrived) <= set(self.loader._waiting)
+        for digest in self.sizes:
+            assert self.loader.is_held(digest) == any(hold.digest == digest for hold in holds)
+        assert {slot: digest for slot, (digest, _, _) in self.bank.held.items()} == {
+            slot.index: slot.digest for slot in self.loader._slots
+        }
+        assert self.pinned <= set(self.loader.secured())
+        assert all(self.loader.residency(digest) == "device" for digest in self.pinned)
+        assert 2 * len(self.loader.secured()) <= self.loader._slots.count
+        assert 2 * sum(self.sizes[digest] for digest in self.loader.secured()) <= self.loader._slots.capacity_bytes
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -165,17 +236,37 @@ def test_random_traffic(seed: int) -> None:
         if simulation.live and simulation.random.random() < 0.2:
             ids = [simulation.random.choice(list(simulation.live))]
             simulation.channel.inbox.append((PEER, Cancel(generation=1, ids=ids)))
+        if simulation.random.random() < 0.3:
+            simulation.order(simulation.random.choice(OPS), simulation.random.choice(list(simulation.sizes)))
         simulation.step()
-    quiet = 0
-    while simulation.live:
-        simulation.step()
-        quiet += 1
-        assert quiet < 2000, "requests are stuck"
+    simulation.settle()
+    for digest in simulation.sizes:
+        simulation.order("unpin", digest)
+    simulation.settle()
+    assert not simulation.loader._kept
     assert not simulation.loader._waiting
+    assert not simulation.loader._wanted
     assert not simulation.loader._arrived
     assert all(slot.pins == 0 for slot in simulation.loader._slots)
     readable = set(simulation.sizes) - simulation.unreadable
     assert not readable or any(event.error is None for event in simulation.answers.values())
+
+
+def test_random_orders_meet_every_outcome() -> None:
+    # What the test above says about outcomes is worth something only if they occur.
+    outcomes: Counter[tuple[str, str]] = Counter()
+    for seed in range(60, 80):
+        simulation = Simulation(seed)
+        for _ in range(100):
+            if simulation.random.random() < 0.5:
+                simulation.arrive()
+            for _ in range(2):
+                simulation.order(simulation.random.choice(OPS), simulation.random.choice(list(simulation.sizes)))
+            simulation.step()
+        simulation.settle()
+        outcomes += simulation.outcomes
+    expected = {(op, "") for op in OPS} | {(op, reason) for op in OPS for reason in REASONS[op]}
+    assert set(outcomes) >= expected
 
 
 def test_the_loop_does_not_sleep_while_a_waiting_adapter_could_have_a_slot() -> None:

@@ -17,12 +17,13 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from adamix.adapter_file import TensorData, encode
-from adamix.errors import AdamixError
+from adamix.errors import AdamixError, Overloaded
 from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Manifest, TrainingRecord
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.catalog.store import Catalog
 from adamix_server.config import FrontEndConfig
 from adamix_server.frames import (
+    Agreed,
     AnyFrame,
     Cancel,
     Control,
@@ -30,6 +31,7 @@ from adamix_server.frames import (
     Drain,
     Emit,
     EngineDown,
+    EngineLoad,
     EngineUp,
     Event,
     Hello,
@@ -37,6 +39,7 @@ from adamix_server.frames import (
     Ready,
     Reply,
     Row,
+    Seen,
     Submit,
     Timing,
     WireError,
@@ -136,6 +139,7 @@ class FakeEngine:
     def __init__(self, spec: BackboneSpec) -> None:
         self.spec = spec
         self.generation = 0
+        self.load = EngineLoad(queued_inputs=0, queued_tokens=0, running_inputs=0, resident_adapters=0, slots=4)
         self.credit = (1000, 100_000)
         self.widths: dict[str, int] = {}
         self.fail: Callable[[Row], AdamixError | None] = lambda row: None
@@ -146,12 +150,19 @@ class FakeEngine:
         self.controls: list[Control] = []
         self.control_error: AdamixError | None = None
         self.in_use: set[str] = set()
+        self.on_device: set[str] = set()
+        self.kept: set[str] = set()
+        self.most_kept = 2
+        # What is not answered until the test calls `reply`.
+        self.silent_on: set[str] = set()
         self.channel: FakeChannel | None = None
 
     def up(self) -> EngineUp:
         """A new generation of this engine."""
         self.generation += 1
         self.held.clear()
+        self.on_device.clear()
+        self.kept.clear()
         hello = Hello(
             engine_id=ENGINE_ID,
             generation=self.generation,
@@ -162,7 +173,7 @@ class FakeEngine:
         )
         return EngineUp(address="ipc:///nowhere", hello=hello)
 
-    async def connect(self, address: str, generation: int) -> "FakeChannel":
+    async def connect(self, address: str, generation: int, engine_id: str) -> "FakeChannel":
         self.channel = FakeChannel(self)
         await self.channel.frames.put(
             Credit(engine_id=ENGINE_ID, generation=generation, inputs=self.credit[0], tokens=self.credit[1])
@@ -180,12 +191,40 @@ class FakeEngine:
                 self.cancelled.extend(frame.ids)
                 self.answer([row for row in self.held if row.id in frame.ids])
             case Control():
-                self.controls.append(frame)
-                value = {"load": None, "residency": "host", "in_use": frame.digest in self.in_use}[frame.op]
-                error = None if self.control_error is None else WireError.of(self.control_error)
-                self.emit(
-                    Reply(engine_id=ENGINE_ID, generation=self.generation, call=frame.call, value=value, error=error)
-                )
+                # Asked every second, whatever else happens.
+                if frame.op != "pins":
+                    self.controls.append(frame)
+                if frame.op not in self.silent_on:
+                    self.reply(frame)
+
+    def reply(self, control: Control) -> None:
+        """Do what a control call asks, and answer it."""
+        if control.op == "pins":
+            error, value = None, sorted(self.kept)
+        elif control.op == "pin" and control.digest not in self.kept and len(self.kept) >= self.most_kept:
+            error, value = Overloaded("too many are pinned", reason="TOO_MANY_PINNED"), None
+        else:
+            error, value = self.control_error, self._act(control)
+        wire = None if error is None else WireError.of(error)
+        self.emit(Reply(engine_id=ENGINE_ID, generation=self.generation, call=control.call, value=value, error=wire))
+
+    def _act(self, control: Control) -> Any:
+        digest = control.digest
+        if self.control_error is None and control.op in ("activate", "pin"):
+            self.on_device.add(digest)
+        match control.op:
+            case "pin" if self.control_error is None:
+                self.kept.add(digest)
+            case "unpin":
+                self.kept.discard(digest)
+            case "unload":
+                self.on_device.discard(digest)
+                return "store"
+            case "in_use":
+                return digest in self.in_use
+            case "report":
+                return self.load
+        return "device" if digest in self.on_device else "host"
 
     def answer_all(self) -> None:
         self.answer(list(self.held))
@@ -238,18 +277,24 @@ class FakeChannel:
 
 
 class FakeSupervisor:
-    """The other end of the pipe."""
+    """The other end of the pipe. Agrees to everything, as if there were no other front end, unless told not to."""
 
     def __init__(self) -> None:
+        self.agrees = True
         self._loop = asyncio.get_running_loop()
         self._to_child: asyncio.Queue[AnyFrame | None] = asyncio.Queue()
         self.from_child: asyncio.Queue[AnyFrame] = asyncio.Queue()
 
     def send(self, frame: AnyFrame) -> None:
-        self._loop.call_soon_threadsafe(self.from_child.put_nowait, frame)
+        self._loop.call_soon_threadsafe(self._take, frame)
 
     async def receive(self) -> AnyFrame | None:
         return await self._to_child.get()
+
+    def _take(self, frame: AnyFrame) -> None:
+        if isinstance(frame, Seen) and self.agrees:
+            self.tell(Agreed(revision=frame.revision, oldest=frame.oldest))
+        self.from_child.put_nowait(frame)
 
     def tell(self, frame: AnyFrame | None) -> None:
         self._to_child.put_nowait(frame)
@@ -291,7 +336,7 @@ class Harness:
         self.supervisor.tell(Drain(delay_s=delay_s, grace_s=grace_s))
 
     def kill_engine(self) -> None:
-        self.supervisor.tell(EngineDown(generation=self.engine.generation))
+        self.supervisor.tell(EngineDown(engine_id=ENGINE_ID, generation=self.engine.generation))
 
     def start_engine(self) -> None:
         self.supervisor.tell(self.engine.up())
@@ -315,6 +360,21 @@ Scenario = Callable[[Harness], Awaitable[None]]
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
+
+
+@pytest.fixture
+def settings(store: Path, tokenizer_file: Path) -> FrontEndConfig:
+    """For front ends that a test starts itself."""
+    return FrontEndConfig(
+        listen="127.0.0.1:0",
+        store=str(store),
+        tokenizer=str(tokenizer_file),
+        tokenizer_threads=1,
+        reflection=False,
+        shares_port=False,
+        adapter_root=None,
+        log_level="info",
+    )
 
 
 @pytest.fixture
@@ -358,7 +418,7 @@ def serve(
     """Run a scenario against a front end that serves; by default it is drained afterwards and must end cleanly."""
 
     @asynccontextmanager
-    async def serving(prepare: Callable[[FakeEngine], None]) -> AsyncIterator[Harness]:
+    async def serving(prepare: Callable[[FakeEngine], None], adapter_root: Path | None) -> AsyncIterator[Harness]:
         engine, supervisor = FakeEngine(spec), FakeSupervisor()
         prepare(engine)
         settings = FrontEndConfig(
@@ -367,6 +427,8 @@ def serve(
             tokenizer=str(tokenizer_file),
             tokenizer_threads=2,
             reflection=True,
+            shares_port=False,
+            adapter_root=None if adapter_root is None else str(adapter_root),
             log_level="info",
         )
         front_end = FrontEnd(settings, supervisor, connect=engine.connect)
@@ -384,9 +446,14 @@ def serve(
                 harness.drain()
             assert await running == 0
 
-    def run(scenario: Scenario, *, prepare: Callable[[FakeEngine], None] = lambda engine: None) -> None:
+    def run(
+        scenario: Scenario,
+        *,
+        prepare: Callable[[FakeEngine], None] = lambda engine: None,
+        adapter_root: Path | None = None,
+    ) -> None:
         async def scene() -> None:
-            async with serving(prepare) as harness:
+            async with serving(prepare, adapter_root) as harness:
                 await scenario(harness)
 
         play(scene())

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from adamix.errors import Overloaded
-from adamix_protos.v1 import adapters_pb2, inference_pb2, inference_pb2_grpc, server_pb2
+from adamix_protos.v1 import inference_pb2, inference_pb2_grpc, server_pb2
 from adamix_server.frontend.admission import Admission
 from adamix_server.frontend.interceptors import Boundary, own_limit_s
 from adamix_server.telemetry.metrics import Recorder
@@ -302,18 +302,8 @@ def test_one_megabyte_of_text_is_refused_by_its_field(serve: Any, seed: Any, mak
     serve(scenario)
 
 
-def test_methods_of_later_versions_and_generate(serve: Any) -> None:
+def test_an_encoder_generates_nothing(serve: Any) -> None:
     async def scenario(harness: Any) -> None:
-        for call in (
-            harness.adapters.LoadVersion(adapters_pb2.LoadVersionRequest()),
-            harness.adapters.DeleteVersion(adapters_pb2.DeleteVersionRequest()),
-            harness.server.Drain(server_pb2.DrainRequest()),
-            harness.adapters.WatchTasks(adapters_pb2.WatchTasksRequest()).read(),
-            harness.inference.PredictStream(iter(())).read(),
-        ):
-            failed = await failure(call)
-            assert failed.code() is grpc.StatusCode.UNIMPLEMENTED
-            assert reason(failed) == "UNIMPLEMENTED"
         failed = await failure(harness.inference.Generate(inference_pb2.GenerateRequest()).read())
         assert failed.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert reason(failed) == "NOT_GENERATIVE"
@@ -324,7 +314,8 @@ def test_methods_of_later_versions_and_generate(serve: Any) -> None:
 def test_health_and_reflection_answer_behind_the_boundary(serve: Any) -> None:
     async def scenario(harness: Any) -> None:
         health = health_pb2_grpc.HealthStub(harness.channel)
-        for name in ("", "adamix.v1.InferenceService", "adamix.v1.AdapterService", "adamix.v1.ServerService"):
+        services = [f"adamix.v1.{name}Service" for name in ("Inference", "Adapter", "Server")]
+        for name in ("", *services, "inference.GRPCInferenceService"):
             answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         failed = await failure(health.Check(health_pb2.HealthCheckRequest(service="other")))
@@ -339,6 +330,6 @@ def test_health_and_reflection_answer_behind_the_boundary(serve: Any) -> None:
         reflection = reflection_pb2_grpc.ServerReflectionStub(harness.channel)
         call = reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
         names = json_format.MessageToDict(await call.read())["listServicesResponse"]["service"]
-        assert {"name": "adamix.v1.InferenceService"} in names
+        assert {service["name"] for service in names} >= {*services, "inference.GRPCInferenceService"}
 
     serve(scenario)

@@ -10,8 +10,6 @@ import pytest
 
 from adamix.errors import (
     Aborted,
-    AdamixError,
-    Code,
     FailedPrecondition,
     InvalidConfig,
     InvalidData,
@@ -134,16 +132,5 @@ def test_server_info_says_what_the_engine_said(serve: Any) -> None:
         assert info.backbone["fingerprint"] == harness.engine.spec.fingerprint
         assert info.limits["max_inputs_per_call"] == 64
         assert (info.compute_dtype, info.device) == ("float32", "cpu")
-
-    serve(in_thread(scenario))
-
-
-def test_a_method_of_a_later_version_is_unimplemented(serve: Any) -> None:
-    def scenario(client: Client, harness: Any) -> None:
-        from adamix_protos.v1 import adapters_pb2
-
-        with pytest.raises(AdamixError) as caught, client._errors():
-            client._adapters.PinVersion(adapters_pb2.PinVersionRequest(), timeout=5)
-        assert (caught.value.code, caught.value.reason) == (Code.UNIMPLEMENTED, "UNIMPLEMENTED")
 
     serve(in_thread(scenario))

@@ -47,7 +47,7 @@ class Scene:
         self.wires: list[Wire] = []
         self.link = EngineLink(self._connect)
 
-    async def _connect(self, address: str, generation: int) -> Wire:
+    async def _connect(self, address: str, generation: int, engine_id: str) -> Wire:
         self.wires.append(Wire())
         return self.wires[-1]
 
@@ -181,7 +181,7 @@ def test_whatever_ends_the_connection_fails_everything_that_waits(act: Any, how:
         await settle()
         match how:
             case "told":
-                scene.link.engine_down(1)
+                scene.link.engine_down(1, ENGINE_ID)
             case "read":
                 wire.incoming.put_nowait(OSError("broken"))
             case "write":
@@ -209,7 +209,7 @@ def test_whatever_ends_the_connection_fails_everything_that_waits(act: Any, how:
 def test_words_about_an_older_generation_change_nothing(act: Any) -> None:
     async def scenario(scene: Scene) -> None:
         wire = await scene.up(generation=7, inputs=1)
-        scene.link.engine_down(6)
+        scene.link.engine_down(6, ENGINE_ID)
         assert scene.link.is_up
         (future,) = scene.link.submit([scene.row()])
         await settle()
@@ -267,7 +267,7 @@ def test_an_engine_that_grants_nothing_is_not_up(act: Any, monkeypatch: pytest.M
 
     async def scenario(scene: Scene) -> None:
         wire = await scene.up()
-        scene.link.engine_down(1)
+        scene.link.engine_down(1, ENGINE_ID)
         silent = EngineUp(address="ipc:///x", hello=scene.link.hello)  # type: ignore[arg-type]
         with pytest.raises(Unavailable, match="does not answer"):
             await scene.link.connect(silent)

@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -19,18 +18,6 @@ from adamix_server.frames import Drain, Drained, EngineDown, Fatal, Ready, Stats
 from adamix_server.frontend.server import FrontEnd
 
 ONE = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="w1")])
-
-
-@pytest.fixture
-def settings(store: Path, tokenizer_file: Path) -> FrontEndConfig:
-    return FrontEndConfig(
-        listen="127.0.0.1:0",
-        store=str(store),
-        tokenizer=str(tokenizer_file),
-        tokenizer_threads=1,
-        reflection=False,
-        log_level="info",
-    )
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str, bool]:
@@ -187,10 +174,10 @@ def test_an_engine_that_grants_nothing_at_first_is_asked_again(
         engine, supervisor = engine_type(spec), supervisor_type()
         attempts = 0
 
-        async def connect(address: str, generation: int) -> Any:
+        async def connect(address: str, generation: int, engine_id: str) -> Any:
             nonlocal attempts
             attempts += 1
-            channel = await engine.connect(address, generation)
+            channel = await engine.connect(address, generation, engine_id)
             if attempts <= 2:
                 # The credit never comes: the engine is in a long step.
                 channel.frames.get_nowait()
@@ -218,9 +205,9 @@ def test_an_engine_that_was_called_down_is_not_asked_again(
         engine, supervisor = engine_type(spec), supervisor_type()
         attempts: list[int] = []
 
-        async def connect(address: str, generation: int) -> Any:
+        async def connect(address: str, generation: int, engine_id: str) -> Any:
             attempts.append(generation)
-            channel = await engine.connect(address, generation)
+            channel = await engine.connect(address, generation, engine_id)
             channel.frames.get_nowait()
             return channel
 
@@ -229,7 +216,7 @@ def test_an_engine_that_was_called_down_is_not_asked_again(
         supervisor.tell(engine.up())
         while len(attempts) < 3:  # noqa: ASYNC110 - nothing says when it tries again
             await asyncio.sleep(0.005)
-        supervisor.tell(EngineDown(generation=engine.generation))
+        supervisor.tell(EngineDown(engine_id="engine-0", generation=engine.generation))
         while front_end._engine is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         count = len(attempts)

@@ -15,6 +15,7 @@ from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
 from adamix_server.channel import SocketEngineChannel
 from adamix_server.config import FrontEndConfig, to_plain
 from adamix_server.frames import (
+    Agreed,
     Control,
     Credit,
     Drain,
@@ -25,6 +26,7 @@ from adamix_server.frames import (
     Hello,
     Limits,
     Ready,
+    Seen,
     Start,
     Stats,
     Submit,
@@ -73,14 +75,19 @@ async def start(store: Path, tokenizer: Path) -> Child:
         tokenizer=str(tokenizer),
         tokenizer_threads=1,
         reflection=False,
+        shares_port=False,
+        adapter_root=None,
         log_level="warning",
     )
-    return await Child.start("front-end-0", "adamix_server.frontend", Start(config=to_plain(settings)), {})
+    return await Child.start("adamix_server.frontend", Start(config=to_plain(settings)), {})
 
 
 async def expect(child: Child, kind: type[Any]) -> Any:
+    """The next frame of this kind; others are passed over, and what the process has seen is agreed to."""
     while not isinstance(frame := await child.receive(), kind):
         assert frame is not None, "the process ended"
+        if isinstance(frame, Seen):
+            child.send(Agreed(revision=frame.revision, oldest=frame.oldest))
     return frame
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import pickle
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -12,9 +13,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 from adamix.adapter_file import MIXTURE_FORMAT, encode_tensors
 from adamix.errors import DataLoss, StoreFull, Unavailable
+from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
 from adamix_server.catalog.blobs import Temporary
+from adamix_server.catalog.store import Catalog
 
 Make = Callable[..., bytes]
 
@@ -88,7 +91,7 @@ def test_a_version_may_wait_before_it_becomes_live(serve: Any, make_adapter: Mak
     serve(scenario)
 
 
-def test_validate_only_stores_nothing(serve: Any, make_adapter: Make) -> None:
+def test_validate_only_leaves_no_trace(serve: Any, make_adapter: Make, store: Path, spec: BackboneSpec) -> None:
     async def scenario(harness: Any) -> None:
         data = make_adapter()
         response = await harness.adapters.RegisterAdapter(upload(data, validate_only=True))
@@ -98,8 +101,12 @@ def test_validate_only_stores_nothing(serve: Any, make_adapter: Make) -> None:
             "NOT_FOUND",
         )
         assert harness.blobs() == harness.temporaries() == []
+        assert harness.engine.controls == []
 
     serve(scenario)
+    catalog = Catalog(store, backbone_fingerprint=spec.fingerprint)
+    assert (catalog.revision(), catalog.audit("default")) == (0, ())
+    catalog.close()
 
 
 def test_bad_files_are_refused_and_the_old_version_serves_on(serve: Any, make_adapter: Make) -> None:
@@ -147,8 +154,7 @@ def test_bad_requests_are_refused_before_or_while_bytes_arrive(serve: Any, make_
         (upload(data, ""), "TASK_MISSING"),
         (upload(data, expected_digest="abc"), "DIGEST_INVALID"),
         (upload(data, expected_digest="0" * 64), "DIGEST_MISMATCH"),
-        (upload(data, file="/etc/passwd"), "UNSUPPORTED"),
-        (upload(data, request_id="7"), "UNSUPPORTED"),
+        (upload(data, request_id="a b"), "REQUEST_ID_INVALID"),
     ]
 
     async def scenario(harness: Any) -> None:
@@ -300,6 +306,91 @@ def test_a_deleted_task_is_gone_at_once_and_its_bytes_when_unused(serve: Any, ma
     serve(scenario)
 
 
+def test_a_deleted_version_answers_nobody_and_its_bytes_go(serve: Any, make_adapter: Make) -> None:
+    first, second = make_adapter(seed=1), make_adapter(seed=2)
+
+    async def scenario(harness: Any) -> None:
+        def delete(digest: str, etag: str = "") -> Any:
+            return harness.adapters.DeleteVersion(pb.DeleteVersionRequest(task="sst2", digest=digest, etag=etag))
+
+        await harness.adapters.RegisterAdapter(upload(first))
+        stale = (await harness.adapters.GetTask(pb.GetTaskRequest(task="sst2"))).task.etag
+        await harness.adapters.RegisterAdapter(upload(second))
+        for digest, etag, expected in (
+            (digest_of(second), "", (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_LIVE")),
+            (digest_of(first), stale, (grpc.StatusCode.ABORTED, "STALE_ETAG")),
+            ("0" * 64, "", (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")),
+            ("", "", (grpc.StatusCode.INVALID_ARGUMENT, "DIGEST_INVALID")),
+        ):
+            assert await refusal(delete(digest, etag)) == expected
+        assert harness.blobs() == sorted([digest_of(first), digest_of(second)])
+        await delete(digest_of(first))
+        asked = inference_pb2.PredictInput(task="sst2", text="w1", version=digest_of(first))
+        found = await refusal(harness.inference.Predict(inference_pb2.PredictRequest(inputs=[asked])))
+        assert found == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+        assert await live_version(harness) == digest_of(second)
+        assert await refusal(harness.adapters.Rollback(pb.RollbackRequest(task="sst2"))) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "NOTHING_EARLIER",
+        )
+        await harness.until(lambda: harness.blobs() == [digest_of(second)])
+
+    serve(scenario)
+
+
+def test_a_retry_gets_the_first_answer_and_acts_no_second_time(serve: Any, make_adapter: Make) -> None:
+    first, second = make_adapter(seed=1), make_adapter(seed=2)
+
+    async def scenario(harness: Any) -> None:
+        answer = await harness.adapters.RegisterAdapter(upload(first, request_id="once"))
+        assert not answer.already_exists
+        await harness.adapters.RegisterAdapter(upload(second))
+        loads = len(harness.engine.controls)
+        assert await harness.adapters.RegisterAdapter(upload(first, request_id="once")) == answer
+        assert await live_version(harness) == digest_of(second)
+        assert len(harness.engine.controls) == loads
+        for data, header in (
+            (second, {}),
+            (first, {"task": "other"}),
+            (first, {"make_live": False}),
+        ):
+            found = await refusal(harness.adapters.RegisterAdapter(upload(data, request_id="once", **header)))
+            assert found == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+        # What the retry would have stored is not stored again either.
+        await harness.adapters.DeleteVersion(pb.DeleteVersionRequest(task="sst2", digest=digest_of(first)))
+        await harness.until(lambda: harness.blobs() == [digest_of(second)])
+        assert await harness.adapters.RegisterAdapter(upload(first, request_id="once")) == answer
+        assert harness.blobs() == [digest_of(second)]
+
+    serve(scenario)
+
+
+def test_of_two_uploads_with_one_id_one_acts(serve: Any, make_adapter: Make) -> None:
+    data = make_adapter()
+
+    async def scenario(harness: Any) -> None:
+        calls = [harness.adapters.RegisterAdapter(upload(data, request_id="once")) for _ in range(2)]
+        answers = await asyncio.gather(*calls)
+        assert answers[0] == answers[1]
+        assert not answers[0].already_exists
+
+    serve(scenario)
+
+
+def test_a_failed_registration_may_be_tried_again_under_its_id(serve: Any, make_adapter: Make) -> None:
+    data = make_adapter()
+
+    async def scenario(harness: Any) -> None:
+        bad = harness.adapters.RegisterAdapter(upload(data[:-8], request_id="once"))
+        assert await refusal(bad) == (grpc.StatusCode.INVALID_ARGUMENT, "TRUNCATED")
+        # Checking is not registering, and leaves the id free.
+        await harness.adapters.RegisterAdapter(upload(data, validate_only=True, request_id="once"))
+        assert not (await harness.adapters.RegisterAdapter(upload(data, request_id="once"))).already_exists
+        assert await live_version(harness) == digest_of(data)
+
+    serve(scenario)
+
+
 def test_a_swap_under_load_answers_every_request_with_one_version(serve: Any, make_adapter: Make) -> None:
     files = [make_adapter(seed=seed) for seed in range(4)]
 
@@ -340,19 +431,5 @@ def test_lists_are_paged(serve: Any, seed: Any, make_adapter: Make) -> None:
         assert [version.residency for version in versions.versions] == [pb.RESIDENCY_HOST] * 2
         bad = pb.ListTasksRequest(page_token="nonsense")
         assert (await refusal(harness.adapters.ListTasks(bad)))[0] is grpc.StatusCode.INVALID_ARGUMENT
-
-    serve(scenario)
-
-
-@pytest.mark.parametrize("traffic", [[], [("a" * 64, 1), ("b" * 64, 1)]])
-def test_traffic_names_exactly_one_version(
-    serve: Any, seed: Any, make_adapter: Make, traffic: list[tuple[str, int]]
-) -> None:
-    seed("sst2", make_adapter())
-
-    async def scenario(harness: Any) -> None:
-        shares = [pb.Traffic(digest=digest, weight=weight) for digest, weight in traffic]
-        found = await refusal(harness.adapters.SetTraffic(pb.SetTrafficRequest(task="sst2", traffic=shares)))
-        assert found == (grpc.StatusCode.INVALID_ARGUMENT, "UNSUPPORTED")
 
     serve(scenario)

@@ -220,15 +220,18 @@ def test_the_event_loop_goes_on_while_a_long_text_is_encoded(
 def test_more_waiting_text_than_fits_is_refused_at_once(
     tokenizer: Tokenizer, play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenization, "MAX_PENDING_BYTES", 1500)
+    monkeypatch.setattr(tokenization, "MAX_PENDING_BYTES", 3000)
+    long = text("w1 " * 300, truncate=True)
 
     async def scene() -> None:
-        first = asyncio.create_task(tokenizer.tokenize([text("w1 w2 w3")]))
+        first = asyncio.create_task(tokenizer.tokenize([long]))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await tokenizer.tokenize([text("w1 w2")])
-        await first
+            await tokenizer.tokenize([long])
+        # What is answered without a thread does not wait.
         assert len(await tokenizer.tokenize([text("w1 w2")])) == 1
+        await first
+        assert len(await tokenizer.tokenize([long])) == 1
 
     play(scene())
 

@@ -20,6 +20,12 @@ from adamix_server.frontend import convert, status
 from adamix_server.frontend.names import parse_task
 
 
+def prediction(head: HeadSpec, payload: bytes, *, return_logits: bool = False) -> inference_pb2.Prediction:
+    message = inference_pb2.Prediction()
+    convert.fill_prediction(message, head, payload, return_logits=return_logits)
+    return message
+
+
 @pytest.mark.parametrize("name", ["a", "sst2", "a.b_c-d", "0", "a" * 63, "tenants/default/tasks/sst2"])
 def test_ids_and_full_names_are_accepted(name: str) -> None:
     assert parse_task(name, "default") == name.rsplit("/", 1)[-1]
@@ -88,22 +94,22 @@ def test_a_status_of_somebody_else_is_understood() -> None:
 def test_scores_are_probabilities_for_any_finite_logits(logits: list[float]) -> None:
     payload = np.asarray(logits, "<f4").tobytes()
     head = HeadSpec(type="classification", pooling="mean", num_labels=len(logits))
-    scores = convert.to_prediction(head, payload, return_logits=False).classification.scores
+    scores = prediction(head, payload).classification.scores
     assert sum(scores) == pytest.approx(1.0, abs=1e-5)
     assert all(0 <= score <= 1 for score in scores)
     many = HeadSpec(type="multilabel", pooling="mean", num_labels=len(logits))
-    assert all(0 <= s <= 1 for s in convert.to_prediction(many, payload, return_logits=False).multi_label.scores)
+    assert all(0 <= s <= 1 for s in prediction(many, payload).multi_label.scores)
 
 
 def test_multi_label_at_its_threshold_and_regression_at_its_bounds() -> None:
     half = HeadSpec(type="multilabel", pooling="mean", num_labels=3)
-    found = convert.to_prediction(half, np.asarray([-1, 0, 1], "<f4").tobytes(), return_logits=True)
+    found = prediction(half, np.asarray([-1, 0, 1], "<f4").tobytes(), return_logits=True)
     assert list(found.multi_label.label_ids) == [1, 2]
     assert list(found.logits) == [-1, 0, 1]
     clipped = HeadSpec(type="regression", pooling="mean", clip=(0.0, 5.0))
     for value, expected in ((-1.0, 0.0), (2.5, 2.5), (9.0, 5.0)):
         payload = np.asarray([value], "<f4").tobytes()
-        assert convert.to_prediction(clipped, payload, return_logits=False).regression.score == expected
+        assert prediction(clipped, payload).regression.score == expected
 
 
 def test_a_prediction_looks_up_only_the_labels_it_names() -> None:
@@ -122,16 +128,16 @@ def test_a_prediction_looks_up_only_the_labels_it_names() -> None:
     names = {"0": "a", "1": "b", "2": "c", "3": "d"}
     for id2label, labels in ((Counted(names), ["b", "d"]), (None, ["LABEL_1", "LABEL_3"])):
         one = HeadSpec(type="classification", pooling="mean", num_labels=4, id2label=id2label)
-        assert convert.to_prediction(one, payload, return_logits=False).classification.label == labels[0]
+        assert prediction(one, payload).classification.label == labels[0]
         many = HeadSpec(type="multilabel", pooling="mean", num_labels=4, id2label=id2label)
-        assert convert.to_prediction(many, payload, return_logits=False).multi_label.labels == labels
+        assert prediction(many, payload).multi_label.labels == labels
         if id2label is not None:
             assert id2label.lookups == 3
 
 
 def test_an_embedding_of_zeros_stays_zero() -> None:
     head = HeadSpec(type="embedding", pooling="mean", normalize=True)
-    found = convert.to_prediction(head, bytes(16), return_logits=False)
+    found = prediction(head, bytes(16))
     assert list(found.embedding.values) == [0, 0, 0, 0]
 
 
@@ -146,7 +152,7 @@ def test_an_embedding_of_zeros_stays_zero() -> None:
 )
 def test_outputs_a_head_cannot_have_made(head: HeadSpec, values: list[float], error: type[AdamixError]) -> None:
     with pytest.raises(error):
-        convert.to_prediction(head, np.asarray(values, "<f4").tobytes(), return_logits=False)
+        prediction(head, np.asarray(values, "<f4").tobytes())
 
 
 def test_mutated_messages_never_get_unknown_or_stop_the_server(

@@ -1,18 +1,36 @@
 """The supervisor with children that are played: who is started, drained, replaced and given up on, and when."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adamix.errors import FailedPrecondition
+from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix.manifest import BackboneSpec
-from adamix_server import app
+from adamix_server import app, keeper
 from adamix_server.app import Supervisor
 from adamix_server.config import ServerConfig
-from adamix_server.frames import AnyFrame, Drain, Drained, EngineDown, EngineUp, Fatal, Hello, Limits, Ready, Start
+from adamix_server.frames import (
+    Agreed,
+    AnyFrame,
+    Drain,
+    Drained,
+    DrainWanted,
+    EngineDown,
+    EngineUp,
+    Fatal,
+    Hello,
+    Limits,
+    Ready,
+    Refresh,
+    Seen,
+    Start,
+    Stats,
+)
+from adamix_server.port import cannot_listen
 
 SPEC = BackboneSpec(
     model_type="bert",
@@ -41,8 +59,13 @@ class Played:
     def send(self, frame: AnyFrame) -> None:
         self.heard.append(frame)
         if isinstance(frame, Drain) and not self.gone:
-            self.stage.drained.append(self.name)
-            self.says.put_nowait(Drained())
+            self.stage.told_to_drain.append(self.name)
+            if self.stage.drains_at_once:
+                self.drain()
+
+    def drain(self) -> None:
+        self.stage.drained.append(self.name)
+        self.says.put_nowait(Drained())
 
     async def receive(self) -> AnyFrame | None:
         return await self.says.get()
@@ -64,11 +87,14 @@ class Stage:
     """Starts played children. `first_words(name, n)` is what the n-th child of a kind says (None: it dies)."""
 
     def __init__(self, first_words: Callable[[str, int], AnyFrame | None]) -> None:
-        self.children: dict[str, list[Played]] = {"engine": [], "front end": []}
+        self.children: dict[str, list[Played]] = defaultdict(list)
+        self.told_to_drain: list[str] = []
         self.drained: list[str] = []
+        self.drains_at_once = True
         self._first_words = first_words
 
-    async def start(self, name: str, module: str, start: Start, environment: dict[str, str]) -> Played:
+    async def start(self, module: str, start: Start, environment: dict[str, str]) -> Played:
+        name = "engine" if module == "adamix_server.engine" else start.config["name"]
         child = Played(self, name, start)
         self.children[name].append(child)
         child.says.put_nowait(self._first_words(name, len(self.children[name])))
@@ -76,7 +102,7 @@ class Stage:
 
 
 def healthy(name: str, number: int) -> AnyFrame:
-    if name == "front end":
+    if name.startswith("frontend"):
         return Ready(address="127.0.0.1:4711")
     hello = Hello(engine_id="0", generation=number, spec=SPEC, limits=LIMITS, dtype="float32", device="cpu")
     return Ready(address=f"ipc://engine-{number}", hello=hello)
@@ -87,6 +113,8 @@ def play(
     tmp_path: Path,
     first_words: Callable[[str, int], AnyFrame | None],
     scene: Callable[[Supervisor, Stage, asyncio.Event], Coroutine[Any, Any, None]],
+    *,
+    front_ends: int = 1,
 ) -> Stage:
     stage = Stage(first_words)
 
@@ -94,11 +122,18 @@ def play(
         start = stage.start
 
     monkeypatch.setattr(app, "Child", Children)
-    monkeypatch.setattr(app, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(keeper, "_LONGEST_PAUSE_S", 0.05)
 
     async def run() -> None:
         serving = asyncio.Event()
-        config = ServerConfig(backbone="x", store=tmp_path / "store", drain_delay_s=0, drain_grace_s=30)
+        config = ServerConfig(
+            backbone="x",
+            store=tmp_path / "store",
+            listen="127.0.0.1:0",
+            drain_delay_s=0,
+            drain_grace_s=30,
+            front_ends=front_ends,
+        )
         supervisor = Supervisor(config, lambda address, hello: serving.set())
         running = asyncio.create_task(supervisor.run())
         script = asyncio.create_task(scene(supervisor, stage, serving))
@@ -125,8 +160,8 @@ def test_a_stop_drains_the_front_end_before_the_engine(monkeypatch: pytest.Monke
         supervisor.stop()
 
     stage = play(monkeypatch, tmp_path, healthy, scene)
-    assert stage.drained == ["front end", "engine"]
-    assert {name: len(children) for name, children in stage.children.items()} == {"engine": 1, "front end": 1}
+    assert stage.drained == ["frontend-0", "engine"]
+    assert {name: len(children) for name, children in stage.children.items()} == {"engine": 1, "frontend-0": 1}
 
 
 def test_an_engine_that_dies_is_replaced_and_front_ends_are_told(
@@ -135,9 +170,10 @@ def test_an_engine_that_dies_is_replaced_and_front_ends_are_told(
     async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
         await serving.wait()
         stage.children["engine"][0].die()
-        heard = stage.children["front end"][0].heard
+        heard = stage.children["frontend-0"][0].heard
         await until(lambda: sum(isinstance(frame, EngineUp) for frame in heard) == 2)
         assert [type(frame) for frame in heard] == [EngineUp, EngineDown, EngineUp]
+        assert heard[1] == EngineDown(generation=1, engine_id="0")
         supervisor.stop()
 
     play(monkeypatch, tmp_path, healthy, scene)
@@ -146,10 +182,10 @@ def test_an_engine_that_dies_is_replaced_and_front_ends_are_told(
 def test_a_front_end_that_dies_is_replaced_on_the_same_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
         await serving.wait()
-        stage.children["front end"][0].die()
-        await until(lambda: len(stage.children["front end"]) == 2)
-        assert stage.children["front end"][1].start_frame.config["listen"] == "127.0.0.1:4711"
-        await until(lambda: stage.children["front end"][1].is_ready)
+        stage.children["frontend-0"][0].die()
+        await until(lambda: len(stage.children["frontend-0"]) == 2)
+        assert stage.children["frontend-0"][1].start_frame.config["listen"] == "127.0.0.1:4711"
+        await until(lambda: stage.children["frontend-0"][1].is_ready)
         supervisor.stop()
 
     play(monkeypatch, tmp_path, healthy, scene)
@@ -160,12 +196,12 @@ def test_a_stop_while_a_child_is_being_replaced_starts_nothing_new(
 ) -> None:
     async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
         await serving.wait()
-        stage.children["front end"][0].die()
-        await until(lambda: stage.children["front end"][0].gone and supervisor._front_end is None)
+        stage.children["frontend-0"][0].die()
+        await until(lambda: stage.children["frontend-0"][0].gone and not supervisor._front_ends["frontend-0"].is_ready)
         supervisor.stop()
 
     stage = play(monkeypatch, tmp_path, healthy, scene)
-    assert len(stage.children["front end"]) == 1
+    assert len(stage.children["frontend-0"]) == 1
     assert stage.drained == ["engine"]
 
 
@@ -213,7 +249,124 @@ def test_a_replacement_that_cannot_start_for_a_while_does_not_end_the_server(
         supervisor.stop()
 
     stage = play(monkeypatch, tmp_path, flaky, scene)
-    assert stage.drained == ["front end", "engine"]
+    assert stage.drained == ["frontend-0", "engine"]
+
+
+def test_a_child_that_falls_silent_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(app, "_FRONT_END_SILENCE_S", 0.2)
+
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        stuck = stage.children["frontend-0"][0]
+        await until(lambda: len(stage.children["frontend-0"]) == 2)
+        assert stuck.gone
+        supervisor.stop()
+
+    play(monkeypatch, tmp_path, healthy, scene)
+
+
+def test_an_operator_may_ask_for_the_drain_through_a_front_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        stage.drains_at_once = False
+        (front_end,) = stage.children["frontend-0"]
+        # Asked twice, it is still a drain: only a second signal ends a server at once.
+        for _ in range(2):
+            front_end.says.put_nowait(DrainWanted())
+        await until(lambda: stage.told_to_drain == ["frontend-0"])
+        stage.drains_at_once = True
+        front_end.drain()
+
+    stage = play(monkeypatch, tmp_path, healthy, scene)
+    assert stage.drained == ["frontend-0", "engine"]
+
+
+def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def second_is_late(name: str, number: int) -> AnyFrame:
+        return Stats(samples=[]) if name == "frontend-1" else healthy(name, number)
+
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await until(lambda: len(stage.children) == 3 and stage.children["frontend-0"][0].is_ready)
+        assert not serving.is_set()
+        ((first,), (second,)) = stage.children["frontend-0"], stage.children["frontend-1"]
+        second.says.put_nowait(Ready(address=first.start_frame.config["listen"]))
+        await serving.wait()
+        for child in (first, second):
+            assert child.start_frame.config["shares_port"]
+            assert child.start_frame.config["listen"] == first.start_frame.config["listen"] != "127.0.0.1:0"
+        supervisor.stop()
+
+    play(monkeypatch, tmp_path, second_is_late, scene, front_ends=2)
+
+
+def test_front_ends_drain_together_and_the_engine_after_the_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        stage.drains_at_once = False
+        supervisor.stop()
+        await until(lambda: len(stage.told_to_drain) == 2)
+        stage.children["frontend-1"][0].drain()
+        await until(lambda: stage.children["frontend-1"][0].gone)
+        assert stage.told_to_drain == ["frontend-0", "frontend-1"]
+        stage.drains_at_once = True
+        stage.children["frontend-0"][0].drain()
+
+    stage = play(monkeypatch, tmp_path, healthy, scene, front_ends=2)
+    assert stage.drained == ["frontend-1", "frontend-0", "engine"]
+
+
+def test_front_ends_agree_through_the_supervisor_and_without_a_dead_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        (first,), (second,) = stage.children["frontend-0"], stage.children["frontend-1"]
+        for child in (first, second):
+            child.says.put_nowait(Seen(revision=1, oldest=1))
+        await until(lambda: first.heard[-1] == second.heard[-1] == Agreed(revision=1, oldest=1))
+        first.says.put_nowait(Seen(revision=2, oldest=1))
+        await until(lambda: second.heard[-1] == Refresh(revision=2))
+        # The second dies before it has seen it. Nobody waits for it, once it is sure that it answers nobody.
+        second.die()
+        await until(lambda: first.heard[-1] == Agreed(revision=2, oldest=1))
+        assert second.gone
+        # The next one is told what it has to reach before it answers.
+        await until(lambda: len(stage.children["frontend-1"]) == 2)
+        third = stage.children["frontend-1"][1]
+        third.says.put_nowait(Seen(revision=1, oldest=1))
+        await until(lambda: third.heard[-2:] == [Refresh(revision=2), Agreed(revision=2, oldest=1)])
+        supervisor.stop()
+
+    play(monkeypatch, tmp_path, healthy, scene, front_ends=2)
+
+
+def test_one_front_end_that_cannot_start_ends_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
+
+    def second_cannot(name: str, number: int) -> AnyFrame:
+        return Fatal(message="no more ports") if name == "frontend-1" else healthy(name, number)
+
+    with pytest.raises(FailedPrecondition, match="no more ports"):
+        play(monkeypatch, tmp_path, second_cannot, scene, front_ends=2)
+
+
+def test_a_port_that_is_taken_ends_the_server_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
+
+    def refuse(listen: str) -> Any:
+        raise cannot_listen(listen)
+
+    monkeypatch.setattr(app, "held_port", refuse)
+    started: list[str] = []
+    with pytest.raises(InvalidConfig, match="another program uses it"):
+        play(monkeypatch, tmp_path, lambda name, number: started.append(name), scene, front_ends=2)  # type: ignore[func-returns-value]
+    assert not started
 
 
 @pytest.mark.parametrize("name", ["store", "s" * 90])

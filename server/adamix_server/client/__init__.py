@@ -1,0 +1,45 @@
+"""A small typed client of the server: `Client`, and the values it takes and gives."""
+
+from adamix_server.client.client import Client
+from adamix_server.client.values import (
+    Classification,
+    Embedding,
+    Input,
+    Load,
+    MultiLabel,
+    Prediction,
+    Predictions,
+    Registered,
+    Regression,
+    Result,
+    ServerFile,
+    ServerInfo,
+    StreamedPrediction,
+    StreamInput,
+    Task,
+    TaskChange,
+    Timing,
+    Version,
+)
+
+__all__ = [
+    "Classification",
+    "Client",
+    "Embedding",
+    "Input",
+    "Load",
+    "MultiLabel",
+    "Prediction",
+    "Predictions",
+    "Registered",
+    "Regression",
+    "Result",
+    "ServerFile",
+    "ServerInfo",
+    "StreamInput",
+    "StreamedPrediction",
+    "Task",
+    "TaskChange",
+    "Timing",
+    "Version",
+]

@@ -1,0 +1,352 @@
+"""A small typed client: one method per RPC, plain values in and out, errors of `adamix.errors`.
+
+Synchronous and safe to share between threads. Retries nothing by itself: an error that may pass says so in
+`retry_after_s`. Imports no torch, so that a client process stays small. Knows the wire; knows nothing of the server.
+"""
+
+import io
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from adamix.errors import AdamixError, Code, InvalidData, Unavailable
+from adamix_protos.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+)
+from adamix_server.client.values import (
+    Input,
+    Load,
+    Predictions,
+    Registered,
+    ServerFile,
+    ServerInfo,
+    StreamedPrediction,
+    StreamInput,
+    Task,
+    TaskChange,
+    Version,
+    to_input,
+    to_json,
+    to_predictions,
+    to_stream_request,
+    to_streamed_prediction,
+    to_task,
+    to_task_change,
+    to_version,
+)
+from adamix_server.config import DEFAULT_TIMEOUT_S, MAX_MESSAGE_BYTES, MAX_TIMEOUT_S
+from adamix_server.frontend import status
+
+_CHUNK_BYTES = 512 << 10
+_POLL_S = 0.1
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_retries", 0),
+    # A connection for every client, so that several in one process spread over the front ends of a server.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Client:
+    """A connection to one server.
+
+    Args:
+        address: `host:port`.
+        timeout_s: limit of each call but uploads, in seconds.
+
+    Every method raises the AdamixError the server answered with, or Unavailable when there is no server.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
+        self._server = server_pb2_grpc.ServerServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def predict(
+        self,
+        inputs: Iterable[Input] = (),
+        *,
+        task: str = "",
+        texts: Iterable[str] = (),
+        truncate: bool = False,
+        return_logits: bool = False,
+    ) -> Predictions:
+        """Answer up to 64 inputs in one call: `inputs`, then `texts`, which are all for `task`.
+
+        An input that fails leaves an `error` in its place; the call raises when all fail for the same reason.
+        """
+        return to_predictions(self._predict(inputs, task, texts, truncate, return_logits))
+
+    def predict_json(
+        self,
+        inputs: Iterable[Input] = (),
+        *,
+        task: str = "",
+        texts: Iterable[str] = (),
+        truncate: bool = False,
+        return_logits: bool = False,
+    ) -> dict[str, Any]:
+        """As `predict`; the response in proto3 JSON with proto field names and default-valued fields printed."""
+        return to_json(self._predict(inputs, task, texts, truncate, return_logits))
+
+    def predict_stream(self, inputs: Iterable[StreamInput]) -> Generator[StreamedPrediction, None, None]:
+        """Answer any number of inputs over one stream, each as soon as it is ready: in any order, under its id.
+
+        `inputs` is read in a thread of its own, while there is room on the stream, so it may be endless and may wait
+        for answers. An exception it raises is raised here, after the answers to what it gave before. Closing the
+        iterator ends the stream, and what is under way.
+        """
+        failed: list[Exception] = []
+
+        def requests() -> Iterator[inference_pb2.PredictStreamRequest]:
+            try:
+                for item in inputs:
+                    yield to_stream_request(item)
+            except Exception as error:  # noqa: BLE001 - of the caller's own code; raised below
+                failed.append(error)
+
+        with self._errors():
+            call = self._inference.PredictStream(requests())
+            try:
+                for message in call:
+                    yield to_streamed_prediction(message)
+            finally:
+                call.cancel()
+        if failed:
+            raise failed[0]
+
+    def register(
+        self,
+        task: str,
+        adapter: Path | str | bytes | ServerFile,
+        *,
+        expected_digest: str = "",
+        make_live: bool = True,
+        validate_only: bool = False,
+        request_id: str = "",
+    ) -> Registered:
+        """Register an adapter file; returns when it is stored (and live, if asked for).
+
+        Args:
+            adapter: a path or bytes to upload, or the name of a file that the server has itself.
+            expected_digest: sha256 in hex that the bytes must have.
+            validate_only: check the file and store nothing.
+            request_id: of your choice, new for each registration: the same call again under the same id returns the
+                first answer and changes nothing. 1 to 64 of `A-Z a-z 0-9 . _ -`.
+
+        Raises:
+            InvalidData: there is no such file here.
+            InvalidInput: the server refuses the file; the reason says which check it failed.
+        """
+        header = adapters_pb2.RegisterAdapterHeader(
+            task=task,
+            expected_digest=expected_digest,
+            make_live=make_live,
+            validate_only=validate_only,
+            request_id=request_id,
+        )
+        if isinstance(adapter, ServerFile):
+            header.file = adapter.name
+            requests = _upload(header, ())
+        else:
+            requests = _upload(header, _chunks(adapter))
+        with self._errors():
+            response = self._adapters.RegisterAdapter(requests, timeout=MAX_TIMEOUT_S)
+        return Registered(to_version(response.version), response.already_exists)
+
+    def get_task(self, task: str) -> Task:
+        with self._errors():
+            response = self._adapters.GetTask(adapters_pb2.GetTaskRequest(task=task), timeout=self._timeout_s)
+        return to_task(response.task)
+
+    def tasks(self) -> list[Task]:
+        """All tasks by name."""
+        found: list[Task] = []
+        token = ""
+        while True:
+            request = adapters_pb2.ListTasksRequest(page_token=token)
+            with self._errors():
+                response = self._adapters.ListTasks(request, timeout=self._timeout_s)
+            found += [to_task(message) for message in response.tasks]
+            if not (token := response.next_page_token):
+                return found
+
+    def versions(self, task: str) -> list[Version]:
+        """All versions of a task, newest first."""
+        found: list[Version] = []
+        token = ""
+        while True:
+            request = adapters_pb2.ListVersionsRequest(task=task, page_token=token)
+            with self._errors():
+                response = self._adapters.ListVersions(request, timeout=self._timeout_s)
+            found += [to_version(message) for message in response.versions]
+            if not (token := response.next_page_token):
+                return found
+
+    def delete_task(self, task: str, *, etag: str = "") -> None:
+        request = adapters_pb2.DeleteTaskRequest(task=task, etag=etag)
+        with self._errors():
+            self._adapters.DeleteTask(request, timeout=self._timeout_s)
+
+    def delete_version(self, task: str, digest: str, *, etag: str = "") -> None:
+        """Delete a version that is not live."""
+        request = adapters_pb2.DeleteVersionRequest(task=task, digest=digest, etag=etag)
+        with self._errors():
+            self._adapters.DeleteVersion(request, timeout=self._timeout_s)
+
+    def load_version(self, task: str, digest: str) -> Version:
+        """Bring a version into a slot if one can be had for nothing, else to host memory: see its `residency`."""
+        request = adapters_pb2.LoadVersionRequest(task=task, digest=digest)
+        with self._errors():
+            response = self._adapters.LoadVersion(request, timeout=self._timeout_s)
+        return to_version(response.version)
+
+    def unload_version(self, task: str, digest: str) -> Version:
+        """Take a version out of the server's memory until somebody asks for it. Refused while it is used or pinned."""
+        request = adapters_pb2.UnloadVersionRequest(task=task, digest=digest)
+        with self._errors():
+            response = self._adapters.UnloadVersion(request, timeout=self._timeout_s)
+        return to_version(response.version)
+
+    def pin_version(self, task: str, digest: str, *, pinned: bool = True) -> Version:
+        """Load a version into a slot and keep it there, over every restart; or (`pinned=False`) no longer."""
+        request = adapters_pb2.PinVersionRequest(task=task, digest=digest, pinned=pinned)
+        with self._errors():
+            response = self._adapters.PinVersion(request, timeout=self._timeout_s)
+        return to_version(response.version)
+
+    def rollback(self, task: str, *, etag: str = "") -> Task:
+        """Make live again what was live before."""
+        request = adapters_pb2.RollbackRequest(task=task, etag=etag)
+        with self._errors():
+            response = self._adapters.Rollback(request, timeout=self._timeout_s)
+        return to_task(response.task)
+
+    def set_traffic(self, task: str, versions: str | Mapping[str, int], *, etag: str = "") -> Task:
+        """Let one version answer a task, given by its digest; or several, given as {digest: weight}."""
+        weights = {versions: 1} if isinstance(versions, str) else versions
+        traffic = [adapters_pb2.Traffic(digest=digest, weight=weight) for digest, weight in weights.items()]
+        request = adapters_pb2.SetTrafficRequest(task=task, traffic=traffic, etag=etag)
+        with self._errors():
+            response = self._adapters.SetTraffic(request, timeout=self._timeout_s)
+        return to_task(response.task)
+
+    def watch_tasks(self) -> Iterator[TaskChange]:
+        """Every task once, then each change as it happens, for as long as it is iterated; close it to stop.
+
+        Ends by raising: Unavailable when the server drains, DeadlineExceeded after an hour without a change. Watch
+        again to go on.
+        """
+        call = self._adapters.WatchTasks(adapters_pb2.WatchTasksRequest())
+        return self._changes(call)
+
+    def server_info(self) -> ServerInfo:
+        with self._errors():
+            response = self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout_s)
+        return ServerInfo(**to_json(response))
+
+    def load(self) -> Load:
+        """How busy the server's engine is. Raises Unavailable while there is none."""
+        with self._errors():
+            response = self._server.GetLoad(server_pb2.GetLoadRequest(), timeout=self._timeout_s)
+        return Load(**to_json(response))
+
+    def drain(self) -> None:
+        """Ask the server to finish what runs and end, as SIGTERM does. Returns at once."""
+        with self._errors():
+            self._server.Drain(server_pb2.DrainRequest(), timeout=self._timeout_s)
+
+    def wait_until_serving(self, timeout_s: float) -> None:
+        """Return when the server's health says SERVING. Raises Unavailable after `timeout_s` seconds."""
+        end = time.monotonic() + timeout_s
+        while True:
+            left_s = end - time.monotonic()
+            try:
+                with self._errors():
+                    answer = self._health.Check(
+                        health_pb2.HealthCheckRequest(), timeout=max(left_s, _POLL_S), wait_for_ready=True
+                    )
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            except AdamixError as error:
+                if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+                    raise
+            if left_s <= 0:
+                raise Unavailable(f"{self.address} did not become ready within {timeout_s:g} s")
+            time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _predict(
+        self, inputs: Iterable[Input], task: str, texts: Iterable[str], truncate: bool, return_logits: bool
+    ) -> inference_pb2.PredictResponse:
+        asked = [*inputs, *(Input(task, text=text, truncate=truncate) for text in texts)]
+        request = inference_pb2.PredictRequest(inputs=[to_input(item) for item in asked], return_logits=return_logits)
+        with self._errors():
+            response: inference_pb2.PredictResponse = self._inference.Predict(request, timeout=self._timeout_s)
+        return response
+
+    def _changes(self, call: Any) -> Iterator[TaskChange]:
+        with self._errors():
+            try:
+                for message in call:
+                    yield to_task_change(message)
+            finally:
+                call.cancel()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            found = status.from_rpc_error(error)
+            # A call that meets a port while it closes is cancelled by the transport; this client itself cancels none.
+            if found.code in (Code.UNAVAILABLE, Code.CANCELLED) and found.reason == type(found).default_reason:
+                found = Unavailable(f"no server answers at {self.address}: {found.message}")
+            raise found from None
+
+
+def _upload(
+    header: adapters_pb2.RegisterAdapterHeader, chunks: Iterable[bytes]
+) -> Iterator[adapters_pb2.RegisterAdapterRequest]:
+    yield adapters_pb2.RegisterAdapterRequest(header=header)
+    for chunk in chunks:
+        yield adapters_pb2.RegisterAdapterRequest(chunk=chunk)
+
+
+def _chunks(adapter: Path | str | bytes) -> Iterator[bytes]:
+    try:
+        source = io.BytesIO(adapter) if isinstance(adapter, bytes) else Path(adapter).open("rb")  # noqa: SIM115
+    except OSError as error:
+        raise InvalidData(f"{adapter!s}: {error.strerror}") from None
+
+    def read() -> Iterator[bytes]:
+        with source:
+            yield from iter(lambda: source.read(_CHUNK_BYTES), b"")
+
+    return read()

@@ -1,0 +1,194 @@
+"""A disk that really is full: a server whose store is a small file system of its own, in its own mount namespace."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamix import adapter_file
+from adamix.adapter_file import AdapterFile
+from adamix.errors import AdamixError, Code
+from adamix.manifest import BackboneSpec
+
+MakeAdapter = Callable[..., AdapterFile]
+Eventually = Callable[..., None]
+
+TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird"]
+# With room at first for what the server keeps in its store while it runs.
+STORE_BYTES = 96 << 20
+PAGE_BYTES = 4096
+# Mounts a small file system over its first argument and becomes the rest of them; gone with the process.
+MOUNT = f'mount -t tmpfs -o size={STORE_BYTES},mode=700 adamix "$0" && exec "$@"'
+# The same with the files of its second argument in it and then no room at all.
+MOUNT_FULL = (
+    f'mount -t tmpfs -o size={STORE_BYTES},mode=700 adamix "$0" && cp -a "$1"/. "$0" && '
+    '{ head -c 1G /dev/zero > "$0"/filler 2> /dev/null; shift; exec "$@"; }'
+)
+
+
+def data_of(adapter: AdapterFile) -> bytes:
+    return adapter_file.encode(adapter.manifest, adapter.tensors)
+
+
+@pytest.fixture(scope="session")
+def own_mounts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that starts another one where it may mount; skips where there is no such right."""
+    place = str(tmp_path_factory.mktemp("place"))
+    for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        if (
+            shutil.which(command[0])
+            and subprocess.run(
+                [*command, "sh", "-c", MOUNT, place, "true"], capture_output=True, check=False
+            ).returncode
+            == 0
+        ):
+            return [*command, "sh", "-c"]
+    pytest.skip("a small file system needs the right to mount, which this user does not have")
+
+
+class SmallDisk:
+    """The store as the server sees it, and a file that takes all room but what is left on purpose."""
+
+    def __init__(self, server: Any, store: Path) -> None:
+        self.root = Path(f"/proc/{server.process.pid}/root{store}")
+        self._filler = self.root / "filler"
+
+    def leave(self, free_bytes: int) -> None:
+        self.make_room()
+        with self._filler.open("wb") as file:
+            taken = self.free_bytes() - free_bytes
+            os.posix_fallocate(file.fileno(), 0, taken) if taken > 0 else None
+        assert self.free_bytes() <= free_bytes
+
+    def make_room(self) -> None:
+        self._filler.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        info = os.statvfs(self.root)
+        return info.f_bavail * info.f_frsize
+
+    def temporaries(self) -> list[str]:
+        return [path.name for path in (self.root / "blobs" / "tmp").iterdir()]
+
+
+@pytest.fixture
+def small(start_server: Callable[..., Any], own_mounts: list[str], tmp_path: Path) -> tuple[Any, SmallDisk]:
+    store = tmp_path / "store"
+    store.mkdir()
+    server = start_server("--metrics-port", "0", store=store, before=[*own_mounts, MOUNT, str(store)]).wait()
+    return server, SmallDisk(server, store)
+
+
+def register(client: Any, task: str, data: bytes) -> AdamixError | None:
+    try:
+        client.register(task, data)
+    except AdamixError as error:
+        return error
+    return None
+
+
+@pytest.mark.slow
+def test_a_registration_that_meets_the_end_of_the_disk_anywhere(
+    small: tuple[Any, SmallDisk], make_adapter: MakeAdapter, spec: BackboneSpec
+) -> None:
+    """With one page more of room each time, the room ends in the upload, in the catalog's log, or nowhere."""
+    server, disk = small
+    with server.client() as client:
+        client.register("t", data_of(make_adapter(0, spec=spec)))
+        before = client.predict(task="t", texts=TEXTS, return_logits=True).predictions
+        live = before[0].version
+        outcomes: list[str] = []
+        for pages in range(20):
+            data = data_of(make_adapter(100 + pages, spec=spec))
+            disk.leave(pages * PAGE_BYTES)
+            error = register(client, "t", data)
+            outcomes.append("ok" if error is None else f"{error.code.name} {error.reason}")
+            if error is None:
+                live = adapter_file.decode(data).digest
+            answers = client.predict(task="t", texts=TEXTS, return_logits=True).predictions
+            assert {answer.version for answer in answers} == {live}
+            if live == before[0].version:
+                assert [answer.logits for answer in answers] == [answer.logits for answer in before]
+            assert disk.temporaries() == []
+        print(outcomes)
+        assert set(outcomes) == {"ok", "RESOURCE_EXHAUSTED STORE_FULL"}
+        disk.make_room()
+        last = client.register("t", data_of(make_adapter(999, spec=spec))).version.digest
+        assert client.predict(task="t", texts=TEXTS).predictions[0].version == last
+    assert server.terminate() == 0
+
+
+@pytest.mark.slow
+def test_every_process_comes_back_while_the_disk_is_full(
+    small: tuple[Any, SmallDisk], make_adapter: MakeAdapter, spec: BackboneSpec, eventually: Eventually
+) -> None:
+    server, disk = small
+    with server.client() as client:
+        client.register("t", data_of(make_adapter(0, spec=spec)))
+        before = client.predict(task="t", texts=TEXTS, return_logits=True).predictions
+        disk.leave(0)
+        for module in ("adamix_server.engine", "adamix_server.frontend"):
+            os.kill(server.child(module), signal.SIGKILL)
+            eventually(lambda: answers(client), f"the server answers after the death of {module}")
+            after = client.predict(task="t", texts=TEXTS, return_logits=True).predictions
+            assert [answer.logits for answer in after] == [answer.logits for answer in before]
+            refusal = register(client, "t", data_of(make_adapter(1, spec=spec)))
+            assert refusal is not None
+            assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED, "STORE_FULL")
+            disk.leave(0)
+        disk.make_room()
+        client.register("t", data_of(make_adapter(2, spec=spec)))
+    assert server.terminate() == 0
+
+
+@pytest.mark.slow
+def test_a_restart_on_a_full_disk_serves_what_was_live(
+    start_server: Callable[..., Any],
+    make_adapter: MakeAdapter,
+    spec: BackboneSpec,
+    own_mounts: list[str],
+    tmp_path: Path,
+) -> None:
+    before = start_server(store=tmp_path / "before").wait()
+    with before.client() as client:
+        client.register("t", data_of(make_adapter(0, spec=spec)))
+        expected = client.predict(task="t", texts=TEXTS, return_logits=True).predictions
+    before.kill()
+    store = tmp_path / "store"
+    store.mkdir()
+    full = start_server(store=store, before=[*own_mounts, MOUNT_FULL, str(store), str(tmp_path / "before")]).wait()
+    # All the room there is, is what the killed server's runtime files took, which are gone by now.
+    disk = SmallDisk(full, store)
+    assert disk.free_bytes() < 1 << 20
+    disk.leave(0)
+    with full.client() as client:
+        found = client.predict(task="t", texts=TEXTS, return_logits=True).predictions
+        assert [(p.version, p.logits) for p in found] == [(p.version, p.logits) for p in expected]
+        refusal = register(client, "t", data_of(make_adapter(1, spec=spec)))
+        assert refusal is not None
+        assert refusal.reason == "STORE_FULL"
+    assert full.terminate() == 0
+
+
+def test_a_new_store_on_a_full_disk_is_refused_in_words(
+    start_server: Callable[..., Any], own_mounts: list[str], tmp_path: Path
+) -> None:
+    store, nothing = tmp_path / "store", tmp_path / "nothing"
+    store.mkdir()
+    nothing.mkdir()
+    server = start_server(store=store, before=[*own_mounts, MOUNT_FULL, str(store), str(nothing)])
+    assert server.process.wait(60) == 1
+    assert server.find(message="error: the server's disk is full; free space or delete versions, then try again")
+
+
+def answers(client: Any) -> bool:
+    try:
+        client.predict(task="t", texts=TEXTS)
+    except AdamixError:
+        return False
+    return True

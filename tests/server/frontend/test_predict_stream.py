@@ -1,0 +1,380 @@
+"""PredictStream over a real channel: every answer under its id, and every way a stream can end."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from adamix.errors import Overloaded
+from adamix.manifest import HeadSpec
+from adamix_protos.v1 import inference_pb2 as pb
+
+MakeAdapter = Callable[..., bytes]
+
+
+def message(id_: str, text: str = "w1", *, task: str = "sst2", **options: Any) -> pb.PredictStreamRequest:
+    return pb.PredictStreamRequest(id=id_, input=pb.PredictInput(task=task, text=text), **options)
+
+
+def details(status: Any) -> dict[str, Any]:
+    found = {}
+    for packed in status.details:
+        detail = getattr(error_details_pb2, packed.type_url.rsplit(".", 1)[1])()
+        packed.Unpack(detail)
+        found[type(detail).__name__] = detail
+    return found
+
+
+def reason(status: Any) -> str:
+    return details(status)["ErrorInfo"].reason
+
+
+async def rest_of(stream: Any) -> list[pb.PredictStreamResponse]:
+    """Everything up to the end of a stream, which must be OK."""
+    answers = []
+    while (answer := await stream.read()) is not grpc.aio.EOF:
+        answers.append(answer)
+    assert await stream.code() is grpc.StatusCode.OK
+    return answers
+
+
+async def end_of(stream: Any) -> tuple[grpc.StatusCode, str]:
+    """The status of a stream that has failed, and its reason."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    trailers = dict(caught.value.trailing_metadata())
+    return caught.value.code(), reason(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
+
+
+def hold(engine: Any) -> None:
+    engine.hold = True
+
+
+def test_answers_come_as_they_are_ready(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    digest = seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.inference.PredictStream()
+        for id_ in ("a", "b", "c"):
+            await stream.write(message(id_, return_logits=id_ == "b"))
+        await harness.until(lambda: len(harness.engine.held) == 3)
+        first, second, third = list(harness.engine.held)
+        for row, expected in ((second, "b"), (third, "c"), (first, "a")):
+            harness.engine.answer([row])
+            answer = await stream.read()
+            assert answer.id == expected
+            assert answer.prediction.version == digest
+            assert answer.prediction.task == "sst2"
+            assert answer.prediction.classification.label == "yes"
+            assert list(answer.prediction.logits) == ([0, 3, 6] if expected == "b" else [])
+            assert answer.timing.compute_s == pytest.approx(0.002)
+        await stream.done_writing()
+        assert await rest_of(stream) == []
+
+    serve(scenario, prepare=hold)
+
+
+def test_a_half_closed_stream_finishes_what_runs(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.inference.PredictStream()
+        for i in range(5):
+            await stream.write(message(str(i)))
+        await stream.done_writing()
+        await harness.until(lambda: len(harness.engine.held) == 5)
+        harness.engine.hold = False
+        harness.engine.answer_all()
+        assert sorted(answer.id for answer in await rest_of(stream)) == [str(i) for i in range(5)]
+
+    serve(scenario, prepare=hold)
+
+
+def test_a_bad_input_fails_alone(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+    bad = [
+        (message(""), "ID_INVALID", "id"),
+        (message("x" * 65), "ID_INVALID", "id"),
+        (message("ä" * 33), "ID_INVALID", "id"),
+        (message("nan", timeout_s=float("nan")), "TIMEOUT_INVALID", "timeout_s"),
+        (message("negative", timeout_s=-1), "TIMEOUT_INVALID", "timeout_s"),
+        (message("long", timeout_s=601), "TIMEOUT_INVALID", "timeout_s"),
+        (message("endless", timeout_s=float("inf")), "TIMEOUT_INVALID", "timeout_s"),
+        (message("empty", " "), "TEXT_EMPTY", "input.text"),
+        (message("large", "x" * (65 << 10)), "TEXT_TOO_LARGE", "input.text"),
+        (message("tokens", "w1 " * 20), "TEXT_TOO_LONG", "input.text"),
+        (message("nobody", task="nobody"), "NOT_FOUND", None),
+        (message("name", task="../x"), "ID_INVALID", "input.task"),
+        (pb.PredictStreamRequest(id="nothing"), "TASK_MISSING", "input.task"),
+    ]
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.inference.PredictStream()
+        for request, expected, field in bad:
+            await stream.write(request)
+            answer = await stream.read()
+            assert answer.prediction.WhichOneof("result") == "error"
+            found = details(answer.prediction.error)
+            assert found["ErrorInfo"].reason == expected
+            if field is not None:
+                assert found["BadRequest"].field_violations[0].field == field
+            assert len(answer.id.encode()) <= 64
+            if expected != "ID_INVALID" or field != "id":
+                assert answer.id == request.id
+        await stream.write(message("x" * 64, timeout_s=600))
+        assert (await stream.read()).prediction.classification.label == "yes"
+        stream.cancel()
+
+    serve(scenario)
+
+
+def test_a_live_duplicate_fails_and_the_first_goes_on(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.inference.PredictStream()
+        await stream.write(message("a"))
+        await harness.until(lambda: len(harness.engine.held) == 1)
+        await stream.write(message("a", "w1 w2"))
+        answer = await stream.read()
+        assert answer.id == "a"
+        assert reason(answer.prediction.error) == "ID_IN_USE"
+        harness.engine.hold = False
+        harness.engine.answer_all()
+        assert (await stream.read()).prediction.classification.label == "yes"
+        # Answered, so free again.
+        await stream.write(message("a"))
+        assert (await stream.read()).prediction.classification.label == "yes"
+        stream.cancel()
+
+    serve(scenario, prepare=hold)
+
+
+def test_reading_stops_while_256_inputs_are_unanswered(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        async def requests() -> Any:
+            for i in range(300):
+                yield message(str(i))
+
+        stream = harness.inference.PredictStream(requests())
+        await harness.until(lambda: len(harness.engine.held) == 256)
+        await asyncio.sleep(0.1)  # time in which a server that went on reading would have
+        assert len(harness.engine.held) == 256
+        harness.engine.answer(harness.engine.held[:1])
+        assert (await stream.read()).id == "0"
+        await harness.until(lambda: len(harness.engine.submits[-1].rows) > 0 and harness.engine.held[-1].id >= 257)
+        harness.engine.hold = False
+        harness.engine.answer_all()
+        assert sorted(int(answer.id) for answer in await rest_of(stream)) == list(range(1, 300))
+
+    serve(scenario, prepare=hold)
+
+
+def test_a_reader_that_sleeps_costs_bounded_memory(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    # 4,096 scores and as many logits: 32 KiB each.
+    digest = seed("wide", make_adapter(HeadSpec(type="classification", pooling="mean", num_labels=4096)))
+    num_inputs = 800
+
+    async def scenario(harness: Any) -> None:
+        async def requests() -> Any:
+            for i in range(num_inputs):
+                yield message(str(i), task="wide", return_logits=True)
+
+        def computed() -> int:
+            return sum(len(submit.rows) for submit in harness.engine.submits)
+
+        stream = harness.inference.PredictStream(requests())
+        await harness.until(lambda: computed() >= 200)
+        await asyncio.sleep(0.3)  # time in which a server that buffers would have taken the rest
+        assert computed() < num_inputs
+        assert sorted(int(answer.id) for answer in await rest_of(stream)) == list(range(num_inputs))
+
+    serve(scenario, prepare=lambda engine: engine.widths.update({digest: 4096}))
+
+
+def test_a_timeout_ends_its_input_here_and_in_the_engine(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        import time
+
+        stream = harness.inference.PredictStream()
+        await stream.write(message("patient"))
+        await stream.write(message("hasty", timeout_s=0.05))
+        answer = await stream.read()
+        assert answer.id == "hasty"
+        assert answer.prediction.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        await harness.until(lambda: len(harness.engine.cancelled) == 1)
+        rows = [row for submit in harness.engine.submits for row in submit.rows]
+        assert harness.engine.cancelled == [rows[1].id]
+        assert rows[0].deadline - time.monotonic() == pytest.approx(60, abs=5)
+        harness.engine.answer(harness.engine.held[:1])
+        assert (await stream.read()).id == "patient"
+        stream.cancel()
+        # The call's own deadline bounds them all.
+        stream = harness.inference.PredictStream(timeout=5)
+        await stream.write(message("bounded", timeout_s=500))
+        await harness.until(lambda: len(harness.engine.held) == 1)
+        assert harness.engine.held[0].deadline - time.monotonic() < 6
+        stream.cancel()
+
+    serve(scenario, prepare=hold)
+
+
+def test_a_client_that_goes_away_is_forgotten_at_once(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.inference.PredictStream()
+        for i in range(20):
+            await stream.write(message(str(i)))
+        await harness.until(lambda: len(harness.engine.held) == 20)
+        ids = [row.id for row in harness.engine.held]
+        stream.cancel()
+        await harness.until(lambda: sorted(harness.engine.cancelled) == ids)
+        found: list[Any] = []
+
+        def counted() -> bool:
+            found.extend(sample.labels for sample in harness.front_end._recorder.drain())
+            return any(labels[:1] == ("adamix.v1.InferenceService/PredictStream",) for labels in found)
+
+        await harness.until(counted)
+        assert ("adamix.v1.InferenceService/PredictStream", "CANCELLED") in found
+
+    serve(scenario, prepare=hold)
+
+
+def test_an_input_holds_what_it_resolved_until_its_answer(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        from adamix_protos.v1 import adapters_pb2
+
+        def oldest() -> int:
+            return int(harness.front_end._agreement.seen.oldest)
+
+        stream = harness.inference.PredictStream()
+        await stream.write(message("a"))
+        await harness.until(lambda: len(harness.engine.held) == 1)
+        before = oldest()
+        await harness.adapters.DeleteTask(adapters_pb2.DeleteTaskRequest(task="sst2"))
+        assert oldest() == before
+        harness.engine.answer_all()
+        assert (await stream.read()).prediction.classification.label == "yes"
+        assert oldest() > before
+        await stream.write(message("b"))
+        assert reason((await stream.read()).prediction.error) == "NOT_FOUND"
+        stream.cancel()
+
+    serve(scenario, prepare=hold)
+
+
+def test_an_idle_stream_ends(serve: Any, seed: Any, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed("sst2", make_adapter())
+    monkeypatch.setattr("adamix_server.frontend.predict_stream.IDLE_S", 0.2)
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.inference.PredictStream()
+        await stream.write(message("a"))
+        await harness.until(lambda: len(harness.engine.held) == 1)
+        # With an input under way it is not idle, however long that takes.
+        await asyncio.sleep(0.4)
+        harness.engine.answer_all()
+        assert (await stream.read()).id == "a"
+        assert await end_of(stream) == (grpc.StatusCode.DEADLINE_EXCEEDED, "STREAM_IDLE")
+
+    serve(scenario, prepare=hold)
+
+
+def test_a_drain_answers_what_runs_and_refuses_the_rest(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        stream, idle = harness.inference.PredictStream(), harness.inference.PredictStream()
+        await idle.write(message("warm"))
+        await stream.write(message("running"))
+        await harness.until(lambda: len(harness.engine.held) == 2)
+        harness.engine.answer(harness.engine.held[:1])
+        assert (await idle.read()).id == "warm"
+        harness.drain()
+        # The idle one ends by itself: from then on the other one knows as well.
+        assert await end_of(idle) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        await stream.write(message("late"))
+        late = await stream.read()
+        assert late.id == "late"
+        found = details(late.prediction.error)
+        assert late.prediction.error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+        assert found["ErrorInfo"].reason == "DRAINING"
+        assert found["RetryInfo"].retry_delay.ToMilliseconds() > 0
+        harness.engine.answer_all()
+        assert (await stream.read()).prediction.classification.label == "yes"
+        assert await end_of(stream) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+    serve(scenario, prepare=hold)
+
+
+def test_an_engine_that_dies_fails_its_inputs_and_not_the_stream(
+    serve: Any, seed: Any, make_adapter: MakeAdapter
+) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.inference.PredictStream()
+        await stream.write(message("a"))
+        await harness.until(lambda: len(harness.engine.held) == 1)
+        harness.kill_engine()
+        answer = await stream.read()
+        assert reason(answer.prediction.error) == "ENGINE_RESTARTING"
+        await stream.write(message("b"))
+        assert reason((await stream.read()).prediction.error) == "ENGINE_RESTARTING"
+        harness.engine.hold = False
+        harness.start_engine()
+        await harness.until(lambda: harness.front_end._link.is_up)
+        await stream.write(message("a"))
+        assert (await stream.read()).prediction.classification.label == "yes"
+        harness.engine.fail = lambda row: Overloaded("no slot is free", reason="NO_SLOT", retry_after_s=0.5)
+        await stream.write(message("a"))
+        assert reason((await stream.read()).prediction.error) == "NO_SLOT"
+        stream.cancel()
+
+    serve(scenario, prepare=hold)
+
+
+def test_overload_fails_what_does_not_fit(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    def prepare(engine: Any) -> None:
+        engine.credit, engine.hold = (2, 1000), True
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.inference.PredictStream()
+        for id_ in ("a", "b", "c"):
+            await stream.write(message(id_))
+        answer = await stream.read()
+        assert answer.id == "c"
+        assert reason(answer.prediction.error) == "OVERLOADED"
+        harness.engine.answer_all()
+        assert {(await stream.read()).id, (await stream.read()).id} == {"a", "b"}
+        stream.cancel()
+
+    serve(scenario, prepare=prepare)
+
+
+def test_garbage_ends_the_stream_and_frees_what_ran(serve: Any, seed: Any, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        stream = harness.channel.stream_stream("/adamix.v1.InferenceService/PredictStream")()
+        await stream.write(message("a").SerializeToString())
+        await harness.until(lambda: len(harness.engine.held) == 1)
+        (row,) = harness.engine.held
+        await stream.write(b"\xff\xff\xff")
+        assert await end_of(stream) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+        await harness.until(lambda: harness.engine.cancelled == [row.id])
+
+    serve(scenario, prepare=hold)
