@@ -32,10 +32,10 @@ as lengths differ (1024, 48, 64 in fp32: 5.0 against 3.5 ms).
 Shapes: T rows, G segments, N tiles, B rows per tile, R rank, D features.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -45,19 +45,19 @@ from torch import Tensor
 
 from adamix_kernels import reference
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, activation
 
 
 def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
     """See `reference.bottleneck`."""
     out = torch.empty_like(x)
-    _adapt(out, x, x, segments, _per_segment(segments, weights, _of_bottleneck))
+    _adapt(out, x, x, segments, _per_segment(segments, weights))
     return out
 
 
 def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
     """See `reference.bottleneck_`."""
-    _adapt(x, x, x, segments, _per_segment(segments, weights, _of_bottleneck))
+    _adapt(x, x, x, segments, _per_segment(segments, weights))
     return x
 
 
@@ -72,7 +72,7 @@ def bottleneck_norm(
     """See `reference.bottleneck_norm`."""
     shape = norm_weight.shape
     normed = F.layer_norm(s, shape, norm_weight, norm_bias, eps)
-    adapters = _per_segment(segments, weights, _of_bottleneck)
+    adapters = _per_segment(segments, weights)
     if not any(adapters):
         return normed
     out = torch.empty_like(s)
@@ -100,7 +100,7 @@ def lora_(
 ) -> Tensor:
     """See `reference.lora_`."""
     out = y if window is None else y[:, slice(*window)]
-    _adapt(out, out, x, segments, _per_segment(segments, weights, _of_lora))
+    _adapt(out, out, x, segments, _per_segment(segments, weights))
     return y
 
 
@@ -138,45 +138,15 @@ def _linear(x: Tensor, expert: int, weights: Sequence[Tensor], biases: Sequence[
     return F.linear(x, weights[expert], None if biases is None else biases[expert])
 
 
-class _LowRank(NamedTuple):
-    """What bottleneck and LoRA have in common: `scale * (act(x down^T + down_bias) up + up_bias)`."""
-
-    down: Tensor
-    down_bias: Tensor | None
-    up: Tensor
-    up_bias: Tensor | None
-    scale: float
-    activation: str
-
-    @property
-    def group(self) -> tuple[object, ...]:
-        """Adapters with equal groups fit into one batched product."""
-        return len(self.down), self.activation, self.scale, self.down_bias is None, self.up_bias is None
-
-
-def _of_bottleneck(adapter: BottleneckWeights) -> _LowRank:
-    return _LowRank(adapter.down, adapter.down_bias, adapter.up, adapter.up_bias, adapter.scale, adapter.activation)
-
-
-def _of_lora(adapter: LoraWeights) -> _LowRank:
-    return _LowRank(adapter.a, None, adapter.b, None, adapter.scale, "identity")
-
-
-Weights = TypeVar("Weights")
-
-
 def _per_segment(
-    segments: Segments, weights: Sequence[Weights | None], convert: Callable[[Weights], _LowRank]
-) -> list[_LowRank | None]:
-    adapters: list[_LowRank | None] = []
-    for slot, _, _ in segments:
-        adapter = weights[slot] if slot else None
-        adapters.append(None if adapter is None else convert(adapter))
-    return adapters
+    segments: Segments, weights: Sequence[BottleneckWeights | None] | Sequence[LoraWeights | None]
+) -> list[LowRank | None]:
+    found = (weights[slot] if slot else None for slot in segments.slots.tolist())
+    return [None if adapter is None else adapter.low_rank for adapter in found]
 
 
 def _adapt(
-    out: Tensor, residual: Tensor, source: Tensor, segments: Segments, adapters: Sequence[_LowRank | None]
+    out: Tensor, residual: Tensor, source: Tensor, segments: Segments, adapters: Sequence[LowRank | None]
 ) -> None:
     """`out = residual + A(source)` per row. `out` may be `residual` itself, which may be `source` itself."""
     runs = list(segments)
@@ -211,22 +181,30 @@ def _loop(
     residual: Tensor,
     source: Tensor,
     runs: Sequence[tuple[int, int, int]],
-    adapters: Sequence[_LowRank],
+    adapters: Sequence[LowRank],
 ) -> None:
     lengths = [end - start for _, start, end in runs]
-    packed = source.new_empty(sum(lengths), len(adapters[0].down))
-    for (_, start, end), hidden, adapter in zip(runs, packed.split_with_sizes(lengths), adapters, strict=True):
+    rank, has_ones = len(adapters[0].down), adapters[0].bias_and_up is not None
+    packed = source.new_empty(sum(lengths), rank + has_ones)
+    # With a column of ones in front, the product with `bias_and_up` adds the bias by itself.
+    units = packed[:, 1:] if has_ones else packed
+    for (_, start, end), hidden, adapter in zip(runs, units.split_with_sizes(lengths), adapters, strict=True):
         if adapter.down_bias is None:
-            torch.mm(source[start:end], adapter.down.t(), out=hidden)
+            torch.mm(source[start:end], adapter.down_t, out=hidden)
         else:
-            torch.addmm(adapter.down_bias, source[start:end], adapter.down.t(), out=hidden)
+            torch.addmm(adapter.down_bias, source[start:end], adapter.down_t, out=hidden)
     packed = activation(adapters[0].activation)(packed)
+    if has_ones:
+        packed[:, 0] = 1.0
     for (_, start, end), hidden, adapter in zip(runs, packed.split_with_sizes(lengths), adapters, strict=True):
         rows = out[start:end]
-        if adapter.up_bias is not None:
-            torch.add(residual[start:end], adapter.up_bias, alpha=adapter.scale, out=rows)
-        elif out is not residual:
+        if out is not residual:
             rows.copy_(residual[start:end])
+        if adapter.bias_and_up is not None:
+            rows.addmm_(hidden, adapter.bias_and_up, alpha=adapter.scale)
+            continue
+        if adapter.up_bias is not None:
+            rows.add_(adapter.up_bias, alpha=adapter.scale)
         rows.addmm_(hidden, adapter.up, alpha=adapter.scale)
 
 
@@ -236,7 +214,7 @@ def _tiles(
     source: Tensor,
     segments: Segments,
     positions: Sequence[int],
-    adapters: Sequence[_LowRank],
+    adapters: Sequence[LowRank],
 ) -> None:
     num_rows = int(segments.lengths[list(positions)].sum())
     layout = _layout(segments, tuple(positions), _block_rows(num_rows, len(positions)), out.device)

@@ -5,8 +5,8 @@ Bottleneck and LoRA matrices are both stored [R, features], so that the long sid
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,36 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         return ACTIVATIONS[name]
     except KeyError:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """What both kinds of adapters have in common: `scale * (act(x down^T + down_bias) up + up_bias)`.
+
+    Attributes:
+        down, down_bias, up, up_bias, scale, activation: as in `BottleneckWeights`.
+        down_t: [D, R], a view of `down`.
+        bias_and_up: [1 + R, D], a view of `up_bias` and `up`, if they lie so in memory: a row of ones beside the hidden
+            units then adds the bias in the same product.
+        group: adapters with equal groups fit into one batched product.
+    """
+
+    down: Tensor
+    down_bias: Tensor | None
+    up: Tensor
+    up_bias: Tensor | None
+    scale: float
+    activation: str
+    down_t: Tensor = field(init=False)
+    bias_and_up: Tensor | None = field(init=False)
+    group: tuple[object, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        joined = None if self.up_bias is None else _joined(self.up_bias, self.up)
+        group = (len(self.down), self.activation, self.scale, self.down_bias is None, self.up_bias is None)
+        object.__setattr__(self, "down_t", self.down.t())
+        object.__setattr__(self, "bias_and_up", joined)
+        object.__setattr__(self, "group", (*group, joined is None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +95,10 @@ class BottleneckWeights:
         _require_shape(self.up_bias, (features,), "up_bias")
         activation(self.activation)
 
+    @cached_property
+    def low_rank(self) -> LowRank:
+        return LowRank(self.down, self.down_bias, self.up, self.up_bias, self.scale, self.activation)
+
 
 @dataclass(frozen=True, eq=False)
 class LoraWeights:
@@ -88,6 +122,10 @@ class LoraWeights:
         _require_matrix(self.b, "b")
         if self.a.shape[0] != self.b.shape[0]:
             raise ValueError(f"a has rank {self.a.shape[0]} but b has rank {self.b.shape[0]}")
+
+    @cached_property
+    def low_rank(self) -> LowRank:
+        return LowRank(self.a, None, self.b, None, self.scale, "identity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,3 +170,15 @@ def _require_matrix(tensor: Tensor, name: str) -> None:
 def _require_shape(tensor: Tensor | None, shape: tuple[int, ...], name: str) -> None:
     if tensor is not None and tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; the other tensors need {list(shape)}")
+
+
+def _joined(row: Tensor, matrix: Tensor) -> Tensor | None:
+    """`row` on top of `matrix` as one view, if that is how they lie in memory."""
+    is_joined = (
+        row.is_contiguous()
+        and matrix.is_contiguous()
+        and row.dtype == matrix.dtype
+        and row.untyped_storage().data_ptr() == matrix.untyped_storage().data_ptr()
+        and row.storage_offset() + row.numel() == matrix.storage_offset()
+    )
+    return row.as_strided((1 + len(matrix), len(row)), (len(row), 1)) if is_joined else None

@@ -1,5 +1,7 @@
 """The fast forms against the reference in fp64, on awkward batches, whichever form the rule would pick."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,6 +119,21 @@ def test_one_row_that_is_not_finite_stays_alone(form):
     others = [0, 1, 3, 4, 5, 6]
     assert_close(y[others], clean[others].double())
     assert not bool(y[2].isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bias_that_lies_above_its_projection_makes_no_difference(dtype, form):
+    """Packed adapters lie so, and the loop then adds both in one product."""
+    maker = WeightMaker(dtype=dtype)
+    weights = [None]
+    for rank in (4, 4, 9):
+        apart = maker.bottleneck(rank, 16)
+        joined = torch.cat([apart.up_bias[None], apart.up])
+        weights.append(replace(apart, up=joined[1:], up_bias=joined[0]))
+    assert all(w.low_rank.bias_and_up is not None for w in weights[1:])
+    x, segments = maker.rows(12, 16), Segments.from_lengths([1, 0, 2, 3], [3, 1, 4, 4])
+    y = dispatch.bottleneck(x, segments, weights, implementation="cpu")
+    assert_close(y, reference.bottleneck(x.double(), segments, cast(weights, torch.float64)))
 
 
 def test_overwritten_weights_take_effect_in_the_next_call(form):

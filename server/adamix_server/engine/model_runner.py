@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from adamix.backbone import Backbone
@@ -60,14 +61,18 @@ class ModelRunner:
         Rows of one slot should lie together: each change of slot starts a new segment. An adapter whose values are not
         finite may spoil its neighbours in the attention once: then the batch is run again, with it apart for good.
         """
-        outputs = self._outputs(rows)
-        suspects = {row.slot for row, output in zip(rows, outputs, strict=True) if not np.isfinite(output).all()}
-        suspects -= self._bank.apart
-        if suspects:
+        outputs, known = self._outputs(rows), set(self._bank.apart)
+        if suspects := _not_finite(rows, outputs) - known:
             self._bank.apart |= suspects
             outputs = self._outputs(rows)
-            guilty = {row.slot for row, output in zip(rows, outputs, strict=True) if not np.isfinite(output).all()}
-            self._bank.apart -= suspects - guilty
+            if _not_finite(rows, outputs) - self._bank.apart:
+                # Something that spoils its neighbours and not itself has got new ones: now nobody has any.
+                self._bank.apart |= {row.slot for row in rows}
+                outputs = self._outputs(rows)
+            # If each gives finite values by itself, two of them together do not. Nobody knows which: all stay apart, or
+            # every batch would be run again.
+            if guilty := _not_finite(rows, outputs):
+                self._bank.apart = known | guilty
         return outputs
 
     def _outputs(self, rows: Sequence[PackedRow]) -> list[NDArray[np.float32]]:
@@ -131,9 +136,8 @@ class ModelRunner:
         features = hidden.new_zeros(len(lengths), hidden.shape[1])
         poolings = {spec.pooling for spec in specs}
         if "mean" in poolings:
-            owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(hidden.device)
-            sums = torch.zeros_like(features, dtype=torch.float32).index_add_(0, owner, hidden.float())
-            features = (sums / sizes[:, None]).to(hidden.dtype)
+            everything = torch.arange(len(hidden), device=hidden.device)
+            features = F.embedding_bag(everything, hidden.float(), ends - sizes, mode="mean").to(hidden.dtype)
         for pooling, row in (("cls", ends - sizes), ("last", ends - 1)):
             if pooling in poolings:
                 chosen = torch.tensor([spec.pooling == pooling for spec in specs], device=hidden.device)
@@ -173,6 +177,11 @@ class ModelRunner:
             raise FailedPrecondition(
                 f"backbone {spec.label} cannot be packed: packed and single hidden states differ by {difference:.2g}"
             )
+
+
+def _not_finite(rows: Sequence[PackedRow], outputs: Sequence[NDArray[np.float32]]) -> set[int]:
+    """The slots with an output that is not finite."""
+    return {row.slot for row, output in zip(rows, outputs, strict=True) if not np.isfinite(output).all()}
 
 
 def _to_device(parts: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor:
