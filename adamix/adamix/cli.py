@@ -243,7 +243,13 @@ def evaluate(
         from adamix.merge import merge as merge_mixture
 
         adapter = adapter_file.decode(merge_mixture(source)) if source.is_dir() else adapter_file.read(source)
-        rows = datasets.load(data, split=split, task_type=adapter.manifest.head.type)
+        head = adapter.manifest.head
+        if head.type not in datasets.TASK_TYPES:
+            raise InvalidData(
+                f"this adapter's head is {head.type}, which has no labels to compare with; "
+                f"evaluated are {', '.join(datasets.TASK_TYPES)}"
+            )
+        rows = datasets.load(data, split=split, task_type=head.type)
         name = backbone or adapter.manifest.backbone.name
         loaded = backbones.load(name, device=_device(device))
         with _bar() as bar:
@@ -283,7 +289,8 @@ def inspect(
         manifest, (count, head) = adapter.manifest, adapter.num_parameters()
         sites = sorted({site for _, site in adapter.sites()})
         print(f"{manifest.kind} at {', '.join(sites) or 'no site'} for {manifest.backbone.name}")
-        print(f"head: {manifest.head.type}, {', '.join(manifest.head.labels)[:200]}")
+        labels = manifest.head.labels if manifest.head.type in ("classification", "multilabel") else ()
+        print(f"head: {', '.join([manifest.head.type, *labels])[:200]}")
         print(f"training: {manifest.training.method} on {manifest.training.data}, merged by {manifest.training.merge}")
         print(f"parameters: {count:,} and {head:,} in the head; {adapter.num_bytes:,} bytes")
         print(f"sha256 {adapter.digest}")

@@ -3,6 +3,8 @@
 A benchmark of something that answers wrongly measures nothing. fp32 differs in the order of sums alone.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,8 @@ from adamix_bench.workbench import Workbench
 from adamix_bench.workload import Requests
 from adamix_server.config import MAX_INPUTS_PER_CALL
 
+# Above it the ways do not answer the same, and comparing their speeds means nothing. Logits are O(1), in fp32.
+TOLERANCE = 1e-3
 _SAMPLE = 64
 _ALONE = 12
 _TOKEN_BUDGET = 1024
@@ -34,7 +38,7 @@ def of_engine(bench: Workbench, engine: MixedEngine, requests: Requests) -> dict
         adapter = adapter_file.decode(make_task(bench.backbone.spec, task, bench.seed).data)
         row = TokenRow(tuple(ids.tolist()), None, False)
         alone.append(predict(attach(adapter, bench.backbone), [row], pad_id=bench.pad_id, batch_size=1)[0].numpy())
-    return {"engine in process, one request alone": _largest(mixed, alone)}
+    return {"engine in process, one request alone": largest(mixed, alone)}
 
 
 def of_server(engine: MixedEngine, load: LoadProcess, address: str, requests: Requests) -> dict[str, float]:
@@ -45,7 +49,7 @@ def of_server(engine: MixedEngine, load: LoadProcess, address: str, requests: Re
     if outcome.errors:
         raise AdamixError(f"the server did not answer a sample of requests: {', '.join(outcome.errors)}")
     in_process = engine.logits(sample, sample.batches(_TOKEN_BUDGET))
-    return {"server, engine in process": _largest(read_logits(outcome.answers), in_process)}
+    return {"server, engine in process": largest(read_logits(outcome.answers), in_process)}
 
 
 def of_peft(peft: PeftBackbone, engine: MixedEngine, requests: Requests) -> dict[str, float]:
@@ -53,19 +57,29 @@ def of_peft(peft: PeftBackbone, engine: MixedEngine, requests: Requests) -> dict
     sample = _first(requests, _SAMPLE)
     ours = engine.logits(sample, sample.batches(_TOKEN_BUDGET))
     theirs = [wide[: len(narrow)] for wide, narrow in zip(peft.logits(sample), ours, strict=True)]
-    return {"PEFT mixed batch, engine in process": _largest(theirs, ours)}
+    return {"PEFT mixed batch, engine in process": largest(theirs, ours)}
 
 
 def of_bare(bare: BareEngine, padded: PaddedBackbone, requests: Requests) -> dict[str, float]:
     """First hidden states of the packed backbone against the padded one."""
     sample = _first(requests, _SAMPLE)
     packed = bare.first_states(sample, sample.batches(_TOKEN_BUDGET))
-    return {"bare packed backbone, padded transformers": _largest(list(packed), list(padded.first_states(sample)))}
+    return {"bare packed backbone, padded transformers": largest(list(packed), list(padded.first_states(sample)))}
+
+
+def failures(equal: Mapping[str, float]) -> dict[str, str]:
+    """The pairs of ways that do not give the same answers, and by how much they differ."""
+    return {
+        pair: f"answers differ by {difference:.2g}, more than {TOLERANCE:g}"
+        for pair, difference in equal.items()
+        if not difference <= TOLERANCE  # so that a NaN is one
+    }
 
 
 def _first(requests: Requests, count: int) -> Requests:
     return Requests(requests.tasks[:count], requests.texts[:count], requests.token_ids[:count])
 
 
-def _largest(some: list[NDArray[np.float32]], others: list[NDArray[np.float32]]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in zip(some, others, strict=True))
+def largest(some: Sequence[NDArray[np.float32]], others: Sequence[NDArray[np.float32]]) -> float:
+    """The largest absolute difference, element by element; NaN where any is NaN, which is under no bound."""
+    return float(np.max([np.abs(a - b).max() for a, b in zip(some, others, strict=True)]))

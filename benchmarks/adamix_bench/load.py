@@ -4,6 +4,7 @@ In a process of its own its Python costs the server nothing but cores. Imports n
 the pipe share this module.
 """
 
+import contextlib
 import os
 import struct
 import subprocess
@@ -90,7 +91,9 @@ class LoadProcess:
             self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                # Of a process that has died: what could not be written to it is tried once more.
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
@@ -119,6 +122,10 @@ def write_frame(pipe: IO[bytes], data: bytes) -> None:
 
 
 def read_frame(pipe: IO[bytes]) -> bytes | None:
-    """None at the end of the pipe."""
+    """None at the end of the pipe, also in the middle of a frame: whoever wrote it has died."""
     head = pipe.read(_LENGTH.size)
-    return pipe.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else None
+    if len(head) < _LENGTH.size:
+        return None
+    num_bytes: int = _LENGTH.unpack(head)[0]
+    data = pipe.read(num_bytes)
+    return data if len(data) == num_bytes else None

@@ -102,6 +102,7 @@ class Report:
     ways: dict[str, Way] = field(default_factory=dict)
     goals: list[Goal] = field(default_factory=list)
     equal: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
@@ -116,6 +117,7 @@ class Report:
             "ways": {name: way.to_json() for name, way in self.ways.items()},
             "goals": [_goal_json(goal) for goal in self.goals],
             "equal": {"max_abs_diff": self.equal},
+            "shares_of_time": self.shares,
             "facts": self.facts,
             "failures": self.failures,
         }
@@ -131,6 +133,8 @@ class Report:
         parts = [_ways_table(self.ways)] if self.ways else []
         if self.goals:
             parts.append(_goals_table(self.goals))
+        if self.shares:
+            parts.append(_shares_table(self.shares))
         return Group(*parts)
 
 
@@ -211,4 +215,11 @@ def _goals_table(goals: Sequence[Goal]) -> Table:
         if goal.target is not None and goal.measured is None:
             verdict = "not measured"
         table.add_row(goal.name, goal.what + (f" ({goal.note})" if goal.note else ""), bound, *found, verdict)
+    return table
+
+
+def _shares_table(shares: dict[str, dict[str, float]]) -> Table:
+    table = Table("where the time goes", *shares)
+    for kind in dict.fromkeys(kind for way in shares.values() for kind in way):
+        table.add_row(kind, *(f"{way.get(kind, 0.0):.1%}" for way in shares.values()))
     return table

@@ -32,7 +32,8 @@ def own_server(
 ) -> Iterator[str]:
     """`adamix serve` in processes of its own with these tasks in its store; yields its address.
 
-    Host memory is given room for every adapter, the arena for every slot. The server's log goes to `log_path`.
+    Host memory is given room for every adapter, the arena for every slot. The server computes on the CPU in fp32, as
+    the ways in this process do: else it would be compared with another machine. Its log goes to `log_path`.
     """
     with tempfile.TemporaryDirectory(prefix="adamix-bench-") as name:
         directory, done = Path(name), 0
@@ -45,6 +46,8 @@ def own_server(
 
         fill_store(directory / "store", spec, tasks, count)
         flags = {
+            "--device": "cpu",
+            "--dtype": "float32",
             "--slots": settings.num_slots,
             "--arena-mib": max(64, 2 * min(settings.num_slots, num_tasks) * adapter_bytes // _MIB),
             "--host-cache-mib": max(64, 2 * num_tasks * adapter_bytes // _MIB),

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from adamix.cli import stderr
 from adamix.errors import InvalidConfig
-from adamix_bench import machine, mixed, tiny
+from adamix_bench import equality, machine, mixed, tiny
 from adamix_bench import targets as _targets
 from adamix_bench.report import Report, plot
 from adamix_bench.settings import Settings
@@ -26,6 +26,8 @@ from adamix_kernels.host_memory import keep_freed_memory
 # Numbers that are cut off say nothing: a narrow terminal breaks the lines instead.
 _WIDTH = 132
 _STARTED = time.monotonic()
+# What `--targets` chooses itself.
+_CHOSEN = ("tasks", "popularity", "loop", "in_flight", "inputs_per_call", "rate", "resident_share", "seconds", "server")
 _QUICK = {"tasks": 6, "requests": 48, "repetitions": 2, "inputs_per_call": 8}
 
 
@@ -42,10 +44,9 @@ def run(
         AdamixError: the server did not start, or did not answer.
         OSError: `out` cannot be written.
     """
-    if targets and (settings.server is not None or settings.loop != "closed"):
-        raise InvalidConfig(
-            "--targets starts servers of its own and chooses its own loops: leave --server and --loop out"
-        )
+    given = [f"--{name.replace('_', '-')}" for name in _CHOSEN if getattr(settings, name) != getattr(Settings(), name)]
+    if targets and given:
+        raise InvalidConfig(f"--targets chooses its own servers, tasks and loops: leave {' and '.join(given)} out")
     # Before the operators start their threads. As in the engine's process, so that both sides have the same.
     torch.set_num_threads(settings.num_threads)
     keep_freed_memory()
@@ -59,6 +60,11 @@ def run(
             _say(f"this machine is busy (load {described['load_average']:.1f}): do not trust these numbers")
         try:
             _measure(sized, report, targets=targets, quick=quick)
+            if sized.server is None:
+                # Another machine's server may compute in another dtype.
+                for pair, why in equality.failures(report.equal).items():
+                    _say(f"{pair}: {why}")
+                    report.failures[pair] = why
             report.complete = not report.failures
         except KeyboardInterrupt:
             _say("interrupted: what follows is what had been measured")

@@ -80,10 +80,18 @@ class Settings:
                 )
         if self.loop == "open" and self.rate is None:
             raise InvalidConfig("an open loop needs --rate, in calls a second", field="rate")
+        if self.loop == "open" and self.seconds is not None:
+            raise InvalidConfig("an open loop ends after --requests; --seconds bounds a closed one", field="seconds")
+        if self.loop == "closed" and self.rate is not None:
+            raise InvalidConfig(
+                "a closed loop has no --rate: it sends when it is answered; say --loop open", field="rate"
+            )
         if self.slots is not None and self.resident_share is not None:
             raise InvalidConfig("give --slots or --resident-share, not both", field="slots")
-        if self.server is not None and (self.slots or self.resident_share or self.front_ends > 1):
-            raise InvalidConfig("--slots, --resident-share and --front-ends are for a server of the benchmark's own")
+        if self.server is not None and (self.slots or self.resident_share or self.front_ends > 1 or self.peers):
+            raise InvalidConfig(
+                "--slots, --resident-share, --front-ends and --peers are for a server of the benchmark's own"
+            )
 
     @property
     def num_slots(self) -> int:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ LORA_RANK, LORA_SITES = 8, ("attn_q", "attn_v")
 MAX_LENGTH = 128
 _FEWEST_LABELS, _MOST_LABELS = 2, 6
 _WEIGHT_STD = 0.1
-_WRITERS = 4
+_WRITERS, _FILES_AT_ONCE = 4, 32
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,14 @@ def fill_store(store: Path, spec: BackboneSpec, tasks: Iterable[SynthTask], on_t
         manifest = canonical_json(task.manifest.to_json())
         catalog.blobs.put(task.data, digest)
         catalog.register(DEFAULT_TENANT, task.name, digest, manifest, len(task.data), spec.fingerprint)
-        on_task()
 
+    left = iter(tasks)
     try:
-        # Both wait for the disk most of the time.
+        # Both wait for the disk most of the time. A pool takes in all it is given at once: a few files at a time.
         with ThreadPoolExecutor(_WRITERS) as writers:
-            for _ in writers.map(put, tasks):
-                pass
+            while some := list(islice(left, _FILES_AT_ONCE)):
+                for _ in writers.map(put, some):
+                    on_task()
     finally:
         catalog.close()
 

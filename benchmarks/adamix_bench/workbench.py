@@ -62,7 +62,10 @@ class Workbench:
         return Requests(tuple(map(int, tasks)), tuple(texts), token_ids)
 
     def draw_tasks(self, popularity: Popularity, count: int, num_tasks: int) -> Ints:
-        return draw_tasks(popularity, count, num_tasks, np.random.default_rng([self.seed, _TASKS, num_tasks]))
+        return draw_tasks(popularity, count, num_tasks, self.tasks_random(num_tasks))
+
+    def tasks_random(self, num_tasks: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, _TASKS, num_tasks])
 
     def arrivals_random(self) -> np.random.Generator:
         return np.random.default_rng([self.seed, _ARRIVALS])

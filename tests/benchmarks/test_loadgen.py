@@ -1,5 +1,6 @@
 """The load generator's process against a server of the test: what is sent when, and what is counted."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -8,7 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from adamix_bench.load import LoadProcess, Outcome, Plan
+from adamix.errors import Unavailable
+from adamix_bench.load import LoadProcess, Outcome, Plan, read_frame, write_frame
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
 
 TIMEOUT_S = 20.0
@@ -170,3 +172,20 @@ def test_a_stream_that_breaks_counts_what_was_in_flight(ask: Ask) -> None:
     outcome = ask(Answers(), rpc="PredictStream", payloads=payloads, in_flight=1)
     assert outcome.answered == [1, 1, 0]
     assert outcome.errors == {"UNAVAILABLE": 1}
+
+
+def test_a_generator_that_died_is_said_once_and_ends_in_order() -> None:
+    """What it could not be told any more must not come up again when its pipes are closed."""
+    with LoadProcess() as load:
+        load._process.kill()
+        load._process.wait(TIMEOUT_S)
+        with pytest.raises(Unavailable, match="has died"):
+            load.run(Plan(address="127.0.0.1:1", payloads=[call("a")]))
+
+
+def test_half_a_frame_is_the_end() -> None:
+    whole = io.BytesIO()
+    write_frame(whole, b"answers")
+    assert read_frame(io.BytesIO(whole.getvalue())) == b"answers"
+    for length in range(len(whole.getvalue())):
+        assert read_frame(io.BytesIO(whole.getvalue()[:length])) is None

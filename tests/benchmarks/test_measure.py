@@ -51,11 +51,16 @@ def test_a_target_holds_by_its_median() -> None:
         ({"popularity": "fair"}, "popularity"),
         ({"loop": "open"}, "rate"),
         ({"loop": "open", "rate": float("nan")}, "rate"),
+        # What would be passed over in silence.
+        ({"loop": "closed", "rate": 10.0}, "rate"),
+        ({"loop": "open", "rate": 10.0, "seconds": 5.0}, "seconds"),
+        ({"server": "localhost:1", "peers": True}, None),
+        ({"server": "localhost:1", "slots": 4}, None),
         ({"slots": 4, "resident_share": 0.5}, "slots"),
         ({"resident_share": 1.5}, "resident_share"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, object], field: str) -> None:
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, object], field: str | None) -> None:
     with pytest.raises(InvalidConfig) as caught:
         Settings(**wrong)  # type: ignore[arg-type]
     assert caught.value.field == field

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adamix.errors import InvalidConfig
 from adamix_bench import mixed, serving, tiny
+from adamix_bench.equality import failures, largest
 from adamix_bench.measure import Spread
 from adamix_bench.report import FORMAT, Report, Way
 from adamix_bench.servers import own_server
@@ -111,6 +113,47 @@ def test_a_running_server_is_left_as_it_was(tmp_path: Path) -> None:
         with pytest.raises(InvalidConfig, match="bench-00001"):
             mixed.measure(asking, report, print)
         assert [task.task for task in client.tasks()] == ["bench-00001", "mine-00000"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"resident_share": 0.25}, "--resident-share"),
+        ({"tasks": 64, "in_flight": 8}, "--tasks and --in-flight"),
+        ({"server": "localhost:1"}, "--server"),
+        ({"loop": "open", "rate": 5.0}, "--loop and --rate"),
+    ],
+)
+def test_the_targets_refuse_what_they_choose_themselves(flags: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=f"leave {named} out"):
+        serving.run(Settings(**flags), targets=True, quick=True, out=tmp_path / "out", command=[], quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("server", [None, "localhost:1"])
+def test_ways_that_answer_differently_are_a_failure(
+    server: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """But not of another machine's server: its dtype is its own."""
+
+    def measure(settings: Settings, report: Report, say: Any) -> None:
+        report.equal |= {"this, that": 0.5, "these, those": 1e-6}
+
+    monkeypatch.setattr(mixed, "measure", measure)
+    settings = Settings(threads=1, server=server)
+    document = serving.run(settings, targets=False, quick=False, out=tmp_path, command=[], quiet=True)
+    assert document["complete"] is (server is not None)
+    assert list(document["failures"]) == ([] if server else ["this, that"])
+    assert ("answers differ by 0.5" in capsys.readouterr().err) is (server is None)
+
+
+def test_a_number_that_is_none_is_no_equal_answer() -> None:
+    found, nan = [np.zeros(2, np.float32)] * 3, np.array([0, np.nan], np.float32)
+    assert largest(found, [found[0] + 1, found[0], found[0]]) == 1
+    # Wherever it stands: comparing with it is never true.
+    for place in range(3):
+        others = [nan if index == place else value for index, value in enumerate(found)]
+        assert list(failures({"pair": largest(found, others)})) == ["pair"]
 
 
 def test_an_interruption_leaves_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

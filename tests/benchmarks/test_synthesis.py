@@ -1,7 +1,7 @@
 """Made-up adapters are real files, the same for the same seed, and a store filled with them serves them."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ import pytest
 
 from adamix import adapter_file
 from adamix.manifest import BackboneSpec
-from adamix_bench.synthesis import fill_store, make_task, task_name
+from adamix_bench.synthesis import SynthTask, fill_store, make_task, task_name
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 
@@ -64,3 +64,23 @@ def test_a_filled_store_has_every_task_live(spec: BackboneSpec, tmp_path: Path) 
     digests = [hashlib.sha256(task.data).hexdigest() for task in tasks]
     assert [row.task for row in rows] == [task_name(index) for index in range(6)]
     assert [[share.digest for share in row.traffic] for row in rows] == [[digest] for digest in digests]
+
+
+def test_filling_a_store_holds_few_files_at_a_time(spec: BackboneSpec, tmp_path: Path) -> None:
+    """Two thousand adapters are more than half a gigabyte."""
+    made, done, ahead = 0, 0, []
+
+    def tasks() -> Iterator[SynthTask]:
+        nonlocal made
+        for index in range(100):
+            made += 1
+            ahead.append(made - done)
+            yield make_task(spec, index, 0)
+
+    def on_task() -> None:
+        nonlocal done
+        done += 1
+
+    fill_store(tmp_path, spec, tasks(), on_task)
+    assert done == 100
+    assert max(ahead) < 50

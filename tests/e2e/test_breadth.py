@@ -128,6 +128,13 @@ def pairs(questions: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def passages() -> list[dict[str, Any]]:
+    """Questions and passages of BoolQ, most of them longer than the task will take."""
+    examples = datasets.load("boolq", split="train").examples[:48]
+    return [{"text": e.text, "text_pair": e.pair, "label": "yes" if e.label else "no"} for e in examples]
+
+
+@pytest.fixture(scope="module")
 def pretrained_pairs(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict[str, Any]]) -> Trained:
     directory = tmp_path_factory.mktemp("pairs")
     return trained(directory, "minilm", pairs, "--max-steps", 4, "--max-length", 48, "--lr", "5e-3")
@@ -148,6 +155,13 @@ class TestPretrainedBert:
                 [Input("inside", pair=(row["text_pair"], row["text"]), truncate=True)], return_logits=True
             ).predictions
             assert not np.allclose(swapped.logits, row["logits"], atol=1e-3)
+
+    def test_real_questions_about_passages(self, serve: Serve, passages: list[dict[str, Any]], tmp_path: Path) -> None:
+        made = trained(tmp_path, "minilm", passages, "--max-steps", 2, "--max-length", 128)
+        with serve("minilm").client() as client:
+            client.register("boolq", data_of(made.adapter))
+            answers = client.predict(made.inputs("boolq", truncate=True), return_logits=True).predictions
+            assert_equal(answers, made.rows)
 
     def test_a_pair_that_is_too_long_is_refused_by_its_field(self, serve: Serve, pretrained_pairs: Trained) -> None:
         made = pretrained_pairs

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -13,6 +14,7 @@ from adamix import adapter_file
 from adamix.cli import app, exit_codes
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, NotFound
+from adamix.manifest import HeadSpec
 
 TRAIN = ["--max-steps", "4", "--batch-size", "8", "--max-length", "32", "--rank", "4", "--lr", "0.01"]
 
@@ -88,6 +90,17 @@ def test_inspect_shows_the_manifest_and_the_counts(merged: Path) -> None:
     extra = {"parameters", "bytes", "digest"}
     assert {key: value for key, value in document.items() if key not in extra} == adapter.manifest.to_json()
     assert adapter.digest in _invoke("inspect", merged).stdout
+
+
+def test_an_embedding_is_shown_but_not_evaluated(merged: Path, csv: Path, tmp_path: Path) -> None:
+    whole, file = adapter_file.read(merged), tmp_path / "vectors.safetensors"
+    manifest = msgspec.structs.replace(whole.manifest, head=HeadSpec(type="embedding", pooling="mean"))
+    body = {name: tensor for name, tensor in whole.tensors.items() if not name.startswith("head.")}
+    adapter_file.write(file, adapter_file.encode(manifest, body))
+    assert "head: embedding\n" in _invoke("inspect", file).stdout
+    result = _invoke("evaluate", file, "--data", csv)
+    assert result.exit_code == 1
+    assert "head is embedding, which has no labels to compare with" in result.stderr
 
 
 def test_evaluate_answers_the_same_for_a_file_and_its_directory(merged: Path, trained: Path, csv: Path) -> None:

@@ -1,0 +1,86 @@
+"""The documents name every flag, RPC and metric there is, and none that is not."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from adamix_bench.cli import register
+from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
+from adamix_server.cli import app
+from adamix_server.telemetry.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+# Of other programs.
+FOREIGN_FLAGS = {"--no-deps", "--nproc-per-node"}
+# In the schema from the start, for later.
+UNIMPLEMENTED = {"Generate"}
+
+
+def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
+def flags(command: Any) -> set[str]:
+    words = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
+    return {word for word in words if word.startswith("--")} - {"--help"}
+
+
+@pytest.fixture(scope="module")
+def flags_of() -> dict[str, set[str]]:
+    whole = typer.Typer()
+    whole.registered_commands, whole.registered_groups = [*app.registered_commands], [*app.registered_groups]
+    register(whole)
+    return {name: flags(command) for name, command in commands(typer.main.get_command(whole))}
+
+
+@pytest.mark.parametrize(
+    ("command", "page"),
+    [
+        ("train", "method.md"),
+        ("merge", "method.md"),
+        ("evaluate", "method.md"),
+        ("serve", "serving.md"),
+        ("register", "serving.md"),
+        ("predict", "serving.md"),
+        ("bench serving", "benchmarks.md"),
+    ],
+)
+def test_every_flag_is_on_its_page(command: str, page: str, flags_of: dict[str, set[str]]) -> None:
+    named = set(re.findall(r"--[a-z][a-z-]+", PAGES[page]))
+    # One of the two names of a switch is enough.
+    missing = {
+        f for f in flags_of[command] - named if f"--no-{f[2:]}" not in named and f.replace("--no-", "--") not in named
+    }
+    assert missing == set()
+
+
+def test_no_page_names_a_flag_that_is_not(flags_of: dict[str, set[str]]) -> None:
+    known = set().union(*flags_of.values()) | FOREIGN_FLAGS
+    named = {(page, flag) for page, text in PAGES.items() for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
+    assert {(page, flag) for page, flag in named if flag not in known} == set()
+
+
+def test_every_metric_is_named_and_no_other() -> None:
+    named = set(re.findall(r"\badamix_(?!bench|kernels|protos|server)[a-z_]+", PAGES["serving.md"]))
+    assert named == set(METRICS)
+
+
+def test_every_rpc_is_named() -> None:
+    services = [
+        adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"],
+        inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+        server_pb2.DESCRIPTOR.services_by_name["ServerService"],
+    ]
+    rpcs = {method.name for service in services for method in service.methods} - UNIMPLEMENTED
+    # By its own name, or as the client's method, or as the command.
+    ways = {rpc: (rpc, f".{re.sub(r'(?<!^)(?=[A-Z])', '_', rpc).lower()}(") for rpc in rpcs}
+    assert {rpc for rpc, names in ways.items() if not any(name in PAGES["serving.md"] for name in names)} == set()
