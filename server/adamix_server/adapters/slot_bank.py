@@ -38,7 +38,8 @@ class SlotBank:
         self._occupied: dict[int, tuple[tuple[int, str], ...]] = {}
         self.heads: list[HeadWeights | None] = [None] * (num_slots + 1)
         self.head_specs: list[HeadSpec | None] = [None] * (num_slots + 1)
-        # Slots whose adapter gives values that are not finite: their sequences share no block of attention.
+        # Slots whose adapter gives values that are not finite, alone or with another: their sequences share no block of
+        # attention.
         self.apart: set[int] = set()
         self._segments: Segments | None = None
 

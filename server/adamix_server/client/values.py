@@ -212,6 +212,8 @@ def to_input(item: Input) -> inference_pb2.PredictInput:
             message.token_ids.CopyFrom(inference_pb2.TokenIds(ids=item.token_ids))
     except UnicodeEncodeError:
         raise InvalidData("the text is not valid Unicode: it holds half of a surrogate pair") from None
+    except (ValueError, TypeError):
+        raise InvalidData("token_ids are not 32-bit integers") from None
     return message
 
 

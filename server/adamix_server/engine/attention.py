@@ -60,12 +60,10 @@ class PackedLayout:
     Attributes:
         groups: the blocks, by length.
         inverse: int64 [T], the place of each packed row in the groups laid end to end.
-        shares: whether any block holds more than one sequence.
     """
 
     groups: tuple[_Blocks, ...]
     inverse: torch.Tensor
-    shares: bool
 
     @classmethod
     def of(
@@ -80,7 +78,7 @@ class PackedLayout:
         starts = np.cumsum([0, *lengths])
         inverse = np.empty(starts[-1], dtype=np.int64)
         groups: list[_Blocks] = []
-        filled, shares = 0, False
+        filled = 0
         for blocks in _blocks(lengths, apart or [False] * len(lengths)):
             length = max(sum(lengths[i] for i in block) for block in blocks)
             rows = np.empty((len(blocks), length), dtype=np.int64)
@@ -95,10 +93,9 @@ class PackedLayout:
                     place = end
                 rows[b, place:] = starts[block[0]]
             filled += rows.size
-            shares |= any(len(block) > 1 for block in blocks)
             mask = _mask(owner, dtype, device)
             groups.append(_Blocks(torch.from_numpy(rows.reshape(-1)).to(device), rows.shape, mask))
-        return cls(tuple(groups), torch.from_numpy(inverse).to(device), shares)
+        return cls(tuple(groups), torch.from_numpy(inverse).to(device))
 
 
 def _blocks(lengths: Sequence[int], apart: Sequence[bool]) -> Iterator[list[list[int]]]:

@@ -158,7 +158,7 @@ class Residency:
         pinned = await self._view.run(self._view.catalog.pinned)
         answer = await self._link.control("pins", "")
         kept = frozenset(answer if isinstance(answer, list) else ())
-        differing = [digest for digest in (*pinned, *kept) if (digest in pinned) != (digest in kept)]
+        differing = (*(digest for digest in pinned if digest not in kept), *(kept - frozenset(pinned)))
         concerned = list(dict.fromkeys([*self._doubtful, *differing]))
         self._refusals = {digest: self._refusals[digest] for digest in concerned if digest in self._refusals}
         limit = asyncio.Semaphore(_SETTLED_AT_ONCE)

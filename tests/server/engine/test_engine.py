@@ -250,27 +250,70 @@ def test_a_request_that_breaks_its_batch_fails_alone(
     asyncio.run(scenario())
 
 
+def test_an_engine_whose_device_is_lost_ends(
+    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+) -> None:
+    """Better a new engine than one that answers INTERNAL for ever."""
+    harness = make_harness()
+    digest = harness.add(make_adapter(0))
+
+    def lost(*_: Any) -> Any:
+        raise RuntimeError("the device is lost")
+
+    async def scenario() -> None:
+        engine_end, front_end = await in_process_pair()
+        engine = assemble(harness.config, engine_end, harness.backbone, Recorder(), lambda: None)
+        engine._runner.run = lost  # type: ignore[method-assign]
+        engine._runner.check_device = lost  # type: ignore[method-assign]
+        await front_end.send(Submit(generation=1, rows=[row(0, digest, tokens(0))]))
+
+        def steps() -> None:
+            for _ in range(200):
+                engine.step()
+
+        with pytest.raises(RuntimeError, match="the device is lost"):
+            steps()
+
+    asyncio.run(scenario())
+
+
 def test_cancelled_and_expired_requests_are_not_computed(
     make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
 ) -> None:
     harness = make_harness()
     digest = harness.add(make_adapter(0))
+    computes, go_on = threading.Event(), threading.Event()
+
+    def prepare(engine: Engine) -> None:
+        poisoned(engine, AssertionError)
+        run = engine._runner.run
+
+        def slow(rows: list[PackedRow]) -> Any:
+            computes.set()
+            assert go_on.wait(20)
+            return run(rows)
+
+        engine._runner.run = slow  # type: ignore[method-assign, assignment]
 
     async def scenario() -> None:
-        async with harness.running(lambda engine: poisoned(engine, AssertionError)) as front_end:
+        async with harness.running(prepare) as front_end:
             await front_end.submit(row(0, digest, [POISON], deadline_s=-1.0))
             await front_end.until(lambda: 0 in front_end.events)
             error = front_end.events[0].error
             assert error is not None
             assert error.code == Code.DEADLINE_EXCEEDED
-            # One turn of the loop takes in both frames: the request is gone before a batch is formed.
-            await front_end.submit(row(1, digest, [POISON]))
-            await front_end.channel.send(Cancel(generation=1, ids=[1]))
-            await front_end.until(lambda: 1 in front_end.events)
-            error = front_end.events[1].error
+            # While the engine computes something else, both frames arrive: it sees them together.
+            await front_end.submit(row(1, digest, tokens(1)))
+            await asyncio.to_thread(computes.wait, 20)
+            await front_end.submit(row(2, digest, [POISON]))
+            await front_end.channel.send(Cancel(generation=1, ids=[2]))
+            go_on.set()
+            await front_end.until(lambda: front_end.events.keys() == {0, 1, 2})
+            error = front_end.events[2].error
             assert error is not None
-            assert error.code in (Code.CANCELLED, Code.INTERNAL)
-            assert front_end.credit == [1002, 10_002]
+            assert error.code == Code.CANCELLED
+            assert front_end.events[1].error is None
+            assert front_end.credit == [1003, 10_002 + len(tokens(1))]
 
     asyncio.run(scenario())
 

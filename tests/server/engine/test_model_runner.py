@@ -175,6 +175,44 @@ def test_values_that_are_not_finite_stay_with_their_adapter(
     assert len(passes) == 1
 
 
+def test_adapters_that_are_harmful_only_together_cost_the_others_one_batch(
+    make_backbone: Callable[[], Backbone], make_adapter: Callable[..., AdapterFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Huge keys and large queries are finite, their product is not: the one with the keys spoils, and is not spoilt."""
+    adapters = [
+        make_adapter(1, kind="lora", sites=("attn_k",)),
+        make_adapter(2, kind="lora", sites=("attn_q",)),
+        make_adapter(3, kind="lora", sites=("attn_q",)),
+    ]
+    bank = SlotBank(3, 3 * EXTENT, torch.float32, CPU)
+    runner = ModelRunner(make_backbone(), bank)
+    for slot, (adapter, factor) in enumerate(zip(adapters, (1e18, 1e2, 1e2), strict=True), start=1):
+        packed_adapter = pack(adapter, torch.float32)
+        data = packed_adapter.data.clone()
+        for name, piece in packed_adapter.pieces.items():
+            if "lora" in name:
+                # Keys in the last layer alone: there is no later one in which what is spoilt spoils its spoiler.
+                part = data[piece.offset :][: np.prod(piece.shape)]
+                part *= 0 if slot == 1 and name.startswith("layers.0") else factor
+        bank.write(slot, (slot - 1) * EXTENT, replace(packed_adapter, data=data))
+    # The first two share a block; once the second is apart, the third fits into its place.
+    generator = np.random.default_rng(0)
+    rows = [
+        PackedRow(generator.integers(0, 64, length, dtype=np.int32), None, slot)
+        for slot, length in ((1, 36), (2, 24), (3, 20))
+    ]
+    alone = [runner.run([row])[0] for row in rows]
+    assert np.isfinite(np.concatenate(alone)).all()
+    passes = []
+    forward = runner._forward
+    monkeypatch.setattr(runner, "_forward", lambda *arguments: passes.append(1) or forward(*arguments))
+    for expected_passes in (3, 1):
+        passes.clear()
+        for answer, expected in zip(runner.run(rows), alone, strict=True):
+            np.testing.assert_allclose(answer, expected, atol=TOLERANCE)
+        assert len(passes) == expected_passes
+
+
 def test_the_bank_refuses_nesting_and_writes_during_a_batch(make_adapter: Callable[..., AdapterFile]) -> None:
     from adamix_kernels.segments import Segments
 

@@ -90,6 +90,8 @@ def test_errors_come_back_as_the_classes_they_are(
             client.predict([Input("sst2")])
         with pytest.raises(InvalidData):
             client.predict(task="sst2", texts=["half \ud800"])
+        with pytest.raises(InvalidData, match="32-bit"):
+            client.predict([Input("sst2", token_ids=[1, 2**31])])
         good, bad = client.predict([Input("sst2", text="w1"), Input("nobody", text="w1")]).predictions
         assert good.error is None
         assert isinstance(bad.error, NotFound)

@@ -7,7 +7,7 @@ import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
 from adamix_server.frames import Cancel, Control, Credit, Emit, EngineUp, Event, Hello, Limits, Reply, Row, Submit
-from adamix_server.frontend.engine_link import EngineLink
+from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
 
 ENGINE_ID = "engine-0"
 
@@ -100,6 +100,29 @@ def test_rows_of_one_turn_leave_in_one_frame(act: Any) -> None:
         scene.link.submit([scene.row()])
         await settle()
         assert [len(submit.rows) for submit in wire.of(Submit)] == [6, 1]
+
+    act(scenario)
+
+
+def test_while_the_engine_is_busy_rows_are_gathered(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Long enough for any machine to do the turns in between.
+    monkeypatch.setattr("adamix_server.frontend.engine_link.GATHER_S", 0.3)
+
+    async def scenario(scene: Scene) -> None:
+        wire = await scene.up()
+        scene.link.submit([scene.row() for _ in range(BUSY_ROWS)])
+        await settle()
+        assert [len(submit.rows) for submit in wire.of(Submit)] == [BUSY_ROWS]
+        (_, unwanted) = scene.link.submit([scene.row(), scene.row()])
+        await settle()
+        unwanted.cancel()
+        scene.link.submit([scene.row()])
+        await settle()
+        assert len(wire.of(Submit)) == 1
+        while len(wire.of(Submit)) == 1:  # noqa: ASYNC110 - the link has no event for it
+            await asyncio.sleep(0.01)
+        assert [len(submit.rows) for submit in wire.of(Submit)] == [BUSY_ROWS, 2]
+        assert wire.of(Cancel) == []
 
     act(scenario)
 

@@ -1,6 +1,8 @@
 """PredictStream over a real channel: every answer under its id, and every way a stream can end."""
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -297,6 +299,7 @@ def test_a_drain_answers_what_runs_and_refuses_the_rest(serve: Any, seed: Any, m
     async def scenario(harness: Any) -> None:
         stream, idle = harness.inference.PredictStream(), harness.inference.PredictStream()
         await idle.write(message("warm"))
+        await harness.until(lambda: len(harness.engine.held) == 1)
         await stream.write(message("running"))
         await harness.until(lambda: len(harness.engine.held) == 2)
         harness.engine.answer(harness.engine.held[:1])
@@ -378,3 +381,69 @@ def test_garbage_ends_the_stream_and_frees_what_ran(serve: Any, seed: Any, make_
         await harness.until(lambda: harness.engine.cancelled == [row.id])
 
     serve(scenario, prepare=hold)
+
+
+def test_whatever_happens_every_message_has_one_answer_and_nothing_stays(
+    serve: Any, seed: Any, make_adapter: MakeAdapter
+) -> None:
+    """Streams with good and bad inputs, duplicate ids, timeouts, refusals; some are given up half-way."""
+    seed("sst2", make_adapter())
+    choose = random.Random(0)
+    credit = (40, 400)
+    answered: Counter[str] = Counter()
+
+    def prepare(engine: Any) -> None:
+        engine.credit, engine.hold = credit, True
+        engine.fail = lambda row: choose.choice([None, None, Overloaded("no slot is free", reason="NO_SLOT")])
+
+    async def scenario(harness: Any) -> None:
+        engine, link = harness.engine, harness.front_end._link
+
+        async def answering() -> None:
+            while True:
+                await asyncio.sleep(choose.random() * 0.01)
+                engine.answer(choose.sample(engine.held, choose.randrange(len(engine.held) + 1)))
+
+        async def one(*, is_given_up: bool) -> None:
+            sent: Counter[str] = Counter()
+            came: Counter[str] = Counter()
+
+            async def requests() -> Any:
+                for i in range(choose.randrange(1, 50)):
+                    id_ = str(choose.choice([i, i, i // 2]))
+                    text = choose.choice(["w1", "w1 " * 10, "w1 " * 30, " ", "w1" * 600])
+                    sent[id_] += 1
+                    yield message(id_, text, timeout_s=choose.choice([0, 0, 0.001, 0.02]))
+                    await asyncio.sleep(choose.choice([0, 0, 0.005]))
+
+            stream = harness.inference.PredictStream(requests())
+            if is_given_up:
+                asyncio.get_running_loop().call_later(choose.random() * 0.05, stream.cancel)
+            try:
+                async for answer in stream:
+                    came[answer.id] += 1
+                    result = answer.prediction
+                    answered[reason(result.error) if result.HasField("error") else "OK"] += 1
+                assert came == sent
+            except asyncio.CancelledError:
+                assert is_given_up
+
+        answers = asyncio.create_task(answering())
+        for _ in range(3):
+            await asyncio.gather(*(one(is_given_up=number % 3 == 0) for number in range(24)))
+        answers.cancel()
+        engine.answer_all()
+        await harness.until(lambda: (link._connection._inputs, link._connection._tokens) == credit)
+        assert link._connection._waiting == link._connection._rows == {}
+        await harness.until(lambda: not harness.front_end._agreement._held)
+
+    serve(scenario, prepare=prepare)
+    assert answered.keys() >= {
+        "OK",
+        "NO_SLOT",
+        "ID_IN_USE",
+        "TEXT_EMPTY",
+        "TEXT_TOO_LONG",
+        "DEADLINE_EXCEEDED",
+        "OVERLOADED",
+    }

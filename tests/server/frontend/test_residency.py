@@ -180,6 +180,27 @@ def test_an_engine_that_restarts_gets_its_pins_back(serve: Any, seed: Any, make_
     serve(scenario)
 
 
+def test_what_one_engine_refused_the_next_is_asked_at_once(
+    serve: Any, seed: Any, make_adapter: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        engine = harness.engine
+        await pin(harness, digest)
+        harness.kill_engine()
+        engine.control_error = DataLoss("its bytes are damaged")
+        harness.start_engine()
+        await harness.until(lambda: "is not pinned as it should be: its bytes are damaged" in caplog.text)
+        harness.kill_engine()
+        engine.control_error = None
+        harness.start_engine()
+        # Sooner than the minute after which the same engine would be asked again.
+        await harness.until(lambda: engine.kept == {digest})
+
+    serve(scenario)
+
+
 def test_an_engine_that_dies_right_after_its_answer_changes_nothing_about_the_pin(
     serve: Any, seed: Any, make_adapter: Make
 ) -> None:
