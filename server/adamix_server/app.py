@@ -33,7 +33,7 @@ from adamix_server.frames import (
     Stats,
 )
 from adamix_server.keeper import Keeper
-from adamix_server.port import held_port
+from adamix_server.port import cannot_listen, held_port
 from adamix_server.process import Child
 from adamix_server.telemetry.metrics import Registry
 
@@ -98,7 +98,7 @@ class Supervisor:
 
         Raises:
             FailedPrecondition: the store is in use, or a child cannot start (with the child's own sentence).
-            InvalidConfig: the port is in use.
+            InvalidConfig: the port is in use, or the one for metrics.
             DataLoss: the catalog is damaged.
         """
         with (
@@ -110,7 +110,7 @@ class Supervisor:
             for digest in recovered.missing:
                 log.error("a registered adapter is missing from the store", extra={"digest": digest})
             if self._config.metrics_port is not None:
-                port = self._registry.serve(self._config.metrics_port)
+                port = self._serve_metrics(self._config.metrics_port)
                 log.info("metrics", extra={"address": f"127.0.0.1:{port}"})
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self.stop)
@@ -213,6 +213,13 @@ class Supervisor:
         if all(front_end.is_ready for front_end in self._front_ends.values()):
             self._announced = True
             self._on_serving(self._listen, self._engine_up.hello)
+
+    def _serve_metrics(self, port: int) -> int:
+        """The real port. Raises InvalidConfig (`ADDRESS_IN_USE`)."""
+        try:
+            return self._registry.serve(port)
+        except OSError:
+            raise cannot_listen(f"127.0.0.1:{port}", field="metrics_port") from None
 
     def _port(self) -> contextlib.AbstractContextManager[str]:
         """One front end holds the port itself."""

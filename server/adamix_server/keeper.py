@@ -19,6 +19,7 @@ _START_S = 900.0
 # A child that dies before it was ever ready this many times in a row will not come up by trying again.
 _MAX_FAILED_STARTS = 5
 _LONGEST_PAUSE_S = 30.0
+_MAX_DOUBLINGS = 10
 
 
 class Keeper:
@@ -71,7 +72,18 @@ class Keeper:
         """
         was_ever_ready, failed_starts = False, 0
         while not self._stopping.is_set():
-            child = self._child = await self._start()
+            try:
+                child = self._child = await self._start()
+            except OSError as error:
+                if not was_ever_ready:
+                    raise FailedPrecondition(
+                        f"the {self.name} process cannot be started: {error.strerror}", reason="CANNOT_START"
+                    ) from error
+                # What a busy machine has too little of now (memory, processes, descriptors), it may have again soon.
+                log.error("child cannot be started now", extra={"child": self.name, "reason": error.strerror})  # noqa: TRY400
+                failed_starts += 1
+                await self._pause(failed_starts)
+                continue
             fatal = await self._follow(child)
             status = await child.kill()
             self._child = None
@@ -83,8 +95,7 @@ class Keeper:
             log.error("child ended", extra={"child": self.name, "status": status})
             if not was_ever_ready:
                 self._give_up(fatal, failed_starts, status)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), min(0.1 * 2**failed_starts, _LONGEST_PAUSE_S))
+            await self._pause(failed_starts)
         self._ended.set()
 
     async def drain(self, order: Drain, patience_s: float) -> None:
@@ -123,6 +134,13 @@ class Keeper:
             patience_s = self._silence_s
             self._on_frame(frame)
         return None
+
+    async def _pause(self, failed_starts: int) -> None:
+        """Wait before the next try, the longer the more have failed; not once the server stops."""
+        # Hours of failures are too many doublings for a number.
+        pause_s = min(0.1 * 2 ** min(failed_starts, _MAX_DOUBLINGS), _LONGEST_PAUSE_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), pause_s)
 
     def _give_up(self, fatal: Fatal | None, failed_starts: int, status: int) -> None:
         """Raises FailedPrecondition if there is no use in trying again."""

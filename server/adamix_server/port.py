@@ -20,11 +20,11 @@ _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _Address = tuple[socket.AddressFamily, str]
 
 
-def cannot_listen(listen: str) -> InvalidConfig:
+def cannot_listen(listen: str, field: str = "listen") -> InvalidConfig:
     return InvalidConfig(
         f"cannot listen on {listen}: another program uses it, or it is not an address of this machine",
         reason="ADDRESS_IN_USE",
-        field="listen",
+        field=field,
     )
 
 

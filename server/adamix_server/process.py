@@ -36,10 +36,16 @@ class Child:
 
     @classmethod
     async def start(cls, module: str, config: Start, environment: Mapping[str, str]) -> "Child":
-        """Run `python -m module` with the given additions to the environment and send it its `Start`."""
-        child_reads, we_write = os.pipe()
-        we_read, child_writes = os.pipe()
+        """Run `python -m module` with the given additions to the environment and send it its `Start`.
+
+        Raises:
+            OSError: the machine has no room for one more process, or none for its pipes.
+        """
+        ends: list[int] = []
         try:
+            ends += os.pipe()
+            ends += os.pipe()
+            child_reads, we_write, we_read, child_writes = ends
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -50,9 +56,12 @@ class Child:
                 # An own group: Ctrl-C in a terminal reaches the supervisor alone, which then drains its children.
                 process_group=0,
             )
-        finally:
-            os.close(child_reads)
-            os.close(child_writes)
+        except BaseException:
+            for end in ends:
+                os.close(end)
+            raise
+        os.close(child_reads)
+        os.close(child_writes)
         child = cls(process, await _open_reader(we_read), await _open_writer(we_write))
         child.send(config)
         return child

@@ -75,6 +75,9 @@ class SmallDisk:
     def temporaries(self) -> list[str]:
         return [path.name for path in (self.root / "blobs" / "tmp").iterdir()]
 
+    def blobs(self) -> set[str]:
+        return {path.name for path in (self.root / "blobs" / "sha256").glob("??/*")}
+
 
 @pytest.fixture
 def small(start_server: Callable[..., Any], own_mounts: list[str], tmp_path: Path) -> tuple[Any, SmallDisk]:
@@ -115,6 +118,8 @@ def test_a_registration_that_meets_the_end_of_the_disk_anywhere(
             if live == before[0].version:
                 assert [answer.logits for answer in answers] == [answer.logits for answer in before]
             assert disk.temporaries() == []
+            # What was refused takes nothing of the room that there is.
+            assert disk.blobs() == {version.digest for version in client.versions("t")}
         print(outcomes)
         assert set(outcomes) == {"ok", "RESOURCE_EXHAUSTED STORE_FULL"}
         disk.make_room()

@@ -314,6 +314,20 @@ class Catalog:
             self.blobs.delete(digest)
             return True
 
+    def discard(self, digest: str) -> bool:
+        """Remove the blob of a registration that failed, unless a version has these bytes, be it a retired one.
+
+        Returns:
+            Whether no version has them. A registration of the same bytes that has not committed yet is told so
+            (`BLOB_MISSING`).
+        """
+        check_digest(digest)
+        with self._database.write() as connection:
+            if connection.execute(select(_versions.id).where(_versions.digest == digest).limit(1)).first() is not None:
+                return False
+            self.blobs.delete(digest)
+            return True
+
     def get_task(self, tenant: str, task: str) -> TaskRow:
         """Raises NotFound."""
         with self._database.read() as connection:

@@ -141,7 +141,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         split = check_split((share.digest, share.weight) for share in request.traffic)
         # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
         check_same_form([self._view.resolve(tenant, task, digest) for digest, _ in split])
-        await asyncio.gather(*(self._load(digest) for digest, _ in split))
+        with self._view.hold():
+            await asyncio.gather(*(self._load(digest) for digest, _ in split))
         row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
         return adapters_pb2.SetTrafficResponse(task=convert.to_task(row))
 
@@ -220,23 +221,34 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         make_live = header.make_live if header.HasField("make_live") else True
         digest, request_id = verdict.digest, header.request_id
         asked = partial(self._catalog.is_answered, tenant, task, digest, make_live, request_id)
-        if not request_id or not await self._view.run(asked):
-            await self._view.run(partial(self._catalog.blobs.put, path, digest))
+        register = partial(
+            self._catalog.register,
+            tenant,
+            task,
+            digest,
+            verdict.manifest_json,
+            verdict.num_bytes,
+            self._view.spec.fingerprint,
+            make_live,
+            request_id,
+        )
+        if bool(request_id) and await self._view.run(asked):
+            return await self._view.change(register)
+        await self._view.run(partial(self._catalog.blobs.put, path, digest))
+        try:
             if make_live:
                 await self._load(digest)
-        return await self._view.change(
-            partial(
-                self._catalog.register,
-                tenant,
-                task,
-                digest,
-                verdict.manifest_json,
-                verdict.num_bytes,
-                self._view.spec.fingerprint,
-                make_live,
-                request_id,
-            )
-        )
+            return await self._view.change(register)
+        except Exception:
+            # Of any kind: bytes that nothing refers to would take up the disk until the server starts again.
+            await self._discard(digest)
+            raise
+
+    async def _discard(self, digest: str) -> None:
+        try:
+            await self._view.run(partial(self._catalog.discard, digest))
+        except AdamixError as error:
+            log.warning("the bytes of a failed registration stay: %s", error.message, extra={"digest": digest})
 
     async def _load(self, digest: str) -> None:
         """Bring a version to host memory before requests resolve to it, so that the first one does not wait.

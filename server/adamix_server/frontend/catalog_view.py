@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from adamix.errors import FailedPrecondition
+from adamix.errors import AdamixError, FailedPrecondition
 from adamix.manifest import BackboneSpec
 from adamix_server.catalog.rows import Snapshot, VersionRow
 from adamix_server.catalog.store import Catalog
@@ -26,6 +26,7 @@ T = TypeVar("T")
 _THREADS = 8
 # A front end that says nothing is replaced sooner than that, so this is only for what nobody has thought of.
 AGREEMENT_TIMEOUT_S = 30.0
+REREAD_S = 0.1
 
 
 class CatalogView:
@@ -111,7 +112,19 @@ class CatalogView:
     async def _change(self, work: Callable[[], T]) -> tuple[T, int]:
         """The result, and a revision that has the change in it."""
         result = await self.run(work)
-        await self.refresh()
+        # From here on it is done. An error would make the client do it again: a rollback would go back twice.
+        patience_s = AGREEMENT_TIMEOUT_S
+        while True:
+            try:
+                await self.refresh()
+            except AdamixError as error:
+                if patience_s <= 0:
+                    log.warning("a change was answered before this front end could read it: %s", error.message)
+                    break
+                await asyncio.sleep(REREAD_S)
+                patience_s -= REREAD_S
+            else:
+                break
         return result, self._snapshot.revision
 
 

@@ -1,5 +1,6 @@
 """A purge that was decided on at one revision, and what has happened since."""
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +28,20 @@ def test_bytes_that_were_registered_again_since_stay(catalog: Catalog, add: Add,
     assert catalog.purge(digest, unless_registered_since=catalog.revision()) is deleted_again
     assert catalog.retired() == ()
     assert catalog.blobs.exists(digest) is not deleted_again
+
+
+def test_the_bytes_of_a_failed_registration_go_unless_a_version_has_them(catalog: Catalog, add: Add) -> None:
+    data = b"v1"
+    digest = hashlib.sha256(data).hexdigest()
+    catalog.blobs.put(data, digest)
+    assert catalog.discard(digest)
+    assert not catalog.blobs.exists(digest)
+    add("t", data)
+    assert not catalog.discard(digest)
+    catalog.delete_task(ME, "t")
+    # Requests may still need a retired one.
+    assert not catalog.discard(digest)
+    assert catalog.blobs.exists(digest)
 
 
 def test_what_else_was_registered_since_does_not_matter(catalog: Catalog, add: Add) -> None:

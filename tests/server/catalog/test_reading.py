@@ -1,5 +1,6 @@
 """What the catalog answers: names, pages, snapshots, the audit."""
 
+import base64
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,13 @@ class TestPaging:
         if token:
             with pytest.raises(InvalidRequest):
                 read_token(token, ("tasks", ME), str)
+
+    @pytest.mark.parametrize("key", ["\\ud800", "\\udfffx"])
+    def test_a_token_with_half_a_character_is_refused(self, catalog: Catalog, add: Add, key: str) -> None:
+        add("t", b"v1")
+        token = base64.urlsafe_b64encode(f'["tasks","{ME}","{key}"]'.encode()).decode().rstrip("=")
+        with pytest.raises(InvalidRequest, match="page_token"):
+            catalog.list_tasks(ME, 1, token)
 
 
 class TestSnapshot:

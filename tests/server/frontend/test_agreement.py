@@ -7,7 +7,9 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from adamix.errors import Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
+from adamix_server.catalog.store import Catalog
 from adamix_server.config import FrontEndConfig
 from adamix_server.frames import Agreed, Drain, Drained, DrainWanted, EngineLoad, Ready, Refresh, Seen, Stats
 from adamix_server.frontend.agreement import Agreement
@@ -186,6 +188,77 @@ def test_a_change_that_others_never_see_is_answered_all_the_same(
     serve(scenario)
 
 
+def test_a_change_that_cannot_be_read_at_once_is_no_error(
+    serve: Any, seed: Any, make_adapter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = [seed("sst2", make_adapter(seed=number)) for number in range(3)]
+    failures = 0
+    rollback, snapshot = Catalog.rollback, Catalog.snapshot
+
+    def roll_back(catalog: Catalog, *arguments: Any) -> Any:
+        nonlocal failures
+        row = rollback(catalog, *arguments)
+        failures = 3
+        return row
+
+    def read(catalog: Catalog) -> Any:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise Unavailable("the catalog is busy", reason="CATALOG_BUSY", retry_after_s=1.0)
+        return snapshot(catalog)
+
+    monkeypatch.setattr(Catalog, "rollback", roll_back)
+    monkeypatch.setattr(Catalog, "snapshot", read)
+
+    async def scenario(harness: Any) -> None:
+        # An error would be taken for a change that was not made: the client would go back once more.
+        done = await harness.adapters.Rollback(adapters_pb2.RollbackRequest(task="sst2"))
+        assert failures == 0
+        assert [share.digest for share in done.task.traffic] == [versions[1]]
+        assert (await harness.inference.Predict(ONE)).predictions[0].version == versions[1]
+
+    serve(scenario)
+
+
+def test_a_change_that_can_never_be_read_is_answered_all_the_same(
+    serve: Any, seed: Any, make_adapter: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("adamix_server.frontend.catalog_view.AGREEMENT_TIMEOUT_S", 0.05)
+    seed("sst2", make_adapter())
+
+    async def scenario(harness: Any) -> None:
+        def busy(_catalog: Catalog) -> Any:
+            raise Unavailable("the catalog is busy", reason="CATALOG_BUSY")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalog, "snapshot", busy)
+            await harness.adapters.DeleteTask(DELETE)
+        assert "before this front end could read it" in caplog.text
+
+    serve(scenario)
+
+
+def test_bytes_stay_while_traffic_is_being_set_to_them(serve: Any, seed: Any, make_adapter: Make) -> None:
+    old, new = (seed("sst2", make_adapter(seed=number)) for number in range(2))
+
+    async def scenario(harness: Any) -> None:
+        harness.engine.silent_on.add("load")
+        request = adapters_pb2.SetTrafficRequest(task="sst2", traffic=[adapters_pb2.Traffic(digest=old, weight=1)])
+        setting = asyncio.ensure_future(harness.adapters.SetTraffic(request))
+        await harness.until(lambda: len(harness.engine.controls) == 1)
+        await harness.adapters.DeleteVersion(adapters_pb2.DeleteVersionRequest(task="sst2", digest=old))
+        await soon(harness)
+        assert harness.blobs() == sorted([old, new]), "the engine may be reading them"
+        harness.engine.reply(harness.engine.controls[0])
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await setting
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        await harness.until(lambda: harness.blobs() == [new])
+
+    serve(scenario)
+
+
 def test_what_another_front_end_changed_is_served_when_told(serve: Any, seed: Any, make_adapter: Make) -> None:
     async def scenario(harness: Any) -> None:
         await asyncio.to_thread(seed, "sst2", make_adapter())
@@ -227,8 +300,6 @@ def test_metrics_of_a_task_end_wherever_it_was_deleted(serve: Any, seed: Any, ma
 
     async def scenario(harness: Any) -> None:
         from pathlib import Path
-
-        from adamix_server.catalog.store import Catalog
 
         def delete() -> None:
             catalog = Catalog(Path(harness.store), backbone_fingerprint=harness.engine.spec.fingerprint)

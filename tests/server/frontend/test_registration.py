@@ -226,18 +226,19 @@ def test_an_upload_that_stands_still_is_ended(serve: Any, monkeypatch: pytest.Mo
     serve(scenario)
 
 
+@pytest.mark.parametrize(("of", "step"), [(Temporary, "write"), (Catalog, "register")])
 def test_a_full_disk_says_so_and_leaves_nothing(
-    serve: Any, make_adapter: Make, monkeypatch: pytest.MonkeyPatch
+    serve: Any, make_adapter: Make, monkeypatch: pytest.MonkeyPatch, of: type, step: str
 ) -> None:
-    def full(self: Temporary, data: bytes) -> None:
+    def full(*_arguments: Any) -> None:
         raise StoreFull("the server's disk is full")
 
-    monkeypatch.setattr(Temporary, "write", full)
+    monkeypatch.setattr(of, step, full)
 
     async def scenario(harness: Any) -> None:
         found = await refusal(harness.adapters.RegisterAdapter(upload(make_adapter())))
         assert found == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
-        assert harness.temporaries() == []
+        assert harness.temporaries() == harness.blobs() == []
 
     serve(scenario)
 
@@ -251,6 +252,9 @@ def test_a_load_that_fails_leaves_the_old_version_live(serve: Any, make_adapter:
         found = await refusal(harness.adapters.RegisterAdapter(upload(second)))
         assert found == (grpc.StatusCode.DATA_LOSS, "BLOB_CORRUPT")
         assert await live_version(harness) == digest_of(first)
+        assert harness.blobs() == [digest_of(first)], "what was refused takes up no disk"
+        await refusal(harness.adapters.RegisterAdapter(upload(first, task="other")))
+        assert harness.blobs() == [digest_of(first)], "it is in service all the same"
         # An engine that is away is no reason to refuse: it loads the version when it is asked for.
         harness.engine.control_error = Unavailable("restarting")
         await harness.adapters.RegisterAdapter(upload(second))

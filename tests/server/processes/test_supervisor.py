@@ -1,6 +1,7 @@
 """The supervisor with children that are played: who is started, drained, replaced and given up on, and when."""
 
 import asyncio
+import errno
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -250,6 +251,60 @@ def test_a_replacement_that_cannot_start_for_a_while_does_not_end_the_server(
 
     stage = play(monkeypatch, tmp_path, flaky, scene)
     assert stage.drained == ["frontend-0", "engine"]
+
+
+def test_a_replacement_that_cannot_start_for_hours_does_not_end_the_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    last = 1100
+
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        monkeypatch.setattr(keeper, "_LONGEST_PAUSE_S", 0.0)
+        stage.children["engine"][0].die()
+        await until(lambda: len(stage.children["engine"]) == last and stage.children["engine"][-1].is_ready)
+        supervisor.stop()
+
+    play(
+        monkeypatch,
+        tmp_path,
+        lambda name, number: None if name == "engine" and 1 < number < last else healthy(name, number),
+        scene,
+    )
+
+
+def test_a_machine_without_room_for_a_process_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    refused = 0
+
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
+        await serving.wait()
+        start = stage.start
+
+        async def no_room(*arguments: Any) -> Played:
+            nonlocal refused
+            if refused == 3:
+                return await start(*arguments)
+            refused += 1
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        monkeypatch.setattr(app.Child, "start", no_room)
+        stage.children["frontend-0"][0].die()
+        await until(lambda: len(stage.children["frontend-0"]) == 2 and stage.children["frontend-0"][1].is_ready)
+        supervisor.stop()
+
+    stage = play(monkeypatch, tmp_path, healthy, scene)
+    assert refused == 3
+    assert stage.drained == ["frontend-0", "engine"]
+
+
+def test_a_machine_without_room_for_the_first_process_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
+
+    def no_room(name: str, number: int) -> AnyFrame:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(FailedPrecondition, match="the engine process cannot be started: Too many open files"):
+        play(monkeypatch, tmp_path, no_room, scene)
 
 
 def test_a_child_that_falls_silent_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

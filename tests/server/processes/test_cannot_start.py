@@ -1,0 +1,34 @@
+"""A server that its machine does not let start: what is said, and that nothing is left open."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from adamix.errors import InvalidConfig
+from adamix_server import process
+from adamix_server.app import Supervisor
+from adamix_server.config import ServerConfig
+from adamix_server.frames import Start
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_process_that_cannot_be_started_leaves_no_pipe_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process.sys, "executable", "/nowhere/python")
+    before = open_descriptors()
+    with pytest.raises(FileNotFoundError):
+        asyncio.run(process.Child.start("adamix_server.engine", Start(config={}), {}))
+    assert open_descriptors() == before
+
+
+def test_a_port_for_metrics_that_is_taken_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        config = ServerConfig(backbone="x", store=tmp_path / "store", listen="127.0.0.1:0", metrics_port=port)
+        with pytest.raises(InvalidConfig, match=f"cannot listen on 127.0.0.1:{port}: another program uses it") as said:
+            asyncio.run(Supervisor(config, lambda address, hello: None).run())
+    assert said.value.field == "metrics_port"
