@@ -47,7 +47,7 @@ class Sizes:
     register_repetitions: int
 
 
-FULL = Sizes(few=5, some=32, many=128, most=2000, register_s=10, peer_repetitions=5, register_repetitions=3)
+FULL = Sizes(few=5, some=32, many=128, most=2000, register_s=10, peer_repetitions=3, register_repetitions=3)
 QUICK = Sizes(few=2, some=3, many=4, most=8, register_s=1, peer_repetitions=1, register_repetitions=1)
 
 IN_FLIGHT, INPUTS_PER_CALL, SINGLES_IN_FLIGHT = 4, 32, 64
