@@ -41,8 +41,9 @@ bench: $(SETUP)
 demo: $(SETUP)
 	@$(BIN)/adamix demo $(ARGS)
 
+# Two at a time, because most tests of whole servers wait for processes to start; the tests of one file stay together.
 test: $(SETUP)
-	@$(BIN)/pytest -q --durations=10 $(ARGS)
+	@$(BIN)/pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
 
 gpu: $(SETUP)
 	@$(BIN)/pytest -q -m gpu $(ARGS) || test $$? -eq 5  # 5: no such test, which is not a failure

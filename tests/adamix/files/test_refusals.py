@@ -174,7 +174,9 @@ def test_tensor_entries_that_are_no_object(crafted: Crafted, value: Any) -> None
     assert _refused(crafted(lambda header: header.update({DOWN: value}))).reason == "LAYOUT_INVALID"
 
 
-@pytest.mark.parametrize("name", ["layers.0.mlp_out.down_proj.weight\n", "\x1b[2J", "schön", "x" * 257, "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["layers.0.mlp_out.down_proj.weight\n", "\x1b[2J", "schön", "x" * 257, "\ud800"], ids=ascii
+)
 def test_tensor_names_that_are_not_printable_ascii(crafted: Crafted, name: str) -> None:
     assert _refused(crafted(lambda header: header.update({name: header.pop(DOWN)}))).reason == "LAYOUT_INVALID"
 
