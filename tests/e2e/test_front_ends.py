@@ -264,7 +264,8 @@ def test_a_drain_by_call_loses_nothing(
             assert server.process.wait(60) == 0
     early = [o.answer for o in load.outcomes if o.began < asked]
     assert {p.version for a in early for p in getattr(a, "predictions", ())} == {digest}
-    assert not [answer for answer in early if isinstance(answer, AdamixError)]
+    # A call may begin before the drain and reach the server after it: then it is refused, which loses nothing.
+    assert {answer.reason for answer in early if isinstance(answer, AdamixError)} <= {"DRAINING"}
     # Later calls were answered in full or refused as a whole; nobody was cut off.
     late = {error.code for o in load.outcomes if isinstance(error := o.answer, AdamixError)}
     assert late == {Code.UNAVAILABLE}
