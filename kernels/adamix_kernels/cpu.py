@@ -51,13 +51,13 @@ from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, 
 def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
     """See `reference.bottleneck`."""
     out = torch.empty_like(x)
-    _adapt(out, x, x, segments, _per_segment(segments, weights))
+    _adapt(out, x, x, segments, reference.adapters_of(segments, weights))
     return out
 
 
 def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
     """See `reference.bottleneck_`."""
-    _adapt(x, x, x, segments, _per_segment(segments, weights))
+    _adapt(x, x, x, segments, reference.adapters_of(segments, weights))
     return x
 
 
@@ -72,7 +72,7 @@ def bottleneck_norm(
     """See `reference.bottleneck_norm`."""
     shape = norm_weight.shape
     normed = F.layer_norm(s, shape, norm_weight, norm_bias, eps)
-    adapters = _per_segment(segments, weights)
+    adapters = reference.adapters_of(segments, weights)
     if not any(adapters):
         return normed
     out = torch.empty_like(s)
@@ -100,7 +100,20 @@ def lora_(
 ) -> Tensor:
     """See `reference.lora_`."""
     out = y if window is None else y[:, slice(*window)]
-    _adapt(out, out, x, segments, _per_segment(segments, weights))
+    _adapt(out, out, x, segments, reference.adapters_of(segments, weights))
+    return y
+
+
+def lora_slices_(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[Sequence[LoraWeights | None]],
+    windows: Sequence[tuple[int, int]],
+) -> Tensor:
+    """See `reference.lora_slices_`."""
+    for of_slice, window in zip(weights, windows, strict=True):
+        lora_(y, x, segments, of_slice, window)
     return y
 
 
@@ -136,13 +149,6 @@ def routed_linear(
 
 def _linear(x: Tensor, expert: int, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> Tensor:
     return F.linear(x, weights[expert], None if biases is None else biases[expert])
-
-
-def _per_segment(
-    segments: Segments, weights: Sequence[BottleneckWeights | None] | Sequence[LoraWeights | None]
-) -> list[LowRank | None]:
-    found = (weights[slot] if slot else None for slot in segments.slots.tolist())
-    return [None if adapter is None else adapter.low_rank for adapter in found]
 
 
 def _adapt(

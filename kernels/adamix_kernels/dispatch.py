@@ -9,14 +9,14 @@ Shapes: T packed rows, G segments (or, in `routed_linear`, groups), D hidden siz
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamix_kernels import cpu, reference
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
 
@@ -32,6 +32,7 @@ __all__ = [
     "implementations",
     "lora",
     "lora_",
+    "lora_slices_",
     "routed_linear",
 ]
 
@@ -40,18 +41,21 @@ __all__ = [
 class _Implementation:
     """Where an implementation's ops live, which of them it has, and which of those autograd can follow."""
 
-    ops: ModuleType
+    module: str
     has: frozenset[str]
     differentiable: frozenset[str]
 
 
-_OPS = frozenset({"bottleneck", "bottleneck_", "bottleneck_norm", "lora", "lora_", "head", "routed_linear"})
+_ON_ROWS = frozenset({"bottleneck", "bottleneck_", "bottleneck_norm", "lora", "lora_", "lora_slices_", "head"})
+_OPS = _ON_ROWS | {"routed_linear"}
 _IMPLEMENTATIONS = {
-    "cpu": _Implementation(cpu, _OPS, frozenset({"head", "routed_linear"})),
-    "reference": _Implementation(reference, _OPS, _OPS),
+    # Imported where it is used: it imports Triton, and on a CPU its kernels run in Triton's interpreter alone.
+    "triton": _Implementation("adamix_kernels.triton_ops", _ON_ROWS, frozenset()),
+    "cpu": _Implementation("adamix_kernels.cpu", _OPS, frozenset({"head", "routed_linear"})),
+    "reference": _Implementation("adamix_kernels.reference", _OPS, _OPS),
 }
 # The plain torch forms of `cpu` run on every device torch has, only with another rule than on a CPU.
-_ORDER_ON_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("cpu", "reference")}
+_ORDER_ON_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cpu", "reference")}
 _ORDER_ELSEWHERE = ("reference",)
 
 
@@ -173,6 +177,32 @@ def lora_(
     return result
 
 
+def lora_slices_(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[Sequence[LoraWeights | None]],
+    windows: Sequence[tuple[int, int]],
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """`lora_` of several slices of one projection, which read the same x: q, k and v, or gate and up.
+
+    Args:
+        weights: for each slice, its weights by slot.
+        windows: for each slice, its columns of y; they do not overlap.
+
+    Raises:
+        ValueError: as `lora`, or the numbers of slices differ.
+    """
+    if not weights or len(weights) != len(windows) or len({len(each) for each in weights}) != 1:
+        raise ValueError("lora_slices_ needs one window for each slice, and weights for as many slots in each")
+    for of_slice, window in zip(weights, windows, strict=True):
+        _check_lora(y, x, segments, of_slice, window)
+    result: Tensor = _pick("lora_slices_", y, implementation)(y, x, segments, weights, windows)
+    return result
+
+
 def head(
     features: Tensor,
     segments: Segments,
@@ -251,7 +281,12 @@ def _pick(op: str, tensor: Tensor, implementation: str | None) -> Callable[..., 
     if chosen is None or op not in chosen.has:
         existing = ", ".join(name for name, each in _IMPLEMENTATIONS.items() if op in each.has)
         raise ValueError(f"{op} has no implementation {implementation!r}; it has: {existing}")
-    function: Callable[..., Any] = getattr(chosen.ops, op)
+    return _function(chosen.module, op)
+
+
+@cache
+def _function(module: str, op: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(import_module(module), op)
     return function
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, activation
 
 
 def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
@@ -60,10 +60,22 @@ def lora_(
 ) -> Tensor:
     """`lora`, in place on y."""
     columns = slice(None) if window is None else slice(*window)
-    for slot, start, end in segments:
-        adapter = weights[slot] if slot else None
+    for (_, start, end), adapter in zip(segments, adapters_of(segments, weights), strict=True):
         if adapter is not None:
-            y[start:end, columns] += adapter.scale * (x[start:end] @ adapter.a.T @ adapter.b)
+            y[start:end, columns] += adapter.scale * (x[start:end] @ adapter.down.T @ adapter.up)
+    return y
+
+
+def lora_slices_(
+    y: Tensor,
+    x: Tensor,
+    segments: Segments,
+    weights: Sequence[Sequence[LoraWeights | None]],
+    windows: Sequence[tuple[int, int]],
+) -> Tensor:
+    """`lora_` of several slices of one projection (q, k and v; gate and up), which read the same x."""
+    for of_slice, window in zip(weights, windows, strict=True):
+        lora_(y, x, segments, of_slice, window)
     return y
 
 
@@ -83,13 +95,28 @@ def routed_linear(
     return torch.stack(outputs) if outputs else x.new_empty(0, x.shape[1], weights[0].shape[0])
 
 
+def adapters_of(
+    segments: Segments, weights: Sequence[BottleneckWeights | None] | Sequence[LoraWeights | None]
+) -> list[LowRank | None]:
+    """What each segment adds: None for the identity; down and up of two slots where the segment names two."""
+    downs = (weights[slot] if slot else None for slot in segments.slots.tolist())
+    found = [None if adapter is None else adapter.low_rank for adapter in downs]
+    if not segments.has_own_up_slots:
+        return found
+    for position, (slot, up_slot) in enumerate(segments.pairs):
+        down, up = found[position], weights[up_slot] if up_slot else None
+        if (down is None) != (up is None):
+            raise ValueError(f"a segment pairs slot {slot} with {up_slot}, and only one of them has weights")
+        found[position] = None if down is None or up is None else down.with_up_of(up.low_rank)
+    return found
+
+
 def _add_bottleneck(
     residual: Tensor, source: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]
 ) -> Tensor:
     """`residual + A(source)` per row."""
     parts = []
-    for slot, start, end in segments:
-        adapter = weights[slot] if slot else None
+    for (_, start, end), adapter in zip(segments, adapters_of(segments, weights), strict=True):
         rows = residual[start:end]
         if adapter is not None:
             hidden = activation(adapter.activation)(F.linear(source[start:end], adapter.down, adapter.down_bias))

@@ -63,6 +63,14 @@ class LowRank:
         object.__setattr__(self, "bias_and_up", joined)
         object.__setattr__(self, "group", (*group, joined is None))
 
+    def with_up_of(self, other: "LowRank") -> "LowRank":
+        """This adapter's down projection and activation with the other's up projection and scale."""
+        if other is self:
+            return self
+        if self.down.shape[0] != other.up.shape[0]:
+            raise ValueError(f"down has rank {len(self.down)} and the up of another adapter {len(other.up)}")
+        return LowRank(self.down, self.down_bias, other.up, other.up_bias, other.scale, self.activation)
+
 
 @dataclass(frozen=True, eq=False)
 class BottleneckWeights:

@@ -1,9 +1,15 @@
 """Fixtures of the op tests: one batch per awkward shape, with weights for its slots."""
 
+import os
 from dataclasses import dataclass
 
 import pytest
 import torch
+
+# Triton asks when a kernel is defined: without a device, its interpreter runs them on the CPU. Not beside a device, where
+# the same tests run what the compiler makes of them.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from adamix_kernels.segments import Segments
 from adamix_kernels.testing import ODD_SHAPES, BatchShape, WeightMaker
@@ -44,6 +50,12 @@ def build_batch(shape: BatchShape, dtype: torch.dtype) -> Batch:
     segments = shape.segments
     rows = segments.num_rows
     return Batch(maker.rows(rows, FEATURES), maker.rows(rows, OUT_FEATURES), segments, bottlenecks, loras)
+
+
+@pytest.fixture
+def device() -> str:
+    """Where kernels run: on the CUDA device, or by the interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture

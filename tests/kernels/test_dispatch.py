@@ -14,8 +14,8 @@ def maker():
 
 
 def test_an_implementation_that_does_not_exist_is_refused_by_name(maker):
-    with pytest.raises(ValueError, match=r"bottleneck has no implementation 'triton'; it has: cpu, reference"):
-        dispatch.bottleneck(maker.rows(1, 4), Segments.from_rows([0]), [None], implementation="triton")
+    with pytest.raises(ValueError, match=r"bottleneck has no implementation 'cuda'; it has: triton, cpu, reference"):
+        dispatch.bottleneck(maker.rows(1, 4), Segments.from_rows([0]), [None], implementation="cuda")
     with pytest.raises(ValueError, match="no implementation"):
         dispatch.routed_linear(maker.rows(1, 1, 4), torch.zeros(1).long(), [maker.rows(2, 4)], implementation="fast")
 
@@ -43,7 +43,7 @@ def test_every_listed_implementation_runs_every_op(maker):
 
 def test_devices_without_fast_forms_get_the_reference():
     assert dispatch.implementations("mps") == ("reference",)
-    assert dispatch.implementations("cuda")[0] == "cpu"
+    assert dispatch.implementations("cuda")[0] == "triton"
 
 
 @pytest.mark.parametrize(
