@@ -122,7 +122,7 @@ def fused(
 ) -> None:
     """Launch `low_rank.fused`: see there.
 
-    With `hidden`, what goes into the activation is saved there; with `slopes` too, it is read, and this is the backward.
+    With `hidden`, what goes into the activation is saved there; with `slopes` too, it is read: this is the backward.
     """
     norm_weight, norm_bias, eps = norm or (base, base, 0.0)
     low_rank.fused[(len(tiles),)](

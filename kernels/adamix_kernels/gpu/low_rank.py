@@ -59,6 +59,12 @@ def offset_of(records, slot, FIELD: tl.constexpr):
 
 
 @triton.jit
+def bias_of(records, slot, FIELD: tl.constexpr):
+    """The offset of a bias, negative where there is none: the record of an identity has zeros for all its fields."""
+    return tl.where(field(records, slot, RANK) > 0, offset_of(records, slot, FIELD), -8)
+
+
+@triton.jit
 def scale_of(records, slot, R: tl.constexpr):
     """The factor on an adapter's output, fp32; NaN if its rank is larger than the launch provides for."""
     scale = field(records, slot, SCALE).to(tl.int32).to(tl.float32, bitcast=True)
@@ -87,7 +93,7 @@ def load_matrix(base, offset, rank, cols, R: tl.constexpr, WIDTH: tl.constexpr, 
 def load_vector(base, offset, cols, size):
     """Elements of a bias in fp32; zeros where the adapter has none (a negative offset)."""
     there = (cols < size) & (offset >= 0)
-    return tl.load(base + tl.maximum(offset, 0) + cols, mask=there, other=0.0).to(tl.float32)
+    return tl.load(base + offset + cols, mask=there, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -122,7 +128,9 @@ def updated(
     y = dot(hidden, w, tl.zeros([hidden.shape[0], BLOCK], tl.float32), PRECISION, INTERPRETED)
     y = (y + load_vector(base, bias, cols, OUT)[None, :]) * scale
     if HAS_RESIDUAL:
-        y += load_rows(residual, rows, row_mask, cols, OUT, RESIDUAL_STRIDE, BLOCK).to(tl.float32)
+        kept = load_rows(residual, rows, row_mask, cols, OUT, RESIDUAL_STRIDE, BLOCK).to(tl.float32)
+        # The sum of -0.0 and 0.0 is 0.0: identity rows are passed on, not added to.
+        y = tl.where(rank > 0, kept + y, kept)
     return y
 
 
@@ -166,7 +174,7 @@ def fused(
         out_scale = 1.0
     else:
         first, second = offset_of(records, down_slot, DOWN), offset_of(records, up_slot, UP)
-        first_bias, second_bias = offset_of(records, down_slot, DOWN_BIAS), offset_of(records, up_slot, UP_BIAS)
+        first_bias, second_bias = bias_of(records, down_slot, DOWN_BIAS), bias_of(records, up_slot, UP_BIAS)
         out_scale = scale_of(records, up_slot, R)
 
     mean = tl.zeros([BLOCK_M], tl.float32)
@@ -300,7 +308,7 @@ def expand(
     w = tl.load(at_up, mask=(units < rank)[:, None] & col_mask[None, :], other=0.0)
     at_rows = rows.to(tl.int64)[:, None]
     y = tl.load(residual + at_rows * RESIDUAL_STRIDE + (start + cols)[None, :], mask=mask, other=0.0).to(tl.float32)
-    up_bias = load_vector(base, offset_of(records, up_slot, UP_BIAS), cols, width)
+    up_bias = load_vector(base, bias_of(records, up_slot, UP_BIAS), cols, width)
     acc = tl.zeros([BLOCK_M, R], tl.float32)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -308,8 +316,8 @@ def expand(
         for part in range(SPLITS):
             plane = planes + (piece * SPLITS + part).to(tl.int64) * num_rows * R
             acc += tl.load(plane + at_rows * R + units[None, :], mask=row_mask[:, None], other=0.0)
-    acc += load_vector(base, offset_of(records, down_slot, DOWN_BIAS), units, rank)[None, :]
+    acc += load_vector(base, bias_of(records, down_slot, DOWN_BIAS), units, rank)[None, :]
     h_row = activate(acc, field(records, down_slot, ACTIVATION)).to(w.dtype)
     delta = dot(h_row, w, tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION, INTERPRETED)
-    y += (delta + up_bias[None, :]) * scale_of(records, up_slot, R)
+    y = tl.where(rank > 0, y + (delta + up_bias[None, :]) * scale_of(records, up_slot, R), y)
     tl.store(out + at_rows * OUT_STRIDE + (start + cols)[None, :], y.to(out.dtype.element_ty), mask=mask)
