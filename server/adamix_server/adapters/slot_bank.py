@@ -1,8 +1,9 @@
 """The adapters in device memory: one arena, a slot for each, and the modules that read them inside the backbone.
 
 The arena is allocated once. A slot is a range of it plus a row in each site's table of weights (views into the range).
-Where the device is the CPU, an adapter in host memory is where it has to be already: a slot then refers to it, nothing
-is copied, and ranges are only counted.
+Beside each table lie its records, from which kernels read where in the arena the weights of a slot are. Where the
+device is the CPU, an adapter in host memory is where it has to be already: a slot then refers to it, nothing is copied,
+and ranges are only counted.
 During a forward pass the sites read which rows belong to which slot from the bank's current batch: a with-block that
 refuses nesting. The bank neither chooses slots (`slots.py`) nor reads files (`loader.py`).
 """
@@ -19,19 +20,36 @@ from adamix.sites import Point, insert
 from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
 from adamix_kernels.frozen_linear import FrozenLinear
+from adamix_kernels.gpu.records import FIELDS, SlotTable
 from adamix_kernels.segments import Segments
 from adamix_server.adapters.packing import PackedAdapter
 
+# Which table of a site a kind of weights has its records in.
+_BOTTLENECK, _LORA = 0, 1
+
 
 class SlotBank:
-    """`num_slots` slots over an arena of `capacity_bytes` on `device`, holding weights in `dtype`."""
+    """`num_slots` slots over an arena of `capacity_bytes` on `device`, holding weights in `dtype`.
 
-    def __init__(self, num_slots: int, capacity_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
+    Args:
+        has_arena: whether weights are copied to an arena; by default they are on every device but a CPU.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        capacity_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        has_arena: bool | None = None,
+    ) -> None:
         self.dtype = dtype
         self.device = device
         self.num_slots = num_slots
         self._arena: torch.Tensor | None = None
-        if device.type != "cpu":
+        self._records: torch.Tensor | None = None
+        if (device.type != "cpu") if has_arena is None else has_arena:
             self._arena = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
         self._sites: dict[tuple[int, str], BankSite] = {}
         # Which sites each occupied slot has weights at.
@@ -46,6 +64,12 @@ class SlotBank:
     def install(self, model: nn.Module, sites: list[str]) -> None:
         """Put a site of this bank at each of `sites` in every layer of a backbone's body."""
         insert(model, sites, self._make_site)
+        if self._arena is not None:
+            # All sites in one tensor: the records of a slot are one write, whatever the number of layers.
+            shape = (len(self._sites), 2, self.num_slots + 1, FIELDS)
+            self._records = torch.zeros(shape, dtype=torch.int64, device=self.device)
+            for site, of_site in zip(self._sites.values(), self._records, strict=True):
+                site.put_records(of_site, self._arena)
 
     def write(self, slot: int, offset_bytes: int, packed: PackedAdapter) -> None:
         """Bring an adapter to the device and enter it in the tables. Its range of the arena is the caller's to choose.
@@ -63,6 +87,7 @@ class SlotBank:
             weights = packed.weights_in(extent)
         for at, site_weights in weights.sites.items():
             self._sites[at].enter(slot, site_weights)
+        self._write_records(slot)
         self.heads[slot] = weights.head
         self.head_specs[slot] = packed.manifest.head
         self._occupied[slot] = packed.sites
@@ -71,8 +96,18 @@ class SlotBank:
         """Take a slot's adapter out of the tables. Its bytes stay until the extent is overwritten, unreachable."""
         for key in self._occupied.pop(slot):
             self._sites[key].enter(slot, None)
+        self._write_records(slot)
         self.heads[slot] = self.head_specs[slot] = None
         self.apart.discard(slot)
+
+    def _write_records(self, slot: int) -> None:
+        """Bring what the sites say of a slot to the device, on the current stream."""
+        if self._records is None:
+            return
+        rows = torch.tensor([site.records_of(slot) for site in self._sites.values()])
+        if self.device.type == "cuda":
+            rows = rows.pin_memory()
+        self._records[:, :, slot].copy_(rows, non_blocking=True)
 
     @contextmanager
     def batch(self, segments: Segments) -> Iterator[None]:
@@ -105,10 +140,20 @@ class BankSite(nn.Module):
         self.inner = point.module
         self._bank = bank
         self._window = point.window
-        self._bottlenecks: list[BottleneckWeights | None] = [None] * (bank.num_slots + 1)
-        self._loras: list[LoraWeights | None] = [None] * (bank.num_slots + 1)
+        self._bottlenecks: list[BottleneckWeights | None] | SlotTable[BottleneckWeights]
+        self._loras: list[LoraWeights | None] | SlotTable[LoraWeights]
+        self._bottlenecks, self._loras = [None] * (bank.num_slots + 1), [None] * (bank.num_slots + 1)
         self._num_bottlenecks = 0
         self._num_loras = 0
+
+    def put_records(self, records: torch.Tensor, arena: torch.Tensor) -> None:
+        """Keep weights in tables whose records, int64 `[2, slots + 1, 8]`, say where in the arena they lie."""
+        self._bottlenecks = SlotTable(records[_BOTTLENECK], arena)
+        self._loras = SlotTable(records[_LORA], arena)
+
+    def records_of(self, slot: int) -> list[list[int]]:
+        """What the records of a slot must be."""
+        return [table.record(slot) for table in (self._bottlenecks, self._loras) if isinstance(table, SlotTable)]
 
     def enter(self, slot: int, weights: BottleneckWeights | LoraWeights | None) -> None:
         """Set or clear (None) one slot's weights."""
@@ -135,7 +180,8 @@ class LinearSite(BankSite):
         if self._num_loras:
             rows = dispatch.lora_(rows, x[0], segments, self._loras, self._window)
         if self._num_bottlenecks:
-            rows = dispatch.bottleneck_(rows, segments, self._bottlenecks)
+            columns = rows if self._window is None else rows[:, slice(*self._window)]
+            dispatch.bottleneck_(columns, segments, self._bottlenecks)
         return rows[None] if frozen is None else frozen.activate(rows)[None]
 
 
