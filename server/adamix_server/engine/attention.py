@@ -1,13 +1,15 @@
 """Attention over packed sequences, through the public attention interface of transformers.
 
 All sequences of a batch lie one after another in `[1, T]`; nothing between the layers knows where one ends. This
-function does. It lays them into blocks of equal length, several short ones to a block, and a mask keeps them apart; all
-blocks of one length are one call. On CPUs, where each call costs as much as the attention of a few short texts, that
-takes two thirds of the time of one call for each length. The boundaries are set by a with-block around the forward
-pass, because models do not pass them through.
+function does. The boundaries are set by a with-block around the forward pass, because models do not pass them through.
 
-The mask adds minus infinity, which hides every finite value and no other: a sequence whose keys or values are not
-finite spoils its whole block. Whoever runs a batch sees that in the results, and lays such sequences apart.
+On a device one kernel takes the packed rows as they lie and reads of each sequence no row beyond its end.
+
+On a CPU sequences are laid into blocks of equal length, several short ones to a block, and a mask keeps them apart; all
+blocks of one length are one call. Where each call costs as much as the attention of a few short texts, that takes two
+thirds of the time of one call for each length. The mask adds minus infinity, which hides every finite value and no
+other: a sequence whose keys or values are not finite spoils its whole block. Whoever runs a batch sees that in the
+results, and lays such sequences apart.
 """
 
 import bisect
@@ -25,6 +27,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from adamix.errors import FailedPrecondition, InternalError
+from adamix_kernels.attention import LARGEST_HEAD, SequenceLayout, varlen_attention
 
 IMPLEMENTATION = "adamix_packed"
 
@@ -55,7 +58,7 @@ class _Blocks:
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Where the sequences of one batch lie in blocks, and the way back to packed rows.
+    """Where the sequences of one batch lie in blocks, and the way back to packed rows: the layout for a CPU.
 
     Attributes:
         groups: the blocks, by length.
@@ -132,11 +135,28 @@ def _mask(owner: NDArray[np.int64], dtype: torch.dtype, device: torch.device) ->
     return mask[:, None].to(device)
 
 
+Layout = PackedLayout | SequenceLayout
+
+
+def lay_out(
+    lengths: Sequence[int], device: torch.device, dtype: torch.dtype, apart: Sequence[bool] | None = None
+) -> Layout:
+    """The layout for a device: see `PackedLayout.of`. Only blocks have to lay sequences apart."""
+    if keeps_apart(device):
+        return SequenceLayout.from_lengths(lengths)
+    return PackedLayout.of(lengths, device, dtype, apart)
+
+
+def keeps_apart(device: torch.device) -> bool:
+    """Whether no sequence reaches another on this device, whatever its values are."""
+    return device.type != "cpu"
+
+
 _active = threading.local()
 
 
 @contextmanager
-def packed(layout: PackedLayout) -> Iterator[None]:
+def packed(layout: Layout) -> Iterator[None]:
     """The sequence boundaries of the forward pass inside the block. Refuses nesting; one per thread."""
     if getattr(_active, "layout", None) is not None:
         raise InternalError("a packed forward pass is running in this thread already")
@@ -165,7 +185,7 @@ def packed_attention(
         FailedPrecondition: the model asks for something this function does not compute (a window, a soft cap, a
             causal mask, …). Ignoring it would give wrong answers.
     """
-    layout: PackedLayout | None = getattr(_active, "layout", None)
+    layout: Layout | None = getattr(_active, "layout", None)
     if layout is None:
         raise InternalError("packed attention ran outside `with packed(…)`")
     unknown = [name for name, value in keywords.items() if value is not None and name not in _HARMLESS]
@@ -177,6 +197,11 @@ def packed_attention(
     if keywords.get("dropout"):
         raise FailedPrecondition("packed attention is for inference: dropout is on")
     heads, tokens, features = query.shape[1:]
+    if isinstance(layout, SequenceLayout):
+        if features > LARGEST_HEAD:
+            raise FailedPrecondition(f"packed attention takes heads of up to {LARGEST_HEAD} features, not {features}")
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+        return varlen_attention(q, k, v, layout, scale=scaling)[None], None
     rows = [t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)]
     outputs = []
     for group in layout.groups:

@@ -21,7 +21,7 @@ from adamix_kernels.frozen_linear import padded_rows
 from adamix_kernels.segments import Segments
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
-from adamix_server.engine.attention import PackedLayout, packed
+from adamix_server.engine.attention import packed
 from adamix_server.engine.frozen import freeze_linears
 
 # Largest difference between packed and one-by-one hidden states at which a backbone is accepted, by dtype. Hidden
@@ -59,9 +59,12 @@ class ModelRunner:
         """The raw head outputs (fp32 `[C]`, or `[H]` for an embedding head) of each row, in order of `rows`.
 
         Rows of one slot should lie together: each change of slot starts a new segment. An adapter whose values are not
-        finite may spoil its neighbours in the attention once: then the batch is run again, with it apart for good.
+        finite may, on a CPU, spoil its neighbours in the attention once: then the batch is run again, with it apart for
+        good.
         """
         outputs, known = self._outputs(rows), set(self._bank.apart)
+        if attention.keeps_apart(self._bank.device):
+            return outputs
         if suspects := _not_finite(rows, outputs) - known:
             self._bank.apart |= suspects
             outputs = self._outputs(rows)
@@ -125,7 +128,7 @@ class ModelRunner:
             ]
             inputs["token_type_ids"] = _to_device(types, device)
         apart = [row.slot in self._bank.apart for row in rows] if self._bank.apart else None
-        with packed(PackedLayout.of(lengths, device, self._bank.dtype, apart)):
+        with packed(attention.lay_out(lengths, device, self._bank.dtype, apart)):
             hidden: torch.Tensor = model(**inputs).last_hidden_state[0]
         return hidden
 
