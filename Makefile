@@ -1,5 +1,6 @@
-# Every target sets up .venv by itself and leaves the rest of the machine alone.
-#   make demo | bench | test | check | protos | gpu | setup | clean        ARGS="…" is passed on; PYTHON=python3.12 chooses
+# Every target but gpu sets up .venv by itself; all leave the rest of the machine alone.
+#   make demo | bench | test | test-full | check | aot | aot-versions | protos | gpu | setup | clean
+#   ARGS="…" is passed on; PYTHON=python3.12 chooses
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo bench test check protos gpu clean
+.PHONY: help setup demo bench test test-full check aot aot-versions protos gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,8 +46,24 @@ demo: $(SETUP)
 test: $(SETUP)
 	@$(BIN)/pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
 
-gpu: $(SETUP)
-	@$(BIN)/pytest -q -m gpu $(ARGS) || test $$? -eq 5  # 5: no such test, which is not a failure
+# The table of what the kernels take on each target comes first: a test asks whether it is the table of these kernels.
+test-full: aot test
+
+# Compiles every entry of the plans for every target; commit the result.
+aot: $(SETUP)
+	@$(BIN)/adamix bench kernels --aot --full --out benchmarks/results
+
+# The same kernels by the oldest and the newest Triton that are supported, each in a folder of its own; what differs.
+aot-versions: $(SETUP)
+	@status=0; for version in 3.6.0 3.9.0; do \
+	    folder=$(VENV)/triton-$$version; \
+	    test -d $$folder || $(BIN)/python -m pip install --quiet --no-deps --target $$folder triton==$$version || exit 1; \
+	    PYTHONPATH=$$folder $(BIN)/python -m adamix_kernels.aot --compare benchmarks/results/aot.json $(ARGS) || status=1; \
+	done; exit $$status
+
+# On $(PYTHON) itself: a machine with a GPU has its own torch and Triton, and often no way to install anything.
+gpu:
+	@PYTHONPATH=benchmarks $(PYTHON) -m adamix_bench.on_gpu $(ARGS)
 
 check: $(SETUP)
 	$(BIN)/ruff format --check .

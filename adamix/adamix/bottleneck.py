@@ -14,27 +14,30 @@ from adamix_kernels import dispatch
 
 
 class Bottleneck(nn.Module):
-    """`scale * up(act(down(x)))`, `[..., D] -> [..., D]` (Houlsby et al. 2019, eq. of section 2.1, without residual).
+    """`A(x) = scale * up(act(down(x)))`, `[..., D] -> [..., D]` (Houlsby et al. 2019, section 2.1).
 
-    AdaMix uses the exact (erf) GELU, biases on both projections and scale 1 (its released code).
+    AdaMix uses the exact (erf) GELU, biases on both projections and scale 1 (its released code). The adapter computes
+    in fp32, whatever the backbone's dtype (autocast decides where it is on).
     """
 
     def __init__(self, down: nn.Module, up: nn.Module, activation: Activation, scale: float) -> None:
         super().__init__()
         self.down = down
         self.up = up
-        self.activation = dispatch.activation(activation)
+        self.activation = activation
         self.scale = scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        delta: Tensor = self.up(self.activation(self.down(x)))
-        return delta if self.scale == 1.0 else delta * self.scale
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`residual + A(x)`, or `A(x)`, in the dtype of `residual` or else of x."""
+        activation = dispatch.activation(self.activation)
+        delta: Tensor = self.up(activation(self.down(x.float())))
+        if self.scale != 1.0:
+            delta = delta * self.scale
+        return delta.to(x.dtype) if residual is None else residual + delta.to(residual.dtype)
 
 
 class BottleneckAtLinear(nn.Module):
     """A linear point: `h = W x + b; h + A(h)`. At `mlp_out` this is AdaMix's placement, before dropout and LayerNorm.
-
-    The adapter computes in fp32, whatever the backbone's dtype (autocast decides where it is on).
 
     Args:
         window: (start, stop) output columns that the adapter reads and adds to, where `inner` is a fused projection;
@@ -50,11 +53,11 @@ class BottleneckAtLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in] -> [..., D]`."""
         h: Tensor = self.inner(x)
-        start, stop = self.window or (0, h.shape[-1])
-        delta: Tensor = self.adapter(h[..., start:stop].float()).to(h.dtype)
-        if self.window is not None:
-            delta = F.pad(delta, (start, h.shape[-1] - stop))
-        return h + delta
+        if self.window is None:
+            adapted: Tensor = self.adapter(h, h)
+            return adapted
+        start, stop = self.window
+        return h + F.pad(self.adapter(h[..., start:stop]), (start, h.shape[-1] - stop))
 
 
 class BottleneckAtNorm(nn.Module):
@@ -67,6 +70,5 @@ class BottleneckAtNorm(nn.Module):
 
     def forward(self, s: Tensor) -> Tensor:
         """`[..., D] -> [..., D]`; `s` is the sum that enters the LayerNorm."""
-        delta: Tensor = self.adapter(self.inner(s).float())
-        result: Tensor = self.inner(s + delta.to(s.dtype))
+        result: Tensor = self.inner(self.adapter(self.inner(s), s))
         return result

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Lora(nn.Module):
-    """`scale * B(A(dropout(x)))`, `[..., in] -> [..., out]`, with `scale = alpha / rank`."""
+    """`L(x) = scale * B(A(dropout(x)))`, `[..., in] -> [..., out]`, with `scale = alpha / rank`, computed in fp32."""
 
     def __init__(self, a: nn.Module, b: nn.Module, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
@@ -17,13 +17,16 @@ class Lora(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        delta: Tensor = self.b(self.a(self.dropout(x)))
-        return delta if self.scale == 1.0 else delta * self.scale
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`residual + L(x)`, or `L(x)`, in the dtype of `residual` or else of x."""
+        delta: Tensor = self.b(self.a(self.dropout(x.float())))
+        if self.scale != 1.0:
+            delta = delta * self.scale
+        return delta.to(x.dtype) if residual is None else residual + delta.to(residual.dtype)
 
 
 class LoraAtLinear(nn.Module):
-    """`W x + b + L(x)`, computed in fp32 beside the frozen linear.
+    """`W x + b + L(x)`: the update of a frozen linear beside it.
 
     Args:
         window: (start, stop) output columns that the LoRA adds to, where `inner` is a fused projection; None: all.
@@ -38,8 +41,8 @@ class LoraAtLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in] -> [..., out]`."""
         y: Tensor = self.inner(x)
-        delta: Tensor = self.adapter(x.float()).to(y.dtype)
-        if self.window is not None:
-            start, stop = self.window
-            delta = F.pad(delta, (start, y.shape[-1] - stop))
-        return y + delta
+        if self.window is None:
+            adapted: Tensor = self.adapter(x, y)
+            return adapted
+        start, stop = self.window
+        return y + F.pad(self.adapter(x).to(y.dtype), (start, y.shape[-1] - stop))

@@ -86,11 +86,66 @@ class ExpertLinear(nn.Module):
         """`[P*B, ..., in] -> [P*B, ..., out]` in training, rows of pass 0 first; any leading shape in evaluation."""
         if not self.training or self.num_experts == 1:
             return F.linear(x, *self.merged())
-        route = self._routes.route(self._point, self._side)
+        route = self.route()
         biases = None if self.biases is None else list(self.biases)
         grouped = x.reshape(len(route), -1, x.shape[-1])
         y: Tensor = dispatch.routed_linear(grouped, route, list(self.weights), biases)
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def route(self) -> Tensor:
+        """The expert of each group of rows in this forward pass: int64 `[G]`."""
+        return self._routes.route(self._point, self._side)
+
+    def routed(self, num_groups: int) -> dispatch.RoutedProjection:
+        """The experts and their route over `num_groups` groups of rows; a single expert needs no route."""
+        experts = [0] * num_groups if self.num_experts == 1 else self.route().tolist()
+        return dispatch.RoutedProjection(
+            list(self.weights), None if self.biases is None else list(self.biases), experts
+        )
+
+
+class RoutedBottleneck(Bottleneck):
+    """A bottleneck of experts: in training all groups of rows, each with the experts of its route, are one op."""
+
+    down: ExpertLinear
+    up: ExpertLinear
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`[P*B, ..., D] -> [P*B, ..., D]` in training, rows of pass 0 first; any leading shape in evaluation."""
+        if not self.training:
+            return super().forward(x, residual)
+        return _routed(x, residual, self.down, self.up, self.scale, self.activation)
+
+
+class RoutedLora(Lora):
+    """A LoRA of experts, as `RoutedBottleneck`."""
+
+    a: ExpertLinear
+    b: ExpertLinear
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`[P*B, ..., in] -> [P*B, ..., out]` in training, rows of pass 0 first; any leading shape in evaluation."""
+        if not self.training:
+            return super().forward(x, residual)
+        # Dropout scales what it keeps, and does so in fp32; without it the op needs no copy of x.
+        dropped = self.dropout(x.float()) if self.dropout.p else x
+        delta = _routed(dropped, residual, self.a, self.b, self.scale, "identity")
+        return delta if residual is not None else delta.to(x.dtype)
+
+
+def _routed(
+    x: Tensor, residual: Tensor | None, down: ExpertLinear, up: ExpertLinear, scale: float, activation: str
+) -> Tensor:
+    """`residual + A(x)`, or `A(x)`, with the experts of each group of rows."""
+    routes = [projection.route() for projection in (down, up) if projection.num_experts > 1]
+    num_groups = len(routes[0]) if routes else 1
+    source = x.reshape(num_groups, -1, x.shape[-1])
+    added = None
+    if residual is not None:
+        added = source if residual is x else residual.reshape(num_groups, -1, residual.shape[-1])
+    experts = (down.routed(num_groups), up.routed(num_groups))
+    y = dispatch.routed_low_rank(source, added, *experts, scale, activation)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class Mixture:
@@ -168,11 +223,11 @@ class Mixture:
         self._projections[point.layer, point.site] = (down, up)
         if adapter.kind == "lora":
             self._init_lora(down, up)
-            lora = Lora(down, up, adapter.scale, adapter.lora_dropout)
+            lora = RoutedLora(down, up, adapter.scale, adapter.lora_dropout)
             return LoraAtLinear(point.module, lora, point.window)
         for weight in (*down.weights, *up.weights):
             nn.init.normal_(weight, std=adapter.init_std, generator=self._generator)
-        bottleneck = Bottleneck(down, up, adapter.activation, adapter.scale)
+        bottleneck = RoutedBottleneck(down, up, adapter.activation, adapter.scale)
         if point.is_norm:
             return BottleneckAtNorm(point.module, bottleneck)
         return BottleneckAtLinear(point.module, bottleneck, point.window)

@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from adamix.cli import JsonFlag, exit_codes
+from adamix_bench.kernels.command import kernels
 from adamix_bench.settings import Settings
 
 _DEFAULTS = Settings()
 
 bench = typer.Typer(no_args_is_help=True, help="Measure, and say how it was measured.")
+bench.command()(kernels)
 
 
 def register(app: typer.Typer) -> None:

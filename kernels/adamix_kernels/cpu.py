@@ -1,7 +1,7 @@
 """The ops of `reference` in fast plain-torch forms, and the rule that picks among the forms.
 
 Written for CPUs, where a batch of many small adapters is bound by per-call costs; CUDA tensors take the same code with
-another rule. Autograd cannot follow them, except `head` and `routed_linear`. Knows no Triton.
+another rule. Autograd cannot follow them, except `head`, `routed_linear` and `routed_low_rank`. Knows no Triton.
 
 The adapters of one batch and site are grouped by (rank, activation, biases, scale). A group runs in one of two forms:
 
@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamix_kernels import reference
+from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, activation
 
@@ -145,6 +146,18 @@ def routed_linear(
     pieces = x.split_with_sizes([len(groups) for groups in groups_of.values()])
     y = torch.cat([_linear(piece, expert, weights, biases) for piece, expert in zip(pieces, groups_of, strict=True)])
     return y if sorted_already else y.index_select(0, permutation.argsort())
+
+
+def routed_low_rank(
+    source: Tensor,
+    residual: Tensor | None,
+    down: RoutedProjection,
+    up: RoutedProjection,
+    scale: float,
+    activation_name: str,
+) -> Tensor:
+    """See `reference.routed_low_rank`."""
+    return reference.routed_low_rank(source, residual, down, up, scale, activation_name, routed_linear)
 
 
 def _linear(x: Tensor, expert: int, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> Tensor:

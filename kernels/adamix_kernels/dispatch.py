@@ -3,7 +3,7 @@
 The table below says which implementations there are; `implementation=None` takes the first one for the tensor's device
 that has the op, and while autograd records the first one that autograd can follow. Knows no model and no config.
 
-Shapes: T packed rows, G segments (or, in `routed_linear`, groups), D hidden size, N requests, R rank, C outputs.
+Shapes: T packed rows, G segments (or, in the routed ops, groups), D hidden size, N requests, R rank, C outputs.
 `weights` is a sequence indexed by slot; slot 0 and None are the identity.
 """
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
 
@@ -24,6 +25,7 @@ __all__ = [
     "BottleneckWeights",
     "HeadWeights",
     "LoraWeights",
+    "RoutedProjection",
     "activation",
     "bottleneck",
     "bottleneck_",
@@ -34,6 +36,7 @@ __all__ = [
     "lora_",
     "lora_slices_",
     "routed_linear",
+    "routed_low_rank",
 ]
 
 
@@ -47,11 +50,13 @@ class _Implementation:
 
 
 _ON_ROWS = frozenset({"bottleneck", "bottleneck_", "bottleneck_norm", "lora", "lora_", "lora_slices_", "head"})
-_OPS = _ON_ROWS | {"routed_linear"}
+_FUSED = frozenset({"routed_low_rank"})
+_ROUTED = _FUSED | {"routed_linear"}
+_OPS = _ON_ROWS | _ROUTED
 _IMPLEMENTATIONS = {
     # Imported where it is used: it imports Triton, and on a CPU its kernels run in Triton's interpreter alone.
-    "triton": _Implementation("adamix_kernels.triton_ops", _ON_ROWS, frozenset()),
-    "cpu": _Implementation("adamix_kernels.cpu", _OPS, frozenset({"head", "routed_linear"})),
+    "triton": _Implementation("adamix_kernels.triton_ops", _ON_ROWS | _FUSED, _FUSED),
+    "cpu": _Implementation("adamix_kernels.cpu", _OPS, _ROUTED | {"head"}),
     "reference": _Implementation("adamix_kernels.reference", _OPS, _OPS),
 }
 # The plain torch forms of `cpu` run on every device torch has, only with another rule than on a CPU.
@@ -266,6 +271,47 @@ def routed_linear(
     if experts and (min(experts) < 0 or max(experts) >= len(weights)):
         raise ValueError(f"route names an expert outside 0..{len(weights) - 1}")
     result: Tensor = function(x, experts, weights, biases)
+    return result
+
+
+def routed_low_rank(
+    source: Tensor,
+    residual: Tensor | None,
+    down: RoutedProjection,
+    up: RoutedProjection,
+    scale: float,
+    activation: str,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """An adapter whose projections are drawn among experts: `residual[g] + scale * up_g(act(down_g(source[g])))`.
+
+    Bottleneck adapters and LoRA (no biases, identity) in training with stochastic routing (AdaMix, section 3.1); down
+    and up are routed independently. Autograd follows every implementation. Experts that no group uses get no gradient
+    (None, not zeros).
+
+    Args:
+        source: [G, N, in], the rows of G groups; they are brought to the dtype of the weights, or to autocast's.
+        residual: [G, N, out], or `source` itself (then its gradient is one sum), or None: the update alone.
+        down, up: in -> R and R -> out.
+        activation: a name that `activation()` knows.
+
+    Returns:
+        [G, N, out] in the dtype of `residual`, or else of `source`.
+
+    Raises:
+        ValueError: shapes disagree, or the activation or the implementation does not exist.
+    """
+    if source.ndim != 3 or source.shape[-1] != down.in_features:
+        raise ValueError(f"source has shape {list(source.shape)}; it must be [groups, rows, {down.in_features}]")
+    if not len(down.experts) == len(up.experts) == len(source):
+        raise ValueError(f"each of the {len(source)} groups needs one down and one up expert")
+    if down.out_features != up.in_features:
+        raise ValueError(f"down has rank {down.out_features} but up has rank {up.in_features}")
+    if residual is not None and residual.shape != (*source.shape[:2], up.out_features):
+        raise ValueError(f"residual has shape {list(residual.shape)}; the rows that come out have {up.out_features}")
+    op = _pick("routed_low_rank", source, implementation)
+    result: Tensor = op(source, residual, down, up, scale, activation)
     return result
 
 

@@ -79,9 +79,15 @@ class Plan:
     pdl: bool = False
 
     def __post_init__(self) -> None:
-        sizes = [self.block_m, self.block_h, self.num_warps, *([self.block_n] if self.block_n else [])]
-        if any(size < 1 or size & (size - 1) for size in sizes) or self.block_m < 16 or self.block_h < 16:
-            raise ValueError(f"block sizes must be powers of two from 16 on, warps a power of two: {self}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if type(value) is not each.type:
+                raise ValueError(f"{each.name} of a plan must be of {each.type}: {value!r}")
+        blocks = [self.block_m, self.block_h, *([] if self.kernel == "fused" else [self.block_n])]
+        if any(size < 1 or size & (size - 1) for size in (*blocks, self.num_warps)) or min(blocks) < 16:
+            raise ValueError(
+                f"block_m, block_h and block_n must be powers of two from 16 on, warps a power of two: {self}"
+            )
         if self.splits < 1 or self.num_stages < 1:
             raise ValueError(f"splits and num_stages must be at least 1: {self}")
 
@@ -102,8 +108,10 @@ class Rule:
     limits: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.limits:
+        for name, bound in self.limits.items():
             side, _, fact = name.partition("_")
+            if type(bound) is not int:
+                raise ValueError(f"rule {self.name!r} limits {name!r} by {bound!r}, which is not an integer")
             if side not in ("max", "min") or not isinstance(getattr(Facts("fp32", 16, 8, 1, 1), fact, None), int):
                 raise ValueError(f"rule {self.name!r} limits {name!r}, which is not max_ or min_ of a fact")
 
@@ -149,7 +157,15 @@ def table(architecture: str) -> dict[str, tuple[Rule, ...]]:
 
 
 def parse(document: dict[str, Any], architecture: str) -> dict[str, tuple[Rule, ...]]:
-    """The rules of a table's document; every op must have a last rule for each dtype without limits."""
+    """The rules of a table's document; every op must have a last rule for each dtype without limits.
+
+    Raises:
+        ValueError: the table is malformed.
+    """
+    if set(document) != set(KERNELS):
+        raise ValueError(
+            f"{architecture}: a table has rules for {', '.join(KERNELS)}; this one for {', '.join(document)}"
+        )
     rules = {op: tuple(_rule(each, op) for each in document[op]) for op in KERNELS}
     for op, of_op in rules.items():
         names = [rule.name for rule in of_op]
@@ -181,10 +197,21 @@ def document(rules: dict[str, Sequence[Rule]]) -> dict[str, Any]:
     }
 
 
-def _rule(entry: dict[str, Any], op: str) -> Rule:
-    plan = Plan(**entry["plan"])
+def _rule(entry: Any, op: str) -> Rule:
+    if not isinstance(entry, dict) or not {"name", "dtypes", "plan"} <= set(entry) <= {
+        "name",
+        "dtypes",
+        "plan",
+        "limits",
+    }:
+        raise ValueError(f"a rule of {op} must have name, dtypes and plan, and may have limits: {entry}")
+    name, dtypes = entry["name"], entry["dtypes"]
+    try:
+        plan = Plan(**entry["plan"])
+    except TypeError as error:
+        raise ValueError(f"rule {name!r} has a plan with missing or unknown fields: {error}") from error
     if plan.kernel not in KERNELS[op]:
         raise ValueError(f"{op} has no kernel {plan.kernel!r}; it has {', '.join(KERNELS[op])}")
-    if not set(entry["dtypes"]) <= set(DTYPES):
-        raise ValueError(f"rule {entry['name']!r} is for unknown dtypes: {entry['dtypes']}")
-    return Rule(entry["name"], plan, tuple(entry["dtypes"]), dict(entry.get("limits", {})))
+    if not dtypes or not set(dtypes) <= set(DTYPES):
+        raise ValueError(f"rule {name!r} is for no dtypes or unknown dtypes: {dtypes}")
+    return Rule(name, plan, tuple(dtypes), dict(entry.get("limits", {})))

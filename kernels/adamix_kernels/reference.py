@@ -6,12 +6,13 @@ Shapes: T packed rows, G segments, D hidden size, N requests (one row of feature
 indexed by slot; slot 0 and None are the identity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, activation
 
@@ -93,6 +94,27 @@ def routed_linear(
         for rows, expert in zip(x, experts, strict=True)
     ]
     return torch.stack(outputs) if outputs else x.new_empty(0, x.shape[1], weights[0].shape[0])
+
+
+def routed_low_rank(
+    source: Tensor,
+    residual: Tensor | None,
+    down: RoutedProjection,
+    up: RoutedProjection,
+    scale: float,
+    activation_name: str,
+    linear: Callable[..., Tensor] = routed_linear,
+) -> Tensor:
+    """`residual + scale * up(act(down(source)))` with the experts of each group, [G, N, in] -> [G, N, out].
+
+    The adapter computes in the dtype of its weights (autocast decides where it is on); `linear` is a `routed_linear`.
+    """
+    rows = source.to(down.weights[0].dtype)
+    hidden = activation(activation_name)(linear(rows, down.experts, down.weights, down.biases))
+    delta = linear(hidden, up.experts, up.weights, up.biases)
+    if scale != 1.0:
+        delta = delta * scale
+    return delta.to(source.dtype) if residual is None else residual + delta.to(residual.dtype)
 
 
 def adapters_of(

@@ -8,7 +8,7 @@ Shapes: T rows, G segments, D hidden size, P slices of a fused projection.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -18,20 +18,31 @@ from torch import Tensor
 from adamix_kernels import cpu
 from adamix_kernels.gpu.head_launch import head
 from adamix_kernels.gpu.launch import INTERPRETED, low_rank_, low_rank_norm, numbers, stacked
-from adamix_kernels.gpu.records import FIELDS, Adapter, Records, records_of
+from adamix_kernels.gpu.records import FIELDS, Adapter, Records, described, records_of
 from adamix_kernels.gpu.tiles import tiles_of
+from adamix_kernels.gpu.training import adapt
 from adamix_kernels.plans import RANK_CLASSES, Facts, pick, rank_class
+from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, LoraWeights
 
-__all__ = ["bottleneck", "bottleneck_", "bottleneck_norm", "head", "lora", "lora_", "lora_slices_"]
+__all__ = [
+    "bottleneck",
+    "bottleneck_",
+    "bottleneck_norm",
+    "head",
+    "lora",
+    "lora_",
+    "lora_slices_",
+    "routed_low_rank",
+]
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
     """See `reference.bottleneck`."""
-    launch = _launch(x, segments, [weights], x.shape[1])
+    launch = _launch(x, segments, [weights], [(0, x.shape[1])])
     if isinstance(launch, _Refused):
         return cpu.bottleneck(x, segments, weights)
     if launch is None:
@@ -44,7 +55,7 @@ def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeight
 
 def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
     """See `reference.bottleneck_`."""
-    launch = _launch(x, segments, [weights], x.shape[1])
+    launch = _launch(x, segments, [weights], [(0, x.shape[1])])
     if isinstance(launch, _Refused) or not _has_contiguous_rows(x):
         return cpu.bottleneck_(x, segments, weights)
     if launch is not None:
@@ -61,7 +72,7 @@ def bottleneck_norm(
     eps: float,
 ) -> Tensor:
     """See `reference.bottleneck_norm`. Both norms are fused: one launch."""
-    launch = _launch(s, segments, [weights], s.shape[1], kernel="fused")
+    launch = _launch(s, segments, [weights], [(0, s.shape[1])], kernel="fused")
     if isinstance(launch, _Refused):
         return cpu.bottleneck_norm(s, segments, weights, norm_weight, norm_bias, eps)
     if launch is None:
@@ -102,7 +113,7 @@ def lora_slices_(
     windows: Sequence[tuple[int, int]],
 ) -> Tensor:
     """See `reference.lora_slices_`. Where the features are split, all slices are two launches together."""
-    launch = _launch(x, segments, weights, max(stop - start for start, stop in windows))
+    launch = _launch(x, segments, weights, windows)
     if isinstance(launch, _Refused) or not _has_contiguous_rows(y):
         return cpu.lora_slices_(y, x, segments, weights, windows)
     if launch is not None:
@@ -110,6 +121,28 @@ def lora_slices_(
         source = _with_contiguous_rows(x)
         low_rank_(y, None, source, launch.base, launch.records, launch.tiles, columns, launch.rank, launch.plan)
     return y
+
+
+def routed_low_rank(
+    source: Tensor,
+    residual: Tensor | None,
+    down: RoutedProjection,
+    up: RoutedProjection,
+    scale: float,
+    activation: str,
+) -> Tensor:
+    """See `reference.routed_low_rank`: one launch, and three for the gradients. Autograd follows."""
+    _require_device(source)
+    device = source.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else down.weights[0].dtype
+    if dtype not in DTYPES or down.out_features > RANK_CLASSES[-1] or not source.numel():
+        return cpu.routed_low_rank(source, residual, down, up, scale, activation)
+    groups, num_rows, width = source.shape
+    features = max(width, up.out_features)
+    facts = Facts(DTYPES[dtype], rank_class(down.out_features), features, groups * num_rows, groups)
+    plan = pick("low_rank", architecture(source.device), facts, kernel="fused")
+    gradient_plan = pick("weight_gradients", architecture(source.device), facts)
+    return adapt(source, residual, down, up, scale, activation, dtype, facts.rank, plan, gradient_plan)
 
 
 @dataclass(frozen=True)
@@ -121,6 +154,7 @@ class _Launch:
     tiles: Tensor
     rank: int
     plan: list[int]
+    kept: tuple[Tensor, ...]  # copies of weights, which must live until the kernels have been launched
 
 
 class _Refused:
@@ -134,23 +168,32 @@ def _launch(
     x: Tensor,
     segments: Segments,
     weights: Sequence[Sequence[Adapter | None]],
-    out_features: int,
+    windows: Sequence[tuple[int, int]],
     kernel: str | None = None,
 ) -> _Launch | _Refused | None:
     """How to launch a batch; None if none of its rows has an adapter here.
 
     Args:
         weights: of each slice.
+        windows: of each slice.
         kernel: the only kernel that will do; None takes the plan's.
+
+    Raises:
+        ValueError: weights do not fit the rows, the window, or one another.
     """
-    if x.device.type == "cpu" and not INTERPRETED:
-        raise ValueError("Triton kernels need a CUDA device; on a CPU its interpreter runs them (TRITON_INTERPRET=1)")
+    _require_device(x)
     dtype = DTYPES.get(x.dtype)
     if dtype is None:
         return _REFUSED
     found = [records_of(each) for each in weights]
     if not any(found):
         return None
+    widths = [stop - start for start, stop in windows]
+    for each, width in zip(found, widths, strict=True):
+        if each and each.features not in (None, (x.shape[1], width)):
+            raise ValueError(f"weights of features {each.features} do not fit rows of {x.shape[1]} and {width} columns")
+        if each and segments.has_own_up_slots and (each.ranks[segments.slots] != each.ranks[segments.up_slots]).any():
+            raise ValueError("a segment pairs a down and an up projection of different ranks")
     tiles = tiles_of(segments, x.device)
     if tiles.room is None:
         rank = max(int(each.ranks[segments.slots].max(initial=0)) for each in found if each)
@@ -162,21 +205,30 @@ def _launch(
         return None
     if rank > RANK_CLASSES[-1]:
         return _REFUSED
-    facts = Facts(dtype, rank_class(rank), max(x.shape[1], out_features), len(x), num_segments)
+    facts = Facts(dtype, rank_class(rank), max(x.shape[1], *widths), len(x), num_segments)
+    if any(bound % 8 for window in windows for bound in window):
+        # The kernels of two launches take columns by eight.
+        kernel = "fused"
     plan = pick("low_rank", architecture(x.device), facts, kernel)
-    base, table = _together(weights, found)
-    return _Launch(base, table, tiles.of(plan.block_m), facts.rank, numbers(plan))
+    together = _together(weights, found)
+    return _Launch(together.base, together.table, tiles.of(plan.block_m), facts.rank, numbers(plan), together.kept)
 
 
-def _together(weights: Sequence[Sequence[Adapter | None]], found: Sequence[Records | None]) -> tuple[Tensor, Tensor]:
-    """The base and the records [P, S, 8] of all slices."""
-    given = [each for each in found if each]
-    if len(given) == len(found) and all(each.base is given[0].base for each in given):
-        return given[0].base, stacked([each.table for each in given])
+def _together(weights: Sequence[Sequence[Adapter | None]], found: Sequence[Records | None]) -> Records:
+    """The records of all slices, with a table [P, S, 8]."""
+    first = next(each for each in found if each)
+    tables = [each.table for each in found if each and each.base is first.base]
+    if len(tables) == len(found):
+        kept = tuple(tensor for each in found if each for tensor in each.kept)
+        return replace(first, table=stacked(tables), kept=kept)
     # Weights that lie here and there have a base for each slice; described anew as one sequence they have one.
-    together = records_of([adapter for each in weights for adapter in each])
-    assert together is not None  # noqa: S101 - some slice has weights
-    return together.base, together.table.view(len(weights), -1, FIELDS)
+    together = described([adapter for each in weights for adapter in each])
+    return replace(together, table=together.table.view(len(weights), -1, FIELDS))
+
+
+def _require_device(x: Tensor) -> None:
+    if x.device.type == "cpu" and not INTERPRETED:
+        raise ValueError("Triton kernels need a CUDA device; on a CPU its interpreter runs them (TRITON_INTERPRET=1)")
 
 
 @cache

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-# Triton asks when a kernel is defined: without a device, its interpreter runs them on the CPU. Not beside a device, where
-# the same tests run what the compiler makes of them.
+# Triton asks when a kernel is defined: without a device, its interpreter runs them on the CPU. Not beside a device,
+# where the same tests run what the compiler makes of them.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -50,6 +50,15 @@ def build_batch(shape: BatchShape, dtype: torch.dtype) -> Batch:
     segments = shape.segments
     rows = segments.num_rows
     return Batch(maker.rows(rows, FEATURES), maker.rows(rows, OUT_FEATURES), segments, bottlenecks, loras)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Beside a device, whatever runs kernels is a test of the device: `make gpu` runs it."""
+    if torch.cuda.is_available():
+        for item in items:
+            if "device" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Segments, tile maps and padded layouts: every row is where it should be, exactly once."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix_kernels.segments import Segments
+from adamix_kernels.segments import Segments, expert_rows
 
 runs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=12)
 
@@ -67,6 +69,46 @@ def test_padded_index_lists_the_rows_of_all_adapters_once(pairs, block_rows):
     assert (segment_of_row[padded.index] == padded.segment[:, None]).all()
     if block_rows is None:
         assert len(padded.index) == np.count_nonzero(segments.slots)
+
+
+pairs_of_slots = st.lists(
+    st.tuples(st.sampled_from([(0, 0), (1, 1), (1, 2), (2, 1), (2, 2)]), st.integers(0, 9)), max_size=12
+)
+
+
+@given(pairs_of_slots, st.integers(1, 12))
+def test_up_slots_follow_their_rows_through_merging_and_tiling(runs, block_rows):
+    downs, ups = [down for (down, _), _ in runs], [up for (_, up), _ in runs]
+    segments = Segments.from_lengths(downs, [length for _, length in runs], ups)
+    rows = [pair for pair, length in runs for _ in range(length)]
+    assert [pair for pair, length in zip(segments.pairs, segments.lengths, strict=True) for _ in range(length)] == rows
+    assert all(left != right for left, right in itertools.pairwise(segments.pairs))
+    assert segments.has_own_up_slots == any(down != up for down, up in rows)
+    assert segments.max_slot == max((slot for pair in rows for slot in pair), default=0)
+    tiles = segments.tile_map(block_rows)
+    heights = tiles.end_row - tiles.first_row
+    assert np.repeat(tiles.slot, heights).tolist() == [down for down, _ in rows]
+    assert np.repeat(tiles.up_slot, heights).tolist() == [up for _, up in rows]
+    assert tiles.up_slot.dtype == np.int32
+
+
+def test_without_up_slots_both_projections_are_of_one_slot():
+    segments = Segments.from_lengths([2, 0, 1], [1, 2, 3])
+    assert not segments.has_own_up_slots
+    assert segments.pairs == [(2, 2), (0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(("slots", "up_slots"), [([1, 0], [1, 2]), ([1, 2], [1, 0]), ([1, 2], [1]), ([1, 2], [1, -1])])
+def test_up_slots_that_do_not_go_with_the_slots_are_refused(slots, up_slots):
+    with pytest.raises(ValueError, match=r"up_slots must name|slots must be in"):
+        Segments(np.array(slots), np.array([0, 1, 2]), np.array(up_slots))
+
+
+def test_rows_of_experts_leave_row_0_to_the_identity_and_never_collide():
+    slots, experts = np.repeat([0, 1, 2, 3], 4), np.tile(np.arange(4), 4)
+    rows = expert_rows(slots.astype(np.int32), experts, 4)
+    assert rows.tolist() == [0, 0, 0, 0, *range(1, 13)]
+    assert expert_rows(np.array([2**31 - 1], np.int32), np.array([3]), 4).tolist() == [1 + (2**31 - 2) * 4 + 3]
 
 
 def test_padded_index_of_chosen_segments_repeats_the_last_row_of_a_tile():

@@ -51,9 +51,9 @@ class Specimen:
 
     def __post_init__(self) -> None:
         names = {parameter.name for parameter in self.function.params}
-        given = set(self.types) | set(self.constexprs)
-        if given != names or len(given) != len(self.types) + len(self.constexprs):
-            raise ValueError(f"{self.kernel}: each argument once, please; not so: {', '.join(sorted(given ^ names))}")
+        wrong = names ^ (self.types.keys() | self.constexprs.keys()) | (self.types.keys() & self.constexprs.keys())
+        if wrong:
+            raise ValueError(f"{self.kernel}: each argument must be given once; not so: {', '.join(sorted(wrong))}")
         for parameter in self.function.params:
             is_constant, exempt = parameter.name in self.constexprs, parameter.do_not_specialize
             if parameter.is_constexpr != is_constant and self.constexprs.get(parameter.name, 0) is not None:

@@ -1,8 +1,8 @@
 """The activations of `weights.ACTIVATIONS` inside a kernel, and their derivatives. Knows Triton only.
 
-An adapter's activation is a number in its record, so that one launch can hold adapters with different ones: the branch is
-taken by a whole tile at once and costs nothing beside the products. The numbers are those of `records.CODES`; 0 is the
-identity.
+An adapter's activation is a number in its record, so that one launch can hold adapters with different ones: the branch
+is taken by a whole tile at once and costs nothing beside the products. The numbers are those of `records.CODES`; 0 is
+the identity.
 """
 
 import triton
@@ -28,7 +28,7 @@ def activate(x, code):
     if code == 1:
         x = 0.5 * x * (1.0 + tl.erf(x * _SQRT_HALF))
     elif code == 2:
-        x = 0.5 * x * (1.0 + tanh(_SQRT_2_OVER_PI * (x + _CUBIC * x * x * x)))
+        x = 0.5 * x * (1.0 + tanh((x + x * x * x * _CUBIC) * _SQRT_2_OVER_PI))
     elif code == 3:
         x = tl.maximum(x, 0.0)
     elif code == 4:
@@ -45,7 +45,7 @@ def derivative(x, code):
     if code == 1:
         slope = 0.5 * (1.0 + tl.erf(x * _SQRT_HALF)) + x * _INV_SQRT_2PI * tl.exp(-0.5 * x * x)
     elif code == 2:
-        t = tanh(_SQRT_2_OVER_PI * (x + _CUBIC * x * x * x))
+        t = tanh((x + x * x * x * _CUBIC) * _SQRT_2_OVER_PI)
         slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * _SQRT_2_OVER_PI * (1.0 + 3.0 * _CUBIC * x * x)
     elif code == 3:
         slope = tl.where(x > 0, 1.0, 0.0)

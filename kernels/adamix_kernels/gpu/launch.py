@@ -226,7 +226,11 @@ def _chunks(windows: tuple[int, ...], block_n: int, device: torch.device) -> Ten
         for piece, (first, width) in enumerate(zip(windows[::2], windows[1::2], strict=True))
         for column in range(0, width, block_n)
     ]
-    return torch.tensor(rows, dtype=torch.int32, device=device)
+    chunks = torch.tensor(rows, dtype=torch.int32)
+    if device.type == "cuda":
+        # From pinned memory, or the copy would wait for the device.
+        chunks = chunks.pin_memory()
+    return chunks.to(device, non_blocking=True)
 
 
 def stacked(tables: Sequence[Tensor]) -> Tensor:

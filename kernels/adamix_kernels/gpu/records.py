@@ -15,7 +15,7 @@ Shapes: S slots (0 included).
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Generic, TypeVar, overload
 
 import numpy as np
 import torch
@@ -24,12 +24,13 @@ from torch import Tensor
 
 from adamix_kernels.weights import BottleneckWeights, LoraWeights, LowRank
 
-FIELDS = 8
+FIELDS, RANK = 8, 4
 ABSENT = -8
 ALIGNMENT_BYTES = 16
 CODES = {"identity": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
 
 Adapter = BottleneckWeights | LoraWeights
+W = TypeVar("W", BottleneckWeights, LoraWeights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,48 +41,60 @@ class Records:
         base: any tensor of the weights' dtype on their device; offsets count from its first element.
         table: int64 [S, 8] on the device.
         ranks: int32 [S] on the host; 0 for slots without weights.
+        features: (in, out) of every adapter here; None while there is none.
         kept: copies that were made because weights did not lie as the kernels need them.
     """
 
     base: Tensor
     table: Tensor
     ranks: NDArray[np.int32]
+    features: tuple[int, int] | None
     kept: tuple[Tensor, ...] = ()
 
 
-class SlotTable(Sequence[Adapter | None]):
+class SlotTable(Sequence[W | None], Generic[W]):
     """The weights of one site by slot, with their records on the device beside them: no work is left for a batch.
 
     `dispatch` takes it as `weights`; implementations without kernels see a sequence like any other.
 
     Args:
-        table: int64 [S, 8] of zeros on the device; the table keeps it current.
-        base: the arena. The weights entered must have its dtype and device.
+        table: int64 [S, 8] of zeros on the device. Setting a slot does not write there, for whoever loads an adapter
+            has records of many sites to write at once: see `record`.
+        base: the arena. The weights set here must have its dtype and device.
     """
 
     def __init__(self, table: Tensor, base: Tensor) -> None:
-        self._weights: list[Adapter | None] = [None] * len(table)
-        self.records = Records(base, table, np.zeros(len(table), np.int32))
+        self._weights: list[W | None] = [None] * len(table)
+        self.records = Records(base, table, np.zeros(len(table), np.int32), None)
 
     def __len__(self) -> int:
         return len(self._weights)
 
     @overload
-    def __getitem__(self, index: int) -> Adapter | None: ...
+    def __getitem__(self, index: int) -> W | None: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Adapter | None]: ...
-    def __getitem__(self, index: int | slice) -> Adapter | list[Adapter | None] | None:
+    def __getitem__(self, index: slice) -> list[W | None]: ...
+    def __getitem__(self, index: int | slice) -> W | list[W | None] | None:
         return self._weights[index]
 
-    def enter(self, slot: int, weights: Adapter | None) -> list[int]:
-        """Set or clear (None) a slot on the host, and return the record that `table[slot]` is to hold.
+    def __setitem__(self, slot: int, weights: W | None) -> None:
+        """Set or clear (None) a slot's weights on the host.
 
-        The copy to the device is left to the caller, who may have records of many sites to write at once.
+        Raises:
+            ValueError: as `record_of`, or the weights' features are not those of the slots set before.
         """
-        record = record_of(None if weights is None else weights.low_rank, self.records.base)
+        rank = record_of(None if weights is None else weights.low_rank, self.records.base)[RANK]
+        features = _features_of([weights]) or self.records.features
+        if self.records.features not in (None, features):
+            raise ValueError(f"a slot's features (in, out) {features} are not the site's {self.records.features}")
+        self.records = replace(self.records, features=features)
         self._weights[slot] = weights
-        self.records.ranks[slot] = record[4]
-        return record
+        self.records.ranks[slot] = rank
+
+    def record(self, slot: int) -> list[int]:
+        """What `table[slot]` must hold before a batch uses the slot."""
+        weights = self._weights[slot]
+        return record_of(None if weights is None else weights.low_rank, self.records.base)
 
 
 def records_of(weights: Sequence[Adapter | None]) -> Records | None:
@@ -90,21 +103,25 @@ def records_of(weights: Sequence[Adapter | None]) -> Records | None:
     A `SlotTable` has its own; for another sequence they are made here, which takes a copy to the device.
 
     Raises:
-        ValueError: dtypes or devices differ.
+        ValueError: features, dtypes or devices differ.
     """
     if isinstance(weights, SlotTable):
         return weights.records
+    features = _features_of(weights)
+    return None if features is None else replace(described(weights), features=features)
+
+
+def described(weights: Sequence[Adapter | None]) -> Records:
+    """`records_of` adapters of any features, some of which have weights."""
     placed = [None if each is None else _placed(each.low_rank) for each in weights]
     tensors = [tensor for adapter in placed if adapter is not None for tensor in _tensors(adapter)]
-    if not tensors:
-        return None
     # Offsets count up from the base: below it lies nothing.
     base = min(tensors, key=Tensor.data_ptr)
     rows = [record_of(adapter, base) for adapter in placed]
     table = torch.tensor(rows, dtype=torch.int64)
     if base.is_cuda:
         table = table.pin_memory().to(base.device, non_blocking=True)
-    return Records(base, table, np.array([row[4] for row in rows], np.int32), tuple(tensors))
+    return Records(base, table, np.array([row[RANK] for row in rows], np.int32), None, tuple(tensors))
 
 
 def record_of(adapter: LowRank | None, base: Tensor) -> list[int]:
@@ -138,6 +155,13 @@ def offset(tensor: Tensor, base: Tensor) -> int:
     if distance < 0:
         raise ValueError("weights lie before the base of the table")
     return distance // base.element_size()
+
+
+def _features_of(weights: Sequence[Adapter | None]) -> tuple[int, int] | None:
+    found = {(each.low_rank.down.shape[1], each.low_rank.up.shape[1]) for each in weights if each is not None}
+    if len(found) > 1:
+        raise ValueError(f"adapters of one site differ in their features (in, out): {sorted(found)}")
+    return next(iter(found), None)
 
 
 def _tensors(adapter: LowRank) -> list[Tensor]:

@@ -44,6 +44,7 @@ class DeviceTiles:
         self._device = device
         self.room = room
         self._maps: dict[int, Tensor] = {}
+        self._is_refilled = False
 
     def of(self, block_rows: int) -> Tensor:
         """int32 [N, 4]: down slot, up slot, first row and end row of each tile of at most `block_rows` rows.
@@ -53,14 +54,18 @@ class DeviceTiles:
         found = self._maps.get(block_rows)
         if found is None:
             segments = self._segments()
-            if segments is None:
-                raise ValueError("the batch of these tiles no longer exists")
-            host = _pinned(self._host(segments, block_rows), self._device)
-            found = self._maps[block_rows] = host.to(self._device, non_blocking=True)
+            if segments is None or self._is_refilled:
+                raise ValueError(f"the batch whose tiles of {block_rows} rows are asked for is no longer here")
+            # Ordinary tensors even where the first to ask does so in inference mode: others may write to them later.
+            with torch.inference_mode(False):
+                host = _pinned(self._host(segments, block_rows), self._device)
+                found = self._maps[block_rows] = host.to(self._device, non_blocking=True)
         return found
 
     def refill(self, segments: Segments) -> None:
         """Write another batch of as many rows into the maps there are, on the current stream.
+
+        From then on there are no maps but those, which the captured ops asked for.
 
         Raises:
             ValueError: nothing was reserved, or the batch does not fit what was.
@@ -69,6 +74,7 @@ class DeviceTiles:
             raise ValueError(f"no room was reserved for a batch of {segments.num_rows} rows")
         if len(segments) > self.room.max_segments:
             raise ValueError(f"room was reserved for {self.room.max_segments} segments; the batch has {len(segments)}")
+        self._is_refilled = True
         for block_rows, tiles in self._maps.items():
             tiles.copy_(_pinned(self._host(segments, block_rows), self._device), non_blocking=True)
 

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamix.backbone import Backbone
+from adamix.bottleneck import Bottleneck
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix.heads import recompute_activations, shared_copy
-from adamix.mixture import ExpertLinear, Mixture, RouteTable
+from adamix.lora import Lora
+from adamix.mixture import DOWN, UP, ExpertLinear, Mixture, RoutedBottleneck, RoutedLora, RouteTable
 
 
 def _mixture(
@@ -126,6 +128,34 @@ def test_an_expert_without_rows_has_no_gradient() -> None:
         is_routed = expert in (0, 2)
         assert (linear.weights[expert].grad is not None) == is_routed
         assert (linear.biases[expert].grad is not None) == is_routed
+
+
+@pytest.mark.parametrize("share", [None, DOWN, UP])
+@pytest.mark.parametrize("kind", ["bottleneck", "lora"])
+def test_a_routed_adapter_is_its_projections_one_after_the_other(kind: str, share: int | None) -> None:
+    """To the bit, gradients included: what is one op in training is two projections wherever there are no kernels."""
+    table = RouteTable()
+    table.set(torch.tensor([[[2, 0, 1], [1, 1, 0]], [[0, 0, 2], [2, 1, 0]]]).transpose(0, 1)[None])
+    shapes = ((DOWN, 8, 3), (UP, 3, 8))
+    down, up = (
+        ExpertLinear(*widths, 1 if side == share else 3, bias=kind == "bottleneck", routes=table, point=0, side=side)
+        for side, *widths in shapes
+    )
+    torch.manual_seed(0)
+    for parameter in (*down.parameters(), *up.parameters()):
+        nn.init.normal_(parameter)
+    adapter = RoutedBottleneck(down, up, "gelu", 0.5) if kind == "bottleneck" else RoutedLora(down, up, 0.5, 0.25)
+    plain = Bottleneck if kind == "bottleneck" else Lora
+    x, residual = torch.randn(6, 5, 8), torch.randn(6, 5, 8)
+    for added in (None, x, residual):
+        results = []
+        for forward in (type(adapter).forward, plain.forward):
+            torch.manual_seed(1)  # for dropout
+            y = forward(adapter, x, added)
+            gradients = torch.autograd.grad(y.square().sum(), list(adapter.parameters()), allow_unused=True)
+            results.append((y, *gradients))
+        for routed, in_turn in zip(*results, strict=True):
+            assert (routed is None and in_turn is None) or torch.equal(routed, in_turn)
 
 
 def test_training_without_a_route_is_refused(backbone: Backbone) -> None:
