@@ -1,15 +1,9 @@
 """Fixtures of the op tests: one batch per awkward shape, with weights for its slots."""
 
-import os
 from dataclasses import dataclass
 
 import pytest
 import torch
-
-# Triton asks when a kernel is defined: without a device, its interpreter runs them on the CPU. Not beside a device,
-# where the same tests run what the compiler makes of them.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from adamix_kernels.segments import Segments
 from adamix_kernels.testing import ODD_SHAPES, BatchShape, WeightMaker

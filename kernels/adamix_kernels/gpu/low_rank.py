@@ -154,7 +154,7 @@ def fused(
         residual: [T, OUT]; not read unless HAS_RESIDUAL. May be `source`.
         source: [T, IN].
         hidden: fp32 [T, R], what goes into the activation: written with SAVE_HIDDEN, read with BACKWARD.
-        slopes: fp32 [T, R], dh: written with BACKWARD.
+        slopes: [T, R], dh, in the dtype it is given: written with BACKWARD.
         norm_weight, norm_bias: [OUT] (= [IN]), with NORM.
     """
     tile = tl.program_id(0)

@@ -53,7 +53,7 @@ def _low_rank(rule: Rule, facts: Facts) -> Iterator[Specimen]:
     operands = {"base": data, "records": "*i64", "tiles": "*i32", "num_slots": "i32"}
     if plan.kernel == "fused":
         types = operands | dict.fromkeys(("out", "residual", "source", "norm_weight", "norm_bias"), data)
-        types |= {"hidden": "*fp32", "slopes": "*fp32"}
+        types |= {"hidden": "*fp32", "slopes": data}
         widths = dict.fromkeys(("IN", "OUT", "OUT_STRIDE", "RESIDUAL_STRIDE", "SOURCE_STRIDE"), h)
         sizes = rows | widths | {"BLOCK_H": plan.block_h, "HAS_RESIDUAL": True, "EPS": 1e-5}
         plain = sizes | dict.fromkeys(("IN_PLACE", "NORM", "SAVE_HIDDEN", "BACKWARD"), False)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from adamix_kernels.gpu.launch import INTERPRETED, fused, numbers, plan_of, precision
+from adamix_kernels.gpu.launch import INTERPRETED, fused, numbers, on_device_of, plan_of, precision
 from adamix_kernels.gpu.records import FIELDS, record_of
 from adamix_kernels.gpu.weight_gradients import grouped
 from adamix_kernels.plans import Plan
@@ -177,8 +177,10 @@ def _tables(
 
 
 def _uploaded(array: "np.ndarray[Any, Any]", device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    # Ordinary tensors even where the first to ask is in inference mode: a training step that asks later saves them.
+    with torch.inference_mode(False):
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @torch.library.custom_op("adamix::routed_low_rank", mutates_args=())
@@ -269,26 +271,27 @@ def low_rank_gradients(
     for of_up, units, features in ((False, d_hidden, source), (True, h, dy)):
         tiles, bounds = of_sides[2 * of_up : 2 * of_up + 2]
         chunks = triton.cdiv(features.shape[1], shape.block_n)
-        grouped[(chunks, len(bounds) - 1, shape.splits)](
-            planes,
-            units,
-            features,
-            records,
-            tiles,
-            bounds,
-            len(arena),
-            WIDTH=features.shape[1],
-            STRIDE=features.stride(0),
-            R=units.shape[1],
-            OF_UP=of_up,
-            BLOCK_M=shape.block_m,
-            BLOCK_N=shape.block_n,
-            SPLITS=shape.splits,
-            PRECISION=precision(arena.dtype),
-            INTERPRETED=INTERPRETED,
-            num_warps=shape.num_warps,
-            num_stages=shape.num_stages,
-        )
+        with on_device_of(planes):
+            grouped[(chunks, len(bounds) - 1, shape.splits)](
+                planes,
+                units,
+                features,
+                records,
+                tiles,
+                bounds,
+                len(arena),
+                WIDTH=features.shape[1],
+                STRIDE=features.stride(0),
+                R=units.shape[1],
+                OF_UP=of_up,
+                BLOCK_M=shape.block_m,
+                BLOCK_N=shape.block_n,
+                SPLITS=shape.splits,
+                PRECISION=precision(arena.dtype),
+                INTERPRETED=INTERPRETED,
+                num_warps=shape.num_warps,
+                num_stages=shape.num_stages,
+            )
     return d_source, planes[0] if shape.splits == 1 else planes.sum(0).to(arena.dtype)
 
 

@@ -1,6 +1,5 @@
 """Packed attention as it runs on a device: on the rows as they lie, here in the interpreter."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,10 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-
-# Asked when a kernel is defined: without a device, Triton's interpreter runs them on the CPU.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone

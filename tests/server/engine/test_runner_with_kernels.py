@@ -1,15 +1,10 @@
 """A mixed batch through the Triton kernels, from records in the arena, as on a CUDA device: here in the interpreter."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-
-# Asked when a kernel is defined: without a device, Triton's interpreter runs them on the CPU.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
