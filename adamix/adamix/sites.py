@@ -183,7 +183,7 @@ def _site_path(model_family: Family, site: str) -> SitePath:
 
 def _point(index: int, site: str, layer: nn.Module, path: SitePath) -> Point:
     module = layer.get_submodule(path.module)
-    width_in, width_out = _features(module)
+    width_in, width_out = features_of(module)
     window = None
     if path.window is not None:
         block, count = path.window
@@ -192,7 +192,7 @@ def _point(index: int, site: str, layer: nn.Module, path: SitePath) -> Point:
     return Point(index, site, module, width_in, width_out, window, site in NORM_SITES)
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
+def features_of(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear, a transformers Conv1D (weight [in, out]), a norm, or a module wrapped around one."""
     while isinstance(inner := getattr(module, "inner", None), nn.Module):
         module = inner

@@ -14,7 +14,7 @@ Shapes: T packed rows, S sequences, N tiles, Hq and Hkv heads of queries and of 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -204,35 +204,37 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, causal: bool, scale:
         tiles: int32 [N, 3], as tall as the plan for this dtype and head wants.
     """
     from adamix_kernels.gpu import attention as kernels
+    from adamix_kernels.gpu.launch import on_device_of
 
     num_heads, head_size = q.shape[1:]
     out = q.new_empty(q.shape)
     precision = _precision(allow_tf32=allow_tf32)
     plan = kernels.plan_for(q.element_size(), head_size, precision)
     if len(tiles):
-        kernels.varlen[(len(tiles) * num_heads,)](
-            out,
-            q,
-            k,
-            v,
-            tiles,
-            HEADS=num_heads,
-            GROUP=num_heads // k.shape[1],
-            OUT_STRIDE=out.stride(0),
-            Q_STRIDE=q.stride(0),
-            Q_HEAD=q.stride(1),
-            K_STRIDE=k.stride(0),
-            K_HEAD=k.stride(1),
-            V_STRIDE=v.stride(0),
-            V_HEAD=v.stride(1),
-            SCALE=scale,
-            CAUSAL=causal,
-            **plan.constexprs(head_size),
-            PRECISION=precision,
-            INTERPRETED=kernels.INTERPRETED,
-            num_warps=plan.num_warps,
-            num_stages=plan.num_stages,
-        )
+        with on_device_of(q):
+            kernels.varlen[(len(tiles) * num_heads,)](
+                out,
+                q,
+                k,
+                v,
+                tiles,
+                HEADS=num_heads,
+                GROUP=num_heads // k.shape[1],
+                OUT_STRIDE=out.stride(0),
+                Q_STRIDE=q.stride(0),
+                Q_HEAD=q.stride(1),
+                K_STRIDE=k.stride(0),
+                K_HEAD=k.stride(1),
+                V_STRIDE=v.stride(0),
+                V_HEAD=v.stride(1),
+                SCALE=scale,
+                CAUSAL=causal,
+                **plan.constexprs(head_size),
+                PRECISION=precision,
+                INTERPRETED=kernels.INTERPRETED,
+                num_warps=plan.num_warps,
+                num_stages=plan.num_stages,
+            )
     return out
 
 
@@ -242,8 +244,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, causal: bool, scale: float
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, *, causal: bool, scale: float) -> Tensor:
-    function, parameters = _varlen_attn()
-    keywords = flash_keywords(parameters, causal=causal, scale=scale, grouped=q.shape[1] != k.shape[1])
+    function, _ = _varlen_attn()
+    keywords = _keywords(causal=causal, scale=scale, grouped=q.shape[1] != k.shape[1])
     reason = _why_not_flash(q, k, v, causal=causal)
     if reason or function is None or keywords is None:
         raise ValueError(f"varlen_attn of torch cannot compute this: {reason}")
@@ -274,6 +276,12 @@ def flash_keywords(
     return keywords
 
 
+@lru_cache(maxsize=64)
+def _keywords(*, causal: bool, scale: float, grouped: bool) -> dict[str, Any] | None:
+    """Those of the `varlen_attn` that is installed. Asked twice in every layer, and slow to find out."""
+    return flash_keywords(_varlen_attn()[1], causal=causal, scale=scale, grouped=grouped)
+
+
 def _why_not_flash(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> str | None:
     """What keeps FlashAttention 2 from these tensors on this device, or None."""
     if not q.is_cuda or torch.version.hip is not None:
@@ -286,10 +294,10 @@ def _why_not_flash(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> str | No
         return "rows are not aligned to 16 bytes"
     if torch.cuda.get_device_capability(q.device) < (8, 0):
         return "the device is older than sm80"
-    function, parameters = _varlen_attn()
+    function, _ = _varlen_attn()
     if function is None or not torch.backends.cuda.is_flash_attention_available():
         return "this torch was built without it"
-    if flash_keywords(parameters, causal=causal, scale=1.0, grouped=q.shape[1] != k.shape[1]) is None:
+    if _keywords(causal=causal, scale=1.0, grouped=q.shape[1] != k.shape[1]) is None:
         return f"varlen_attn of torch {torch.__version__} lacks a keyword"
     active = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)()
     return None if active is None else f"{active} is active, which lets values of other sequences through"

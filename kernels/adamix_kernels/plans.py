@@ -10,7 +10,7 @@ tensors.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -134,7 +134,8 @@ def rank_class(rank: int) -> int:
     raise ValueError(f"rank {rank} is above {RANK_CLASSES[-1]}, the largest the kernels take")
 
 
-@cache
+# Bounded, because a server meets ever new numbers of rows and segments.
+@lru_cache(maxsize=4096)
 def pick(op: str, architecture: str, facts: Facts, kernel: str | None = None) -> Plan:
     """The plan of the first rule that holds; with `kernel`, of the first one for that kernel.
 

@@ -7,7 +7,7 @@ Imports Triton, so `dispatch` imports it only where it is used.
 Shapes: T rows, G segments, D hidden size, P slices of a fused projection.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -19,9 +19,9 @@ from adamix_kernels import cpu
 from adamix_kernels.gpu.head_launch import head
 from adamix_kernels.gpu.launch import INTERPRETED, low_rank_, low_rank_norm, numbers, stacked
 from adamix_kernels.gpu.records import FIELDS, Adapter, Records, described, records_of
-from adamix_kernels.gpu.tiles import tiles_of
+from adamix_kernels.gpu.tiles import Room, reserve, tiles_of
 from adamix_kernels.gpu.training import adapt
-from adamix_kernels.plans import RANK_CLASSES, Facts, pick, rank_class
+from adamix_kernels.plans import RANK_CLASSES, Facts, Plan, pick, rank_class
 from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, LoraWeights
@@ -34,6 +34,7 @@ __all__ = [
     "lora",
     "lora_",
     "lora_slices_",
+    "rehearsals",
     "routed_low_rank",
 ]
 
@@ -143,6 +144,35 @@ def routed_low_rank(
     plan = pick("low_rank", architecture(source.device), facts, kernel="fused")
     gradient_plan = pick("weight_gradients", architecture(source.device), facts)
     return adapt(source, residual, down, up, scale, activation, dtype, facts.rank, plan, gradient_plan)
+
+
+def rehearsals(
+    rank: int, features: int, dtype: torch.dtype, device: torch.device, max_rows: int, *, is_norm: bool = False
+) -> Iterator[Segments]:
+    """Batches without an adapter that make the kernels be compiled which batches with one will need.
+
+    Compiling takes about a second a kernel, which would otherwise be the time of the first request that needs it. An op
+    that is given one of these batches launches as it would for adapters of this rank, and computes next to nothing.
+    There is one for each plan that up to `max_rows` rows can have; none if the kernels do not take such adapters.
+
+    Args:
+        rank: of an adapter.
+        features: the larger of the features going in and coming out.
+        is_norm: the op is `bottleneck_norm`.
+    """
+    if dtype not in DTYPES or rank > RANK_CLASSES[-1]:
+        return
+    sizes = sorted({min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)})
+    seen: set[Plan] = set()
+    for num_rows in sizes:
+        for num_segments in (size for size in sizes if size <= num_rows):
+            facts = Facts(DTYPES[dtype], rank_class(rank), features, num_rows, num_segments)
+            plan = pick("low_rank", architecture(device), facts, "fused" if is_norm else None)
+            if plan not in seen:
+                seen.add(plan)
+                segments = Segments.from_lengths([0], [num_rows])
+                reserve(segments, device, Room(num_segments, facts.rank))
+                yield segments
 
 
 @dataclass(frozen=True)

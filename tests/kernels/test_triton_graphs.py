@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adamix_kernels import dispatch, triton_ops
-from adamix_kernels.gpu.launch import low_rank_, low_rank_norm, numbers
+from adamix_kernels.gpu.launch import low_rank_, low_rank_norm, numbers, precision
 from adamix_kernels.gpu.records import SlotTable
 from adamix_kernels.gpu.tiles import Room, reserve, tiles_of
 from adamix_kernels.plans import Plan
@@ -157,3 +157,12 @@ def test_a_captured_graph_serves_the_batches_that_are_put_in_later(forced):
         tiles.refill(later)
         graph.replay()
         assert_close(y, step(later).double())
+
+
+def test_fp32_is_multiplied_exactly_unless_torch_may_round_its_own_products():
+    assert precision(torch.float32) == "ieee"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert precision(torch.float32) == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -39,8 +39,8 @@ class Resources:
         shared_bytes: of shared memory.
         tensor_memory: columns of tensor memory (sm100).
         mma: the instructions that multiply, without their shapes: "HGMMA", "HMMA tf32", "FFMA"; joined by "+".
-        wide_loads: share of the bytes of rows and weights that are fetched in wide pieces (`loads.py`); None if no load of
-            a block was found.
+        wide_loads: share of the bytes of rows and weights that are fetched in wide pieces (`loads.py`); None if no such
+            load was found.
         copies_ahead: blocks go to shared memory while earlier ones are multiplied.
         multiplies_in_loop: a matrix instruction lies in a loop.
         grid_dependencies: instructions that wait for the kernel ahead, or let the next one start.

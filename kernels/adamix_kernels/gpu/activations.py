@@ -46,7 +46,7 @@ def derivative(x, code):
         slope = 0.5 * (1.0 + tl.erf(x * _SQRT_HALF)) + x * _INV_SQRT_2PI * tl.exp(-0.5 * x * x)
     elif code == 2:
         t = tanh((x + x * x * x * _CUBIC) * _SQRT_2_OVER_PI)
-        slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * _SQRT_2_OVER_PI * (1.0 + 3.0 * _CUBIC * x * x)
+        slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * _SQRT_2_OVER_PI * (1.0 + x * x * _CUBIC * 3.0)
     elif code == 3:
         slope = tl.where(x > 0, 1.0, 0.0)
     elif code == 4:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adamix_kernels import cpu
 from adamix_kernels.gpu import heads as kernels
-from adamix_kernels.gpu.launch import INTERPRETED
+from adamix_kernels.gpu.launch import INTERPRETED, on_device_of
 from adamix_kernels.gpu.records import ABSENT, ALIGNMENT_BYTES, CODES, FIELDS, offset
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import HeadWeights
@@ -73,20 +73,21 @@ def _heads(features: Tensor, base: Tensor, table: Tensor, num_heads: int, num_ou
     out = features.new_empty(num_outputs)
     chosen = next(each for each in kernels.PLANS[features.element_size()] if each.name == plan)
     records, items = table[: num_heads * FIELDS], table[num_heads * FIELDS :]
-    kernels.heads[(len(items) // kernels.ITEM_FIELDS.value,)](
-        out,
-        features,
-        base,
-        records,
-        items,
-        num_heads,
-        H=features.shape[1],
-        **chosen.constexprs,
-        PRECISION="ieee",
-        INTERPRETED=INTERPRETED,
-        num_warps=chosen.num_warps,
-        num_stages=_STAGES,
-    )
+    with on_device_of(features):
+        kernels.heads[(len(items) // kernels.ITEM_FIELDS.value,)](
+            out,
+            features,
+            base,
+            records,
+            items,
+            num_heads,
+            H=features.shape[1],
+            **chosen.constexprs,
+            PRECISION="ieee",
+            INTERPRETED=INTERPRETED,
+            num_warps=chosen.num_warps,
+            num_stages=_STAGES,
+        )
     return out
 
 

@@ -123,9 +123,9 @@ _HALF = (
     Plan("many rows", block_m=64, block_c=64, block_n=64, block_k=64, num_warps=8),
 )
 _SINGLE = (
-    Plan("few rows, narrow", block_m=16, block_c=32, block_n=128, block_k=32, num_warps=4),
-    Plan("few rows, wide", block_m=16, block_c=64, block_n=64, block_k=64, num_warps=4),
-    Plan("many rows", block_m=64, block_c=64, block_n=64, block_k=64, num_warps=8),
+    Plan("few rows, narrow", block_m=16, block_c=16, block_n=64, block_k=32, num_warps=4),
+    Plan("few rows, wide", block_m=16, block_c=64, block_n=64, block_k=32, num_warps=4),
+    Plan("many rows", block_m=64, block_c=64, block_n=64, block_k=32, num_warps=8),
 )
 PLANS = {2: _HALF, 4: _SINGLE}
 _MANY_ROWS = 32

@@ -8,7 +8,8 @@ Shapes: T rows, N tiles, S slots, P slices, R rank class.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, lru_cache
 
 import torch
 import triton
@@ -31,13 +32,29 @@ def numbers(plan: Plan) -> list[int]:
 
 def plan_of(values: Sequence[int]) -> Plan:
     """The plan behind `numbers`."""
-    kernel, block_m, block_h, num_warps, num_stages, block_n, splits, pdl = values
+    return _plan(*values)
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    kernel: int, block_m: int, block_h: int, num_warps: int, num_stages: int, block_n: int, splits: int, pdl: int
+) -> Plan:
     return Plan(_KERNELS[kernel], block_m, block_h, num_warps, num_stages, block_n, splits, bool(pdl))
 
 
+def on_device_of(operand: Tensor) -> AbstractContextManager[object]:
+    """Make an operand's device the current one for a launch: Triton launches on the current one, torch's ops do not."""
+    if not operand.is_cuda or operand.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(operand.device)
+
+
 def precision(dtype: torch.dtype) -> str:
-    """How tensor cores multiply operands of this dtype. fp32 is exact: equal to torch, and still bound by memory."""
-    return "ieee" if dtype == torch.float32 else "tf32"
+    """How operands of this dtype are multiplied: fp32 as torch's own products are, exactly unless TF32 is allowed there.
+
+    See `torch.set_float32_matmul_precision`. Exact products of small ranks are still bound by memory.
+    """
+    return "ieee" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @torch.library.custom_op("adamix::low_rank_", mutates_args={"out"})
@@ -125,37 +142,38 @@ def fused(
     With `hidden`, what goes into the activation is saved there; with `slopes` too, it is read: this is the backward.
     """
     norm_weight, norm_bias, eps = norm or (base, base, 0.0)
-    low_rank.fused[(len(tiles),)](
-        out,
-        source if residual is None else residual,
-        source,
-        base if hidden is None else hidden,
-        base if slopes is None else slopes,
-        base,
-        records,
-        tiles,
-        norm_weight,
-        norm_bias,
-        len(records),
-        IN=source.shape[1],
-        OUT=out.shape[1],
-        OUT_STRIDE=out.stride(0),
-        RESIDUAL_STRIDE=source.stride(0) if residual is None else residual.stride(0),
-        SOURCE_STRIDE=source.stride(0),
-        R=rank,
-        BLOCK_M=plan.block_m,
-        BLOCK_H=plan.block_h,
-        HAS_RESIDUAL=residual is not None,
-        IN_PLACE=in_place,
-        NORM=norm is not None,
-        EPS=eps,
-        SAVE_HIDDEN=hidden is not None and slopes is None,
-        BACKWARD=slopes is not None,
-        PRECISION=precision(base.dtype),
-        INTERPRETED=INTERPRETED,
-        num_warps=plan.num_warps,
-        num_stages=plan.num_stages,
-    )
+    with on_device_of(out):
+        low_rank.fused[(len(tiles),)](
+            out,
+            source if residual is None else residual,
+            source,
+            base if hidden is None else hidden,
+            base if slopes is None else slopes,
+            base,
+            records,
+            tiles,
+            norm_weight,
+            norm_bias,
+            len(records),
+            IN=source.shape[1],
+            OUT=out.shape[1],
+            OUT_STRIDE=out.stride(0),
+            RESIDUAL_STRIDE=source.stride(0) if residual is None else residual.stride(0),
+            SOURCE_STRIDE=source.stride(0),
+            R=rank,
+            BLOCK_M=plan.block_m,
+            BLOCK_H=plan.block_h,
+            HAS_RESIDUAL=residual is not None,
+            IN_PLACE=in_place,
+            NORM=norm is not None,
+            EPS=eps,
+            SAVE_HIDDEN=hidden is not None and slopes is None,
+            BACKWARD=slopes is not None,
+            PRECISION=precision(base.dtype),
+            INTERPRETED=INTERPRETED,
+            num_warps=plan.num_warps,
+            num_stages=plan.num_stages,
+        )
 
 
 def _split(
@@ -181,41 +199,42 @@ def _split(
         "INTERPRETED": INTERPRETED,
         "R": rank,
         "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
     }
-    low_rank.shrink[(len(tiles), plan.splits, slices)](
-        planes,
-        source,
-        base,
-        records,
-        tiles,
-        num_slots,
-        num_rows,
-        IN=source.shape[1],
-        SOURCE_STRIDE=source.stride(0),
-        BLOCK_H=plan.block_h,
-        num_stages=plan.num_stages,
-        **common,
-    )
     chunks = _chunks(windows, plan.block_n, out.device)
     # Only `expand` is launched dependently: `shrink` must itself wait for whoever wrote its source.
     dependent = {"launch_pdl": True} if plan.pdl else {}
-    low_rank.expand[(len(tiles), len(chunks))](
-        out,
-        residual,
-        planes,
-        base,
-        records,
-        tiles,
-        chunks,
-        num_slots,
-        num_rows,
-        OUT_STRIDE=out.stride(0),
-        RESIDUAL_STRIDE=residual.stride(0),
-        BLOCK_N=plan.block_n,
-        IN_PLACE=in_place,
-        **common,
-        **dependent,
-    )
+    with on_device_of(out):
+        low_rank.shrink[(len(tiles), plan.splits, slices)](
+            planes,
+            source,
+            base,
+            records,
+            tiles,
+            num_slots,
+            num_rows,
+            IN=source.shape[1],
+            SOURCE_STRIDE=source.stride(0),
+            BLOCK_H=plan.block_h,
+            **common,
+        )
+        low_rank.expand[(len(tiles), len(chunks))](
+            out,
+            residual,
+            planes,
+            base,
+            records,
+            tiles,
+            chunks,
+            num_slots,
+            num_rows,
+            OUT_STRIDE=out.stride(0),
+            RESIDUAL_STRIDE=residual.stride(0),
+            BLOCK_N=plan.block_n,
+            IN_PLACE=in_place,
+            **common,
+            **dependent,
+        )
 
 
 @cache

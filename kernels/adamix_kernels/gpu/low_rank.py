@@ -92,7 +92,7 @@ def load_matrix(base, offset, rank, cols, R: tl.constexpr, WIDTH: tl.constexpr, 
 @triton.jit
 def load_vector(base, offset, cols, size):
     """Elements of a bias in fp32; zeros where the adapter has none (a negative offset)."""
-    there = (cols < size) & (offset >= 0)
+    there = cols < tl.where(offset >= 0, size, 0)
     return tl.load(base + offset + cols, mask=there, other=0.0).to(tl.float32)
 
 

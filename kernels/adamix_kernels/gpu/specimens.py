@@ -64,6 +64,9 @@ def _low_rank(rule: Rule, facts: Facts) -> Iterator[Specimen]:
             ("fused, backward", {"BACKWARD": True}),
         ):
             yield Specimen(kernel, low_rank.fused, types, plain | use, name, options)
+        if facts.dtype == "fp32":
+            rounded = plain | {"IN_PLACE": True, "PRECISION": "tf32"}
+            yield Specimen("fused, in place, tf32", low_rank.fused, types, rounded, name, options)
         return
     sizes = rows | {"SPLITS": plan.splits, "PDL": plan.pdl}
     types = operands | {"planes": "*fp32", "num_rows": "i32"}

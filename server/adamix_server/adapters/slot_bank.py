@@ -8,6 +8,7 @@ During a forward pass the sites read which rows belong to which slot from the ba
 refuses nesting. The bank neither chooses slots (`slots.py`) nor reads files (`loader.py`).
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,11 +17,12 @@ from torch import nn
 
 from adamix.errors import InternalError
 from adamix.manifest import HeadSpec
-from adamix.sites import Point, insert
+from adamix.sites import Point, features_of, insert
 from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
 from adamix_kernels.frozen_linear import FrozenLinear
 from adamix_kernels.gpu.records import FIELDS, SlotTable
+from adamix_kernels.plans import rank_class
 from adamix_kernels.segments import Segments
 from adamix_server.adapters.packing import PackedAdapter
 
@@ -60,6 +62,9 @@ class SlotBank:
         # attention.
         self.apart: set[int] = set()
         self._segments: Segments | None = None
+        # Kernels are compiled beside the engine's thread, one adapter's after another's.
+        self._rehearsing = threading.Lock()
+        self._rehearsed: set[tuple[object, ...]] = set()
 
     def install(self, model: nn.Module, sites: list[str]) -> None:
         """Put a site of this bank at each of `sites` in every layer of a backbone's body."""
@@ -70,6 +75,31 @@ class SlotBank:
             self._records = torch.zeros(shape, dtype=torch.int64, device=self.device)
             for site, of_site in zip(self._sites.values(), self._records, strict=True):
                 site.put_records(of_site, self._arena)
+
+    @torch.inference_mode()
+    def rehearse(self, packed: PackedAdapter, max_rows: int) -> None:
+        """Have the kernels compiled that batches of up to `max_rows` rows with this adapter will need.
+
+        Takes seconds for the first adapter of its kind and rank, and nothing for the next. Touches no slot, so it may
+        run in another thread than the forward passes, which it would otherwise hold up.
+        """
+        if self._arena is None:
+            return
+        with self._rehearsing:
+            for at, weights in packed.weights.sites.items():
+                site = self._sites[at]
+                low_rank = weights.low_rank
+                rank, features = rank_class(len(low_rank.down)), (low_rank.down.shape[1], low_rank.up.shape[1])
+                what = (type(site), type(weights), rank, features, site.num_columns)
+                if what not in self._rehearsed:
+                    site.rehearse(type(weights), rank, features, max_rows)
+                    self._rehearsed.add(what)
+            head = packed.weights.head
+            if (layer := head.out if head.dense is None else head.dense) is not None:
+                width = layer.shape[1]
+                if ("heads", width) not in self._rehearsed:
+                    self._rehearse_heads(width)
+                    self._rehearsed.add(("heads", width))
 
     def write(self, slot: int, offset_bytes: int, packed: PackedAdapter) -> None:
         """Bring an adapter to the device and enter it in the tables. Its range of the arena is the caller's to choose.
@@ -99,6 +129,14 @@ class SlotBank:
         self._write_records(slot)
         self.heads[slot] = self.head_specs[slot] = None
         self.apart.discard(slot)
+
+    def _rehearse_heads(self, width: int) -> None:
+        """Heads of few and of many outputs, on few rows and on many: those are the plans there are."""
+        for num_rows, num_outputs in ((1, 1), (1, 65), (65, 1)):
+            weight = torch.zeros(num_outputs, width, dtype=self.dtype, device=self.device)
+            features = torch.zeros(num_rows, width, dtype=self.dtype, device=self.device)
+            weights = [None, HeadWeights(None, None, None, weight, None)]
+            dispatch.head(features, Segments.from_lengths([1], [num_rows]), weights)
 
     def _write_records(self, slot: int) -> None:
         """Bring what the sites say of a slot to the device, on the current stream."""
@@ -146,6 +184,25 @@ class BankSite(nn.Module):
         self._num_bottlenecks = 0
         self._num_loras = 0
 
+    @property
+    def num_columns(self) -> int:
+        """Of what the wrapped module gives, all windows together."""
+        return features_of(self.inner)[1]
+
+    def rehearse(self, kind: type, rank: int, features: tuple[int, int], max_rows: int) -> None:
+        """Launch what adapters of this kind and rank class need here: see `SlotBank.rehearse`."""
+        raise NotImplementedError
+
+    def _rehearsals(self, rank: int, features: int, max_rows: int) -> Iterator[Segments]:
+        # Imports Triton, which a CPU does without.
+        from adamix_kernels import triton_ops
+
+        bank, is_norm = self._bank, isinstance(self, NormSite)
+        return triton_ops.rehearsals(rank, features, bank.dtype, bank.device, max_rows, is_norm=is_norm)
+
+    def _rows(self, num_rows: int, num_features: int) -> torch.Tensor:
+        return torch.zeros(num_rows, num_features, dtype=self._bank.dtype, device=self._bank.device)
+
     def put_records(self, records: torch.Tensor, arena: torch.Tensor) -> None:
         """Keep weights in tables whose records, int64 `[2, slots + 1, 8]`, say where in the arena they lie."""
         self._bottlenecks = SlotTable(records[_BOTTLENECK], arena)
@@ -180,9 +237,19 @@ class LinearSite(BankSite):
         if self._num_loras:
             rows = dispatch.lora_(rows, x[0], segments, self._loras, self._window)
         if self._num_bottlenecks:
-            columns = rows if self._window is None else rows[:, slice(*self._window)]
-            dispatch.bottleneck_(columns, segments, self._bottlenecks)
+            dispatch.bottleneck_(self._columns(rows), segments, self._bottlenecks)
         return rows[None] if frozen is None else frozen.activate(rows)[None]
+
+    def rehearse(self, kind: type, rank: int, features: tuple[int, int], max_rows: int) -> None:
+        for segments in self._rehearsals(rank, max(features), max_rows):
+            rows = self._rows(segments.num_rows, self.num_columns)
+            if kind is LoraWeights:
+                dispatch.lora_(rows, self._rows(len(rows), features[0]), segments, self._loras, self._window)
+            else:
+                dispatch.bottleneck_(self._columns(rows), segments, self._bottlenecks)
+
+    def _columns(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self._window is None else rows[:, slice(*self._window)]
 
 
 class NormSite(BankSite):
@@ -195,6 +262,12 @@ class NormSite(BankSite):
         if not self._num_bottlenecks:
             plain: torch.Tensor = self.inner(s)
             return plain
+        return self._adapted(s[0], self._bank.segments)[None]
+
+    def rehearse(self, kind: type, rank: int, features: tuple[int, int], max_rows: int) -> None:  # noqa: ARG002
+        for segments in self._rehearsals(rank, max(features), max_rows):
+            self._adapted(self._rows(segments.num_rows, features[0]), segments)
+
+    def _adapted(self, rows: torch.Tensor, segments: Segments) -> torch.Tensor:
         norm = self.inner
-        rows = dispatch.bottleneck_norm(s[0], self._bank.segments, self._bottlenecks, norm.weight, norm.bias, norm.eps)
-        return rows[None]
+        return dispatch.bottleneck_norm(rows, segments, self._bottlenecks, norm.weight, norm.bias, norm.eps)

@@ -104,11 +104,13 @@ def assemble(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
     )
+    blobs = BlobStore(Path(config.store) / "blobs")
     adapters = AdapterLoader(
         slots=Slots(config.slots, config.arena_bytes),
         bank=bank,
         cache=HostCache[PackedAdapter](config.host_cache_bytes),
-        read=_reader(BlobStore(Path(config.store) / "blobs"), loaded.spec, dtype, device),
+        # A text that is longer than the budget runs alone.
+        read=_reader(blobs, loaded.spec, bank, max(config.max_batch_tokens, loaded.spec.max_tokens)),
         wake=channel.wake,
         recorder=recorder,
     )
@@ -118,12 +120,13 @@ def assemble(
     )
 
 
-def _reader(
-    blobs: BlobStore, spec: BackboneSpec, dtype: torch.dtype, device: torch.device
-) -> Callable[[str], PackedAdapter]:
+def _reader(blobs: BlobStore, spec: BackboneSpec, bank: SlotBank, max_rows: int) -> Callable[[str], PackedAdapter]:
     def read(digest: str) -> PackedAdapter:
         adapter = adapter_file.decode(blobs.get(digest))
         adapter_file.check_backbone(adapter, spec)
-        return pack(adapter, dtype, pin_memory=device.type == "cuda")
+        packed = pack(adapter, bank.dtype, pin_memory=bank.device.type == "cuda")
+        # Here, in a thread, nobody waits for the compiler but those who want this adapter.
+        bank.rehearse(packed, max_rows)
+        return packed
 
     return read
