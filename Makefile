@@ -22,11 +22,13 @@ help:
 
 setup: $(SETUP)
 
+IS_NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+    echo "adamix needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+
 # torch first, so that one build of it is chosen and the rest fits around it. The wheels of the last step carry files
 # (a pretrained backbone, texts) and name dependencies that nobody needs to read them.
 $(SETUP): pyproject.toml constraints.txt Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "adamix needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+	@$(IS_NEW_ENOUGH)
 	@test -x $(BIN)/pip || { echo "setup: creating .venv"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "setup: installing torch (minutes, once)"
 	@$(PIP) torch
@@ -63,6 +65,7 @@ aot-versions: $(SETUP)
 
 # On $(PYTHON) itself: a machine with a GPU has its own torch and Triton, and often no way to install anything.
 gpu:
+	@$(IS_NEW_ENOUGH)
 	@PYTHONPATH=benchmarks $(PYTHON) -m adamix_bench.on_gpu $(ARGS)
 
 check: $(SETUP)

@@ -6,8 +6,10 @@ with its interpreter, and either may be at work in this one.
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,29 @@ def run(out: Path, *, full: bool, quiet: bool) -> dict[str, Any]:
         AdamixError: the compiler could not be run.
     """
     command = [sys.executable, "-m", "adamix_kernels.aot", "--json", *(["--full"] if full else [])]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
-    if finished.returncode not in _STATUSES or not finished.stdout:
-        raise AdamixError(f"the kernels could not be compiled: the compiler ended with status {finished.returncode}")
-    document: dict[str, Any] = json.loads(finished.stdout)
+    status, output = output_of(command)
+    if status not in _STATUSES or not output:
+        raise AdamixError(f"the kernels could not be compiled: the compiler ended with status {status}")
+    document: dict[str, Any] = json.loads(output)
     save(document, out / "aot.json")
     if not quiet:
         Console().print(table(document))
     return document
+
+
+def output_of(command: Sequence[str]) -> tuple[int, str]:
+    """Status and stdout of a command; on Ctrl-C the processes that it started end with it."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            # The compiler's workers ignore interrupts and would outlive it.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, output
 
 
 def save(document: dict[str, Any], path: Path) -> None:

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -68,6 +68,17 @@ class Goal:
         if self.target is None or self.measured is None:
             return None
         return self.measured.median >= self.target if self.at_least else self.measured.median <= self.target
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "what": self.what,
+            "target": self.target,
+            "bound": "at least" if self.at_least else "at most",
+            "measured": None if self.measured is None else self.measured.to_json(),
+            "holds": self.holds,
+            "note": self.note,
+        }
 
 
 def in_turns(

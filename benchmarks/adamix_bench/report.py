@@ -115,7 +115,7 @@ class Report:
             "settings": self.settings,
             "machine": {**self.machine, "load_average_at_the_end": os.getloadavg()[0]},
             "ways": {name: way.to_json() for name, way in self.ways.items()},
-            "goals": [_goal_json(goal) for goal in self.goals],
+            "goals": [goal.to_json() for goal in self.goals],
             "equal": {"max_abs_diff": self.equal},
             "shares_of_time": self.shares,
             "facts": self.facts,
@@ -171,18 +171,6 @@ def plot(report: Report) -> Path | None:
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
-
-
-def _goal_json(goal: Goal) -> dict[str, Any]:
-    return {
-        "name": goal.name,
-        "what": goal.what,
-        "target": goal.target,
-        "bound": "at least" if goal.at_least else "at most",
-        "measured": None if goal.measured is None else goal.measured.to_json(),
-        "holds": goal.holds,
-        "note": goal.note,
-    }
 
 
 def _ways_table(ways: dict[str, Way]) -> Table:

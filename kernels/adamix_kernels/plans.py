@@ -154,7 +154,10 @@ def table(architecture: str) -> dict[str, tuple[Rule, ...]]:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"no plans for {architecture!r}; there are plans for {', '.join(ARCHITECTURES)}")
     text = (files("adamix_kernels") / "plans" / f"{architecture}.json").read_text("utf-8")
-    return parse(json.loads(text), architecture)
+    try:
+        return parse(json.loads(text), architecture)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{architecture}: the table is not JSON: {error}") from error
 
 
 def parse(document: dict[str, Any], architecture: str) -> dict[str, tuple[Rule, ...]]:

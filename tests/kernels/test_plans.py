@@ -135,3 +135,11 @@ def test_a_malformed_table_is_refused_in_a_sentence(damage, message):
     damage(document)
     with pytest.raises(ValueError, match=message):
         plans.parse(document, "sm90")
+
+
+def test_a_table_that_is_not_json_is_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "sm90.json").write_text("{cut", encoding="utf-8")
+    monkeypatch.setattr(plans, "files", lambda _: tmp_path)
+    with pytest.raises(ValueError, match="sm90: the table is not JSON"):
+        plans.table.__wrapped__("sm90")

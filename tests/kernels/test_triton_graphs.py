@@ -166,3 +166,15 @@ def test_fp32_is_multiplied_exactly_unless_torch_may_round_its_own_products():
         assert precision(torch.float32) == "tf32"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_whoever_allows_tf32_by_the_setting_of_one_backend_is_heard_as_well():
+    # Once it is set so, torch refuses to answer by the older setting.
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "tf32"
+    try:
+        assert precision(torch.float32) == "tf32"
+    finally:
+        setting.fp32_precision = before
+    assert precision(torch.float32) == "ieee"

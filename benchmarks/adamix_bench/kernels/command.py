@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from adamix.errors import AdamixError
+from adamix.errors import AdamixError, InvalidConfig
 
 
 def kernels(
@@ -35,38 +37,62 @@ def kernels(
 
     A run that was cut short goes on where it stopped when it is started again.
     """
-    if aot:
-        compile_ahead(out, full=full, json_=json_)
-        return
-    from adamix_bench.kernels.run import run
-    from adamix_bench.kernels.settings import Settings
-    from adamix_bench.kernels.tuning import run_tuning
+    with _exit_codes():
+        if full and not aot:
+            raise InvalidConfig("--full goes with --aot", field="full")
+        if aot and (tune or quick or dtype or cells or budget is not None):
+            raise InvalidConfig(
+                "--aot times nothing: of the other flags it takes --full, --out and --json", field="aot"
+            )
+        if tune and (quick or cells):
+            raise InvalidConfig("--tune chooses its sizes itself: leave out --quick and --cells", field="tune")
+        if aot:
+            compile_ahead(out, full=full, json_=json_)
+            return
+        from adamix_bench.kernels.run import run
+        from adamix_bench.kernels.settings import Settings
+        from adamix_bench.kernels.tuning import run_tuning
 
-    try:
         settings = Settings(dtypes=tuple(dtype or ()), cells=cells, quick=quick, budget_s=budget)
-        if tune:
-            document = run_tuning(settings, out, quiet=json_)
-        else:
-            document = run(settings, out, sys.argv[1:], quiet=json_)
-    except AdamixError as error:
-        typer.echo(error.message, err=True)
-        raise typer.Exit(2) from None
-    if json_:
-        typer.echo(json.dumps(document))
-    if not tune and (document["failures"] or document["status"] == "interrupted"):
-        raise typer.Exit(1)
+        document = run_tuning(settings, out, quiet=json_) if tune else run(settings, out, _asked(), quiet=json_)
+        if json_:
+            typer.echo(json.dumps(document))
+        if not tune and (document["failures"] or document["status"] == "interrupted"):
+            raise typer.Exit(1)
 
 
 def compile_ahead(out: Path, *, full: bool, json_: bool) -> None:
     """`--aot`: the kernels on devices that are not here; needs no device and no torch."""
     from adamix_bench.aot import run
 
-    try:
-        document = run(out, full=full, quiet=json_)
-    except AdamixError as error:
-        typer.echo(error.message, err=True)
-        raise typer.Exit(2) from None
+    document = run(out, full=full, quiet=json_)
     if json_:
         typer.echo(json.dumps(document))
     if any("problems" in row for row in document["aot"]):
         raise typer.Exit(1)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """As `adamix.cli.exit_codes`, whose module imports more than machines with a GPU may have."""
+    try:
+        yield
+    except InvalidConfig as error:
+        _fail(error.message, 2)
+    except AdamixError as error:
+        _fail(error.message, 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _asked() -> list[str]:
+    """The words after `adamix`; `python -m adamix_bench.kernels` has the first two in its name."""
+    words = ["bench", "kernels"]
+    return sys.argv[1:] if sys.argv[1:3] == words else [*words, *sys.argv[1:]]

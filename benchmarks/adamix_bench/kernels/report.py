@@ -61,7 +61,7 @@ class Report:
             "settings": self.settings,
             "machine": self.machine,
             "device": {"name": self.device, "type": self.device_type, **self.facts},
-            "goals": [_goal_json(goal) for goal in self.goals],
+            "goals": [goal.to_json() for goal in self.goals],
             "rule": self.rule,
             "failures": self.failures,
             "cells": [measured.to_json() for measured in self.cells.values()],
@@ -127,18 +127,6 @@ def plots(report: Report) -> list[Path]:
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return [path]
-
-
-def _goal_json(goal: Goal) -> dict[str, Any]:
-    return {
-        "name": goal.name,
-        "what": goal.what,
-        "target": goal.target,
-        "bound": "at least" if goal.at_least else "at most",
-        "measured": None if goal.measured is None else goal.measured.to_json(),
-        "holds": goal.holds,
-        "note": goal.note,
-    }
 
 
 def _cells_table(report: Report) -> Table:

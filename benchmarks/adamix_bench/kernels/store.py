@@ -1,7 +1,7 @@
 """What was measured, kept line by line, so that a run that was cut short goes on where it stopped.
 
 One JSON object a line: `key` says what was measured and with what, `found` the outcome. Lines are appended and never
-changed; of two with one key, the later counts. A line that was cut off is not read. Knows no torch.
+changed; of two with one key, the later counts. A line that was cut off or damaged is not read. Knows no torch.
 """
 
 import hashlib
@@ -11,7 +11,16 @@ from typing import Any
 
 import adamix_kernels
 
-_SOURCES = ("gpu/activations.py", "gpu/low_rank.py", "gpu/launch.py", "triton_ops.py", "cpu.py", "reference.py")
+_MEASURED = (
+    "gpu/activations.py",
+    "gpu/low_rank.py",
+    "gpu/launch.py",
+    "gpu/tiles.py",
+    "triton_ops.py",
+    "cpu.py",
+    "reference.py",
+)
+_MEASURING = ("batches.py", "cells.py", "clocks.py", "forms.py")
 
 
 class Store:
@@ -21,12 +30,13 @@ class Store:
         self._path = path
         self._found: dict[str, dict[str, Any]] = {}
         if path.exists():
-            for line in path.read_text("utf-8").splitlines():
+            for line in path.read_bytes().splitlines():
                 try:
                     entry = json.loads(line)
-                except json.JSONDecodeError:
+                except ValueError:  # neither JSON nor, perhaps, text
                     continue
-                self._found[_canonical(entry["key"])] = entry["found"]
+                if isinstance(entry, dict) and all(isinstance(entry.get(name), dict) for name in ("key", "found")):
+                    self._found[_canonical(entry["key"])] = entry["found"]
 
     def get(self, key: dict[str, Any]) -> dict[str, Any] | None:
         return self._found.get(_canonical(key))
@@ -41,9 +51,10 @@ class Store:
 
 
 def sources_digest() -> str:
-    """First 12 digits of sha256 over the files whose speed is measured: a number is only as old as they are."""
-    package = Path(adamix_kernels.__file__).parent
-    return hashlib.sha256(b"".join((package / name).read_bytes() for name in _SOURCES)).hexdigest()[:12]
+    """First 12 digits of sha256 over what is measured and what measures: a number is only as old as they are."""
+    package, here = Path(adamix_kernels.__file__).parent, Path(__file__).parent
+    files = [*(package / name for name in _MEASURED), *(here / name for name in _MEASURING)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def slug(name: str) -> str:

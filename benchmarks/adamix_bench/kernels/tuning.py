@@ -56,14 +56,16 @@ def run_tuning(
         is_over=lambda: time.monotonic() > ends_s,
         on_rule=lambda name: console.print(f"{architecture}: {name}"),
     )
+    if not quiet:
+        Console().print(_shown(changes))
+    document = {"architecture": architecture, "changes": [asdict(change) for change in changes]}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"tuned-{architecture}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    # The package last: it may lie where this user cannot write.
     name = f"{architecture}.json"
     for directory in (out, tables or Path(str(files("adamix_kernels"))) / "plans"):
         write_table(directory / name, {**rules, OP: tuned})
         console.print(f"wrote {directory / name}")
-    if not quiet:
-        Console().print(_shown(changes))
-    document = {"architecture": architecture, "changes": [asdict(change) for change in changes]}
-    (out / f"tuned-{architecture}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return document
 
 

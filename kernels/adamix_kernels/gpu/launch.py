@@ -50,11 +50,12 @@ def on_device_of(operand: Tensor) -> AbstractContextManager[object]:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How operands of this dtype are multiplied: fp32 as torch's own products are, exactly unless TF32 is allowed there.
+    """How operands of this dtype are multiplied: fp32 as torch's own products are, exactly unless TF32 is allowed.
 
-    See `torch.set_float32_matmul_precision`. Exact products of small ranks are still bound by memory.
+    Exact products of small ranks are still bound by memory. This setting of torch's follows every way to allow TF32;
+    `get_float32_matmul_precision` raises where it was set itself, which transformers does (`TrainingArguments.tf32`).
     """
-    return "ieee" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "ieee" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32" else "tf32"
 
 
 @torch.library.custom_op("adamix::low_rank_", mutates_args={"out"})

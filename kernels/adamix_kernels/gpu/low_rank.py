@@ -293,7 +293,8 @@ def expand(
     piece = tl.load(chunks + 4 * chunk)
     width = tl.multiple_of(tl.load(chunks + 4 * chunk + 2), 8)
     start = tl.multiple_of(tl.load(chunks + 4 * chunk + 3), 8)
-    cols = tl.load(chunks + 4 * chunk + 1) + tl.arange(0, BLOCK_N)
+    # Blocks are of 16 columns or more. Without any one of these hints, all loads of blocks are one element wide.
+    cols = tl.multiple_of(tl.load(chunks + 4 * chunk + 1), 16) + tl.arange(0, BLOCK_N)
     col_mask = cols < width
     records += piece.to(tl.int64) * num_slots * FIELDS
     rank = field(records, down_slot, RANK)

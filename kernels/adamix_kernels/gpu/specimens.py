@@ -19,7 +19,7 @@ _DTYPES = ("bf16", "fp32")
 # The usual sizes first: a rule is shown with the first that lead to it.
 _RANKS = (64, 16, 32, 128, 256)
 _FEATURES = (768, 1024, 384, 4096)
-_ROWS = (512, 2048, 8192, 128, 32, 8, 1)
+_ROWS = (512, 2048, 8192, 4096, 128, 32, 8, 1)
 _SEGMENTS = (16, 64, 1)
 
 

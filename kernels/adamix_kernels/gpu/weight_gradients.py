@@ -52,7 +52,7 @@ def grouped(
         records: int64 [S, 8], see `records.py`.
         tiles: int32 [K, 2], (first row, end row) of tiles of up to BLOCK_M rows, those of one expert side by side.
         bounds: int32 [S + 1]: the tiles of table row s are `bounds[s]:bounds[s + 1]`.
-        size: E.
+        size: E, a multiple of 8.
     """
     chunk, slot, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     begin, end = tl.load(bounds + slot), tl.load(bounds + slot + 1)
@@ -62,7 +62,8 @@ def grouped(
         share = tl.cdiv(end - begin, SPLITS)
         begin += part * share
         end = tl.minimum(end, begin + share)
-        out += part.to(tl.int64) * size
+        # E is a multiple of 8. Written so, the compiler knows it as well, or every store would be one element wide.
+        out += part.to(tl.int64) * (size // 8) * 8
     cols, r = chunk * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, R)
     acc = tl.zeros([R, BLOCK_N], tl.float32)
     # The bias's gradient is the sum over rows of one operand: blocks are added up whole, and reduced once at the end.

@@ -22,7 +22,7 @@ from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
 from adamix_kernels.frozen_linear import FrozenLinear
 from adamix_kernels.gpu.records import FIELDS, SlotTable
-from adamix_kernels.plans import rank_class
+from adamix_kernels.plans import RANK_CLASSES, rank_class
 from adamix_kernels.segments import Segments
 from adamix_server.adapters.packing import PackedAdapter
 
@@ -83,12 +83,14 @@ class SlotBank:
         Takes seconds for the first adapter of its kind and rank, and nothing for the next. Touches no slot, so it may
         run in another thread than the forward passes, which it would otherwise hold up.
         """
-        if self._arena is None:
+        if "triton" not in dispatch.implementations(self.device.type):
             return
         with self._rehearsing:
             for at, weights in packed.weights.sites.items():
                 site = self._sites[at]
                 low_rank = weights.low_rank
+                if len(low_rank.down) > RANK_CLASSES[-1]:
+                    continue  # computed without kernels
                 rank, features = rank_class(len(low_rank.down)), (low_rank.down.shape[1], low_rank.up.shape[1])
                 what = (type(site), type(weights), rank, features, site.num_columns)
                 if what not in self._rehearsed:

@@ -1,6 +1,7 @@
 """`make gpu` on a machine that lacks some modules: what is run, and what is said about the rest."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,15 @@ from adamix_bench import on_gpu
 ROOT = Path(__file__).parents[3]
 
 
+def write_results(command: Sequence[str], tests: int = 3, skipped: int = 1) -> None:
+    """What pytest writes where `--junitxml` says, in the one line that is read."""
+    for word in command:
+        option, _, path = word.partition("=")
+        if option == "--junitxml":
+            suite = f'<testsuite errors="0" failures="0" skipped="{skipped}" tests="{tests}"/>'
+            Path(path).write_text(f"<testsuites>{suite}</testsuites>", encoding="utf-8")
+
+
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """What would be run on a device, all of it with success; results go to `tmp_path`."""
@@ -21,6 +31,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]
     def run(command: Sequence[str], limit_s: float) -> int:
         assert limit_s > 0
         ran.append(list(command))
+        write_results(command)
         return 0
 
     monkeypatch.setattr(on_gpu, "device_name", lambda: "Some GPU 80GB")
@@ -46,12 +57,15 @@ def test_without_a_device_it_says_so_and_succeeds(monkeypatch: pytest.MonkeyPatc
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_a_device_without_torch_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spec", "said"), [(None, "has no torch"), (object(), "has a torch that cannot use it")])
+def test_a_device_that_torch_does_not_see_is_a_failure(
+    spec: object, said: str, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+) -> None:
     monkeypatch.setattr(on_gpu, "device_name", lambda: None)
-    monkeypatch.setattr(on_gpu, "find_spec", lambda _: None)
+    monkeypatch.setattr(on_gpu, "find_spec", lambda _: spec)
     monkeypatch.setattr(on_gpu, "_DEVICE_FILES", (str(tmp_path),))
     assert on_gpu.main([]) == 1
-    assert "no torch" in capsys.readouterr().out
+    assert said in capsys.readouterr().out
 
 
 def test_tests_and_benchmark_run_and_are_summed_up(commands, tmp_path: Path) -> None:
@@ -64,6 +78,7 @@ def test_tests_and_benchmark_run_and_are_summed_up(commands, tmp_path: Path) -> 
     assert float(benchmark[benchmark.index("--budget") + 1]) < 100
     found = summary(tmp_path)
     assert (found["tests"], found["benchmark"], found["missing"]) == ("passed", "done", [])
+    assert found["counts"] == {"passed": 2, "failures": 0, "errors": 0, "skipped": 1}
 
 
 def test_what_needs_a_missing_module_is_left_out_and_the_module_named(
@@ -93,13 +108,40 @@ def test_without_pytest_the_benchmark_still_runs(commands, tmp_path: Path, monke
     assert summary(tmp_path)["tests"] == "left out"
 
 
-@pytest.mark.parametrize(("code", "outcome"), [(0, 0), (5, 0), (1, 1), (None, 1)])
+def test_a_device_on_which_nothing_can_run_is_a_failure(
+    commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "triton")
+    assert on_gpu.main([]) == 1
+    assert commands == []
+    assert summary(tmp_path)["missing"] == ["triton"]
+
+
+@pytest.mark.parametrize("code", [1, 5, None])
 def test_failed_tests_fail_the_whole_but_not_the_benchmark(
-    code: int | None, outcome: int, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int | None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_gpu, "_run", lambda command, _: code if "pytest" in command else 0)
-    assert on_gpu.main([]) == outcome
+    assert on_gpu.main([]) == 1
     assert summary(tmp_path)["benchmark"] == "done"
+
+
+def test_tests_that_were_all_skipped_have_not_passed(commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_gpu, "_run", lambda command, _: write_results(command, tests=2, skipped=2) or 0)
+    assert on_gpu.main([]) == 1
+    assert (summary(tmp_path)["tests"], summary(tmp_path)["counts"]["skipped"]) == ("failed", 2)
+
+
+def test_the_counts_are_those_of_pytest(tmp_path: Path) -> None:
+    tests, results = tmp_path / "test_some.py", tmp_path / "results.xml"
+    tests.write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no')\ndef test_c(): raise ValueError\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(tests)]
+    subprocess.run([*command, f"--junitxml={results}"], cwd=tmp_path, capture_output=True, check=False)
+    assert on_gpu._counts(results) == {"passed": 1, "failures": 1, "errors": 0, "skipped": 1}
+    assert on_gpu._counts(tmp_path / "not-there.xml") == {}
 
 
 def test_a_command_that_takes_too_long_is_ended() -> None:

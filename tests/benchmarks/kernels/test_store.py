@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from adamix_bench.kernels.store import Store, slug
 
 
@@ -32,6 +34,19 @@ def test_a_line_that_was_cut_off_loses_itself_alone(tmp_path: Path) -> None:
     assert again.get({"x": 1}) == {"us": 1.0}
     assert again.get({"x": 2}) is None
     assert again.get({"x": 3}) == {"us": 3.0}
+
+
+@pytest.mark.parametrize(
+    "line", [b"5", b"[]", b'{"a": 1}', b'{"key": {"x": 1}, "found": 3}', b'{"key": 1, "found": {}}', b"\xff\xfe", b""]
+)
+def test_a_damaged_line_loses_itself_alone(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    Store(path).keep({"x": 1}, {"us": 1.0})
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    Store(path).keep({"x": 3}, {"us": 3.0})
+    again = Store(path)
+    assert [again.get({"x": x}) for x in (1, 3)] == [{"us": 1.0}, {"us": 3.0}]
 
 
 def test_a_devices_name_becomes_a_directory() -> None:

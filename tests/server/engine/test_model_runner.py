@@ -286,6 +286,12 @@ def test_a_mixed_batch_on_cuda_equals_offline(
     for row, answer in zip(rows, runner.run(rows), strict=True):
         expected = offline(adapters[row.slot - 1], make_backbone(), row)
         np.testing.assert_allclose(answer, expected, atol=tolerance * max(1.0, float(np.abs(expected).max())))
+    # What a layer needs is on the device before it is asked for: the host runs ahead until it reads the answers.
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        runner.hidden_states(rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     runner.check_device()
 
 

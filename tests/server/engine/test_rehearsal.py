@@ -91,10 +91,23 @@ def test_another_adapter_of_the_same_shape_needs_no_rehearsal(
     assert not launched
 
 
-def test_a_cpu_without_kernels_rehearses_nothing(
+def test_an_adapter_above_the_largest_rank_of_the_kernels_is_read_all_the_same(
     launched: set[object], make_backbone: Callable[[], Backbone], make_adapter: Callable[..., AdapterFile]
 ) -> None:
-    bank = SlotBank(1, EXTENT, torch.float32, CPU)
+    bank = SlotBank(1, EXTENT, torch.float32, CPU, has_arena=True)
+    ModelRunner(make_backbone(), bank)
+    bank.rehearse(pack(make_adapter(0, **{**KINDS[0], "rank": 257}), torch.float32), MAX_ROWS)
+    assert {name for name, *_ in launched} == {"heads"}
+
+
+def test_where_no_kernels_run_none_are_rehearsed(
+    launched: set[object],
+    make_backbone: Callable[[], Backbone],
+    make_adapter: Callable[..., AdapterFile],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(dispatch._ORDER_ON_DEVICE, "cpu", ("cpu", "reference"))
+    bank = SlotBank(1, EXTENT, torch.float32, CPU, has_arena=True)
     ModelRunner(make_backbone(), bank)
     bank.rehearse(pack(make_adapter(0, **KINDS[0]), torch.float32), MAX_ROWS)
     assert not launched
