@@ -103,15 +103,22 @@ class TestCompiled:
         for problem in found.values():
             assert "of the bytes of rows and weights are fetched in wide pieces" in problem[0]
 
-    def test_blocks_too_large_for_the_registers_or_the_shared_memory_are_reported(self, package):
-        replan(package, "short half", block_m=256, num_warps=2, num_stages=1)
-        replan(package, "split half", block_h=256, num_stages=8)
-        status, document = compile_kernels("--targets", "sm90", "--only", "half, bf16, R=64", package=package)
+    @pytest.mark.parametrize(
+        ("kernel", "rule", "changes", "expected"),
+        [
+            ("fused, in place", "short half", {"block_m": 64, "num_warps": 1}, "bytes of registers are spilled"),
+            ("shrink", "split half", {"block_h": 256, "num_stages": 8}, "bytes of shared memory"),
+        ],
+    )
+    def test_blocks_too_large_for_the_registers_or_the_shared_memory_are_reported(
+        self, package, kernel, rule, changes, expected
+    ):
+        replan(package, rule, **changes)
+        arguments = ("--targets", "sm90", "--only", f"{kernel}, {rule}, bf16, R=64")
+        status, document = compile_kernels(*arguments, package=package)
         assert status == 1
-        found = faults(document)
-        of = {name.split(", short")[0].split(", split")[0]: each for name, each in found.items()}
-        assert "bytes of registers are spilled" in of["fused, in place"][0]
-        assert "bytes of shared memory" in of["shrink"][0]
+        (found,) = faults(document).values()
+        assert expected in found[0]
 
     def test_products_that_round_fp32_are_reported(self, package):
         edit(package, "gpu/low_rank.py", "input_precision=PRECISION", 'input_precision="tf32"')
