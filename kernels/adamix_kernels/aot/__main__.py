@@ -7,6 +7,7 @@ rest to stderr.
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from adamix_kernels.aot.table import Choice, Row, rows, sources_digest
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    # The processes that compile inherit both.
+    # However this ends, the processes that compile end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # They inherit both of these.
     os.environ.pop("TRITON_INTERPRET", None)
     if options.fresh:
         os.environ["TRITON_ALWAYS_COMPILE"] = "1"
