@@ -312,18 +312,22 @@ Form = Literal["loop_on_one_thread", "loop", "tiles"]
 
 @dataclass(frozen=True)
 class _Speed:
-    """What one thread does in a microsecond, and the calls' own cost: of one turn of the loop, of all of tiles."""
+    """What one thread does in a microsecond, and the calls' own cost: of one turn of the loop, of all of tiles.
+
+    `wake_us` is what a turn costs more whose two products each wake the other threads.
+    """
 
     flops_per_us: float
     elements_per_us: float
     turn_us: float
     tiles_us: float
+    wake_us: float
 
 
-# Fitted to the table above; fp64 takes the numbers of fp32, fp16 those of bf16.
-_SINGLE = _Speed(flops_per_us=60e3, elements_per_us=1.4e3, turn_us=15, tiles_us=600)
-_HALF = _Speed(flops_per_us=220e3, elements_per_us=2.8e3, turn_us=50, tiles_us=350)
-_WAKE_US = 90.0  # two products of a turn, each waking the other threads
+# fp32 is fitted to the table above; bf16 to the 216 cells of `adamix bench kernels` (benchmarks/results), with which the
+# table agrees. fp64 takes the numbers of fp32, fp16 those of bf16.
+_SINGLE = _Speed(flops_per_us=60e3, elements_per_us=1.4e3, turn_us=15, tiles_us=600, wake_us=90)
+_HALF = _Speed(flops_per_us=220e3, elements_per_us=1.8e3, turn_us=35, tiles_us=160, wake_us=310)
 _THREADS_PAY_FLOPS = 6e6  # per product; 100 us of one thread in fp32
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 4, 64
 _MOST_SEGMENTS_TO_LAUNCH_ONE_BY_ONE = 3  # a turn is three launches, tiles are ten
@@ -349,7 +353,7 @@ def pick_form(
     weights_us = num_tiles * 2.0 * rank * features / speed.elements_per_us
     estimates: dict[Form, float] = {
         "loop_on_one_thread": num_segments * speed.turn_us + products_us + pass_us,
-        "loop": num_segments * (speed.turn_us + _WAKE_US) + (products_us + pass_us) / threads,
+        "loop": num_segments * (speed.turn_us + speed.wake_us) + (products_us + pass_us) / threads,
         "tiles": speed.tiles_us + (products_us + weights_us + 4 * pass_us) / threads,
     }
     return min(estimates, key=lambda form: estimates[form])
