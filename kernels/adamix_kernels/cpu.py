@@ -324,8 +324,8 @@ class _Speed:
     wake_us: float
 
 
-# fp32 is fitted to the table above; bf16 to the 216 cells of `adamix bench kernels` (benchmarks/results), with which the
-# table agrees. fp64 takes the numbers of fp32, fp16 those of bf16.
+# fp32 is fitted to the table above; bf16 to the 216 cells of `adamix bench kernels` (benchmarks/results), with which
+# the table agrees. fp64 takes the numbers of fp32, fp16 those of bf16.
 _SINGLE = _Speed(flops_per_us=60e3, elements_per_us=1.4e3, turn_us=15, tiles_us=600, wake_us=90)
 _HALF = _Speed(flops_per_us=220e3, elements_per_us=1.8e3, turn_us=35, tiles_us=160, wake_us=310)
 _THREADS_PAY_FLOPS = 6e6  # per product; 100 us of one thread in fp32
