@@ -9,6 +9,7 @@ refuses nesting. The bank neither chooses slots (`slots.py`) nor reads files (`l
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -172,7 +173,7 @@ class SlotBank:
         return made
 
 
-class BankSite(nn.Module):
+class BankSite(nn.Module, ABC):
     """One site of one layer: the wrapped module, and each slot's weights there."""
 
     def __init__(self, bank: SlotBank, point: Point) -> None:
@@ -191,9 +192,9 @@ class BankSite(nn.Module):
         """Of what the wrapped module gives, all windows together."""
         return features_of(self.inner)[1]
 
+    @abstractmethod
     def rehearse(self, kind: type, rank: int, features: tuple[int, int], max_rows: int) -> None:
         """Launch what adapters of this kind and rank class need here: see `SlotBank.rehearse`."""
-        raise NotImplementedError
 
     def _rehearsals(self, rank: int, features: int, max_rows: int) -> Iterator[Segments]:
         # Imports Triton, which a CPU does without.
