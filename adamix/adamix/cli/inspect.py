@@ -1,0 +1,31 @@
+"""`adamix inspect`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, summary
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Adapter file.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Show what an adapter file says about itself."""
+    with exit_codes():
+        from adamix import adapter_file
+
+        adapter = adapter_file.read(file)
+        if json_:
+            print_json({**adapter.manifest.to_json(), **summary(adapter)})
+            return
+        manifest, (count, head) = adapter.manifest, adapter.num_parameters()
+        sites = sorted({site for _, site in adapter.sites()})
+        print(f"{manifest.kind} at {', '.join(sites) or 'no site'} for {manifest.backbone.name}")
+        labels = manifest.head.labels if manifest.head.type in ("classification", "multilabel") else ()
+        print(f"head: {', '.join([manifest.head.type, *labels])[:200]}")
+        print(f"training: {manifest.training.method} on {manifest.training.data}, merged by {manifest.training.merge}")
+        print(f"parameters: {count:,} and {head:,} in the head; {adapter.num_bytes:,} bytes")
+        print(f"sha256 {adapter.digest}")

@@ -1,0 +1,94 @@
+"""What all commands share: the application, exit codes, and how results and progress are shown.
+
+stdout carries results only (with `--json` one JSON document), stderr progress and errors; the exit code is 0, 1 for
+a failure or 2 for wrong usage.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adamix.errors import AdamixError, InvalidConfig
+
+if TYPE_CHECKING:
+    from adamix.adapter_file import AdapterFile
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+stderr = Console(stderr=True, highlight=False)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn an error into one red line on stderr and an exit code: 2 for wrong usage, 1 for any other failure.
+
+    Only errors whose text is meant for people are turned; a bug keeps its traceback.
+    """
+    try:
+        yield
+    except InvalidConfig as error:
+        _fail(error.message, 2)
+    except AdamixError as error:
+        _fail(error.message, 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 1)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def summary(adapter: "AdapterFile") -> dict[str, Any]:
+    count, head = adapter.num_parameters()
+    return {"parameters": {"adapter": count, "head": head}, "bytes": adapter.num_bytes, "digest": adapter.digest}
+
+
+def device_name(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidConfig(f"--device must be auto, cpu or cuda, not {name!r}", field="device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig("--device cuda: torch finds no CUDA device", field="device")
+    if name == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    # Under torchrun each process has a device of its own.
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar that appears with the first call of its `start`, so that an early error stands alone."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=stderr,
+    )
+    try:
+        yield bar
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _fail(message: str, code: int) -> None:
+    stderr.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(code)

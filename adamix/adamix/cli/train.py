@@ -1,0 +1,187 @@
+"""`adamix train`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from adamix.cli.terminal import (
+    DeviceOption,
+    JsonFlag,
+    app,
+    device_name,
+    exit_codes,
+    format_metrics,
+    print_json,
+    progress_bar,
+    stderr,
+)
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.errors import InvalidConfig, InvalidData
+
+if TYPE_CHECKING:
+    from adamix.data import TaskData
+
+_ADAPTER, _MIXTURE, _HEAD, _TRAIN = AdapterConfig(), MixtureConfig(), HeadConfig(), TrainConfig()
+
+
+@app.command()
+def train(
+    backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],
+    data: Annotated[str, typer.Option(help="CSV or JSONL file, a corpus (`trec`, …), or a `datasets` name.")],
+    out: Annotated[Path, typer.Option(help="Directory of the run; new or empty unless --resume.")],
+    task_type: Annotated[str | None, typer.Option(help="classification, multilabel or regression.")] = None,
+    method: Annotated[str, typer.Option(help="bottleneck or lora.")] = _ADAPTER.kind,
+    rank: Annotated[int, typer.Option(help="Bottleneck units, or rank of the LoRA.")] = _ADAPTER.rank,
+    alpha: Annotated[float | None, typer.Option(help="Scale the adapter by alpha / rank.  (default: scale 1)")] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="Comma-separated sites; `none` trains a head alone.  (default: by method)")
+    ] = None,
+    activation: Annotated[str, typer.Option(help="Activation of a bottleneck.")] = _ADAPTER.activation,
+    lora_dropout: Annotated[float, typer.Option(help="Dropout on a LoRA's input.")] = _ADAPTER.lora_dropout,
+    experts: Annotated[int, typer.Option(help="Experts per projection.")] = _MIXTURE.num_experts,
+    share: Annotated[str, typer.Option(help="Projection all experts share: up, down or none.")] = _MIXTURE.share,
+    consistency: Annotated[
+        float, typer.Option(help="Weight of the consistency loss; 0: one pass.")
+    ] = _MIXTURE.consistency,
+    routing_granularity: Annotated[
+        str, typer.Option(help="One route per batch or per instance.")
+    ] = _MIXTURE.routing_granularity,
+    pooling: Annotated[str, typer.Option(help="Head input: mean, cls or last.")] = _HEAD.pooling,
+    dense: Annotated[str, typer.Option(help="Dense layer of the head: none, own or backbone.")] = _HEAD.dense,
+    recipe: Annotated[str | None, typer.Option(help="Published settings by name (come later).")] = None,
+    few_shot: Annotated[int | None, typer.Option(help="Use K rows in all, balanced over classes.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens per text.")] = _TRAIN.max_length,
+    epochs: Annotated[float | None, typer.Option(help=f"Passes over the rows.  (default: {_TRAIN.epochs:g})")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of --epochs.")] = None,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = _TRAIN.learning_rate,
+    batch_size: Annotated[int, typer.Option(help="Rows per optimiser step.")] = _TRAIN.batch_size,
+    accumulation: Annotated[
+        int, typer.Option(help="Make each step of this many smaller batches.")
+    ] = _TRAIN.accumulation,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = _TRAIN.weight_decay,
+    warmup_ratio: Annotated[float, typer.Option(help="Share of the steps with a rising rate.")] = _TRAIN.warmup_ratio,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")] = _TRAIN.precision,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _TRAIN.save_every,
+    seed: Annotated[int, typer.Option(help="Of weights, routes, order, dropout and --few-shot.")] = _TRAIN.seed,
+    device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    validate: Annotated[bool, typer.Option(help="Measure the merged adapter on the validation split.")] = True,
+    json_: JsonFlag = False,
+) -> None:
+    """Train a mixture of adaptations on a frozen backbone."""
+    with exit_codes():
+        if recipe is not None:
+            raise InvalidConfig(
+                f"--recipe {recipe} is not available in this version; give its settings one by one", field="recipe"
+            )
+        if epochs is not None and max_steps is not None:
+            raise InvalidConfig("give --epochs or --max-steps, not both")
+        adapter_config = AdapterConfig(
+            kind=method,  # type: ignore[arg-type]  # checked by the dataclass, as are the other choices
+            sites=_sites(sites),
+            rank=rank,
+            alpha=alpha,
+            activation=activation,  # type: ignore[arg-type]
+            lora_dropout=lora_dropout,
+        )
+        mixture_config = MixtureConfig(
+            num_experts=experts,
+            share=share,  # type: ignore[arg-type]
+            consistency=consistency,
+            routing_granularity=routing_granularity,  # type: ignore[arg-type]
+        )
+        head_config = HeadConfig(pooling=pooling, dense=dense)  # type: ignore[arg-type]
+        train_config = TrainConfig(
+            epochs=_TRAIN.epochs if epochs is None else epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            learning_rate=lr,
+            weight_decay=weight_decay,
+            warmup_ratio=warmup_ratio,
+            max_length=max_length,
+            seed=seed,
+            precision=precision,  # type: ignore[arg-type]
+            gradient_checkpointing=gradient_checkpointing,
+            save_every=save_every,
+        )
+        from adamix import backbone as backbones
+        from adamix import data as datasets
+        from adamix import trainer
+
+        rows = datasets.load(data, split="train", task_type=task_type)
+        if few_shot is not None:
+            rows = datasets.few_shot(rows, few_shot, seed)
+        validation = _validation(data, rows.task_type) if validate else None
+        loaded = backbones.load(backbone, device=device_name(device))
+        is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+        with progress_bar() as bar:
+            task = bar.add_task("training", total=None, note="")
+
+            def show(progress: trainer.Progress) -> None:
+                if not is_first:
+                    return
+                bar.start()
+                note = "" if progress.loss is None else f"loss {progress.loss:.3f}"
+                bar.update(task, completed=progress.step, total=progress.steps, note=note)
+
+            result = trainer.train(
+                loaded,
+                backbones.load_tokenizer(backbone),
+                rows,
+                validation,
+                adapter_config,
+                mixture_config,
+                head_config,
+                train_config,
+                out,
+                callbacks=[show],
+                resume=resume,
+            )
+        if not is_first:
+            return
+        document: dict[str, Any] = {
+            "mixture": str(result.path),
+            "rows": len(rows.examples),
+            "steps": result.steps,
+            "seconds": round(result.seconds, 3),
+            "parameters": {
+                "trained": result.trained_parameters,
+                "merged": result.merged_parameters,
+                "head": result.head_parameters,
+            },
+            "validation": result.metrics,
+        }
+        if json_:
+            print_json(document)
+            return
+        print(f"{result.path}: {result.steps} steps on {len(rows.examples)} rows in {result.seconds:.1f} s")
+        print(
+            f"parameters: {result.trained_parameters:,} in experts, {result.merged_parameters:,} when merged, "
+            f"{result.head_parameters:,} in the head"
+        )
+        if result.metrics:
+            print(f"validation (merged): {format_metrics(result.metrics)}")
+
+
+def _validation(data: str, task_type: str) -> "TaskData | None":
+    """The validation split, or None with a note: a small file may have none, and still be trained on."""
+    from adamix import data as datasets
+
+    try:
+        return datasets.load(data, split="validation", task_type=task_type)
+    except InvalidData as error:
+        if error.reason not in ("SPLIT_MISSING", "SPLIT_EMPTY"):
+            raise
+        stderr.print(f"not validated: {escape(error.message)}", soft_wrap=True)
+        return None
+
+
+def _sites(value: str | None) -> tuple[str, ...] | None:
+    if value is None or value == "none":
+        return None if value is None else ()
+    return tuple(site.strip() for site in value.split(","))
