@@ -13,6 +13,8 @@ from adamix.manifest import NORM_SITES, SITES, Activation, Dense, Kind, Pooling
 
 Share = Literal["up", "down", "none"]
 RoutingGranularity = Literal["batch", "instance"]
+LossPasses = Literal["first", "both"]
+Unrouted = Literal["skip", "momentum"]
 Precision = Literal["fp32", "bf16"]
 
 DEFAULT_SITES: dict[Kind, tuple[str, ...]] = {"bottleneck": ("mlp_out",), "lora": ("attn_q", "attn_v")}
@@ -31,8 +33,9 @@ class AdapterConfig:
         activation: between the projections of a bottleneck; a LoRA has none.
         lora_dropout: on the input of a LoRA during training.
         init_std: standard deviation of a bottleneck's initial weights, down and up (0.02 in the released code).
-        lora_distinct_init: draw A anew for every expert. The released code copies one A instead, so that its experts
-            differ only through the batches they meet; the paper speaks of randomly initialised modules.
+        distinct_init: draw the weights of every expert anew, as the paper says. The released code does so for
+            bottlenecks, but copies one A to all experts of a LoRA, which then differ only through the batches they
+            meet. Experts with a common start can be merged by what they learned since (TIES, DARE).
     """
 
     kind: Kind = "bottleneck"
@@ -42,7 +45,7 @@ class AdapterConfig:
     activation: Activation = "gelu"
     lora_dropout: float = 0.0
     init_std: float = 0.02
-    lora_distinct_init: bool = True
+    distinct_init: bool = True
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, get_args(Kind))
@@ -80,18 +83,23 @@ class MixtureConfig:
         consistency: weight of the consistency loss between two passes over the same rows; 0 makes one pass a step.
         routing_granularity: `batch` draws one route for all rows of a pass (the released code), `instance` one for
             each row (the wording of the paper).
+        task_loss: the passes whose mean is the task's loss: the `first` alone (the released code) or `both`.
     """
 
     num_experts: int = 4
     share: Share = "up"
     consistency: float = 1.0
     routing_granularity: RoutingGranularity = "batch"
+    task_loss: LossPasses = "first"
 
     def __post_init__(self) -> None:
         _in_range("num_experts", self.num_experts, 1, 64)
         _one_of("share", self.share, get_args(Share))
         _in_range("consistency", self.consistency, 0.0, 10_000.0)
         _one_of("routing_granularity", self.routing_granularity, get_args(RoutingGranularity))
+        _one_of("task_loss", self.task_loss, get_args(LossPasses))
+        if self.task_loss == "both" and self.consistency == 0:
+            raise InvalidConfig("without consistency a step has one pass: task_loss must be `first`", field="task_loss")
 
     @classmethod
     def single(cls) -> "MixtureConfig":
@@ -159,6 +167,9 @@ class TrainConfig:
         accumulation: batches of `batch_size / accumulation` rows that make one optimiser step.
         warmup_ratio: share of the steps in which the learning rate rises, before it falls linearly to 0.
         max_length: tokens; longer texts are cut.
+        label_smoothing: share of a class's probability that its target spreads over all classes.
+        unrouted: what a step does to an expert that was routed before and not now. `skip` leaves it alone, `momentum`
+            lets AdamW move it by its momentum and decay, as torch before 2.0 did with gradients of zero.
         precision: `bf16` runs the forward pass under autocast; weights stay fp32.
         group_by_length: put texts of like length into one batch (less padding); the order stays random.
         gradient_checkpointing: recompute the layers in the backward pass: less memory, more time.
@@ -175,6 +186,8 @@ class TrainConfig:
     warmup_ratio: float = 0.06
     max_grad_norm: float = 1.0
     max_length: int = 128
+    label_smoothing: float = 0.0
+    unrouted: Unrouted = "skip"
     seed: int = 0
     precision: Precision = "fp32"
     group_by_length: bool = True
@@ -195,6 +208,8 @@ class TrainConfig:
         _in_range("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         _in_range("max_grad_norm", self.max_grad_norm, 0.0, 1e6)
         _in_range("max_length", self.max_length, 4, 1_048_576)
+        _in_range("label_smoothing", self.label_smoothing, 0.0, 0.9)
+        _one_of("unrouted", self.unrouted, get_args(Unrouted))
         _in_range("seed", self.seed, 0, 2**32 - 1)
         _one_of("precision", self.precision, get_args(Precision))
         _in_range("log_every", self.log_every, 1, 10**9)

@@ -13,17 +13,27 @@ from torch import Tensor
 from adamix.data.task import TaskType
 
 
-def task_loss(logits: Tensor, targets: Tensor, task_type: TaskType, mask: Tensor | None = None) -> Tensor:
+def task_loss(
+    logits: Tensor,
+    targets: Tensor,
+    task_type: TaskType,
+    mask: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """The supervised loss, a scalar.
 
     Args:
         logits: `[B, ..., C]`; C = 1 for a regression.
         targets: class ids int64 `[B, ...]`, multi-hot floats `[B, ..., C]`, or regression targets `[B, ...]`.
         mask: bool `[B, ...]`; rows that count.
+        label_smoothing: of a classification: the share of the target's probability that is spread over all classes.
     """
     logits = logits.float()
     if task_type == "classification":
-        rows = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+        rows = F.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), reduction="none", label_smoothing=label_smoothing
+        ).view(targets.shape)
     elif task_type == "multilabel":
         rows = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(-1)
     else:

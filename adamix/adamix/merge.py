@@ -41,6 +41,7 @@ class MixtureManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     num_experts: int
     share: Share
     routing_granularity: RoutingGranularity
+    common_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class MixtureFile:
 def expert_key(projection: str, expert: int, part: str) -> str:
     """The key of one expert's tensor; `part` is `weight` or `bias`, and a LoRA's factors have no parts."""
     return f"{projection}.{expert}" if projection.endswith(("lora_A", "lora_B")) else f"{projection}.{expert}.{part}"
+
+
+def initial_key(projection: str, part: str) -> str:
+    """The key of the common start of a projection's experts; parts as of `expert_key`."""
+    is_factor = projection.endswith(("lora_A", "lora_B"))
+    return f"initial.{projection}" if is_factor else f"initial.{projection}.{part}"
 
 
 def read_mixture(source: str | os.PathLike[str]) -> MixtureFile:

@@ -15,7 +15,7 @@ Shapes: P passes, L points (layer x site), B rows of a batch, M experts, G group
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -170,6 +170,12 @@ class Mixture:
         self._routes = RouteTable()
         self._projections: dict[tuple[int, str], tuple[ExpertLinear, ExpertLinear]] = {}
         insert(model, adapter.sites or (), self._make_site)
+        self._initial = {} if adapter.distinct_init else dict(self._common_start())
+
+    @property
+    def initial(self) -> dict[tuple[str, str], Tensor]:
+        """Where all experts of a projection began, by (its key, `weight` or `bias`); empty with distinct starts."""
+        return self._initial
 
     @property
     def num_points(self) -> int:
@@ -209,6 +215,13 @@ class Mixture:
             merged += size // projection.num_experts
         return trained, merged
 
+    def _common_start(self) -> Iterator[tuple[tuple[str, str], Tensor]]:
+        for key, projection in self.projections():
+            if projection.num_experts > 1:
+                yield (key, "weight"), projection.weights[0].detach().clone()
+                if projection.biases is not None:
+                    yield (key, "bias"), projection.biases[0].detach().clone()
+
     def _make_site(self, point: Point) -> nn.Module:
         adapter, config, bias = self.adapter, self.config, self.adapter.kind == "bottleneck"
         # A bottleneck at a linear point reads the linear's output; a LoRA reads its input.
@@ -225,22 +238,29 @@ class Mixture:
             self._init_lora(down, up)
             lora = RoutedLora(down, up, adapter.scale, adapter.lora_dropout)
             return LoraAtLinear(point.module, lora, point.window)
-        for weight in (*down.weights, *up.weights):
-            nn.init.normal_(weight, std=adapter.init_std, generator=self._generator)
+        for projection in (down, up):
+            self._init_experts(
+                projection, lambda w: nn.init.normal_(w, std=adapter.init_std, generator=self._generator)
+            )
         bottleneck = RoutedBottleneck(down, up, adapter.activation, adapter.scale)
         if point.is_norm:
             return BottleneckAtNorm(point.module, bottleneck)
         return BottleneckAtLinear(point.module, bottleneck, point.window)
 
     def _init_lora(self, a: ExpertLinear, b: ExpertLinear) -> None:
-        for weight in a.weights:
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=self._generator)
-        if not self.adapter.lora_distinct_init:
-            with torch.no_grad():
-                for weight in a.weights[1:]:
-                    weight.copy_(a.weights[0])
-        for weight in b.weights:
-            nn.init.zeros_(weight)
+        self._init_experts(a, lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5), generator=self._generator))
+        self._init_experts(b, nn.init.zeros_)
+
+    def _init_experts(self, projection: ExpertLinear, init: Callable[[Tensor], Tensor]) -> None:
+        """Draw the weights of every expert, or of one and copy it to the others."""
+        first, *others = projection.weights
+        init(first)
+        for weight in others:
+            if self.adapter.distinct_init:
+                init(weight)
+            else:
+                with torch.no_grad():
+                    weight.copy_(first)
 
 
 def select_rows(routes: Tensor, start: int, end: int) -> Tensor:

@@ -17,22 +17,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from adamix import adapter_file, evaluation
-from adamix.adapter_file import TensorData
 from adamix.backbone import Backbone
 from adamix.batches import target_tensor, tokenize
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import TaskData
-from adamix.errors import Cancelled, FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
-from adamix.heads import Head, TaskModel, head_spec, recompute_activations, shared_copy
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
-from adamix.merge import MIXTURE_FILE, MixtureFile, MixtureManifest, expert_key, merge
+from adamix.errors import Cancelled, InvalidConfig, InvalidData
+from adamix.heads import Head, TaskModel, recompute_activations, shared_copy
+from adamix.manifest import HeadSpec
+from adamix.merge import MIXTURE_FILE, merge
 from adamix.mixture import Mixture
 from adamix.run_directory import CHECKPOINTS, open_run
+from adamix.trained_file import (
+    build_manifest,
+    check_converged,
+    expert_tensors,
+    head_tensors,
+    mixture_file,
+    with_metrics,
+)
 from adamix.training_loop import EpochOrder, MixtureTrainer, Progress, Rows, StepWatch
 
 __all__ = ["Callback", "Progress", "TrainResult", "train"]
@@ -99,7 +105,7 @@ def train(
         Cancelled: stopped by Ctrl-C, with a checkpoint.
     """
     _check(backbone, data, head, train)
-    manifest = _manifest(backbone, data, adapter, mixture, head, train)
+    manifest = build_manifest(backbone, data, adapter, mixture, head, train)
     model, experts = _build(backbone, adapter, mixture, manifest.head, head.dropout, train)
     _check_size(experts, model.head)
     checkpoint = open_run(out, _settings(backbone, data, adapter, mixture, head, train), resume=resume)
@@ -114,6 +120,8 @@ def train(
         task_type=data.task_type,
         route_seed=train.seed,
         watch=watch,
+        label_smoothing=train.label_smoothing,
+        unrouted=train.unrouted,
     )
     started = time.monotonic()
     with _stop_on_interrupt(watch):
@@ -122,14 +130,14 @@ def train(
     if steps < trainer.args.max_steps:
         raise Cancelled(f"stopped after step {steps} of {trainer.args.max_steps}; continue with --resume")
 
-    tensors = _expert_tensors(experts) | _head_tensors(model.head, scale)
-    _check_converged(manifest, tensors)
-    result = _mixture_file(manifest, mixture, tensors)
+    tensors = expert_tensors(experts) | head_tensors(model.head, scale)
+    check_converged(manifest, tensors)
+    result = mixture_file(manifest, mixture, tensors)
     metrics: dict[str, float] = {}
     if validation is not None:
         merged = adapter_file.decode(merge(result))
         metrics = evaluation.evaluate(merged, backbone, tokenizer, validation).metrics
-        result = _mixture_file(_with_metrics(manifest, metrics), mixture, tensors)
+        result = mixture_file(with_metrics(manifest, metrics), mixture, tensors)
     if trainer.is_world_process_zero():
         adapter_file.write(out / MIXTURE_FILE, result.encode())
     trained_parameters, merged_parameters = experts.num_parameters()
@@ -282,92 +290,3 @@ def _settings(
         "head": asdict(head),
         "train": asdict(train),
     }
-
-
-def _manifest(
-    backbone: Backbone,
-    data: TaskData,
-    adapter: AdapterConfig,
-    mixture: MixtureConfig,
-    head: HeadConfig,
-    train: TrainConfig,
-) -> Manifest:
-    """The manifest of the adapter to be, checked now and not after hours of training."""
-    spec = backbone.spec
-    is_single = mixture.num_experts == 1 and mixture.passes == 1
-    manifest = Manifest(
-        kind=adapter.kind,
-        activation="identity" if adapter.kind == "lora" else adapter.activation,
-        scaling=adapter.scale,
-        backbone=BackboneRef(
-            model_type=spec.model_type,
-            fingerprint=spec.fingerprint,
-            tokenizer_fingerprint=spec.tokenizer_fingerprint,
-            hidden_size=spec.hidden_size,
-            num_layers=spec.num_layers,
-            name=backbone.name,
-            pooler_fingerprint=spec.pooler_fingerprint if head.dense == "backbone" else None,
-        ),
-        head=head_spec(head, data.task_type, data.labels),
-        max_length=train.max_length,
-        training=TrainingRecord(
-            method="head" if not adapter.sites else "single" if is_single else "adamix",
-            num_experts=mixture.num_experts,
-            share=mixture.share,
-            consistency=mixture.consistency,
-            seed=train.seed,
-            data=f"{data.name[:400]} ({len(data.examples)} rows)",
-        ),
-    )
-    manifest.check()
-    return manifest
-
-
-def _with_metrics(manifest: Manifest, metrics: dict[str, float]) -> Manifest:
-    recorded = {f"validation_{name}": value for name, value in metrics.items()}
-    return msgspec.structs.replace(manifest, training=msgspec.structs.replace(manifest.training, metrics=recorded))
-
-
-def _mixture_file(manifest: Manifest, mixture: MixtureConfig, tensors: dict[str, TensorData]) -> MixtureFile:
-    mixed = MixtureManifest(
-        adapter=manifest,
-        num_experts=mixture.num_experts,
-        share=mixture.share,
-        routing_granularity=mixture.routing_granularity,
-    )
-    return MixtureFile(mixed, tensors)
-
-
-def _expert_tensors(experts: Mixture) -> dict[str, TensorData]:
-    tensors: dict[str, TensorData] = {}
-    for key, projection in experts.projections():
-        for expert, weight in enumerate(projection.weights):
-            tensors[expert_key(key, expert, "weight")] = _to_data(weight)
-        for expert, bias in enumerate(projection.biases or ()):
-            tensors[expert_key(key, expert, "bias")] = _to_data(bias)
-    return tensors
-
-
-def _head_tensors(head: Head, scale: tuple[float, float]) -> dict[str, TensorData]:
-    """The head's tensors; the standardisation of targets goes into the last linear, so outputs are in natural units."""
-    mean, deviation = scale
-    tensors: dict[str, TensorData] = {}
-    for name, linear in head.linears.items():
-        factor, shift = (deviation, mean) if name == "out_proj" else (1.0, 0.0)
-        tensors[f"head.{name}.weight"] = _to_data(linear.weight * factor)
-        tensors[f"head.{name}.bias"] = _to_data(linear.bias * factor + shift)
-    return tensors
-
-
-def _check_converged(manifest: Manifest, tensors: dict[str, TensorData]) -> None:
-    """Refuse what no file may hold: after the last reading of the loss, weights alone show that a run diverged."""
-    try:
-        adapter_file.check_values(manifest, tensors)
-    except InvalidAdapter as error:
-        raise FailedPrecondition(
-            f"the training ended with {error.message}: use a lower learning rate", reason="DIVERGED"
-        ) from None
-
-
-def _to_data(tensor: torch.Tensor) -> TensorData:
-    return TensorData.from_float32(tensor.detach().float().cpu().numpy())

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from adamix.batches import TokenRow, collate
+from adamix.config import Unrouted
 from adamix.data import TaskType
 from adamix.errors import FailedPrecondition
 from adamix.heads import TaskModel
@@ -155,6 +156,8 @@ class MixtureTrainer(Trainer):
 
     Args:
         order: which row comes when.
+        task_type: what the logits are compared with. Those of a language model are rows of a classification, one for
+            each target token.
         route_seed: seed of the generator that draws the routes.
         watch: sees every step.
     """
@@ -169,13 +172,18 @@ class MixtureTrainer(Trainer):
         task_type: TaskType,
         route_seed: int,
         watch: StepWatch,
+        *,
+        label_smoothing: float = 0.0,
+        unrouted: Unrouted = "skip",
     ) -> None:
         self._task_model = model
         self._order = order
         self._experts = experts
         self._task_type = task_type
         self._route_generator = torch.Generator().manual_seed(route_seed)
-        self._step_rows = self._step_rows_seen = 0
+        self._label_smoothing = label_smoothing
+        self._unrouted = unrouted
+        self._step_rows = self._step_rows_seen = self._step_targets = 0
         self._step_routes = torch.empty(0)
         # One process drives one device: DataParallel would cut the two passes of a batch apart. The count is settled
         # when the device is first asked for.
@@ -202,7 +210,8 @@ class MixtureTrainer(Trainer):
         """The batches of one optimiser step, whose rows are counted here. Draws nothing: when a run is resumed, the
         state of the generators is restored after this call."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._step_rows = sum(len(batch["targets"]) for batch in batches)
+        self._step_rows = sum(len(batch["input_ids"]) for batch in batches)
+        self._step_targets = sum(len(batch["targets"]) for batch in batches)
         self._step_rows_seen = 0
         return batches, num_items
 
@@ -213,24 +222,27 @@ class MixtureTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
     ) -> Any:
-        """The loss of one batch: the task's on pass 0, plus the weighted consistency of passes 0 and 1.
+        """The loss of one batch: the task's on pass 0 (or its mean on both), plus the weighted consistency of the two.
 
-        It is weighted by the batch's share of the rows of its step, so that the gradient of a step does not depend on
-        how many batches it was cut into; the library divides by their number.
+        It is weighted by the batch's share of the targets of its step (rows, or tokens of a language model), so that
+        the gradient of a step does not depend on how many batches it was cut into; the library divides by their number.
         """
-        targets = inputs["targets"]
+        targets, num_rows = inputs["targets"], len(inputs["input_ids"])
         features = {name: tensor for name, tensor in inputs.items() if name != "targets"}
         config = self._experts.config
         if config.passes == 2:
             features = {name: torch.cat([tensor, tensor]) for name, tensor in features.items()}
-        self._experts.set_routes(self._next_routes(len(targets)))
+        self._experts.set_routes(self._next_routes(num_rows))
         logits = model(**features)
         first = logits[: len(targets)]
-        loss = task_loss(first, targets, self._task_type)
+        loss = task_loss(first, targets, self._task_type, label_smoothing=self._label_smoothing)
         if config.passes == 2:
             second = logits[len(targets) :]
+            if config.task_loss == "both":
+                other = task_loss(second, targets, self._task_type, label_smoothing=self._label_smoothing)
+                loss = 0.5 * (loss + other)
             loss = loss + config.consistency * consistency_loss(first, second, self._task_type)
-        loss = loss * (len(targets) * self.current_gradient_accumulation_steps / self._step_rows)
+        loss = loss * (len(targets) * self.current_gradient_accumulation_steps / self._step_targets)
         return (loss, first) if return_outputs else loss
 
     def _next_routes(self, num_rows: int) -> Tensor:
@@ -244,6 +256,14 @@ class MixtureTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
         """All trained matrices. The library goes by names, and would spare an adapter that sits at a LayerNorm."""
         return [name for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1]
+
+    def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+        """The library's, which with `momentum` also steps parameters that have a history and no gradient now."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args)
+        if is_new and self._unrouted == "momentum":
+            optimizer.register_step_pre_hook(_fill_gradients)
+        return optimizer
 
     def load_trained(self, checkpoint: Path) -> None:
         """Set the trained tensors to those of a checkpoint.
@@ -291,6 +311,14 @@ class MixtureTrainer(Trainer):
         if checkpoint is not None:
             state = torch.load(Path(checkpoint) / _ROUTES_FILE, weights_only=True)
             self._route_generator.set_state(state)
+
+
+def _fill_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Gradients of zero for what was stepped before: torch before 2.0 kept them, and None for what never was."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None and parameter in optimizer.state:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -49,6 +49,12 @@ def train(
     routing_granularity: Annotated[
         str, typer.Option(help="One route per batch or per instance.")
     ] = _MIXTURE.routing_granularity,
+    task_loss: Annotated[
+        str, typer.Option(help="Passes whose mean is the task's loss: first or both.")
+    ] = _MIXTURE.task_loss,
+    expert_init: Annotated[
+        str, typer.Option(help="Begin the experts distinct, or all the same (for TIES and DARE).")
+    ] = "distinct",
     pooling: Annotated[str, typer.Option(help="Head input: mean, cls or last.")] = _HEAD.pooling,
     dense: Annotated[str, typer.Option(help="Dense layer of the head: none, own or backbone.")] = _HEAD.dense,
     recipe: Annotated[str | None, typer.Option(help="Published settings by name (come later).")] = None,
@@ -63,6 +69,10 @@ def train(
     ] = _TRAIN.accumulation,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = _TRAIN.weight_decay,
     warmup_ratio: Annotated[float, typer.Option(help="Share of the steps with a rising rate.")] = _TRAIN.warmup_ratio,
+    label_smoothing: Annotated[float, typer.Option(help="Of a classification.")] = _TRAIN.label_smoothing,
+    unrouted: Annotated[
+        str, typer.Option(help="Experts without rows: skip them, or move them by their momentum.")
+    ] = _TRAIN.unrouted,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")] = _TRAIN.precision,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _TRAIN.save_every,
@@ -87,12 +97,14 @@ def train(
             alpha=alpha,
             activation=activation,  # type: ignore[arg-type]
             lora_dropout=lora_dropout,
+            distinct_init=_is_distinct(expert_init),
         )
         mixture_config = MixtureConfig(
             num_experts=experts,
             share=share,  # type: ignore[arg-type]
             consistency=consistency,
             routing_granularity=routing_granularity,  # type: ignore[arg-type]
+            task_loss=task_loss,  # type: ignore[arg-type]
         )
         head_config = HeadConfig(pooling=pooling, dense=dense)  # type: ignore[arg-type]
         train_config = TrainConfig(
@@ -104,6 +116,8 @@ def train(
             weight_decay=weight_decay,
             warmup_ratio=warmup_ratio,
             max_length=max_length,
+            label_smoothing=label_smoothing,
+            unrouted=unrouted,  # type: ignore[arg-type]
             seed=seed,
             precision=precision,  # type: ignore[arg-type]
             gradient_checkpointing=gradient_checkpointing,
@@ -185,3 +199,9 @@ def _sites(value: str | None) -> tuple[str, ...] | None:
     if value is None or value == "none":
         return None if value is None else ()
     return tuple(site.strip() for site in value.split(","))
+
+
+def _is_distinct(value: str) -> bool:
+    if value not in ("distinct", "same"):
+        raise InvalidConfig(f"--expert-init must be distinct or same, not {value!r}", field="expert_init")
+    return value == "distinct"

@@ -6,8 +6,9 @@ same keys. UTF-8, with or without a byte order mark. Other columns and keys are 
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from adamix.data.rows import MAX_TEXT_CHARS, Row
 from adamix.data.task import SPLITS, Split
@@ -43,15 +44,21 @@ def read_file(path: Path) -> Iterator[Row]:
     """The rows of one file, by its suffix. Raises InvalidData."""
     if path.suffix not in SUFFIXES:
         raise InvalidData(f"{path.name} is neither .csv nor .jsonl")
-    if not path.is_file():
-        problem = "is not a regular file" if path.exists() else "does not exist"
-        raise InvalidData(f"{path.name} {problem}")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InvalidData(f"{path.name} is over {MAX_FILE_BYTES >> 30} GiB")
+    check_file(path, MAX_FILE_BYTES)
     return _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def check_file(path: Path, max_bytes: int) -> None:
+    """Raises InvalidData unless the path is a regular file of at most so many bytes."""
+    if not path.is_file():
+        problem = "is not a regular file" if path.exists() else "does not exist"
+        raise InvalidData(f"{path.name} {problem}")
+    if path.stat().st_size > max_bytes:
+        limit = f"{max_bytes >> 30} GiB" if max_bytes >> 30 else f"{max_bytes >> 20} MiB"
+        raise InvalidData(f"{path.name} is over {limit}")
+
+
+def read_lines(path: Path) -> Iterator[str]:
     """Lines with their ends as they are; one is what a line feed ends, so numbers agree with editors and with wc."""
     try:
         with path.open("rb") as file:
@@ -69,7 +76,18 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    reader = csv.reader(_lines(path), strict=True)
+    for where, fields in read_csv(path, _columns):
+        yield Row(where, fields["text"], fields.get("text_pair"), fields["label"])
+
+
+def read_csv(
+    path: Path, columns_of: Callable[[str, list[str]], dict[str, int]]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """`FILE:LINE` and the fields of each record.
+
+    `columns_of` is given the place and the fields of the header; it says which columns to read, by name, or raises.
+    """
+    reader = csv.reader(read_lines(path), strict=True)
     start = 1
     columns: dict[str, int] | None = None
     width = 0
@@ -80,14 +98,13 @@ def _read_csv(path: Path) -> Iterator[Row]:
             if not fields:
                 continue
             if columns is None:
-                columns, width = _columns(where, fields), len(fields)
+                columns, width = columns_of(where, fields), len(fields)
                 continue
             if len(fields) != width:
                 raise InvalidData(
                     f"{where}: {len(fields)} columns, but the header has {width}; quote texts with commas"
                 )
-            pair = fields[columns["text_pair"]] if "text_pair" in columns else None
-            yield Row(where, fields[columns["text"]], pair, fields[columns["label"]])
+            yield where, {name: fields[index] for name, index in columns.items()}
     except csv.Error as error:
         raise InvalidData(f"{path.name}:{start}: malformed CSV ({error})") from None
 
@@ -104,7 +121,16 @@ def _columns(where: str, header: list[str]) -> dict[str, int]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
+    for where, value in read_objects(path):
+        for key in ("text", "label"):
+            if key not in value:
+                raise InvalidData(f"{where}: no key {key!r}")
+        yield Row(where, value["text"], value.get("text_pair"), value["label"])
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`FILE:LINE` and the object of each line of a JSONL file that is not blank."""
+    for number, line in enumerate(read_lines(path), start=1):
         where = f"{path.name}:{number}"
         if not line.strip():
             continue
@@ -114,7 +140,4 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             raise InvalidData(f"{where}: not valid JSON; each line is one object") from None
         if not isinstance(value, dict):
             raise InvalidData(f"{where}: not a JSON object")
-        for key in ("text", "label"):
-            if key not in value:
-                raise InvalidData(f"{where}: no key {key!r}")
-        yield Row(where, value["text"], value.get("text_pair"), value["label"])
+        yield where, value

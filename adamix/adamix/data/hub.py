@@ -50,6 +50,18 @@ def read_hub(source: str, split: Split) -> HubRows:
     Raises:
         InvalidData: the library is missing, it cannot load the data set, or the columns are not known.
     """
+    found = load_splits(source)
+    features = next(iter(found.values())).features
+    task_type, label_names = _read_label_feature(features)
+    is_split = set(found) != {"train"}
+    if label_names is not None and split in found and is_split:
+        found = {split: found[split]}
+    parts = {part: _rows(source, part, data) for part, data in found.items()}
+    return HubRows(parts, task_type, label_names, is_split)
+
+
+def load_splits(source: str) -> dict[Split, Any]:
+    """The data set of each split that `NAME` or `NAME:CONFIG` has. Raises InvalidData as `read_hub` does."""
     try:
         import datasets  # here, because it is optional and slow to import
     except ImportError:
@@ -66,16 +78,12 @@ def read_hub(source: str, split: Split) -> HubRows:
     except (OSError, ValueError, RuntimeError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidData(f"`datasets` cannot load {source}: {first_line[:200]}") from None
-    found = {part: loaded[name] for part, names in _SPLIT_NAMES.items() for name in names[::-1] if name in loaded}
+    found: dict[Split, Any] = {
+        part: loaded[name] for part, names in _SPLIT_NAMES.items() for name in names[::-1] if name in loaded
+    }
     if not found:
         raise InvalidData(f"{source} has the splits {', '.join(loaded)}, none of them train, validation or test")
-    features = next(iter(found.values())).features
-    task_type, label_names = _read_label_feature(features)
-    is_split = set(found) != {"train"}
-    if label_names is not None and split in found and is_split:
-        found = {split: found[split]}
-    parts = {part: _rows(source, part, data) for part, data in found.items()}
-    return HubRows(parts, task_type, label_names, is_split)
+    return found
 
 
 def _rows(source: str, split: Split, data: Any) -> Iterator[Row]:

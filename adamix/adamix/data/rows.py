@@ -111,13 +111,14 @@ def _checked_texts(name: str, rows: Iterable[Row]) -> list[_Checked]:
     for row in rows:
         if len(checked) == MAX_ROWS:
             raise InvalidData(f"{name} has more than {MAX_ROWS} rows")
-        text = _text(row.where, "text", row.text)
-        pair = None if row.pair is None or row.pair == "" else _text(row.where, "text_pair", row.pair)
+        text = check_text(row.where, "text", row.text)
+        pair = None if row.pair is None or row.pair == "" else check_text(row.where, "text_pair", row.pair)
         checked.append(_Checked(row.where, text, pair, row.label))
     return checked
 
 
-def _text(where: str, column: str, value: object) -> str:
+def check_text(where: str, column: str, value: object) -> str:
+    """The value as a text: a string that is not blank, not too long and valid Unicode; or InvalidData."""
     if not isinstance(value, str):
         raise InvalidData(f"{where}: {column} is missing" if value is None else f"{where}: {column} is not a string")
     if not value or value.isspace():

@@ -235,7 +235,7 @@ def test_a_lora_starts_as_the_identity_with_distinct_experts(backbone: Backbone)
 
 
 def test_a_lora_can_start_with_copies_as_released(backbone: Backbone) -> None:
-    lora = AdapterConfig(kind="lora", sites=("attn_q",), rank=4, lora_distinct_init=False)
+    lora = AdapterConfig(kind="lora", sites=("attn_q",), rank=4, distinct_init=False)
     _, experts = _mixture(backbone, adapter=lora)
     _, a = next(iter(experts.projections()))
     assert all(torch.equal(a.weights[0], weight) for weight in a.weights)

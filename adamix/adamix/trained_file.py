@@ -1,0 +1,113 @@
+"""From trained modules to the mixture file that a run leaves behind: its manifest and its tensors.
+
+Knows neither how they were trained nor where the file goes.
+"""
+
+import msgspec
+import torch
+
+from adamix import adapter_file
+from adamix.adapter_file import TensorData
+from adamix.backbone import Backbone
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.data import TaskData
+from adamix.errors import FailedPrecondition, InvalidAdapter
+from adamix.heads import Head, head_spec
+from adamix.manifest import BackboneRef, Manifest, TrainingRecord
+from adamix.merge import MixtureFile, MixtureManifest, expert_key, initial_key
+from adamix.mixture import Mixture
+
+
+def build_manifest(
+    backbone: Backbone,
+    data: TaskData,
+    adapter: AdapterConfig,
+    mixture: MixtureConfig,
+    head: HeadConfig,
+    train: TrainConfig,
+) -> Manifest:
+    """The manifest of the adapter to be, checked now and not after hours of training."""
+    spec = backbone.spec
+    is_single = mixture.num_experts == 1 and mixture.passes == 1
+    manifest = Manifest(
+        kind=adapter.kind,
+        activation="identity" if adapter.kind == "lora" else adapter.activation,
+        scaling=adapter.scale,
+        backbone=BackboneRef(
+            model_type=spec.model_type,
+            fingerprint=spec.fingerprint,
+            tokenizer_fingerprint=spec.tokenizer_fingerprint,
+            hidden_size=spec.hidden_size,
+            num_layers=spec.num_layers,
+            name=backbone.name,
+            pooler_fingerprint=spec.pooler_fingerprint if head.dense == "backbone" else None,
+        ),
+        head=head_spec(head, data.task_type, data.labels),
+        max_length=train.max_length,
+        training=TrainingRecord(
+            method="head" if not adapter.sites else "single" if is_single else "adamix",
+            num_experts=mixture.num_experts,
+            share=mixture.share,
+            consistency=mixture.consistency,
+            seed=train.seed,
+            data=f"{data.name[:400]} ({len(data.examples)} rows)",
+        ),
+    )
+    manifest.check()
+    return manifest
+
+
+def with_metrics(manifest: Manifest, metrics: dict[str, float]) -> Manifest:
+    """The manifest with the metrics of the merged adapter on the validation rows."""
+    recorded = {f"validation_{name}": value for name, value in metrics.items()}
+    return msgspec.structs.replace(manifest, training=msgspec.structs.replace(manifest.training, metrics=recorded))
+
+
+def mixture_file(manifest: Manifest, mixture: MixtureConfig, tensors: dict[str, TensorData]) -> MixtureFile:
+    """The file of a mixture; `tensors` are those of `expert_tensors` and `head_tensors`."""
+    mixed = MixtureManifest(
+        adapter=manifest,
+        num_experts=mixture.num_experts,
+        share=mixture.share,
+        routing_granularity=mixture.routing_granularity,
+        common_start=any(key.startswith("initial.") for key in tensors),
+    )
+    return MixtureFile(mixed, tensors)
+
+
+def expert_tensors(experts: Mixture) -> dict[str, TensorData]:
+    """Every expert of every projection, and their common starts where they have one."""
+    tensors: dict[str, TensorData] = {}
+    for key, projection in experts.projections():
+        for expert, weight in enumerate(projection.weights):
+            tensors[expert_key(key, expert, "weight")] = _to_data(weight)
+        for expert, bias in enumerate(projection.biases or ()):
+            tensors[expert_key(key, expert, "bias")] = _to_data(bias)
+    for (key, part), start in experts.initial.items():
+        tensors[initial_key(key, part)] = _to_data(start)
+    return tensors
+
+
+def head_tensors(head: Head, scale: tuple[float, float]) -> dict[str, TensorData]:
+    """The head's tensors; the standardisation of targets goes into the last linear, so outputs are in natural units."""
+    mean, deviation = scale
+    tensors: dict[str, TensorData] = {}
+    for name, linear in head.linears.items():
+        factor, shift = (deviation, mean) if name == "out_proj" else (1.0, 0.0)
+        tensors[f"head.{name}.weight"] = _to_data(linear.weight * factor)
+        tensors[f"head.{name}.bias"] = _to_data(linear.bias * factor + shift)
+    return tensors
+
+
+def check_converged(manifest: Manifest, tensors: dict[str, TensorData]) -> None:
+    """Refuse what no file may hold: after the last reading of the loss, weights alone show that a run diverged."""
+    try:
+        adapter_file.check_values(manifest, tensors)
+    except InvalidAdapter as error:
+        raise FailedPrecondition(
+            f"the training ended with {error.message}: use a lower learning rate", reason="DIVERGED"
+        ) from None
+
+
+def _to_data(tensor: torch.Tensor) -> TensorData:
+    return TensorData.from_float32(tensor.detach().float().cpu().numpy())

@@ -1,0 +1,77 @@
+"""What a quality run compares: tasks, sizes, seeds, methods, and the grid that every method is tuned on."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from adamix.data import CORPORA
+from adamix.errors import InvalidConfig
+from adamix_bench.quality.trainings import METHODS, TRAININGS, Choice
+
+Rows = int | None
+"""Training rows of a cell; None stands for all of them, `all` in files and on the command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualitySettings:
+    """A quality run. Everything here is written into its report.
+
+    Attributes:
+        rows: training rows, chosen by the seed and balanced over classes.
+        seeds: of rows, weights, routes, order and dropout alike.
+        draws: random routes that each mixture is measured with.
+        learning_rates, steps: the grid of the tuning; `steps` are those of a mixture, whose step has two passes. A
+            method with one pass may take twice as many, so that all have the same budget of compute.
+        tuning_cells: (task, rows) that the tuning trains on, with `tuning_seed`, which no reported run has.
+        validation_rows: at most so many rows of the validation split judge a trial.
+    """
+
+    backbone: str = "minilm"
+    tasks: tuple[str, ...] = ("trec", "movie", "spam", "bbc", "tweets")
+    rows: tuple[Rows, ...] = (100, 300)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    methods: tuple[str, ...] = ("merged", "single-compute")
+    batch_size: int = 8
+    max_length: int = 32
+    precision: str = "fp32"
+    draws: int = 5
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    steps: tuple[int, ...] = (150, 300)
+    tuning_cells: tuple[tuple[str, int], ...] = (("trec", 100), ("movie", 300), ("tweets", 100))
+    tuning_seed: int = 1_000
+    validation_rows: int = 400
+
+    def __post_init__(self) -> None:
+        _known("--tasks", self.tasks, CORPORA)
+        _known("--methods", self.methods, METHODS)
+        for name in ("tasks", "rows", "seeds", "methods", "learning_rates", "steps", "tuning_cells"):
+            if not getattr(self, name):
+                raise InvalidConfig(f"quality needs at least one of {name}", field=name)
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise InvalidConfig(f"{name} names one thing twice", field=name)
+        if self.tuning_seed in self.seeds:
+            raise InvalidConfig("the seed of the tuning must not be one of the reported seeds", field="seeds")
+        if any(rows is not None and rows < 1 for rows in self.rows):
+            raise InvalidConfig("rows must be positive", field="rows")
+        if self.draws < 1:
+            raise InvalidConfig("draws must be positive", field="draws")
+
+    @property
+    def trainings(self) -> tuple[str, ...]:
+        """The trainings behind the methods, in the order of the methods, each once."""
+        return tuple(dict.fromkeys(METHODS[method] for method in self.methods))
+
+    def choices(self, training: str) -> list[Choice]:
+        """The grid of one training: as many choices, and as much compute at most, for every one of them."""
+        per_step = TRAININGS[training].steps_factor
+        return [Choice(rate, steps * per_step) for steps, rate in product(self.steps, self.learning_rates)]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _known(flag: str, names: Collection[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InvalidConfig(f"{flag} must be of {', '.join(known)}, not {name!r}")

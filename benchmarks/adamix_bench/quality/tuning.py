@@ -1,0 +1,72 @@
+"""Choose learning rate and steps of each training on validation rows, with the same number of trials for every one."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import fmean
+
+from adamix import trainer
+from adamix_bench.quality.cells import Cell, Laboratory
+from adamix_bench.quality.settings import QualitySettings
+from adamix_bench.quality.store import Record, RunStore
+from adamix_bench.quality.trainings import Choice
+
+OnStep = Callable[[trainer.Progress], None]
+
+
+def cells(settings: QualitySettings, training: str) -> list[Cell]:
+    """What one training is tuned on."""
+    return [Cell(task, rows, settings.tuning_seed, training) for task, rows in settings.tuning_cells]
+
+
+def run_trial(laboratory: Laboratory, store: RunStore, cell: Cell, choice: Choice, on_step: OnStep) -> None:
+    """Train a cell with one choice and record what it scores on validation rows."""
+    mixture, seconds = laboratory.train(cell, choice, on_step)
+    outcome = laboratory.validate(cell, mixture)
+    store.append(
+        "trial",
+        {
+            "task": cell.task,
+            "rows": cell.rows,
+            "seed": cell.seed,
+            "training": cell.training,
+            "learning_rate": choice.learning_rate,
+            "steps": choice.steps,
+            "metric": outcome.metric,
+            "value": outcome.value,
+            "seconds": round(seconds + outcome.seconds, 3),
+        },
+    )
+
+
+def trial_key(record: Record) -> tuple[object, ...]:
+    """What makes two trials the same one."""
+    return tuple(record[name] for name in ("task", "rows", "seed", "training", "learning_rate", "steps"))
+
+
+def missing(settings: QualitySettings, training: str, trials: list[Record]) -> list[tuple[Cell, Choice]]:
+    """The trials of a training that no record has yet."""
+    done = {trial_key(record) for record in trials}
+    return [
+        (cell, choice)
+        for cell in cells(settings, training)
+        for choice in settings.choices(training)
+        if (cell.task, cell.rows, cell.seed, training, choice.learning_rate, choice.steps) not in done
+    ]
+
+
+def chosen(settings: QualitySettings, training: str, trials: list[Record]) -> Choice | None:
+    """The choice with the best mean over the tuning cells, of equals the cheapest; None while trials are missing."""
+    if missing(settings, training, trials):
+        return None
+    wanted = {(cell.task, cell.rows, cell.seed) for cell in cells(settings, training)}
+    grid = settings.choices(training)
+    values: dict[Choice, list[float]] = defaultdict(list)
+    for record in trials:
+        choice = Choice(record["learning_rate"], record["steps"])
+        if (
+            record["training"] == training
+            and choice in grid
+            and (record["task"], record["rows"], record["seed"]) in wanted
+        ):
+            values[choice].append(record["value"])
+    return max(values, key=lambda choice: (fmean(values[choice]), -choice.steps))
