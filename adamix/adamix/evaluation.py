@@ -3,7 +3,7 @@
 Shares no code with the server's packed path but the table of sites and the file format.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from adamix import cloze
 from adamix.adapter_file import AdapterFile, TensorData, check_backbone
 from adamix.backbone import Backbone
 from adamix.batches import TokenRow, collate, target_tensor, tokenize
 from adamix.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
-from adamix.data import TaskData, TaskType
+from adamix.data import Example, TaskData, TaskType
 from adamix.errors import FailedPrecondition, InvalidData
-from adamix.heads import Head, TaskModel, shared_copy
+from adamix.heads import ClozeHead, Head, TaskModel, shared_copy
 from adamix.lora import Lora, LoraAtLinear
-from adamix.manifest import HeadSpec
+from adamix.manifest import HeadSpec, Manifest
 from adamix.metrics import score
 from adamix.sites import Point, insert
 
@@ -50,6 +51,16 @@ class Evaluation:
     logits: list[list[float]]
 
 
+@dataclass(frozen=True)
+class LabelledRows:
+    """Tokenised rows of a data set, and their labels as an adapter counts them: see `adapter_targets`."""
+
+    task_type: TaskType
+    tokens: list[TokenRow]
+    targets: NDArray[Any]
+    pad_id: int
+
+
 def evaluate(
     adapter: AdapterFile,
     backbone: Backbone,
@@ -71,56 +82,126 @@ def evaluate(
         InvalidData: the data are of another task type, have a label the adapter does not know, or have no rows.
         FailedPrecondition: the adapter's head has nothing to compare with labels (an embedding, a language model).
     """
-    spec = adapter.manifest.head
-    if spec.type not in get_args(TaskType):
-        raise FailedPrecondition(f"an adapter with a head of type {spec.type} cannot be evaluated on labels")
-    if data.task_type != spec.type:
-        raise InvalidData(f"{data.name} is a {data.task_type} task, but the adapter is for {spec.type}")
+    rows = label_rows(adapter.manifest, backbone, tokenizer, data)
+    model = attach(adapter, backbone)
+    logits = predict(model, rows.tokens, pad_id=rows.pad_id, batch_size=batch_size, on_rows=on_rows)
+    return judge(adapter.manifest.head, logits, rows)
+
+
+def label_rows(
+    manifest: Manifest, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, data: TaskData
+) -> LabelledRows:
+    """The rows of a data set for an adapter with this manifest. Raises as `evaluate` does of data."""
+    spec = manifest.head
+    task_type = label_type(spec)
+    if data.task_type != task_type:
+        raise InvalidData(f"{data.name} is a {data.task_type} task, but the adapter is for {task_type}")
     if not data.examples:
         raise InvalidData(f"{data.name} has no rows to evaluate")
-    label_ids = _label_ids(spec, data)
-    rows = tokenize(
-        tokenizer,
-        data.examples,
-        max_length=adapter.manifest.max_length,
-        has_types=backbone.spec.type_vocab_size > 1,
+    targets = adapter_targets(spec, data)
+    return LabelledRows(
+        data.task_type,
+        token_rows(manifest, backbone, tokenizer, data.examples),
+        targets,
+        tokenizer.pad_token_id or 0,
     )
-    model = attach(adapter, backbone)
-    logits = predict(model, rows, pad_id=tokenizer.pad_token_id or 0, batch_size=batch_size, on_rows=on_rows)
-    targets = target_tensor(data.examples, data.task_type, len(data.labels)).numpy()
-    if data.task_type == "classification":
-        targets = label_ids[targets]
-    elif data.task_type == "multilabel":
-        targets = _spread(targets, label_ids, spec.num_labels)
+
+
+def label_type(spec: HeadSpec) -> TaskType:
+    """The task type of the labels that a head gives; a cloze head classifies.
+
+    Raises:
+        FailedPrecondition: it gives none (an embedding, a language model).
+    """
+    found: TaskType | None = next((known for known in get_args(TaskType) if known == spec.type), None)
+    if spec.type == "cloze":
+        return "classification"
+    if found is None:
+        raise FailedPrecondition(f"an adapter with a head of type {spec.type} cannot be evaluated on labels")
+    return found
+
+
+def token_rows(
+    manifest: Manifest, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
+) -> list[TokenRow]:
+    """Texts as an adapter with this manifest reads them."""
+    has_types, max_length = backbone.spec.type_vocab_size > 1, manifest.max_length
+    if manifest.head.type == "cloze":
+        return cloze.token_rows(manifest.head, tokenizer, examples, max_length=max_length, has_types=has_types)
+    return tokenize(tokenizer, examples, max_length=max_length, has_types=has_types)
+
+
+def judge(spec: HeadSpec, logits: Tensor, rows: LabelledRows) -> Evaluation:
+    """What a head decides by its logits `[N, C]`, and how that compares with the rows' labels."""
     predicted = _decide(spec, logits.numpy())
     return Evaluation(
-        metrics=score(data.task_type, predicted, targets),
-        rows=len(rows),
-        truncated=sum(row.is_truncated for row in rows),
+        metrics=score(rows.task_type, predicted, rows.targets),
+        rows=len(rows.tokens),
+        truncated=sum(row.is_truncated for row in rows.tokens),
         predictions=_name(spec, predicted),
         logits=logits.tolist(),
     )
 
 
-def attach(adapter: AdapterFile, backbone: Backbone) -> TaskModel:
+def adapter_targets(spec: HeadSpec, data: TaskData) -> NDArray[Any]:
+    """The targets of labelled text as a head counts its labels, which it knows by name.
+
+    Returns:
+        class ids int64 `[N]`, zeros and ones int64 `[N, C]` (multi-label), or values fp32 `[N]`.
+
+    Raises:
+        InvalidData: the data have a label that the head does not know.
+    """
+    label_ids = _label_ids(spec, data)
+    targets: NDArray[Any] = target_tensor(data.examples, data.task_type, len(data.labels)).numpy()
+    if data.task_type == "classification":
+        return np.asarray(label_ids[targets])
+    return targets if data.task_type == "regression" else _spread(targets, label_ids, spec.num_labels)
+
+
+def attach(
+    adapter: AdapterFile, backbone: Backbone, replace: Callable[[str, nn.Linear], nn.Module] | None = None
+) -> TaskModel:
     """The backbone with this adapter and its head in place, in evaluation mode; the backbone itself is untouched.
+
+    Args:
+        replace: called with the key (`layers.{i}.{site}.down_proj`, `….lora_A`, …) and the linear of each projection;
+            what it returns takes the linear's place.
 
     Raises:
         InvalidAdapter: the adapter does not fit the backbone.
+        FailedPrecondition: it has a cloze head, and the backbone was loaded without its language model's.
     """
     check_backbone(adapter, backbone.spec)
     body = shared_copy(backbone.model)
-    sites = sorted({site for _, site in adapter.sites()})
-    insert(body, sites, lambda point: _merged_site(adapter, point))
+    insert_adapter(body, adapter, replace)
+    device = next(backbone.model.parameters()).device
+    return TaskModel(body, _head(adapter, backbone), backbone.first_position).to(device).eval()
+
+
+def _head(adapter: AdapterFile, backbone: Backbone) -> Head | ClozeHead:
     spec = adapter.manifest.head
+    if spec.type == "cloze":
+        if backbone.lm_head is None:
+            raise FailedPrecondition(
+                f"{backbone.name} was loaded without its language-model head, which an adapter with a cloze head needs"
+            )
+        return ClozeHead(shared_copy(backbone.lm_head), spec.verbalizer or ())
     head = Head(spec, backbone.spec.hidden_size, backbone.pooler)
     tensors = adapter.head()
     if "out_proj.weight" in tensors:
         head.out_proj = _linear(tensors["out_proj.weight"], tensors.get("out_proj.bias"))
     if head.dense is not None:
         head.dense = _linear(tensors["dense.weight"], tensors["dense.bias"])
-    device = next(backbone.model.parameters()).device
-    return TaskModel(body, head, backbone.first_position).to(device).eval()
+    return head
+
+
+def insert_adapter(
+    body: nn.Module, adapter: AdapterFile, replace: Callable[[str, nn.Linear], nn.Module] | None = None
+) -> None:
+    """Put the adapter, which must fit, into a body, in place; `replace` as of `attach`."""
+    sites = sorted({site for _, site in adapter.sites()})
+    insert(body, sites, lambda point: _merged_site(adapter, point, replace or _as_it_is))
 
 
 @torch.inference_mode()
@@ -131,14 +212,22 @@ def predict(
     pad_id: int,
     batch_size: int = DEFAULT_BATCH_SIZE,
     on_rows: Callable[[int], None] | None = None,
+    before_batch: Callable[[list[int]], None] | None = None,
 ) -> Tensor:
-    """Logits fp32 `[rows, C]` on the CPU, in the order of the rows. Longest rows run first, for little padding."""
+    """Logits fp32 `[rows, C]` on the CPU, in the order of the rows. Longest rows run first, for little padding.
+
+    Args:
+        on_rows: called after each batch with the number of rows it had.
+        before_batch: called before each batch with the numbers of its rows.
+    """
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     parts: list[Tensor] = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = collate([rows[index] for index in chosen], pad_id)
+        if before_batch is not None:
+            before_batch(chosen)
         parts.append(model(**{name: tensor.to(device) for name, tensor in batch.items()}).float().cpu())
         if on_rows is not None:
             on_rows(len(chosen))
@@ -148,16 +237,23 @@ def predict(
     return result
 
 
-def _merged_site(adapter: AdapterFile, point: Point) -> nn.Module:
+def _as_it_is(_: str, linear: nn.Linear) -> nn.Module:
+    return linear
+
+
+def _merged_site(adapter: AdapterFile, point: Point, replace: Callable[[str, nn.Linear], nn.Module]) -> nn.Module:
     tensors = adapter.site(point.layer, point.site)
     if not tensors:
         return point.module
     scale = adapter.manifest.scale(point.layer, point.site)
+    where = f"layers.{point.layer}.{point.site}"
     if adapter.manifest.kind == "lora":
-        lora = Lora(_linear(tensors["lora_A"], None), _linear(tensors["lora_B"], None), scale)
+        a = replace(f"{where}.lora_A", _linear(tensors["lora_A"], None))
+        b = replace(f"{where}.lora_B", _linear(tensors["lora_B"], None))
+        lora = Lora(a, b, scale)
         return LoraAtLinear(point.module, lora, point.window)
-    down = _linear(tensors["down_proj.weight"], tensors.get("down_proj.bias"))
-    up = _linear(tensors["up_proj.weight"], tensors.get("up_proj.bias"))
+    down = replace(f"{where}.down_proj", _linear(tensors["down_proj.weight"], tensors.get("down_proj.bias")))
+    up = replace(f"{where}.up_proj", _linear(tensors["up_proj.weight"], tensors.get("up_proj.bias")))
     bottleneck = Bottleneck(down, up, adapter.manifest.activation, scale)
     if point.is_norm:
         return BottleneckAtNorm(point.module, bottleneck)
@@ -198,7 +294,7 @@ def _spread(targets: NDArray[Any], label_ids: NDArray[np.int64], num_labels: int
 
 def _decide(spec: HeadSpec, logits: NDArray[np.float32]) -> NDArray[Any]:
     """Class ids `[N]`, zeros and ones `[N, C]`, or values `[N]`."""
-    if spec.type == "classification":
+    if label_type(spec) == "classification":
         return np.asarray(np.argmax(logits, axis=-1))
     if spec.type == "multilabel":
         threshold = DEFAULT_THRESHOLD if spec.threshold is None else spec.threshold
@@ -209,7 +305,7 @@ def _decide(spec: HeadSpec, logits: NDArray[np.float32]) -> NDArray[Any]:
 
 def _name(spec: HeadSpec, predicted: NDArray[Any]) -> list[Prediction]:
     labels = spec.labels
-    if spec.type == "classification":
+    if label_type(spec) == "classification":
         return [labels[index] for index in predicted]
     if spec.type == "multilabel":
         return [[labels[index] for index in np.flatnonzero(row)] for row in predicted]

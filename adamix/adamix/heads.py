@@ -1,9 +1,10 @@
 """From hidden states to logits: pooling, an optional dense layer, the output projection.
 
 `TaskModel` is a backbone's body (with whatever was inserted at its sites) and a head on top: what training optimises
-and evaluation runs. It does not know how rows are made from text, nor what its logits are used for.
+and evaluation runs. `LanguageModel` is the same with the checkpoint's own head over the vocabulary, read at some tokens
+of each row. Neither knows how rows are made from text, nor what its logits are used for.
 
-Shapes: N rows, L tokens, H hidden size, C labels.
+Shapes: N rows, L tokens, H hidden size, C labels, T tokens that are read, V vocabulary.
 """
 
 import copy
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adamix.config import HeadConfig
-from adamix.data.task import TaskType
+from adamix.data import GenerationData, TaskData
 from adamix.manifest import HeadSpec, label_map
 from adamix_kernels import dispatch
 
@@ -71,6 +72,35 @@ class Head(nn.Module):
         return logits
 
 
+class ClozeHead(nn.Module):
+    """The language model's scores of one token for each label, where each row is read; nothing here is trained.
+
+    Args:
+        lm_head: `[N, H] -> [N, V]`, frozen.
+        tokens: the token id of each label.
+    """
+
+    tokens: Tensor
+
+    def __init__(self, lm_head: nn.Module, tokens: Sequence[int]) -> None:
+        super().__init__()
+        self.lm_head = lm_head
+        self.register_buffer("tokens", torch.tensor(tokens), persistent=False)
+
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """None: the head is the backbone's own."""
+        return {}
+
+    def num_trained(self) -> int:
+        return 0
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Logits `[N, C]` from hidden states `[N, L, H]` and a bool `[N, L]` that is true at one token of each row."""
+        logits: Tensor = self.lm_head(hidden[mask])[:, self.tokens]
+        return logits
+
+
 class TaskModel(nn.Module):
     """A body and a head: padded token ids in, logits out.
 
@@ -79,21 +109,47 @@ class TaskModel(nn.Module):
             the server does: RoBERTa's own count passes over padding tokens, also those that a text spells out.
     """
 
-    def __init__(self, body: nn.Module, head: Head, first_position: int) -> None:
+    def __init__(self, body: nn.Module, head: Head | ClozeHead, first_position: int) -> None:
         super().__init__()
         self.body = body
         self.head = head
         self._first_position = first_position
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits `[N, C]` of int64 ids `[N, L]`; the mask is 1 on tokens and 0 on padding, which is on the right."""
-        first = self._first_position
-        positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
-        hidden = self.body(**inputs).last_hidden_state
-        logits: Tensor = self.head(hidden, attention_mask)
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits `[N, C]` of int64 ids `[N, L]`; the mask is 1 on tokens and 0 on padding, which is on the right.
+
+        `target_mask` is for heads that read one token of each row, where it is true.
+        """
+        hidden = _hidden_states(self.body, self._first_position, input_ids, attention_mask, token_type_ids)
+        logits: Tensor = self.head(hidden, attention_mask if target_mask is None else target_mask)
+        return logits
+
+
+class LanguageModel(nn.Module):
+    """A body and a frozen language-model head: padded token ids in, scores over the vocabulary out.
+
+    Args:
+        lm_head: `[T, H] -> [T, V]`. It runs on the tokens that are read and on no others: scores at every token of a
+            batch would be its largest tensor by far.
+        first_position: as of `TaskModel`.
+    """
+
+    def __init__(self, body: nn.Module, lm_head: nn.Module, first_position: int) -> None:
+        super().__init__()
+        self.body = body
+        self.lm_head = lm_head
+        self._first_position = first_position
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, target_mask: Tensor) -> Tensor:
+        """Logits `[T, V]` at the tokens of `target_mask`, bool `[N, L]`, row after row; the rest as of `TaskModel`."""
+        hidden = _hidden_states(self.body, self._first_position, input_ids, attention_mask)
+        logits: Tensor = self.lm_head(hidden[target_mask])
         return logits
 
 
@@ -104,6 +160,16 @@ def shared_copy(body: nn.Module) -> nn.Module:
     """
     tensors = (*body.parameters(), *body.buffers())
     return copy.deepcopy(body, {id(tensor): tensor for tensor in tensors})
+
+
+def remove_dropout(body: nn.Module) -> None:
+    """Let a transformers body drop nothing in training, in place."""
+    for module in body.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # Where attention is given the probability as a number.
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def recompute_activations(body: nn.Module) -> None:
@@ -124,16 +190,38 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
     return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
-def head_spec(config: HeadConfig, task_type: TaskType, labels: Sequence[str]) -> HeadSpec:
-    """The manifest's description of a head for a task with these labels (none for a regression)."""
-    is_regression = task_type == "regression"
+def _hidden_states(
+    body: nn.Module,
+    first_position: int,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_type_ids: Tensor | None = None,
+) -> Tensor:
+    """`[N, L, H]`, each row's positions counted up from the first."""
+    positions = torch.arange(first_position, first_position + input_ids.shape[1], device=input_ids.device)
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": positions.expand_as(input_ids),
+    }
+    if token_type_ids is not None:
+        inputs["token_type_ids"] = token_type_ids
+    hidden: Tensor = body(**inputs).last_hidden_state
+    return hidden
+
+
+def describe_head(config: HeadConfig, data: TaskData | GenerationData) -> HeadSpec:
+    """The manifest's description of the head for some data: their task type and labels, or a language model's."""
+    if isinstance(data, GenerationData):
+        return HeadSpec(type="causal_lm", pooling="none")
+    is_regression = data.task_type == "regression"
     return HeadSpec(
-        type=task_type,
+        type=data.task_type,
         pooling=config.pooling,
         dense=config.dense,
-        num_labels=1 if is_regression else len(labels),
-        id2label=None if is_regression else label_map(list(labels)),
+        num_labels=1 if is_regression else len(data.labels),
+        id2label=None if is_regression else label_map(list(data.labels)),
         activation=config.activation if config.dense == "own" else None,
-        threshold=config.threshold if task_type == "multilabel" else None,
+        threshold=config.threshold if data.task_type == "multilabel" else None,
         clip=config.clip if is_regression else None,
     )

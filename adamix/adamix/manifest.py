@@ -26,6 +26,7 @@ SITES = LINEAR_SITES + NORM_SITES
 
 MAX_LABELS = 4096
 MAX_NAME = 512
+MAX_TEMPLATE = 2_000
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCALING_KEY = re.compile(rf"(layers\.(0|[1-9][0-9]{{0,3}})\.)?({'|'.join(SITES)})")
 
@@ -62,7 +63,12 @@ class BackboneSpec(BackboneRef, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The layers on top of the pooled hidden state, and how to read their output."""
+    """The layers on top of the pooled hidden state, and how to read their output.
+
+    A `cloze` head has none: it is the backbone's own language-model head. `template` is the text that a row becomes,
+    with `{text}`, `{pair}` of a pair, and `{mask}` where the head reads (of a decoder, at the end); `verbalizer` is
+    the id of the token that stands for each label.
+    """
 
     type: HeadType
     pooling: Pooling
@@ -74,6 +80,8 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     dim: int | None = None
     normalize: bool | None = None
     clip: tuple[float, float] | None = None
+    template: str | None = None
+    verbalizer: tuple[int, ...] | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -170,12 +178,32 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         _require(head.dim is None or 1 <= head.dim <= 65_536, "head.dim is out of range")
         _require(head.clip is None or all(_finite(v, 1e15) for v in head.clip), "head.clip is not finite")
         _require(head.clip is None or head.clip[0] < head.clip[1], "head.clip is not an interval")
+        self._check_cloze()
         self._check_training()
         try:
             msgspec.json.encode(self)
         except UnicodeEncodeError:
             # JSON can spell half of a surrogate pair; no database, wire or terminal takes it.
             raise InvalidAdapter("manifest: a text is not valid Unicode", reason="MANIFEST_INVALID") from None
+
+    def _check_cloze(self) -> None:
+        """A cloze head is a template and a token for each label; no other head has either."""
+        head = self.head
+        is_cloze = head.type == "cloze"
+        _require((head.template is not None) == is_cloze, "head.template belongs to a cloze head, which needs one")
+        _require((head.verbalizer is not None) == is_cloze, "head.verbalizer belongs to a cloze head, which needs one")
+        if head.template is None or head.verbalizer is None:
+            return
+        _require(0 < len(head.template) <= MAX_TEMPLATE, f"head.template is not 1..{MAX_TEMPLATE} characters")
+        _require(head.pooling in ("none", "last"), "a cloze head reads its mask (pooling `none`) or the `last` token")
+        _require(head.dense == "none", "a cloze head has no dense layer of its own")
+        _require(head.template.count("{text}") == 1, "head.template has not exactly one {text}")
+        _require(head.template.count("{pair}") <= 1, "head.template has more than one {pair}")
+        masks = 1 if head.pooling == "none" else 0
+        _require(head.template.count("{mask}") == masks, f"head.template has not exactly {masks} {{mask}}")
+        _require(len(head.verbalizer) == head.num_labels, "head.verbalizer must name one token for each label")
+        _require(len(set(head.verbalizer)) == head.num_labels, "head.verbalizer names one token twice")
+        _require(all(0 <= token < 1 << 31 for token in head.verbalizer), "head.verbalizer: a token id is out of range")
 
     def _check_training(self) -> None:
         record = self.training
@@ -206,6 +234,11 @@ def check_fits(manifest: Manifest, spec: BackboneSpec) -> None:
             raise InvalidAdapter("the head uses the backbone's pooler, which has none", reason="POOLER_MISMATCH")
         if back.pooler_fingerprint != spec.pooler_fingerprint:
             raise InvalidAdapter("the head uses another pooler than this server's", reason="POOLER_MISMATCH")
+    if max(manifest.head.verbalizer or (0,)) >= spec.vocab_size:
+        raise InvalidAdapter(
+            f"head.verbalizer names a token that is not among the backbone's {spec.vocab_size}",
+            reason="MANIFEST_INVALID",
+        )
     if manifest.max_length > spec.max_tokens:
         raise InvalidAdapter(
             f"max_length {manifest.max_length} is over the backbone's {spec.max_tokens} positions",

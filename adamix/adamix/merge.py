@@ -1,153 +1,168 @@
-"""A mixture file (`adamix-mixture/1`) and its merging into one adapter (`adamix/1`).
+"""Merging: a mixture of experts in, the bytes of one adapter file out.
 
-Merging averages the experts of each projection, weights and biases alike. Nothing here needs torch or a backbone:
-a mixture is tensors by name and a manifest.
-
-Keys of a mixture are those of the adapter with the expert's number behind the projection's name:
-`layers.{i}.{site}.down_proj.{e}.weight`, `layers.{i}.{site}.lora_A.{e}`. A shared projection is expert 0 alone.
+The arithmetic is in `merging.rules`, what some methods learn from text in the other modules of `merging`; here a
+method is chosen, and told what it needs. The mixture's file is `mixture_file`'s, whose names are this module's as well.
 """
 
 import os
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from adamix import adapter_file
-from adamix.adapter_file import MIXTURE_FORMAT, TensorData
-from adamix.config import RoutingGranularity, Share
-from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import SITES, Manifest
-
-MIXTURE_FILE = "mixture.safetensors"
-
-Method = Literal["uniform", "weighted", "learned", "greedy", "fisher", "regmean", "ties", "dare"]
-METHODS: tuple[Method, ...] = get_args(Method)
-
-_EXPERT_KEY = re.compile(
-    r"(?P<projection>layers\.(?:0|[1-9]\d{0,3})\.(?:" + "|".join(SITES) + r")\.(?:down_proj|up_proj|lora_A|lora_B))"
-    r"\.(?P<expert>0|[1-9]\d?)(?P<tail>\.weight|\.bias)?"
+from adamix.errors import InvalidConfig
+from adamix.merging.rules import (
+    Rule,
+    by_projection,
+    check_weights,
+    combine,
+    dare,
+    fisher,
+    regmean,
+    ties,
+    uniform,
+    weighted,
+)
+from adamix.merging.settings import DATA_METHODS, DEFAULT_DENSITY, METHODS, MergeConfig, Method
+from adamix.mixture_file import (
+    MIXTURE_FILE,
+    MixtureFile,
+    MixtureManifest,
+    expert_key,
+    initial_key,
+    read_mixture,
 )
 
+if TYPE_CHECKING:
+    from adamix.merging.samples import OnProgress, Samples
 
-class MixtureManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a mixture says about itself: the manifest of the adapter it will become, and how it was mixed."""
+__all__ = [
+    "DATA_METHODS",
+    "METHODS",
+    "MIXTURE_FILE",
+    "MergeConfig",
+    "Method",
+    "MixtureFile",
+    "MixtureManifest",
+    "Weights",
+    "expert_key",
+    "initial_key",
+    "merge",
+    "read_mixture",
+]
 
-    adapter: Manifest
-    num_experts: int
-    share: Share
-    routing_granularity: RoutingGranularity
-    common_start: bool = False
+# One weight per expert, or the same for each projection that is a mixture of several, by its key.
+Weights = Sequence[float] | Mapping[str, Sequence[float]]
 
-
-@dataclass(frozen=True)
-class MixtureFile:
-    """A mixture as it lies on disk."""
-
-    manifest: MixtureManifest
-    tensors: dict[str, TensorData]
-
-    def encode(self) -> bytes:
-        """Canonical bytes."""
-        manifest = {**msgspec.to_builtins(self.manifest), "adapter": self.manifest.adapter.to_json()}
-        return adapter_file.encode_tensors(MIXTURE_FORMAT, manifest, self.tensors)
-
-
-def expert_key(projection: str, expert: int, part: str) -> str:
-    """The key of one expert's tensor; `part` is `weight` or `bias`, and a LoRA's factors have no parts."""
-    return f"{projection}.{expert}" if projection.endswith(("lora_A", "lora_B")) else f"{projection}.{expert}.{part}"
+_MAX_RECORD = 64
 
 
-def initial_key(projection: str, part: str) -> str:
-    """The key of the common start of a projection's experts; parts as of `expert_key`."""
-    is_factor = projection.endswith(("lora_A", "lora_B"))
-    return f"initial.{projection}" if is_factor else f"initial.{projection}.{part}"
-
-
-def read_mixture(source: str | os.PathLike[str]) -> MixtureFile:
-    """Read the mixture of a training directory, or a mixture file.
-
-    Raises:
-        InvalidAdapter: the file is no mixture of ours; the message says what it is.
-        InvalidConfig: the directory holds no finished training.
-    """
-    path = Path(source)
-    if path.is_dir():
-        path /= MIXTURE_FILE
-        if not path.exists():
-            raise InvalidConfig(f"{source} holds no {MIXTURE_FILE}: train with `--out {source}` first")
-    file_format, manifest, tensors = adapter_file.decode_tensors(adapter_file.read_bytes(path))
-    if file_format == adapter_file.FORMAT:
-        raise InvalidAdapter(f"{path.name} is merged already", reason="ALREADY_MERGED")
-    if file_format != MIXTURE_FORMAT:
-        raise InvalidAdapter(f"unknown format {file_format[:40]!r}; expected {MIXTURE_FORMAT}", reason="FORMAT_UNKNOWN")
-    try:
-        checked = msgspec.convert(manifest, MixtureManifest)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise InvalidAdapter(f"mixture manifest: {str(error)[:200]}", reason="MANIFEST_INVALID") from None
-    checked.adapter.check()
-    adapter_file.check_values(checked.adapter, tensors)
-    return MixtureFile(checked, tensors)
-
-
-def merge(source: str | os.PathLike[str] | MixtureFile, how: str = "uniform") -> bytes:
+def merge(
+    source: str | os.PathLike[str] | MixtureFile,
+    how: str = "uniform",
+    *,
+    weights: Weights | None = None,
+    samples: "Samples | None" = None,
+    config: MergeConfig | None = None,
+    on_progress: "OnProgress | None" = None,
+) -> bytes:
     """Merge a mixture into the canonical bytes of one adapter file.
 
     `uniform` is the paper's: the mean over the experts of each projection. For a LoRA with a shared factor this is
     exactly the mean of the experts' products; for a bottleneck it is not (the activation lies in between), which is
     why training must keep the experts in one basis (`mixture.py`). Experts that are all equal merge into themselves,
-    bit for bit.
+    bit for bit, by every method but `ties` and `dare` at a density under 1, which drop changes.
+
+    A shared projection is a mixture of one, and stays as it is. The head is copied.
+
+    Args:
+        source: a training directory, a mixture file, or a mixture.
+        how: one of METHODS.
+        weights: of `weighted`, and of nothing else. They are divided by their sum: 3,1 is the same as 0.75,0.25.
+        samples: labelled text and what reads it, for DATA_METHODS; on a split that the result is not tested on.
+        config: everything else a method may be told.
+        on_progress: called with (done, total) as the methods that take samples go on.
 
     Raises:
-        InvalidConfig: `how` is not offered.
-        InvalidAdapter: the mixture is malformed.
+        InvalidConfig: `how` is not offered or lacks what it needs; the experts have no common start (`ties`, `dare`).
+        InvalidAdapter: the mixture is malformed, or does not fit the backbone of the samples.
+        InvalidData: the samples are of another task, have labels the head does not know, or have no rows.
+        FailedPrecondition: the head is for no task with labels; or `learned` diverged.
     """
     if how not in METHODS:
         raise InvalidConfig(f"--how must be one of {', '.join(METHODS)}, not {how[:40]!r}", field="how")
-    if how != "uniform":
-        raise InvalidConfig(f"merging by {how!r} is not available in this version; use --how uniform", field="how")
+    if how != "weighted" and weights is not None:
+        raise InvalidConfig(f"weights are for --how weighted, not {how}", field="weights")
+    if how in DATA_METHODS and samples is None:
+        raise InvalidConfig(f"merging by {how} learns from labelled text: give --data", field="data")
     mixture = source if isinstance(source, MixtureFile) else read_mixture(source)
-    manifest = mixture.manifest.adapter
-    merged = _merge_tensors(mixture)
-    data = adapter_file.encode(_with_merge(manifest, how), merged)
-    adapter_file.decode(data)
-    return data
+    settings = config or MergeConfig()
+    if samples is not None and how in DATA_METHODS:
+        rule, record = _learned_rule(mixture, how, samples, settings, on_progress or _ignore)
+    else:
+        rule, record = _rule(mixture, how, weights, settings)
+    return combine(mixture, rule, record)
 
 
-def _merge_tensors(mixture: MixtureFile) -> dict[str, TensorData]:
-    experts: dict[str, dict[int, NDArray[np.float32]]] = {}
-    merged: dict[str, TensorData] = {}
-    for key, tensor in mixture.tensors.items():
-        match = _EXPERT_KEY.fullmatch(key)
-        if match is None:
-            merged[key] = tensor  # the head; decode() refuses whatever else this may be
-        else:
-            target = match["projection"] + (match["tail"] or "")
-            experts.setdefault(target, {})[int(match["expert"])] = tensor.to_float32()
-    for key, copies in experts.items():
-        count = _num_experts(mixture.manifest, key)
-        if sorted(copies) != list(range(count)):
-            raise InvalidAdapter(f"{key}: expected experts 0..{count - 1}", reason="TENSOR_MISSING")
-        if len({copy.shape for copy in copies.values()}) != 1:
-            raise InvalidAdapter(f"{key}: experts differ in shape", reason="SHAPE_MISMATCH")
-        merged[key] = TensorData.from_float32(_mean([copies[expert] for expert in range(count)]))
-    return merged
+def _rule(mixture: MixtureFile, how: str, weights: Weights | None, config: MergeConfig) -> tuple[Rule, str]:
+    """The rule of a method that looks at nothing but the experts, and the manifest's record of it."""
+    if how == "uniform":
+        return uniform, how
+    if how == "weighted":
+        return _weighted_rule(mixture, weights)
+    density = DEFAULT_DENSITY[how] if config.density is None else config.density  # type: ignore[index]  # ties, dare
+    if how == "ties":
+        return lambda projection: ties(projection, density), f"ties density={density:g}"
+    random = np.random.default_rng(config.seed)
+    return lambda projection: dare(projection, density, random), f"dare density={density:g} seed={config.seed}"
 
 
-def _num_experts(manifest: MixtureManifest, key: str) -> int:
-    is_down = ".down_proj" in key or ".lora_A" in key
-    return 1 if manifest.share == ("down" if is_down else "up") else manifest.num_experts
+def _weighted_rule(mixture: MixtureFile, weights: Weights | None) -> tuple[Rule, str]:
+    if weights is None:
+        raise InvalidConfig("--how weighted needs --weights, one per expert", field="weights")
+    if isinstance(weights, Mapping):
+        each = by_projection(weights, mixture)
+        return lambda projection: weighted(projection, each[projection.key]), "weighted by projection"
+    check_weights(weights, mixture.manifest.num_experts)
+    values = list(weights)
+    record = "weighted " + ",".join(f"{value:g}" for value in values)
+    return lambda projection: weighted(projection, values), record if len(record) <= _MAX_RECORD else "weighted"
 
 
-def _mean(copies: list[NDArray[np.float32]]) -> NDArray[Any]:
-    # Summed in fp64: there the mean of equal fp32 values is that value exactly, for any number of them.
-    return np.asarray(np.mean(np.stack(copies), axis=0, dtype=np.float64))
+def _learned_rule(
+    mixture: MixtureFile, how: str, samples: "Samples", config: MergeConfig, on_progress: "OnProgress"
+) -> tuple[Rule, str]:
+    """The rule of a method that runs the experts on text, and the manifest's record of it."""
+    combine(mixture, uniform, how)  # refuses what is malformed before anything else looks at it
+    if all(projection.num_experts == 1 for projection in mixture.projections().values()):
+        return uniform, how  # there is nothing to choose
+    limited = samples.limited(config)
+    num_rows = len(limited.data.examples)
+    # Here, because they bring torch and transformers, which the other methods do without.
+    if how == "greedy":
+        from adamix.merging.greedy import choose, members
+
+        choice = choose(mixture, limited, config, on_progress)
+        shares = members(choice.experts, mixture.manifest.num_experts)
+        record = "greedy " + ",".join(str(expert) for expert in choice.experts)
+        if len(record) > _MAX_RECORD:
+            record = f"greedy {len(choice.experts)} of {len(shares)}"
+        return lambda projection: weighted(projection, shares), record
+    if how == "learned":
+        from adamix.merging.learned import learn
+
+        learned = learn(mixture, limited, config, on_progress)
+        return lambda p: weighted(p, learned.weights[p.key]), f"learned steps={learned.steps} rows={num_rows}"
+    if how == "fisher":
+        from adamix.merging.fisher import information
+
+        found = information(mixture, limited, config, on_progress)
+        return lambda projection: fisher(projection, found[projection.key]), f"fisher rows={num_rows}"
+    from adamix.merging.regmean import moments
+
+    sums = moments(mixture, limited, config, on_progress)
+    return lambda projection: regmean(projection, sums[projection.key]), f"regmean rows={num_rows}"
 
 
-def _with_merge(manifest: Manifest, how: str) -> Manifest:
-    training = msgspec.structs.replace(manifest.training, merge=how)
-    return msgspec.structs.replace(manifest, training=training)
+def _ignore(done: int, total: int) -> None:
+    """No one asked for progress."""

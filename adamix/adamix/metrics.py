@@ -19,8 +19,8 @@ def score(task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any])
         predictions, targets: `[N]` class ids or regression values, or `[N, C]` zeros and ones (multi-label).
 
     Returns:
-        classification: accuracy, macro_f1, and matthews where only the classes 0 and 1 occur; multi-label: micro_f1,
-        macro_f1, exact_match; regression: pearson, spearman, mse.
+        classification: accuracy, macro_f1, and where only the classes 0 and 1 occur f1 (of class 1) and matthews;
+        multi-label: micro_f1, macro_f1, exact_match; regression: pearson, spearman, mse.
     """
     from sklearn import metrics
 
@@ -42,9 +42,16 @@ def score(task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any])
         "macro_f1": float(metrics.f1_score(targets, predictions, average="macro", zero_division=0.0)),
     }
     if max(predictions.max(), targets.max()) <= 1:
+        result["f1"] = _f1(predictions, targets)
         # Of two classes it is the correlation; sklearn's own warns where only one of them occurs.
         result["matthews"] = _correlation(predictions, targets)
     return result
+
+
+def _f1(predictions: NDArray[Any], targets: NDArray[Any]) -> float:
+    """`2 TP / (2 TP + FP + FN)` of class 1."""
+    wrong, found = np.sum(predictions != targets), np.sum((predictions == 1) & (targets == 1))
+    return float(2 * found / (2 * found + wrong)) if found else 0.0
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adamix import adapter_file
 from adamix.adapter_file import MIXTURE_FORMAT, TensorData
-from adamix.config import RoutingGranularity, Share
+from adamix.config import MixtureConfig, RoutingGranularity, Share
 from adamix.errors import InvalidAdapter, InvalidConfig
 from adamix.manifest import SITES, Manifest
 
@@ -95,13 +95,16 @@ class MixtureFile:
             InvalidAdapter: an expert is missing, or differs in shape; or so does what the experts started from.
         """
         stacks = _expert_stacks(self)
-        keys = {_projection_of(target) for target in stacks}
+        keys = sorted({target.removesuffix(".weight").removesuffix(".bias") for target in stacks})
+        surplus = set(stacks) - {merged_key(key, part) for key in keys for part in ("weight", "bias")}
+        if surplus:
+            raise InvalidAdapter(f"unexpected tensors of {min(surplus)}", reason="TENSOR_UNEXPECTED")
         projections = {}
-        for key in sorted(keys):
-            weight = stacks.get(key, stacks.get(f"{key}.weight"))
-            if weight is None:
-                raise InvalidAdapter(f"{key}: has biases and no weight", reason="TENSOR_MISSING")
-            projections[key] = Projection(key, weight, stacks.get(f"{key}.bias"))
+        for key in keys:
+            if merged_key(key, "weight") not in stacks:
+                raise InvalidAdapter(f"{key} has no weights", reason="TENSOR_MISSING")
+            bias = None if _is_factor(key) else stacks.get(merged_key(key, "bias"))
+            projections[key] = Projection(key, stacks[merged_key(key, "weight")], bias)
         return projections
 
     def head(self) -> dict[str, TensorData]:
@@ -112,6 +115,11 @@ class MixtureFile:
 def expert_key(projection: str, expert: int, part: str) -> str:
     """The key of one expert's tensor; `part` is `weight` or `bias`, and a LoRA's factors have no parts."""
     return f"{projection}.{expert}" if _is_factor(projection) else f"{projection}.{expert}.{part}"
+
+
+def initial_key(projection: str, part: str) -> str:
+    """The key of the common start of a projection's experts; parts as of `expert_key`."""
+    return f"initial.{merged_key(projection, part)}"
 
 
 def merged_key(projection: str, part: str) -> str:
@@ -138,7 +146,8 @@ def read_mixture(source: str | os.PathLike[str]) -> MixtureFile:
         raise InvalidAdapter(f"unknown format {file_format[:40]!r}; expected {MIXTURE_FORMAT}", reason="FORMAT_UNKNOWN")
     try:
         checked = msgspec.convert(manifest, MixtureManifest)
-    except (msgspec.ValidationError, RecursionError) as error:
+        MixtureConfig(num_experts=checked.num_experts)
+    except (msgspec.ValidationError, RecursionError, InvalidConfig) as error:
         raise InvalidAdapter(f"mixture manifest: {str(error)[:200]}", reason="MANIFEST_INVALID") from None
     checked.adapter.check()
     adapter_file.check_values(checked.adapter, tensors)
@@ -159,7 +168,7 @@ def _expert_stacks(mixture: MixtureFile) -> dict[str, ExpertStack]:
     stacks = {}
     for target, copies in found.items():
         count = _num_experts(mixture.manifest, target)
-        if sorted(copies) != list(range(count)):
+        if len(copies) != count or max(copies) >= count:
             raise InvalidAdapter(f"{target}: expected experts 0..{count - 1}", reason="TENSOR_MISSING")
         if len({copy.shape for copy in copies.values()}) != 1:
             raise InvalidAdapter(f"{target}: experts differ in shape", reason="SHAPE_MISMATCH")
@@ -184,10 +193,6 @@ def _check_initial(
 def _num_experts(manifest: MixtureManifest, key: str) -> int:
     is_down = ".down_proj" in key or ".lora_A" in key
     return 1 if manifest.share == ("down" if is_down else "up") else manifest.num_experts
-
-
-def _projection_of(target: str) -> str:
-    return target.removesuffix(".weight").removesuffix(".bias")
 
 
 def _is_factor(projection: str) -> bool:

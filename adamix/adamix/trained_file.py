@@ -10,23 +10,28 @@ from adamix import adapter_file
 from adamix.adapter_file import TensorData
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
-from adamix.data import TaskData
+from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter
-from adamix.heads import Head, head_spec
-from adamix.manifest import BackboneRef, Manifest, TrainingRecord
+from adamix.heads import ClozeHead, Head, describe_head
+from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
 from adamix.merge import MixtureFile, MixtureManifest, expert_key, initial_key
 from adamix.mixture import Mixture
 
 
 def build_manifest(
     backbone: Backbone,
-    data: TaskData,
+    data: TaskData | GenerationData,
     adapter: AdapterConfig,
     mixture: MixtureConfig,
     head: HeadConfig,
     train: TrainConfig,
+    head_spec: HeadSpec | None = None,
 ) -> Manifest:
-    """The manifest of the adapter to be, checked now and not after hours of training."""
+    """The manifest of the adapter to be, checked now and not after hours of training.
+
+    Args:
+        head_spec: of the head; None derives it from its settings and the data.
+    """
     spec = backbone.spec
     is_single = mixture.num_experts == 1 and mixture.passes == 1
     manifest = Manifest(
@@ -42,7 +47,7 @@ def build_manifest(
             name=backbone.name,
             pooler_fingerprint=spec.pooler_fingerprint if head.dense == "backbone" else None,
         ),
-        head=head_spec(head, data.task_type, data.labels),
+        head=describe_head(head, data) if head_spec is None else head_spec,
         max_length=train.max_length,
         training=TrainingRecord(
             method="head" if not adapter.sites else "single" if is_single else "adamix",
@@ -50,11 +55,18 @@ def build_manifest(
             share=mixture.share,
             consistency=mixture.consistency,
             seed=train.seed,
-            data=f"{data.name[:400]} ({len(data.examples)} rows)",
+            data=f"{data.name[:400]} ({_rows_of(data)})",
         ),
     )
     manifest.check()
     return manifest
+
+
+def _rows_of(data: TaskData | GenerationData) -> str:
+    if isinstance(data, TaskData):
+        return f"{len(data.examples)} rows"
+    count = sum(len(example.references) for example in data.examples)
+    return f"{'synthetic, ' if data.is_synthetic else ''}{len(data.examples)} sources, {count} references"
 
 
 def with_metrics(manifest: Manifest, metrics: dict[str, float]) -> Manifest:
@@ -88,7 +100,7 @@ def expert_tensors(experts: Mixture) -> dict[str, TensorData]:
     return tensors
 
 
-def head_tensors(head: Head, scale: tuple[float, float]) -> dict[str, TensorData]:
+def head_tensors(head: Head | ClozeHead, scale: tuple[float, float]) -> dict[str, TensorData]:
     """The head's tensors; the standardisation of targets goes into the last linear, so outputs are in natural units."""
     mean, deviation = scale
     tensors: dict[str, TensorData] = {}

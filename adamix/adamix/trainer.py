@@ -4,9 +4,6 @@
 mixture file of `merge.py`. Nothing here prints; progress goes to callbacks.
 """
 
-import hashlib
-import json
-import math
 import os
 import signal
 import threading
@@ -20,14 +17,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from adamix import adapter_file, evaluation
+from adamix import adapter_file
 from adamix.backbone import Backbone
-from adamix.batches import target_tensor, tokenize
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
-from adamix.data import TaskData
+from adamix.data import GenerationData, TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
-from adamix.heads import Head, TaskModel, recompute_activations, shared_copy
-from adamix.manifest import HeadSpec
+from adamix.heads import LanguageModel, TaskModel, recompute_activations, remove_dropout, shared_copy
 from adamix.merge import MIXTURE_FILE, merge
 from adamix.mixture import Mixture
 from adamix.run_directory import CHECKPOINTS, open_run
@@ -39,7 +34,8 @@ from adamix.trained_file import (
     mixture_file,
     with_metrics,
 )
-from adamix.training_loop import EpochOrder, MixtureTrainer, Progress, Rows, StepWatch
+from adamix.training_loop import EpochOrder, MixtureTrainer, Progress, StepWatch
+from adamix.training_task import TrainingTask, training_task
 
 __all__ = ["Callback", "Progress", "TrainResult", "train"]
 
@@ -74,8 +70,8 @@ class TrainResult:
 def train(
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerFast,
-    data: TaskData,
-    validation: TaskData | None,
+    data: TaskData | GenerationData,
+    validation: TaskData | GenerationData | None,
     adapter: AdapterConfig,
     mixture: MixtureConfig,
     head: HeadConfig,
@@ -92,7 +88,9 @@ def train(
     first Ctrl-C (SIGINT) ends it after the current step with a checkpoint, a second one at once.
 
     Args:
-        validation: rows on which the merged adapter is measured at the end; the numbers go into the manifest.
+        data: labelled texts, or sources with reference texts, for which the backbone needs its language-model head.
+        validation: rows on which the merged adapter is measured at the end; the numbers go into the manifest. Texts are
+            not generated there: what is measured is how well those of the references are predicted.
         callbacks: called after every optimiser step.
         resume: continue from the last checkpoint in `out`, to the same weights as an uninterrupted run; a directory
             without one is begun anew.
@@ -104,12 +102,20 @@ def train(
             (`DIVERGED`).
         Cancelled: stopped by Ctrl-C, with a checkpoint.
     """
-    _check(backbone, data, head, train)
-    manifest = build_manifest(backbone, data, adapter, mixture, head, train)
-    model, experts = _build(backbone, adapter, mixture, manifest.head, head.dropout, train)
-    _check_size(experts, model.head)
-    checkpoint = open_run(out, _settings(backbone, data, adapter, mixture, head, train), resume=resume)
-    rows, scale = _rows(tokenizer, data, train.max_length, backbone)
+    task = training_task(data, head, backbone, tokenizer)
+    _check(backbone, task, data.name, train)
+    task.check(backbone, head, validation)
+    manifest = build_manifest(backbone, data, adapter, mixture, head, train, task.head_spec(head))
+    model, experts = _build(backbone, task, adapter, mixture, head, train)
+    own_head = model.head if isinstance(model, TaskModel) else None
+    num_head = 0 if own_head is None else own_head.num_trained()
+    if not adapter.sites and not num_head:
+        raise InvalidConfig(
+            "the backbone's own head is not trained: without sites there is nothing to train", field="sites"
+        )
+    _check_size(experts, num_head)
+    checkpoint = open_run(out, _settings(backbone, task, data.name, adapter, mixture, head, train), resume=resume)
+    rows = task.rows(backbone, tokenizer, train.max_length)
     watch = StepWatch(callbacks)
     trainer = MixtureTrainer(
         model=model,
@@ -117,7 +123,7 @@ def train(
         rows=rows,
         order=EpochOrder(rows.lengths, train.batch_size, train.seed, group_by_length=train.group_by_length),
         experts=experts,
-        task_type=data.task_type,
+        task_type=task.loss_type,
         route_seed=train.seed,
         watch=watch,
         label_smoothing=train.label_smoothing,
@@ -130,13 +136,15 @@ def train(
     if steps < trainer.args.max_steps:
         raise Cancelled(f"stopped after step {steps} of {trainer.args.max_steps}; continue with --resume")
 
-    tensors = expert_tensors(experts) | head_tensors(model.head, scale)
+    tensors = expert_tensors(experts)
+    if own_head is not None:
+        tensors |= head_tensors(own_head, task.scale)
     check_converged(manifest, tensors)
     result = mixture_file(manifest, mixture, tensors)
     metrics: dict[str, float] = {}
     if validation is not None:
         merged = adapter_file.decode(merge(result))
-        metrics = evaluation.evaluate(merged, backbone, tokenizer, validation).metrics
+        metrics = task.measure(merged, backbone, tokenizer, validation)
         result = mixture_file(with_metrics(manifest, metrics), mixture, tensors)
     if trainer.is_world_process_zero():
         adapter_file.write(out / MIXTURE_FILE, result.encode())
@@ -149,32 +157,26 @@ def train(
         metrics=metrics,
         trained_parameters=trained_parameters,
         merged_parameters=merged_parameters,
-        head_parameters=model.head.num_trained(),
+        head_parameters=num_head,
     )
 
 
-def _check(backbone: Backbone, data: TaskData, head: HeadConfig, train: TrainConfig) -> None:
-    if not data.examples:
-        raise InvalidData(f"{data.name} has no rows to train on")
+def _check(backbone: Backbone, task: TrainingTask, name: str, train: TrainConfig) -> None:
+    if not task.num_rows:
+        raise InvalidData(f"{name} has no rows to train on")
     if train.max_length > backbone.spec.max_tokens:
         raise InvalidConfig(
             f"max_length {train.max_length} is over the backbone's {backbone.spec.max_tokens} positions",
             field="max_length",
         )
-    if head.pooling == "cls" and backbone.family.is_decoder:
-        raise InvalidConfig(
-            f"the first token of a {backbone.spec.model_type} sees nothing of the text: use pooling `last` or `mean`",
-            field="pooling",
-        )
-    if head.dense == "backbone" and backbone.pooler is None:
-        raise InvalidConfig(f"the checkpoint of {backbone.name} has no pooler: use another dense layer", field="dense")
+    train.warmup(_num_steps(train, task.num_rows))
     if train.precision == "bf16" and backbone.model.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise InvalidConfig("this CUDA device cannot compute in bf16: use precision fp32", field="precision")
 
 
-def _check_size(experts: Mixture, head: Head) -> None:
+def _check_size(experts: Mixture, num_head: int) -> None:
     """Refuse before training what no file could hold afterwards."""
-    num_bytes = 4 * (experts.num_parameters()[0] + head.num_trained())
+    num_bytes = 4 * (experts.num_parameters()[0] + num_head)
     num_tensors = sum(len(list(projection.parameters())) for _, projection in experts.projections())
     limit = adapter_file.MAX_FILE_BYTES - adapter_file.MAX_HEADER_BYTES
     if num_bytes > limit or num_tensors + 4 > adapter_file.MAX_TENSORS:
@@ -186,40 +188,29 @@ def _check_size(experts: Mixture, head: Head) -> None:
 
 def _build(
     backbone: Backbone,
+    task: TrainingTask,
     adapter: AdapterConfig,
     mixture: MixtureConfig,
-    spec: HeadSpec,
-    dropout: float,
+    head: HeadConfig,
     train: TrainConfig,
-) -> tuple[TaskModel, Mixture]:
+) -> tuple[TaskModel | LanguageModel, Mixture]:
     """The model to train. Its initial weights depend on the seed alone."""
     generator = torch.Generator().manual_seed(train.seed)
     body = shared_copy(backbone.model)
+    if not train.backbone_dropout:
+        remove_dropout(body)
     experts = Mixture(body, adapter, mixture, generator)
     if train.gradient_checkpointing:
         recompute_activations(body)
-    pooler = None if backbone.pooler is None else shared_copy(backbone.pooler)
-    head = Head(spec, backbone.spec.hidden_size, pooler, dropout)
-    head.initialise(generator)
-    return TaskModel(body, head, backbone.first_position), experts
+    return task.model(body, backbone, head, generator), experts
 
 
-def _rows(
-    tokenizer: PreTrainedTokenizerFast, data: TaskData, max_length: int, backbone: Backbone
-) -> tuple[Rows, tuple[float, float]]:
-    """Training rows, and the (mean, deviation) by which regression targets were standardised."""
-    has_types = backbone.spec.type_vocab_size > 1
-    tokens = tokenize(tokenizer, data.examples, max_length=max_length, has_types=has_types)
-    targets = target_tensor(data.examples, data.task_type, len(data.labels))
-    mean, deviation = 0.0, 1.0
-    if data.task_type == "regression":
-        mean, deviation = float(targets.mean()), float(targets.std(correction=0)) or 1.0
-        targets = (targets - mean) / deviation
-    return Rows(tokens, targets, tokenizer.pad_token_id or 0), (mean, deviation)
+def _num_steps(train: TrainConfig, num_rows: int) -> int:
+    return train.steps(num_rows, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _arguments(train: TrainConfig, num_rows: int, out: Path, device: torch.device) -> TrainingArguments:
-    steps = train.steps(num_rows, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
+    steps = _num_steps(train, num_rows)
     return TrainingArguments(
         output_dir=str(out / CHECKPOINTS),
         max_steps=steps,
@@ -227,7 +218,7 @@ def _arguments(train: TrainConfig, num_rows: int, out: Path, device: torch.devic
         gradient_accumulation_steps=train.accumulation,
         learning_rate=train.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(steps * train.warmup_ratio),
+        warmup_steps=train.warmup(steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
@@ -271,20 +262,20 @@ def _stop_on_interrupt(watch: StepWatch) -> Iterator[None]:
 
 def _settings(
     backbone: Backbone,
-    data: TaskData,
+    task: TrainingTask,
+    name: str,
     adapter: AdapterConfig,
     mixture: MixtureConfig,
     head: HeadConfig,
     train: TrainConfig,
 ) -> dict[str, Any]:
     """Everything the result depends on."""
-    rows = json.dumps([(e.text, e.pair, e.label) for e in data.examples]).encode()
     return {
         "backbone": {
             "fingerprint": backbone.spec.fingerprint,
             "tokenizer_fingerprint": backbone.spec.tokenizer_fingerprint,
         },
-        "data": {"name": data.name, "task_type": data.task_type, "sha256": hashlib.sha256(rows).hexdigest()},
+        "data": {"name": name, "task_type": task.type_name, "sha256": task.digest()},
         "adapter": asdict(adapter),
         "mixture": asdict(mixture),
         "head": asdict(head),

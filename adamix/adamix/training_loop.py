@@ -28,7 +28,8 @@ from adamix.batches import TokenRow, collate
 from adamix.config import Unrouted
 from adamix.data import TaskType
 from adamix.errors import FailedPrecondition
-from adamix.heads import TaskModel
+from adamix.generation_rows import TargetRows
+from adamix.heads import LanguageModel, TaskModel
 from adamix.losses import consistency_loss, task_loss
 from adamix.mixture import Mixture, select_rows
 from adamix.run_directory import checkpoint_step
@@ -152,7 +153,7 @@ class StepWatch(TrainerCallback):
 
 
 class MixtureTrainer(Trainer):
-    """Trains the experts and the head of a `TaskModel`; its body's own weights are frozen.
+    """Trains the experts of a model, and its head if it has one of its own; the backbone's weights are frozen.
 
     Args:
         order: which row comes when.
@@ -164,9 +165,9 @@ class MixtureTrainer(Trainer):
 
     def __init__(
         self,
-        model: TaskModel,
+        model: TaskModel | LanguageModel,
         args: TrainingArguments,
-        rows: Rows,
+        rows: Rows | TargetRows,
         order: EpochOrder,
         experts: Mixture,
         task_type: TaskType,

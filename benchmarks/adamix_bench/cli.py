@@ -13,12 +13,16 @@ import typer
 
 from adamix.cli import JsonFlag, exit_codes
 from adamix_bench.kernels.command import kernels
+from adamix_bench.quality.command import quality
 from adamix_bench.settings import Settings
+from adamix_bench.training.command import training
 
 _DEFAULTS = Settings()
 
 bench = typer.Typer(no_args_is_help=True, help="Measure, and say how it was measured.")
 bench.command()(kernels)
+bench.command()(training)
+bench.command()(quality)
 
 
 def register(app: typer.Typer) -> None:

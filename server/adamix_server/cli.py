@@ -18,6 +18,7 @@ from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, stderr
 from adamix_server.config import ServerConfig
+from adamix_server.push_flags import extend, push_sweep, push_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,10 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 PLUGIN_GROUP = "adamix.commands"
 
 _DEFAULTS = ServerConfig(backbone="")
+
+# The method trains; where its adapters go is this package's part.
+extend(app, "train", push_training)
+extend(app, "sweep", push_sweep)
 
 ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="ADAMIX_SERVER")]
 

@@ -4,7 +4,21 @@ Thin: every command parses, calls one function and prints. Heavy libraries are i
 `--help` answers at once.
 """
 
-from adamix.cli import evaluate, inspect, merge, train
+from adamix.cli import evaluate, few_shot, glue, inspect, interop, merge, recipes, sweep, train
 from adamix.cli.terminal import JsonFlag, app, exit_codes, stderr
 
-__all__ = ["JsonFlag", "app", "evaluate", "exit_codes", "inspect", "merge", "stderr", "train"]
+__all__ = [
+    "JsonFlag",
+    "app",
+    "evaluate",
+    "exit_codes",
+    "few_shot",
+    "glue",
+    "inspect",
+    "interop",
+    "merge",
+    "recipes",
+    "stderr",
+    "sweep",
+    "train",
+]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adamix.cli import routes, texts
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
@@ -16,50 +17,86 @@ from adamix.cli.terminal import (
     print_json,
     progress_bar,
 )
+from adamix.decoding import Decoding
 from adamix.errors import InvalidConfig, InvalidData
 
 if TYPE_CHECKING:
     from adamix.data import Example, TaskData
     from adamix.evaluation import Prediction
+    from adamix.routing_report import DrawsReport, EnsembleReport
 
 
 @app.command()
 def evaluate(
-    source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="Adapter file, or training directory to merge.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="Adapter file, or training directory.")],
     data: Annotated[str, typer.Option(help="As for `train`.")],
     backbone: Annotated[str | None, typer.Option(help="As for `train`; default: the one the adapter names.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    routing: Annotated[str, typer.Option(help="merged (others come later).")] = "merged",
-    seeds: Annotated[int | None, typer.Option(help="Draws of a random routing (comes later).")] = None,
+    routing: Annotated[
+        str, typer.Option(help="merged, random[:sentence|token], fixed:I or ensemble[:probabilities][:all].")
+    ] = "merged",
+    seeds: Annotated[
+        int | None,
+        typer.Option(help=f"Random routes, of random and ensemble (default {routes.DEFAULT_SEEDS}).", min=1, max=1000),
+    ] = None,
+    decoding: Annotated[
+        str | None,
+        typer.Option(help=f"Of generated texts, as NAME=VALUE,… to change these: {Decoding()}"),
+    ] = None,
+    scoring: Annotated[
+        str | None, typer.Option(help="Of generated texts: e2e, or webnlg (for DART too).  (default: e2e)")
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Categories of WebNLG: all, seen or unseen.  (default: all)")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 32,
     device: DeviceOption = "auto",
     save_predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per row.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw random routes (a violin), or an ensemble's calibration.")
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Measure an adapter on labelled text."""
+    """Measure an adapter on labelled text, or a trained mixture by other routes through its experts."""
     with exit_codes():
-        if routing != "merged":
-            raise InvalidConfig(f"--routing {routing} is not available in this version; use merged", field="routing")
-        if seeds is not None:
-            raise InvalidConfig(
-                "--seeds is for random routing, which is not available in this version; a merged adapter has no draws",
-                field="seeds",
-            )
         from adamix import adapter_file, evaluation
         from adamix import backbone as backbones
         from adamix import data as datasets
-        from adamix.merge import merge as merge_mixture
+        from adamix.routing import MixtureProbe, parse_routing
+        from adamix.routing_report import num_passes
 
-        adapter = adapter_file.decode(merge_mixture(source)) if source.is_dir() else adapter_file.read(source)
+        chosen = parse_routing(routing)
+        num_seeds = routes.check_flags(chosen, seeds, plot)
+        adapter, mixture = routes.read_source(source, chosen)
         head = adapter.manifest.head
-        if head.type not in datasets.TASK_TYPES:
+        writing = texts.Writing(decoding, scoring, subset)
+        if head.type == "causal_lm":
+            texts.check_routing(chosen)
+            texts.evaluate_adapter(
+                adapter,
+                data,
+                writing,
+                backbone=backbone,
+                split=split,
+                batch_size=batch_size,
+                device=device,
+                save_predictions=save_predictions,
+                json_=json_,
+            )
+            return
+        writing.refuse(head.type)
+        if head.type not in (*datasets.TASK_TYPES, "cloze"):
             raise InvalidData(
                 f"this adapter's head is {head.type}, which has no labels to compare with; "
                 f"evaluated are {', '.join(datasets.TASK_TYPES)}"
             )
-        rows = datasets.load(data, split=split, task_type=head.type)
+        if plot is not None and chosen.mode == "ensemble" and head.type == "regression":
+            raise InvalidConfig("--plot: a regression has no probabilities whose calibration to draw", field="plot")
+        rows = datasets.load(data, split=split, task_type=evaluation.label_type(head))
         name = backbone or adapter.manifest.backbone.name
-        loaded = backbones.load(name, device=device_name(device))
+        loaded = backbones.load(name, device=device_name(device), language_model=head.type == "cloze")
+        tokenizer = backbones.load_tokenizer(name)
+        report: DrawsReport | EnsembleReport | None = None
         with progress_bar() as bar:
             task = bar.add_task("evaluating", total=len(rows.examples), note="")
 
@@ -67,16 +104,26 @@ def evaluate(
                 bar.start()
                 bar.advance(task, count)
 
-            tokenizer = backbones.load_tokenizer(name)
-            result = evaluation.evaluate(adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
+            if mixture is None:
+                result = evaluation.evaluate(adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
+            else:
+                probe = MixtureProbe(mixture, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
+                bar.update(task, total=len(rows.examples) * num_passes(probe, chosen, num_seeds))
+                result, report = routes.measure(probe, chosen, num_seeds)
         if save_predictions is not None:
             lines = [
                 json.dumps(_prediction(rows, example, prediction, logits), ensure_ascii=False)
                 for example, prediction, logits in zip(rows.examples, result.predictions, result.logits, strict=True)
             ]
             adapter_file.write(save_predictions, "".join(line + "\n" for line in lines).encode())
+        if plot is not None and report is not None:
+            adapter_file.write(plot, routes.draw(report, f"{rows.name}, {result.rows} rows", plot))
+        if report is not None:
+            routes.show(report, json_=json_)
+            return
         if json_:
-            print_json({"metrics": result.metrics, "rows": result.rows, "truncated": result.truncated})
+            document = {"metrics": result.metrics, "rows": result.rows, "truncated": result.truncated}
+            print_json(document if mixture is None else document | {"routing": str(chosen)})
             return
         print(f"{format_metrics(result.metrics)}  ({result.rows} rows, {result.truncated} truncated)")
 

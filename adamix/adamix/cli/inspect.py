@@ -24,7 +24,7 @@ def inspect(
         manifest, (count, head) = adapter.manifest, adapter.num_parameters()
         sites = sorted({site for _, site in adapter.sites()})
         print(f"{manifest.kind} at {', '.join(sites) or 'no site'} for {manifest.backbone.name}")
-        labels = manifest.head.labels if manifest.head.type in ("classification", "multilabel") else ()
+        labels = manifest.head.labels if manifest.head.type in ("classification", "multilabel", "cloze") else ()
         print(f"head: {', '.join([manifest.head.type, *labels])[:200]}")
         print(f"training: {manifest.training.method} on {manifest.training.data}, merged by {manifest.training.merge}")
         print(f"parameters: {count:,} and {head:,} in the head; {adapter.num_bytes:,} bytes")

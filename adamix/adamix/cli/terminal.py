@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 stderr = Console(stderr=True, highlight=False)
+_is_inside: ContextVar[bool] = ContextVar("exit_codes", default=False)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -31,8 +33,13 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 def exit_codes() -> Iterator[None]:
     """Turn an error into one red line on stderr and an exit code: 2 for wrong usage, 1 for any other failure.
 
-    Only errors whose text is meant for people are turned; a bug keeps its traceback.
+    Only errors whose text is meant for people are turned; a bug keeps its traceback. Inside of another one, errors
+    pass through: a command that runs another command sees what went wrong there.
     """
+    if _is_inside.get():
+        yield
+        return
+    token = _is_inside.set(True)
     try:
         yield
     except InvalidConfig as error:
@@ -43,6 +50,8 @@ def exit_codes() -> Iterator[None]:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 1)
+    finally:
+        _is_inside.reset(token)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from adamix import recipes
+from adamix.cli.heads import cloze_config
+from adamix.cli.recipes import RecipeOption, explain, is_given, is_replaced
+from adamix.cli.rows import few_rows, load_rows, type_of
+from adamix.cli.session import Prepared, TrainSession
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
@@ -22,17 +27,18 @@ from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.errors import InvalidConfig, InvalidData
 
 if TYPE_CHECKING:
-    from adamix.data import TaskData
+    from adamix.data import GenerationData, TaskData
 
 _ADAPTER, _MIXTURE, _HEAD, _TRAIN = AdapterConfig(), MixtureConfig(), HeadConfig(), TrainConfig()
 
 
 @app.command()
 def train(
+    ctx: typer.Context,
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],
     data: Annotated[str, typer.Option(help="CSV or JSONL file, a corpus (`trec`, …), or a `datasets` name.")],
     out: Annotated[Path, typer.Option(help="Directory of the run; new or empty unless --resume.")],
-    task_type: Annotated[str | None, typer.Option(help="classification, multilabel or regression.")] = None,
+    task_type: Annotated[str | None, typer.Option(help="classification, multilabel, regression or generation.")] = None,
     method: Annotated[str, typer.Option(help="bottleneck or lora.")] = _ADAPTER.kind,
     rank: Annotated[int, typer.Option(help="Bottleneck units, or rank of the LoRA.")] = _ADAPTER.rank,
     alpha: Annotated[float | None, typer.Option(help="Scale the adapter by alpha / rank.  (default: scale 1)")] = None,
@@ -57,7 +63,17 @@ def train(
     ] = "distinct",
     pooling: Annotated[str, typer.Option(help="Head input: mean, cls or last.")] = _HEAD.pooling,
     dense: Annotated[str, typer.Option(help="Dense layer of the head: none, own or backbone.")] = _HEAD.dense,
-    recipe: Annotated[str | None, typer.Option(help="Published settings by name (come later).")] = None,
+    head_dropout: Annotated[float, typer.Option(help="Dropout before each linear of the head.")] = _HEAD.dropout,
+    head: Annotated[
+        str, typer.Option(help="plain, or cloze: the language model's word in a template is the label.")
+    ] = "plain",
+    template: Annotated[
+        str | None, typer.Option(help="cloze: {text}, {pair} and {mask}.  (default: `{text} It was {mask}.`)")
+    ] = None,
+    verbalizer: Annotated[
+        str | None, typer.Option(help="cloze: the word of each label, as negative=bad,positive=good.")
+    ] = None,
+    recipe: RecipeOption = None,
     few_shot: Annotated[int | None, typer.Option(help="Use K rows in all, balanced over classes.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens per text.")] = _TRAIN.max_length,
     epochs: Annotated[float | None, typer.Option(help=f"Passes over the rows.  (default: {_TRAIN.epochs:g})")] = None,
@@ -69,11 +85,16 @@ def train(
     ] = _TRAIN.accumulation,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = _TRAIN.weight_decay,
     warmup_ratio: Annotated[float, typer.Option(help="Share of the steps with a rising rate.")] = _TRAIN.warmup_ratio,
-    label_smoothing: Annotated[float, typer.Option(help="Of a classification.")] = _TRAIN.label_smoothing,
+    warmup_steps: Annotated[int | None, typer.Option(help="Their number, instead of --warmup-ratio.")] = None,
+    max_grad_norm: Annotated[float, typer.Option(help="Clip gradients at this norm; 0: never.")] = _TRAIN.max_grad_norm,
+    label_smoothing: Annotated[float, typer.Option(help="Of a classification or generation.")] = _TRAIN.label_smoothing,
     unrouted: Annotated[
         str, typer.Option(help="Experts without rows: skip them, or move them by their momentum.")
     ] = _TRAIN.unrouted,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")] = _TRAIN.precision,
+    backbone_dropout: Annotated[
+        bool, typer.Option(help="Keep the backbone's dropout while training.")
+    ] = _TRAIN.backbone_dropout,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _TRAIN.save_every,
     seed: Annotated[int, typer.Option(help="Of weights, routes, order, dropout and --few-shot.")] = _TRAIN.seed,
@@ -84,12 +105,13 @@ def train(
 ) -> None:
     """Train a mixture of adaptations on a frozen backbone."""
     with exit_codes():
-        if recipe is not None:
-            raise InvalidConfig(
-                f"--recipe {recipe} is not available in this version; give its settings one by one", field="recipe"
-            )
+        published = None if recipe is None else recipes.find(recipe)
+        epochs = None if is_replaced(ctx, "epochs") else epochs
+        warmup_steps = None if is_replaced(ctx, "warmup_steps") else warmup_steps
         if epochs is not None and max_steps is not None:
             raise InvalidConfig("give --epochs or --max-steps, not both")
+        if is_given(ctx, "warmup_steps") and is_given(ctx, "warmup_ratio"):
+            raise InvalidConfig("give --warmup-steps or --warmup-ratio, not both")
         adapter_config = AdapterConfig(
             kind=method,  # type: ignore[arg-type]  # checked by the dataclass, as are the other choices
             sites=_sites(sites),
@@ -106,7 +128,12 @@ def train(
             routing_granularity=routing_granularity,  # type: ignore[arg-type]
             task_loss=task_loss,  # type: ignore[arg-type]
         )
-        head_config = HeadConfig(pooling=pooling, dense=dense)  # type: ignore[arg-type]
+        head_config = HeadConfig(
+            pooling=pooling,  # type: ignore[arg-type]
+            dense=dense,  # type: ignore[arg-type]
+            dropout=head_dropout,
+            cloze=cloze_config(head, template, verbalizer),
+        )
         train_config = TrainConfig(
             epochs=_TRAIN.epochs if epochs is None else epochs,
             max_steps=max_steps,
@@ -115,24 +142,39 @@ def train(
             learning_rate=lr,
             weight_decay=weight_decay,
             warmup_ratio=warmup_ratio,
+            warmup_steps=warmup_steps,
+            max_grad_norm=max_grad_norm,
             max_length=max_length,
             label_smoothing=label_smoothing,
             unrouted=unrouted,  # type: ignore[arg-type]
             seed=seed,
             precision=precision,  # type: ignore[arg-type]
+            backbone_dropout=backbone_dropout,
             gradient_checkpointing=gradient_checkpointing,
             save_every=save_every,
         )
+        session = ctx.find_object(TrainSession) or TrainSession()
+        if session.is_plan:
+            return
         from adamix import backbone as backbones
         from adamix import data as datasets
         from adamix import trainer
 
-        rows = datasets.load(data, split="train", task_type=task_type)
+        if published is not None:
+            published.check_backbone(backbones.read_family(backbone).model_type)
+        rows = load_rows(data, split="train", task_type=task_type)
         if few_shot is not None:
-            rows = datasets.few_shot(rows, few_shot, seed)
-        validation = _validation(data, rows.task_type) if validate else None
-        loaded = backbones.load(backbone, device=device_name(device))
+            rows = few_rows(rows, few_shot, seed)
+        is_generation = isinstance(rows, datasets.GenerationData)
+        validation = _validation(data, type_of(rows)) if validate else None
+        loaded = session.load_backbone(
+            backbone, device=device_name(device), language_model=head == "cloze" or is_generation
+        )
+        tokenizer = backbones.load_tokenizer(backbone)
+        prepared = Prepared(out, data, rows, loaded, tokenizer, head_config)
+        session.before(prepared)
         is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+        settled = None if published is None or not is_first else explain(ctx, published)
         with progress_bar() as bar:
             task = bar.add_task("training", total=None, note="")
 
@@ -145,7 +187,7 @@ def train(
 
             result = trainer.train(
                 loaded,
-                backbones.load_tokenizer(backbone),
+                tokenizer,
                 rows,
                 validation,
                 adapter_config,
@@ -170,24 +212,38 @@ def train(
             },
             "validation": result.metrics,
         }
-        if json_:
-            print_json(document)
-            return
-        print(f"{result.path}: {result.steps} steps on {len(rows.examples)} rows in {result.seconds:.1f} s")
-        print(
-            f"parameters: {result.trained_parameters:,} in experts, {result.merged_parameters:,} when merged, "
-            f"{result.head_parameters:,} in the head"
-        )
-        if result.metrics:
-            print(f"validation (merged): {format_metrics(result.metrics)}")
+        if isinstance(rows, datasets.GenerationData):
+            document["references"] = sum(len(example.references) for example in rows.examples)
+            document["synthetic"] = rows.is_synthetic
+        if settled is not None:
+            document["recipe"] = settled
+        session.after(prepared, document)
+        if not session.is_silent:
+            _show(document, as_json=json_)
+        session.close(document, as_json=json_)
 
 
-def _validation(data: str, task_type: str) -> "TaskData | None":
+def _show(document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+        return
+    parameters = document["parameters"]
+    kind = {None: "rows", False: "sources", True: "synthetic sources"}[document.get("synthetic")]
+    print(
+        f"{document['mixture']}: {document['steps']} steps on {document['rows']} {kind} in {document['seconds']:.1f} s"
+    )
+    print(
+        f"parameters: {parameters['trained']:,} in experts, {parameters['merged']:,} when merged, "
+        f"{parameters['head']:,} in the head"
+    )
+    if document["validation"]:
+        print(f"validation (merged): {format_metrics(document['validation'])}")
+
+
+def _validation(data: str, task_type: str) -> "TaskData | GenerationData | None":
     """The validation split, or None with a note: a small file may have none, and still be trained on."""
-    from adamix import data as datasets
-
     try:
-        return datasets.load(data, split="validation", task_type=task_type)
+        return load_rows(data, split="validation", task_type=task_type)
     except InvalidData as error:
         if error.reason not in ("SPLIT_MISSING", "SPLIT_EMPTY"):
             raise

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
 
+from adamix.data.generation import GenerationData
 from adamix.data.task import TaskData
 from adamix.errors import InvalidConfig
 
@@ -37,6 +38,19 @@ def few_shot(data: TaskData, k: int, seed: int) -> TaskData:
         rng.shuffle(group)
     rng.shuffle(groups)
     return replace(data, examples=tuple(data.examples[i] for i in islice(_in_turns(groups), k)))
+
+
+def few_sources(data: GenerationData, k: int, seed: int) -> GenerationData:
+    """`k` sources in a seeded order, each with all its references; a smaller `k` gives the beginning of a larger one.
+
+    Raises:
+        InvalidConfig: `k` is below 1 or above the number of sources.
+    """
+    if not 1 <= k <= len(data.examples):
+        raise InvalidConfig(f"few-shot takes 1 to {len(data.examples)} sources of {data.name}, not {k}")
+    order = list(range(len(data.examples)))
+    random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible choice, not a secret
+    return replace(data, examples=tuple(data.examples[index] for index in order[:k]))
 
 
 def _groups(data: TaskData, k: int) -> list[list[int]]:

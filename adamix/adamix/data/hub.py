@@ -1,7 +1,7 @@
 """Rows of a data set of the `datasets` library, which is optional and imported only when one is asked for."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +44,16 @@ class HubRows:
     is_split: bool
 
 
-def read_hub(source: str, split: Split) -> HubRows:
+def read_hub(source: str, split: Split, names: Mapping[Split, tuple[str, ...]] = _SPLIT_NAMES) -> HubRows:
     """The rows of `NAME` or `NAME:CONFIG`. Parts that the answer does not depend on are left out.
+
+    Args:
+        names: what the data set may call each split.
 
     Raises:
         InvalidData: the library is missing, it cannot load the data set, or the columns are not known.
     """
-    found = load_splits(source)
+    found = load_splits(source, names)
     features = next(iter(found.values())).features
     task_type, label_names = _read_label_feature(features)
     is_split = set(found) != {"train"}
@@ -60,7 +63,7 @@ def read_hub(source: str, split: Split) -> HubRows:
     return HubRows(parts, task_type, label_names, is_split)
 
 
-def load_splits(source: str) -> dict[Split, Any]:
+def load_splits(source: str, names: Mapping[Split, tuple[str, ...]] = _SPLIT_NAMES) -> dict[Split, Any]:
     """The data set of each split that `NAME` or `NAME:CONFIG` has. Raises InvalidData as `read_hub` does."""
     try:
         import datasets  # here, because it is optional and slow to import
@@ -79,7 +82,7 @@ def load_splits(source: str) -> dict[Split, Any]:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidData(f"`datasets` cannot load {source}: {first_line[:200]}") from None
     found: dict[Split, Any] = {
-        part: loaded[name] for part, names in _SPLIT_NAMES.items() for name in names[::-1] if name in loaded
+        part: loaded[name] for part, candidates in names.items() for name in candidates[::-1] if name in loaded
     }
     if not found:
         raise InvalidData(f"{source} has the splits {', '.join(loaded)}, none of them train, validation or test")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from adamix.data.corpora import CORPORA
 from adamix.data.files import SUFFIXES, read_parts
+from adamix.data.glue import PREFIX as GLUE_PREFIX
+from adamix.data.glue import load_glue
 from adamix.data.hub import NAME, read_hub
 from adamix.data.rows import assemble, check_arguments
 from adamix.data.task import TaskData
@@ -16,8 +18,8 @@ def load(source: str, *, split: str, task_type: str | None = None) -> TaskData:
 
     Args:
         source: a packaged corpus (`CORPORA`; to mean a path of that name, write `./trec`); a `.csv` or `.jsonl`
-            file, or a directory of such files named train, validation and test; or `NAME[:CONFIG]` of the
-            `datasets` library.
+            file, or a directory of such files named train, validation and test; `glue:TASK` or `glue:TASK=DIR`
+            (see `load_glue`); or `NAME[:CONFIG]` of the `datasets` library.
         split: `train`, `validation` or `test`.
         task_type: `classification`, `multilabel` or `regression`; None takes what the source fixes or infers it.
 
@@ -32,6 +34,8 @@ def load(source: str, *, split: str, task_type: str | None = None) -> TaskData:
         if kind is not None and kind != corpus.task_type:
             raise InvalidConfig(f"{source} is a {corpus.task_type} corpus, not {kind}")
         return assemble(source, {"train": corpus.rows()}, wanted, corpus.task_type)
+    if source.startswith(GLUE_PREFIX):
+        return load_glue(source, wanted, kind)
     path = Path(source).absolute()
     # os.path.exists, because Path.exists raises for names that no file can have.
     if source and (os.path.exists(path) or path.suffix in SUFFIXES):  # noqa: PTH110

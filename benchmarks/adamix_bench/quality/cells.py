@@ -9,17 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, data, evaluation, trainer
+from adamix import adapter_file, data, trainer
 from adamix import backbone as backbones
 from adamix.backbone import Backbone
 from adamix.config import HeadConfig, TrainConfig
-from adamix.data import TaskData
-from adamix.merge import MixtureFile, merge, read_mixture
+from adamix.errors import InvalidConfig
+from adamix.mixture_file import MixtureFile, read_mixture
+from adamix.routing import MixtureProbe, parse_routing
 from adamix_bench.quality.settings import QualitySettings, Rows
-from adamix_bench.quality.trainings import TRAININGS, Choice
+from adamix_bench.quality.trainings import ROUTED, TRAININGS, Choice
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,17 @@ class Laboratory:
         work: directory of the trained mixtures and of runs that were cut short.
     """
 
-    def __init__(self, settings: QualitySettings, work: Path) -> None:
+    def __init__(self, settings: QualitySettings, work: Path, device: str) -> None:
         self.settings = settings
         self._work = work
-        self._backbone: Backbone = backbones.load(settings.backbone)
+        self._backbone = _load(settings.backbone, settings.layers, device)
         self._tokenizer: PreTrainedTokenizerFast = backbones.load_tokenizer(settings.backbone)
         self._load = cache(data.load)
 
     def train(
         self, cell: Cell, choice: Choice, on_step: Callable[[trainer.Progress], None]
     ) -> tuple[MixtureFile, float]:
-        """The trained mixture of a cell, from the working directory if it is there, and the seconds its training took."""
+        """The trained mixture of a cell and the seconds its training took; from the working directory if there."""
         kept = self._work / f"{cell.key}-{choice.learning_rate:g}-{choice.steps}.safetensors"
         seconds_file = kept.with_suffix(".seconds")
         if not kept.exists():
@@ -98,20 +101,47 @@ class Laboratory:
             shutil.rmtree(out)
         return read_mixture(kept), float(seconds_file.read_text())
 
-    def measure(self, cell: Cell, mixture: MixtureFile, method: str) -> Outcome:
-        """Score a method on the whole test split."""
-        return self._score(mixture, method, self._load(cell.task, split="test"))
+    def on_test(self, cell: Cell, mixture: MixtureFile) -> MixtureProbe:
+        """A mixture on the whole test split, to be measured by one method after the other."""
+        return MixtureProbe(mixture, self._backbone, self._tokenizer, self._load(cell.task, split="test"))
 
-    def validate(self, cell: Cell, mixture: MixtureFile) -> Outcome:
-        """Score the merged mixture on the first rows of the validation split."""
+    def on_validation(self, cell: Cell, mixture: MixtureFile) -> MixtureProbe:
+        """A mixture on some rows of the validation split, the same ones for every trial."""
         rows = self._load(cell.task, split="validation")
         if len(rows.examples) > self.settings.validation_rows:
             rows = data.few_shot(rows, self.settings.validation_rows, seed=0)
-        return self._score(mixture, "merged", rows)
+        return MixtureProbe(mixture, self._backbone, self._tokenizer, rows)
 
-    def _score(self, mixture: MixtureFile, method: str, rows: TaskData) -> Outcome:
+    def measure(self, probe: MixtureProbe, method: str) -> Outcome:
+        """Score a method: a mean where it has several draws."""
         started = time.monotonic()
-        metric = "pearson" if rows.task_type == "regression" else "accuracy"
-        adapter = adapter_file.decode(merge(mixture))
-        result = evaluation.evaluate(adapter, self._backbone, self._tokenizer, rows)
-        return Outcome(metric, result.metrics[metric], time.monotonic() - started)
+        metric = "pearson" if probe.data.task_type == "regression" else "accuracy"
+        draws = tuple(
+            probe.evaluate(parse_routing(routing), seed).metrics[metric] for routing, seed in self._draws(probe, method)
+        )
+        return Outcome(metric, fmean(draws), time.monotonic() - started, draws if method in ROUTED else ())
+
+    def _draws(self, probe: MixtureProbe, method: str) -> list[tuple[str, int]]:
+        """The routings of a method, each with the seed of its routes: random ones, every expert in turn, or all."""
+        if method == "random":
+            return [("random", seed) for seed in range(self.settings.draws)]
+        if method == "fixed":
+            return [(f"fixed:{expert}", 0) for expert in range(probe.mixture.manifest.num_experts)]
+        return [("ensemble" if method == "ensemble" else "merged", 0)]
+
+
+def _load(name: str, layers: int | None, device: str) -> Backbone:
+    """A backbone, or one that ends after its first layers."""
+    whole = backbones.load(name, device=device)
+    if layers is None:
+        return whole
+    body = whole.model
+    path = whole.family.layers
+    found = body.get_submodule(path)
+    if not isinstance(found, nn.ModuleList) or layers > len(found):
+        raise InvalidConfig(f"--layers {layers}: {name} has {whole.spec.num_layers} layers", field="layers")
+    body.set_submodule(path, found[:layers])
+    body.config.num_hidden_layers = layers
+    return backbones.from_model(
+        body, name=f"{name}, first {layers} layers", tokenizer_fingerprint=whole.spec.tokenizer_fingerprint
+    )

@@ -1,73 +1,111 @@
-"""`adamix bench quality`: thin, as all commands."""
+"""The command `adamix bench quality`: parse, call one function, print. Heavy libraries are imported inside."""
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from adamix.cli import JsonFlag, exit_codes, stderr
-from adamix.cli.terminal import progress_bar
+from adamix.cli.terminal import DeviceOption, device_name, progress_bar
 from adamix.errors import InvalidConfig
+from adamix_bench.quality.settings import QualitySettings
 
-_LIST = "comma-separated"
+if TYPE_CHECKING:
+    from adamix.trainer import Progress
+
+_DEFAULTS = QualitySettings()
+_N = TypeVar("_N", int, float)
+
+
+def _joined(values: tuple[Any, ...]) -> str:
+    return ",".join(
+        "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values
+    )
 
 
 def quality(
-    backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")] = "minilm",
-    tasks: Annotated[str, typer.Option(help=f"Packaged corpora, {_LIST}.")] = "trec,movie,spam,bbc,tweets",
-    rows: Annotated[str, typer.Option(help=f"Training rows, {_LIST}; `all` for all of them.")] = "100,300",
-    seeds: Annotated[int, typer.Option(help="Seeds 0 to N-1.", min=1)] = 5,
+    backbone: Annotated[str, typer.Option(help="A directory, a hub id or `minilm`.")] = _DEFAULTS.backbone,
+    layers: Annotated[
+        int | None, typer.Option(help="Only the first N layers of the backbone: less compute.  [default: all]")
+    ] = _DEFAULTS.layers,
+    tasks: Annotated[str, typer.Option(help="Packaged corpora, comma-separated.")] = _joined(_DEFAULTS.tasks),
+    rows: Annotated[str, typer.Option(help="Sizes of the training sets; `all` for all rows.")] = _joined(
+        _DEFAULTS.rows
+    ),
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to N-1.", min=1)] = len(_DEFAULTS.seeds),
     methods: Annotated[
         str,
         typer.Option(
             help="Of head, single, single-compute, lora, merged, random, fixed, ensemble, no-consistency, no-sharing, "
-            f"m2, m8; {_LIST}."
+            "same-start, m2, m8."
         ),
-    ] = "merged,single-compute",
-    batch_size: Annotated[int, typer.Option(help="Rows per optimiser step.", min=1)] = 8,
-    max_length: Annotated[int, typer.Option(help="Tokens per text.", min=4)] = 32,
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")] = "fp32",
-    draws: Annotated[int, typer.Option(help="Random routes each mixture is measured with.", min=1)] = 5,
-    out: Annotated[Path, typer.Option(help="Directory of quality.jsonl and of the report.")] = Path("bench-output"),
+    ] = _joined(_DEFAULTS.methods),
+    learning_rates: Annotated[str, typer.Option(help="Grid of the tuning.")] = _joined(_DEFAULTS.learning_rates),
+    steps: Annotated[
+        str, typer.Option(help="Grid of the tuning, in steps of two passes; one pass takes twice as many.")
+    ] = _joined(_DEFAULTS.steps),
+    batch_size: Annotated[int, typer.Option(help="Rows per optimiser step.", min=1)] = _DEFAULTS.batch_size,
+    max_length: Annotated[int, typer.Option(help="Tokens per text.", min=4)] = _DEFAULTS.max_length,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")] = _DEFAULTS.precision,
+    draws: Annotated[int, typer.Option(help="Random routes of each mixture.", min=1)] = _DEFAULTS.draws,
+    threads: Annotated[int, typer.Option(help="Threads of the operators.  [0: one per core]", min=0)] = 0,
+    device: DeviceOption = "auto",
+    out: Annotated[Path, typer.Option(help="Directory of quality.jsonl and the report.")] = Path("bench-output"),
     work: Annotated[
-        Path | None, typer.Option(help="Directory of the trained mixtures.  [default: OUT/quality-work]")
+        Path | None, typer.Option(help="Directory of trained mixtures.  [default: OUT/quality-work]")
     ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """AdaMix against single adapters of equal compute, on real text, over seeds; continues where it was stopped."""
-    with exit_codes():
-        from adamix_bench.quality.run import run
-        from adamix_bench.quality.settings import QualitySettings
-        from adamix_bench.quality.store import RunStore
+    """AdaMix against single adapters of equal compute, on real text and over seeds.
 
+    Every result is a line of quality.jsonl. The same command goes on where it was stopped; several at once share the
+    work.
+    """
+    with exit_codes():
         settings = QualitySettings(
             backbone=backbone,
+            layers=layers,
             tasks=tuple(tasks.split(",")),
-            rows=tuple(_rows(value) for value in rows.split(",")),
+            rows=tuple(None if value == "all" else _number(int, "--rows", value) for value in rows.split(",")),
             seeds=tuple(range(seeds)),
             methods=tuple(methods.split(",")),
+            learning_rates=tuple(_number(float, "--learning-rates", value) for value in learning_rates.split(",")),
+            steps=tuple(_number(int, "--steps", value) for value in steps.split(",")),
             batch_size=batch_size,
             max_length=max_length,
             precision=precision,
             draws=draws,
         )
-        store = RunStore(out / "quality.jsonl")
+        import torch
+
+        from adamix_bench.quality.outcome import write
+        from adamix_bench.quality.run import run
+        from adamix_bench.quality.store import RunStore
+
+        if threads:
+            torch.set_num_threads(threads)
+        work = work or out / "quality-work"
+        store = RunStore(out / "quality.jsonl", work / "claims")
         with progress_bar() as bar:
             task = bar.add_task("quality", total=None, note="")
 
-            def watch(name: str, number: int, total: int, progress: object) -> None:
+            def watch(name: str, number: int, total: int, progress: "Progress | None") -> None:
                 bar.start()
-                step = "" if progress is None else f"step {progress.step}/{progress.steps}"  # type: ignore[attr-defined]
-                bar.update(task, completed=number, total=total, note=f"{name} {step}")
+                step = "" if progress is None else f", step {progress.step} of {progress.steps}"
+                bar.update(task, completed=number, total=total, note=name + step)
 
-            finished = run(settings, store, work or out / "quality-work", watch)
+            finished = run(settings, store, work, watch, device_name(device))
         if not finished:
-            stderr.print("another process still works on some cells: the report is of what there is")
+            stderr.print("another process still works on some cells: this report is of what there is", soft_wrap=True)
+        document = write(settings, store, out, sys.argv[1:], quiet=json_)
+        if json_:
+            typer.echo(json.dumps(document))
 
 
-def _rows(value: str) -> int | None:
-    if value == "all":
-        return None
-    if not value.isdecimal():
-        raise InvalidConfig(f"--rows are numbers or `all`, not {value!r}", field="rows")
-    return int(value)
+def _number(kind: type[_N], flag: str, value: str) -> _N:
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidConfig(f"{flag}: {value!r} is not a number") from None

@@ -18,13 +18,15 @@ Watch = Callable[[str, int, int, trainer.Progress | None], None]
 """Called with what is being done, the pieces of work done and in all, and the progress of a training."""
 
 
-def run(settings: QualitySettings, store: RunStore, work: Path, watch: Watch) -> bool:
+def run(settings: QualitySettings, store: RunStore, work: Path, watch: Watch, device: str = "cpu") -> bool:
     """Do everything that is missing from the store. False if other processes still work on some of it.
 
     Raises:
+        InvalidConfig: the store was begun with other settings.
         InvalidData: a corpus is not installed; the message has the command.
     """
-    laboratory = Laboratory(settings, work)
+    store.begin(settings.protocol())
+    laboratory = Laboratory(settings, work, device)
     for training in settings.trainings:
         for cell, choice in tuning.missing(settings, training, store.records("trial")):
             name = f"tuning {cell.key} lr {choice.learning_rate:g}, {choice.steps} steps"
@@ -73,8 +75,9 @@ def _run_cell(
     laboratory: Laboratory, store: RunStore, cell: Cell, choice: Choice, methods: list[str], on_step: tuning.OnStep
 ) -> None:
     mixture, seconds = laboratory.train(cell, choice, on_step)
+    probe = laboratory.on_test(cell, mixture)
     for method in methods:
-        outcome = laboratory.measure(cell, mixture, method)
+        outcome = laboratory.measure(probe, method)
         record = {
             "task": cell.task,
             "rows": rows_name(cell.rows),

@@ -1,5 +1,6 @@
 """What a quality run compares: tasks, sizes, seeds, methods, and the grid that every method is tuned on."""
 
+import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -18,6 +19,7 @@ class QualitySettings:
     """A quality run. Everything here is written into its report.
 
     Attributes:
+        layers: use only so many of the backbone's first layers, for less compute; None for all.
         rows: training rows, chosen by the seed and balanced over classes.
         seeds: of rows, weights, routes, order and dropout alike.
         draws: random routes that each mixture is measured with.
@@ -28,6 +30,7 @@ class QualitySettings:
     """
 
     backbone: str = "minilm"
+    layers: int | None = None
     tasks: tuple[str, ...] = ("trec", "movie", "spam", "bbc", "tweets")
     rows: tuple[Rows, ...] = (100, 300)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -37,10 +40,10 @@ class QualitySettings:
     precision: str = "fp32"
     draws: int = 5
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    steps: tuple[int, ...] = (150, 300)
+    steps: tuple[int, ...] = (300, 600)
     tuning_cells: tuple[tuple[str, int], ...] = (("trec", 100), ("movie", 300), ("tweets", 100))
     tuning_seed: int = 1_000
-    validation_rows: int = 400
+    validation_rows: int = 1_000
 
     def __post_init__(self) -> None:
         _known("--tasks", self.tasks, CORPORA)
@@ -54,6 +57,8 @@ class QualitySettings:
             raise InvalidConfig("the seed of the tuning must not be one of the reported seeds", field="seeds")
         if any(rows is not None and rows < 1 for rows in self.rows):
             raise InvalidConfig("rows must be positive", field="rows")
+        if self.layers is not None and self.layers < 1:
+            raise InvalidConfig("layers must be positive", field="layers")
         if self.draws < 1:
             raise InvalidConfig("draws must be positive", field="draws")
 
@@ -67,8 +72,11 @@ class QualitySettings:
         per_step = TRAININGS[training].steps_factor
         return [Choice(rate, steps * per_step) for steps, rate in product(self.steps, self.learning_rates)]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def protocol(self) -> dict[str, Any]:
+        """What all runs of one store must have in common to be compared, as JSON has it."""
+        extent = ("tasks", "rows", "seeds", "methods")
+        protocol: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in protocol.items() if name not in extent}
 
 
 def _known(flag: str, names: Collection[str], known: Collection[str]) -> None:

@@ -12,16 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adamix.errors import InvalidData
+from adamix.errors import InvalidConfig, InvalidData
 
 Record = dict[str, Any]
 
 
 class RunStore:
-    """One `quality.jsonl`. `kind` is `run` (a reported result) or `trial` (of the tuning)."""
+    """One `quality.jsonl`. `kind` is `run` (a reported result), `trial` (of the tuning) or `protocol`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        claims: directory of one empty file for each piece of work that was ever claimed.
+    """
+
+    def __init__(self, path: Path, claims: Path) -> None:
         self.path = path
+        self._claims = claims
 
     def records(self, kind: str) -> list[Record]:
         """All records of a kind. A last line that was cut off by a kill does not count.
@@ -53,12 +58,28 @@ class RunStore:
             file.flush()
             os.fsync(file.fileno())
 
+    def begin(self, protocol: Record) -> None:
+        """Say how the runs of this file are made, or check that it is how its earlier ones were.
+
+        Raises:
+            InvalidConfig: the file was begun with other settings.
+        """
+        begun = self.records("protocol")
+        if not begun:
+            self.append("protocol", protocol)
+            return
+        for name, value in protocol.items():
+            if begun[0].get(name) != value:
+                raise InvalidConfig(
+                    f"{self.path} was begun with {name} {begun[0].get(name)}, not {value}: name another --out",
+                    field=name,
+                )
+
     @contextmanager
     def claimed(self, key: str) -> Iterator[bool]:
         """Whether this process may work on `key` now: False while another one does. Freed by the end of the process."""
-        directory = self.path.with_suffix(".claims")
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / key).open("w") as file:
+        self._claims.mkdir(parents=True, exist_ok=True)
+        with (self._claims / key).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

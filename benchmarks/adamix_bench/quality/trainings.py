@@ -43,6 +43,7 @@ TRAININGS: dict[str, Training] = {
     "adamix": Training(BOTTLENECK, ADAMIX, 1),
     "no-consistency": Training(BOTTLENECK, replace(ADAMIX, consistency=0.0), 2),
     "no-sharing": Training(BOTTLENECK, replace(ADAMIX, share="none"), 1),
+    "same-start": Training(replace(BOTTLENECK, distinct_init=False), ADAMIX, 1),
     "m2": Training(BOTTLENECK, replace(ADAMIX, num_experts=2), 1),
     "m8": Training(BOTTLENECK, replace(ADAMIX, num_experts=8), 1),
 }
@@ -59,7 +60,9 @@ METHODS: dict[str, str] = {
     "ensemble": "adamix",
     "no-consistency": "no-consistency",
     "no-sharing": "no-sharing",
+    "same-start": "same-start",
     "m2": "m2",
     "m8": "m8",
 }
-ROUTED = ("random", "fixed", "ensemble")
+# Means of several draws.
+ROUTED = ("random", "fixed")

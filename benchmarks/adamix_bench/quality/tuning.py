@@ -21,7 +21,7 @@ def cells(settings: QualitySettings, training: str) -> list[Cell]:
 def run_trial(laboratory: Laboratory, store: RunStore, cell: Cell, choice: Choice, on_step: OnStep) -> None:
     """Train a cell with one choice and record what it scores on validation rows."""
     mixture, seconds = laboratory.train(cell, choice, on_step)
-    outcome = laboratory.validate(cell, mixture)
+    outcome = laboratory.measure(laboratory.on_validation(cell, mixture), "merged")
     store.append(
         "trial",
         {

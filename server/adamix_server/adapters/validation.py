@@ -186,6 +186,12 @@ def judge(data: bytes, spec: BackboneSpec, expected_digest: str | None = None) -
         )
     adapter = decode(data)
     check_backbone(adapter, spec)
+    if adapter.manifest.head.type == "cloze":
+        raise InvalidAdapter(
+            "a cloze head is read off the backbone's language model, which this server does not load; "
+            "`adamix evaluate` does",
+            reason="HEAD_UNSUPPORTED",
+        )
     return Verdict(digest=digest, manifest_json=canonical_json(adapter.manifest.to_json()), num_bytes=len(data))
 
 

@@ -1,21 +1,28 @@
-"""A tiny random BERT, a tokenizer of whole words, and texts whose label depends on a word: trained in a second."""
+"""Tiny random backbones with tokenizers of whole words, and data that are learned in a second.
 
+A BERT and texts whose label depends on a word; a GPT-2 and texts to be generated from attributes.
+"""
+
+import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from adamix.backbone import Backbone, from_model
-from adamix.data import Example, TaskData
+from adamix.data import Example, GenerationData, GenerationExample, TaskData
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 _NOUNS = [f"noun{i}" for i in range(30)]
 _COLOURS = ["red", "green", "blue"]
 _NUMBERS = ["one", "two", "three", "four", "five"]
 _WORDS = [*_SPECIAL, *_COLOURS, *_NUMBERS, *_NOUNS]
+_NAMES = ["anna", "bert", "carl", "dora"]
+_SPOKEN = ["<pad>", "<unk>", "<s>", "</s>", "name", "colour", "likes", "is", "fond", "of", *_NAMES, *_COLOURS]
 
 
 def tiny_bert() -> BertModel:
@@ -89,6 +96,61 @@ def backbone_directory(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreT
     directory = tmp_path_factory.mktemp("backbone")
     tiny_bert().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_words() -> Callable[..., PreTrainedTokenizerFast]:
+    """Tokenizers of a decoder's words; with `begins_texts` one that puts a token before each text, as Llama's does."""
+
+    def make(*, begins_texts: bool = False) -> PreTrainedTokenizerFast:
+        words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(_SPOKEN)}, unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        if begins_texts:
+            words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+        special = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+        return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def words(make_words: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    return make_words()
+
+
+@pytest.fixture(scope="session")
+def make_gpt2() -> Callable[[], GPT2LMHeadModel]:
+    def make() -> GPT2LMHeadModel:
+        config = GPT2Config(
+            vocab_size=len(_SPOKEN), n_embd=16, n_layer=2, n_head=2, n_positions=48, initializer_range=0.3
+        )
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def likes() -> GenerationData:
+    """Sources of two attributes, each with two references of different lengths."""
+    examples = [
+        GenerationExample(f"name {name} colour {colour}", (f"{name} likes {colour}", f"{name} is fond of {colour}"))
+        for name, colour in itertools.product(_NAMES, _COLOURS)
+    ]
+    return GenerationData("likes", tuple(examples), is_synthetic=True)
+
+
+@pytest.fixture(scope="session")
+def decoder_directory(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_gpt2: Callable[[], GPT2LMHeadModel],
+    words: PreTrainedTokenizerFast,
+) -> Path:
+    """The tiny GPT-2 on disk, as `--backbone` takes it."""
+    directory = tmp_path_factory.mktemp("decoder")
+    make_gpt2().save_pretrained(directory)
+    words.save_pretrained(directory)
     return directory
 
 

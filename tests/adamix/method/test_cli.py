@@ -173,15 +173,10 @@ def test_failures_exit_1_with_one_line(
         assert "Traceback" not in result.stderr
 
 
-def test_what_comes_later_is_refused_by_name(
-    trained: Path, merged: Path, backbone_directory: Path, csv: Path, tmp_path: Path
-) -> None:
-    how = _invoke("merge", trained, "--out", tmp_path / "x", "--how", "ties")
-    assert how.exit_code == 2
-    assert "'ties' is not available" in how.stderr
+def test_what_comes_later_is_refused_by_name(merged: Path, backbone_directory: Path, csv: Path, tmp_path: Path) -> None:
     routing = _invoke("evaluate", merged, "--data", csv, "--routing", "ensemble")
     assert routing.exit_code == 2
-    assert "ensemble is not available" in routing.stderr
+    assert "--routing ensemble needs all experts" in routing.stderr
     seeds = _invoke("evaluate", merged, "--data", csv, "--seeds", "3")
     assert seeds.exit_code == 2
     assert "error: --seeds is for random routing" in seeds.stderr

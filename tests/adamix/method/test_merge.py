@@ -2,18 +2,21 @@
 
 import dataclasses
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from adamix import adapter_file
 from adamix.adapter_file import TensorData
 from adamix.errors import InvalidAdapter, InvalidConfig
 from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
-from adamix.merge import MIXTURE_FILE, MixtureFile, MixtureManifest, merge, read_mixture
+from adamix.merge import MIXTURE_FILE, MergeConfig, MixtureFile, MixtureManifest, merge, read_mixture
+from adamix.merging import fisher
 
 HIDDEN, RANK = 6, 2
 
@@ -122,10 +125,8 @@ def test_a_mixture_survives_the_disk(tmp_path: Path) -> None:
     assert caught.value.reason == "UNMERGED_MIXTURE"
 
 
-def test_other_methods_are_refused_by_name() -> None:
-    with pytest.raises(InvalidConfig, match="'fisher' is not available"):
-        merge(_mixture(), "fisher")
-    with pytest.raises(InvalidConfig, match="must be one of"):
+def test_an_unknown_method_is_refused_by_name() -> None:
+    with pytest.raises(InvalidConfig, match=r"must be one of uniform, .* not 'slerp'"):
         merge(_mixture(), "slerp")
 
 
@@ -170,9 +171,18 @@ def test_experts_of_different_shapes_are_refused() -> None:
     assert caught.value.reason == "SHAPE_MISMATCH"
 
 
-def test_a_surplus_tensor_is_refused() -> None:
-    mixture = _mixture()
-    tensors = {**mixture.tensors, "layers.1.mlp_out.gate.0.weight": TensorData.from_float32(np.zeros(2))}
+@pytest.mark.parametrize(
+    "key",
+    [
+        "layers.1.mlp_out.gate.0.weight",
+        "layers.1.mlp_out.down_proj.0",
+        "layers.1.attn_q.lora_A.0.weight",
+        "initial.layers.1.mlp_out.down_proj.weight",  # which the manifest does not announce
+    ],
+)
+def test_a_surplus_tensor_is_refused(key: str) -> None:
+    mixture = _mixture(num_experts=1)
+    tensors = {**mixture.tensors, key: TensorData.from_float32(np.zeros((RANK, HIDDEN)))}
     with pytest.raises(InvalidAdapter) as caught:
         merge(dataclasses.replace(mixture, tensors=tensors))
     assert caught.value.reason == "TENSOR_UNEXPECTED"
@@ -188,3 +198,43 @@ def test_a_malformed_mixture_manifest_is_refused(tmp_path: Path, change: dict[st
     with pytest.raises(InvalidAdapter) as caught:
         merge(path)
     assert caught.value.reason == "MANIFEST_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("density", 0.0),
+        ("density", 1.1),
+        ("density", float("nan")),
+        ("max_rows", 0),
+        ("batch_size", 0),
+        ("steps", -1),
+        ("learning_rate", float("inf")),
+        ("seed", -1),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, value: float) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        MergeConfig(**{setting: value})  # type: ignore[arg-type]
+    assert caught.value.field == setting
+
+
+def test_labels_are_drawn_as_the_expert_predicts_them() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0]]).expand(3000, 3).clone().requires_grad_()
+    quantiles = torch.rand(3000, 3, generator=torch.Generator().manual_seed(0))
+    fisher.log_likelihood(logits, quantiles, "classification").backward()
+    assert logits.grad is not None
+    shares = torch.softmax(logits[0].detach(), 0)
+    # The gradient of a log-softmax is 1 at the label less the distribution: it tells which label was drawn.
+    drawn = Counter((logits.grad + shares).argmax(1).tolist())
+    # Four standard errors of a share of 3,000 draws are below 0.037.
+    assert [drawn[c] / 3000 for c in range(3)] == pytest.approx(shares.tolist(), abs=0.037)
+    logits.grad = None
+    fisher.log_likelihood(logits, quantiles, "multilabel").backward()
+    assert logits.grad is not None
+    drawn_labels = (logits.grad > 0).float().mean(0)
+    assert drawn_labels.tolist() == pytest.approx(logits[0].detach().sigmoid().tolist(), abs=0.037)
+    edge = torch.zeros(1, 2).requires_grad_()
+    fisher.log_likelihood(edge, torch.full((1, 2), 1.0), "classification").backward()
+    assert edge.grad is not None
+    assert edge.grad.tolist() == [[-0.5, 0.5]]  # rounding up to 1 is still the last class

@@ -1,0 +1,42 @@
+"""The flags of `adamix train` that describe a cloze head, as its configuration."""
+
+import json
+from typing import Any
+
+from adamix.config import ClozeConfig
+from adamix.errors import InvalidConfig
+
+
+def cloze_config(head: str, template: str | None, verbalizer: str | None) -> ClozeConfig | None:
+    """The configuration of `--head cloze`; None for the plain head, which takes neither of the other two.
+
+    Raises:
+        InvalidConfig: a flag is malformed, or does not belong to the head.
+    """
+    if head not in ("plain", "cloze"):
+        raise InvalidConfig(f"--head must be plain or cloze, not {head[:40]!r}", field="head")
+    if head == "plain":
+        for name, value in (("template", template), ("verbalizer", verbalizer)):
+            if value is not None:
+                raise InvalidConfig(f"--{name} is for --head cloze", field=name)
+        return None
+    return ClozeConfig(template=template, words=() if verbalizer is None else _words(verbalizer))
+
+
+def _words(text: str) -> tuple[tuple[str, str], ...]:
+    """`label=word,label=word`, or a JSON object where labels have signs of these."""
+    malformed = InvalidConfig(
+        "--verbalizer is written label=word,label=word or as a JSON object of words by label", field="verbalizer"
+    )
+    if not text.startswith("{"):
+        pairs = [part.partition("=") for part in text.split(",")]
+        if not all(label.strip() and separator for label, separator, _ in pairs):
+            raise malformed
+        return tuple((label.strip(), word.strip()) for label, _, word in pairs)
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        raise malformed from None
+    if not isinstance(found, dict) or not all(isinstance(word, str) for word in found.values()):
+        raise malformed
+    return tuple(found.items())

@@ -1,0 +1,179 @@
+"""`adamix import` and `adamix export`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr, summary
+from adamix.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from adamix.interop.assembly import Imported, ImportOptions
+
+imports = typer.Typer(no_args_is_help=True, help="Make an adapter file of what another library trained.")
+exports = typer.Typer(no_args_is_help=True, help="Write an adapter for another library.")
+app.add_typer(imports, name="import")
+app.add_typer(exports, name="export")
+
+DirectoryArgument = Annotated[Path, typer.Argument(metavar="SRC", help="Directory that the library saved.")]
+BackboneOption = Annotated[str, typer.Option(help="The backbone it was trained on, as for `train`.")]
+OutOption = Annotated[Path, typer.Option(help="The adapter file to write.")]
+LabelsOption = Annotated[
+    str | None, typer.Option(help="Label names, comma-separated, in the order of the outputs.  (default: LABEL_i)")
+]
+TaskTypeOption = Annotated[
+    str | None, typer.Option(help="classification, multilabel or regression.  (default: by the number of outputs)")
+]
+MaxLengthOption = Annotated[int | None, typer.Option(help="Tokens per text.  (default: 128)")]
+PoolingOption = Annotated[str | None, typer.Option(help="mean, cls or last: import for embeddings, without a head.")]
+ClipOption = Annotated[str | None, typer.Option(help="LOW,HIGH: cut a regression's predictions to this interval.")]
+
+
+@imports.command()
+def peft(
+    source: DirectoryArgument,
+    backbone: BackboneOption,
+    out: OutOption,
+    labels: LabelsOption = None,
+    task_type: TaskTypeOption = None,
+    max_length: MaxLengthOption = None,
+    pooling: PoolingOption = None,
+    clip: ClipOption = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Import a LoRA directory of PEFT."""
+    with exit_codes():
+        options = _options(labels, task_type, max_length, pooling, clip)
+        from adamix import backbone as backbones
+        from adamix.interop.peft import import_peft
+
+        _finish(import_peft(source, backbones.load(backbone), options), out, json_)
+
+
+@imports.command()
+def adapterhub(
+    source: DirectoryArgument,
+    backbone: BackboneOption,
+    out: OutOption,
+    labels: LabelsOption = None,
+    task_type: TaskTypeOption = None,
+    max_length: MaxLengthOption = None,
+    pooling: PoolingOption = None,
+    clip: ClipOption = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Import a bottleneck adapter of AdapterHub."""
+    with exit_codes():
+        options = _options(labels, task_type, max_length, pooling, clip)
+        from adamix import backbone as backbones
+        from adamix.interop.adapterhub import import_adapterhub
+
+        _finish(import_adapterhub(source, backbones.load(backbone), options), out, json_)
+
+
+@imports.command("microsoft-adamix")
+def microsoft_adamix(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="File that the release of AdaMix wrote.")],
+    backbone: BackboneOption,
+    out: OutOption,
+    labels: LabelsOption = None,
+    task_type: TaskTypeOption = None,
+    max_length: MaxLengthOption = None,
+    clip: ClipOption = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Alpha of LoRA experts, which is not in the file; the release's is 32.")
+    ] = None,
+    mixture: Annotated[
+        Path | None, typer.Option(help="Write the experts too, into this new or empty directory, as `train` does.")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Import a file of the AdaMix release, and check it against the release's formula."""
+    with exit_codes():
+        options = _options(labels, task_type, max_length, None, clip)
+        if mixture is not None and mixture.exists() and (not mixture.is_dir() or any(mixture.iterdir())):
+            raise InvalidConfig(f"--mixture: {mixture} is not an empty directory", field="mixture")
+        from adamix import adapter_file
+        from adamix import backbone as backbones
+        from adamix.interop.microsoft_adamix import import_release
+        from adamix.mixture_file import MIXTURE_FILE
+
+        loaded = backbones.load(backbone)
+        normalizer = backbones.load_tokenizer(backbone).backend_tokenizer.normalizer
+        is_uncased = normalizer is not None and normalizer.normalize_str("A") == normalizer.normalize_str("a")
+        result = import_release(source, loaded, options, alpha=alpha, is_uncased=is_uncased)
+        if mixture is not None and result.mixture is not None:
+            adapter_file.write(mixture / MIXTURE_FILE, result.mixture.encode())
+        _finish(result, out, json_)
+
+
+@exports.command("peft")
+def export_peft(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Adapter file of a LoRA.")],
+    out: Annotated[Path, typer.Option(help="The directory to write, new or empty.")],
+    body_only: Annotated[bool, typer.Option("--body-only", help="Leave the head out.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Write a LoRA as a directory that PEFT reads."""
+    with exit_codes():
+        from adamix import adapter_file
+        from adamix.interop.peft_export import export_peft as export
+
+        result = export(adapter_file.read(file), out, body_only=body_only)
+        _print_notes(result.notes)
+        if json_:
+            files = [path.name for path in result.files]
+            print_json({"directory": str(out), "files": files, "task_type": result.task_type, "notes": result.notes})
+            return
+        print(f"{out}: {result.task_type}, {', '.join(path.name for path in result.files)}")
+
+
+def _options(
+    labels: str | None, task_type: str | None, max_length: int | None, pooling: str | None, clip: str | None
+) -> "ImportOptions":
+    from adamix.interop.assembly import ImportOptions
+
+    return ImportOptions(
+        labels=None if labels is None else tuple(name.strip() for name in labels.split(",")),
+        task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
+        max_length=max_length,
+        pooling=pooling,  # type: ignore[arg-type]  # checked by the dataclass
+        clip=None if clip is None else _interval(clip),
+    )
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidConfig(f"--clip is two numbers, as 0,5, not {text[:40]!r}", field="clip") from None
+    return low, high
+
+
+def _finish(result: "Imported", out: Path, json_: bool) -> None:
+    """Write the file; progress and notes to stderr, the result to stdout."""
+    from adamix import adapter_file
+
+    stderr.print(f"tensors: {result.matched} matched, 0 missing, 0 surplus")
+    if result.max_abs_diff is not None:
+        stderr.print(f"self-test: at most {result.max_abs_diff:.2g} from the release's formula")
+    _print_notes(result.notes)
+    adapter_file.write(out, result.data)
+    adapter = result.adapter
+    if json_:
+        document: dict[str, Any] = {"file": str(out), **summary(adapter)}
+        document["keys"] = {"matched": result.matched, "missing": 0, "surplus": 0}
+        if result.max_abs_diff is not None:
+            document["self_test"] = {"max_abs_diff": result.max_abs_diff}
+        print_json({**document, "notes": list(result.notes)})
+        return
+    count, head = adapter.num_parameters()
+    print(f"{out}: {adapter.num_bytes:,} bytes, {count:,} parameters and {head:,} in the head")
+    print(f"sha256 {adapter.digest}")
+
+
+def _print_notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        stderr.print(f"note: {escape(note)}", soft_wrap=True)

@@ -1,0 +1,350 @@
+"""The routes that a trained mixture can be measured by: merged, random, one fixed expert, or all of them together.
+
+A route that all rows share is one adapter, made of the experts it names; that adapter is then evaluated like any other.
+Routes of their own for each text or token choose among all experts inside the forward pass. Knows neither training nor
+files, and draws from generators of its own.
+
+Shapes: N rows, L tokens, P points (layer x site), M experts, C outputs of the head.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from adamix import adapter_file, evaluation
+from adamix.adapter_file import AdapterFile, TensorData
+from adamix.backbone import Backbone
+from adamix.batches import TokenRow
+from adamix.data import TaskData, TaskType
+from adamix.errors import InvalidConfig
+from adamix.evaluation import DEFAULT_BATCH_SIZE, Evaluation, LabelledRows
+from adamix.manifest import SITES
+from adamix.merge import merge
+from adamix.mixture import DOWN, UP
+from adamix.mixture_file import MixtureFile, Projection, merged_key
+
+Mode = Literal["merged", "random", "fixed", "ensemble"]
+Granularity = Literal["batch", "sentence", "token"]
+Average = Literal["logits", "probabilities"]
+Pairing = Literal["paired", "all"]
+
+ExpertPair = tuple[int, int]
+"""The expert of every down projection and that of every up projection."""
+
+_FORMS = "merged, random[:batch|sentence|token], fixed:I or ensemble[:logits|probabilities][:paired|all]"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How rows find their experts at evaluation.
+
+    Attributes:
+        mode: `merged` is the mean of all experts (what is served); `random` a draw, independent for each layer, site
+            and projection as in training; `fixed` one expert everywhere; `ensemble` the mean over several paths.
+        granularity: of `random`: one route for the whole data set, for each text, or for each token.
+        expert: of `fixed`. A shared projection has one expert, which takes part in every route.
+        average: of `ensemble`: the mean of logits or of probabilities; a regression has values, and their mean.
+        pairing: of `ensemble`: the M paths of down_i with up_i in every layer, or all M*M of down_i with up_j.
+    """
+
+    mode: Mode = "merged"
+    granularity: Granularity = "batch"
+    expert: int = 0
+    average: Average = "logits"
+    pairing: Pairing = "paired"
+
+    def __post_init__(self) -> None:
+        chosen = (
+            (self.mode, Mode),
+            (self.granularity, Granularity),
+            (self.average, Average),
+            (self.pairing, Pairing),
+        )
+        if any(value not in get_args(allowed) for value, allowed in chosen) or self.expert < 0:
+            raise InvalidConfig(f"there is no such routing: {self}", field="routing")
+
+    def check(self, num_experts: int) -> None:
+        """Raises InvalidConfig where it names an expert that a mixture of so many does not have."""
+        if self.mode == "fixed" and self.expert >= num_experts:
+            raise InvalidConfig(f"{self}: the mixture has the experts 0 to {num_experts - 1}", field="routing")
+
+    def __str__(self) -> str:
+        details = {
+            "merged": (),
+            "random": (self.granularity,),
+            "fixed": (str(self.expert),),
+            "ensemble": (self.average, self.pairing),
+        }
+        return ":".join((self.mode, *details.get(self.mode, ())))
+
+
+def parse_routing(text: str) -> Routing:
+    """The routing that a flag names: `merged`, `random:token`, `fixed:2`, `ensemble:probabilities:all`.
+
+    Raises:
+        InvalidConfig: there is none of that name.
+    """
+    mode, *details = text.split(":")
+    unknown = InvalidConfig(f"--routing must be {_FORMS}, not {text[:40]!r}", field="routing")
+    if mode == "merged" and not details:
+        return Routing()
+    if mode == "random" and len(details) <= 1:
+        granularity: Any = details[0] if details else "batch"
+        if granularity in get_args(Granularity):
+            return Routing("random", granularity=granularity)
+    if mode == "fixed" and len(details) == 1 and re.fullmatch("[0-9]{1,3}", details[0]):
+        return Routing("fixed", expert=int(details[0]))
+    if mode == "ensemble":
+        settings: dict[str, Any] = {}
+        for detail in details:
+            name = "average" if detail in get_args(Average) else "pairing" if detail in get_args(Pairing) else ""
+            if not name or name in settings:
+                raise unknown
+            settings[name] = detail
+        return Routing("ensemble", **settings)
+    raise unknown
+
+
+def evaluate_mixture(
+    mixture: MixtureFile,
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerFast,
+    data: TaskData,
+    routing: Routing,
+    *,
+    seed: int = 0,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_rows: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Evaluate a mixture on labelled text by some route through its experts.
+
+    Args:
+        seed: of a random routing. What is drawn depends on it, on the text (`sentence`), and on the place of a token
+            in its text (`token`); on neither the batch size nor the order of the rows.
+        on_rows: called after each forward pass with the number of rows it had; an ensemble passes each row repeatedly.
+
+    Raises:
+        as `evaluation.evaluate`; and InvalidConfig: there is no expert of the fixed number.
+    """
+    probe = MixtureProbe(mixture, backbone, tokenizer, data, batch_size=batch_size, on_rows=on_rows)
+    return probe.evaluate(routing, seed)
+
+
+@dataclass
+class MixtureProbe:
+    """One mixture on one data set, tokenised once, to be measured by many routes. Raises as `evaluate_mixture`."""
+
+    mixture: MixtureFile
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerFast
+    data: TaskData
+    batch_size: int = field(default=DEFAULT_BATCH_SIZE, kw_only=True)
+    on_rows: Callable[[int], None] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._path_logits: dict[ExpertPair, Tensor] = {}
+
+    @cached_property
+    def rows(self) -> LabelledRows:
+        """The tokens and the targets of the data set."""
+        return evaluation.label_rows(self.mixture.manifest.adapter, self.backbone, self.tokenizer, self.data)
+
+    def evaluate(self, routing: Routing, seed: int = 0) -> Evaluation:
+        """Measure by one routing. Of an ensemble's mean probabilities the logits are those that have them."""
+        return self.judge(self.logits(routing, seed))
+
+    def judge(self, logits: Tensor) -> Evaluation:
+        """What the head decides by logits `[N, C]`."""
+        return evaluation.judge(self.mixture.manifest.adapter.head, logits, self.rows)
+
+    def logits(self, routing: Routing, seed: int = 0) -> Tensor:
+        """fp32 `[N, C]`, in the order of the rows."""
+        routing.check(self._num_experts)
+        if routing.mode == "merged":
+            return self._predict(adapter_file.decode(merge(self.mixture)))
+        if routing.mode == "fixed":
+            return self._along(self.paths("paired")[routing.expert])
+        if routing.mode == "ensemble":
+            paths = [self._along(path) for path in self.paths(routing.pairing)]
+            return average(torch.stack(paths), self.rows.task_type, routing.average)
+        if routing.granularity == "batch":
+            route = draw_route(seed, len(self._points), self._num_experts)
+            chosen = {point: route[index] for index, point in enumerate(self._points)}
+            return self._predict(self._adapter(lambda point, side: chosen[point][side]))
+        return self._predict_by_token(routing.granularity, seed)
+
+    def paths(self, pairing: Pairing) -> list[ExpertPair]:
+        """The distinct paths of an ensemble: with a shared projection all pairs are no more than the M paired ones."""
+        downs, ups = (range(1 if self._share == side else self._num_experts) for side in ("down", "up"))
+        if pairing == "all":
+            return [(down, up) for down in downs for up in ups]
+        return sorted({(min(i, len(downs) - 1), min(i, len(ups) - 1)) for i in range(self._num_experts)})
+
+    @property
+    def _num_experts(self) -> int:
+        return self.mixture.manifest.num_experts
+
+    @property
+    def _share(self) -> str:
+        return self.mixture.manifest.share
+
+    @cached_property
+    def _projections(self) -> dict[str, Projection]:
+        return self.mixture.projections()
+
+    @cached_property
+    def _points(self) -> list[str]:
+        """`layers.{i}.{site}` in the order of layers, then of the table of sites."""
+
+        def place(point: str) -> tuple[int, int]:
+            _, layer, site = point.split(".")
+            return int(layer), SITES.index(site)
+
+        return sorted({key.rpartition(".")[0] for key in self._projections}, key=place)
+
+    def _along(self, path: ExpertPair) -> Tensor:
+        """Logits by one path through all layers, computed once."""
+        if path not in self._path_logits:
+            self._path_logits[path] = self._predict(self._adapter(lambda _, side: path[side]))
+        return self._path_logits[path]
+
+    def _adapter(self, expert_of: Callable[[str, int], int]) -> AdapterFile:
+        """The adapter made of one expert for each projection; `expert_of(point, side)` names it."""
+        tensors = self.mixture.head()
+        for key, projection in self._projections.items():
+            point, _, name = key.rpartition(".")
+            expert = 0 if projection.num_experts == 1 else expert_of(point, _side(name))
+            for part, stack in (("weight", projection.weight), ("bias", projection.bias)):
+                if stack is not None:
+                    tensors[merged_key(key, part)] = TensorData.from_float32(stack.copies[expert])
+        return adapter_file.decode(adapter_file.encode(self.mixture.manifest.adapter, tensors))
+
+    def _predict(self, adapter: AdapterFile) -> Tensor:
+        model = evaluation.attach(adapter, self.backbone)
+        tokens, pad_id = self.rows.tokens, self.rows.pad_id
+        return evaluation.predict(model, tokens, pad_id=pad_id, batch_size=self.batch_size, on_rows=self.on_rows)
+
+    def _predict_by_token(self, granularity: Granularity, seed: int) -> Tensor:
+        table, places = TokenRoutes(), {point: index for index, point in enumerate(self._points)}
+
+        def choose(key: str, linear: nn.Linear) -> nn.Module:
+            projection = self._projections[key]
+            if projection.num_experts == 1:
+                return linear
+            point, _, name = key.rpartition(".")
+            return TokenLinear(projection, table, places[point], _side(name))
+
+        # Any one path stands for the structure: which sites there are, and the head.
+        model = evaluation.attach(self._adapter(lambda *_: 0), self.backbone, choose)
+        tokens, pad_id = self.rows.tokens, self.rows.pad_id
+
+        def set_routes(chosen: Sequence[int]) -> None:
+            rows = [tokens[index] for index in chosen]
+            table.set(draw_token_routes(seed, rows, len(places), self._num_experts, granularity))
+
+        return evaluation.predict(
+            model,
+            tokens,
+            pad_id=pad_id,
+            batch_size=self.batch_size,
+            on_rows=self.on_rows,
+            before_batch=set_routes,
+        )
+
+
+class TokenRoutes:
+    """The route of every token of the batch that runs now: int64 `[N, L, P, 2]`."""
+
+    def __init__(self) -> None:
+        self._routes = torch.empty(0, 0, 0, 2, dtype=torch.int64)
+
+    def set(self, routes: NDArray[np.int64]) -> None:
+        self._routes = torch.from_numpy(routes)
+
+    def experts(self, point: int, side: int) -> Tensor:
+        """int64 `[N*L]`."""
+        return self._routes[:, :, point, side].reshape(-1)
+
+
+class TokenLinear(nn.Module):
+    """A linear in M copies, of which each token uses the one its route names: `[N, L, in] -> [N, L, out]`."""
+
+    def __init__(self, projection: Projection, routes: TokenRoutes, point: int, side: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.from_numpy(projection.weight.copies))
+        bias = None if projection.bias is None else torch.from_numpy(projection.bias.copies)
+        self.register_buffer("bias", bias)
+        self._routes, self._point, self._side = routes, point, side
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        experts = self._routes.experts(self._point, self._side).to(x.device)
+        y = tokens.new_empty(len(tokens), self.weight.shape[1])
+        for expert, weight in enumerate(self.weight):
+            chosen = (experts == expert).nonzero().squeeze(1)
+            y[chosen] = F.linear(tokens[chosen], weight, None if self.bias is None else self.bias[expert])
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def draw_route(seed: int, num_points: int, num_experts: int) -> NDArray[np.int64]:
+    """The experts of a route that all rows share: uniform and independent, int64 `[P, 2]`."""
+    return _draw(seed, b"", (num_points, 2), num_experts)
+
+
+def draw_token_routes(
+    seed: int, rows: Sequence[TokenRow], num_points: int, num_experts: int, granularity: Granularity
+) -> NDArray[np.int64]:
+    """The experts of each token of some rows, `[N, L, P, 2]`; at `sentence` those of a row are all alike.
+
+    A row is known by its token ids, so equal texts have equal routes wherever they stand.
+    """
+    routes = np.zeros((len(rows), max(map(len, rows)), num_points, 2), dtype=np.int64)
+    for index, row in enumerate(rows):
+        text = granularity.encode() + np.asarray(row.input_ids, dtype="<i8").tobytes()
+        length = len(row) if granularity == "token" else 1
+        routes[index, : len(row)] = _draw(seed, text, (length, num_points, 2), num_experts)
+    return routes
+
+
+def average(paths: Tensor, task_type: TaskType, of: Average) -> Tensor:
+    """The mean over paths `[S, N, C]` as logits fp32 `[N, C]`.
+
+    Mean probabilities p are given as logits that have them: log p of a classification, log p/(1-p) of each label of a
+    multi-label task. A regression's outputs are values either way.
+    """
+    values = paths.double()
+    if of == "logits" or task_type == "regression":
+        return values.mean(0).float()
+    if task_type == "classification":
+        return _log_mean_exp(values.log_softmax(-1)).float()
+    return (_log_mean_exp(F.logsigmoid(values)) - _log_mean_exp(F.logsigmoid(-values))).float()
+
+
+def _log_mean_exp(logs: Tensor) -> Tensor:
+    return logs.logsumexp(0) - math.log(len(logs))
+
+
+def _draw(seed: int, text: bytes, shape: tuple[int, ...], num_experts: int) -> NDArray[np.int64]:
+    """Uniform over experts, by a counter-based generator whose raw bits are the same in every version of numpy."""
+    key = hashlib.blake2b(f"{seed}:".encode() + text, digest_size=16).digest()
+    bits = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(int(np.prod(shape)))
+    # 2^64 is so much larger than any M that the remainder is uniform to 1 part in 2^58.
+    return np.asarray(bits % np.uint64(num_experts)).astype(np.int64).reshape(shape)
+
+
+def _side(projection: str) -> int:
+    return DOWN if projection in ("down_proj", "lora_A") else UP

@@ -1,0 +1,62 @@
+"""Write what a store holds: `quality.json`, `quality.md` and two pictures, and print the tables."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from adamix import adapter_file
+from adamix_bench.machine import describe
+from adamix_bench.quality import plots, report, tuning
+from adamix_bench.quality.settings import QualitySettings
+from adamix_bench.quality.store import RunStore
+from adamix_bench.quality.trainings import TRAININGS
+
+
+def write(
+    settings: QualitySettings, store: RunStore, out: Path, command: Sequence[str], *, quiet: bool
+) -> dict[str, Any]:
+    """Report everything in the store, whatever part of it this call has run.
+
+    Args:
+        command: the words after `adamix`.
+        quiet: print no tables.
+
+    Returns:
+        what `quality.json` holds.
+    """
+    records = store.records("run")
+    document = report.document(
+        records,
+        command=command,
+        machine=describe(torch.get_num_threads()),
+        settings=settings.protocol(),
+        tuning={"trials": store.records("trial"), "chosen": _chosen(settings, store)},
+    )
+    tables, lines = report.tables(records), report.claim_lines(document["claim"])
+    text = "\n".join(["\n".join(f"- {line}" for line in lines), "", *(table.markdown() for table in tables)])
+    adapter_file.write(out / "quality.json", (json.dumps(document, indent=1) + "\n").encode())
+    adapter_file.write(out / "quality.md", text.encode())
+    plots.violins(records, out / "quality-routes.png")
+    plots.paired_differences(records, out / "quality-differences.png")
+    if not quiet:
+        console = Console()
+        for table in tables:
+            console.print(table.rich())
+        for line in lines:
+            console.print(line, soft_wrap=True)
+    return document
+
+
+def _chosen(settings: QualitySettings, store: RunStore) -> dict[str, Any]:
+    """The choice of each training whose trials are complete."""
+    trials = store.records("trial")
+    found = {training: tuning.chosen(settings, training, trials) for training in TRAININGS}
+    return {
+        training: {"learning_rate": choice.learning_rate, "steps": choice.steps}
+        for training, choice in found.items()
+        if choice is not None
+    }

@@ -1,0 +1,141 @@
+"""The order of work, what is left out because it is done, and what the tuning chooses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamix.errors import InvalidConfig
+from adamix_bench.quality import run as running
+from adamix_bench.quality import tuning
+from adamix_bench.quality.cells import Cell, Outcome
+from adamix_bench.quality.settings import QualitySettings
+from adamix_bench.quality.store import RunStore
+from adamix_bench.quality.trainings import METHODS, TRAININGS, Choice
+
+SETTINGS = QualitySettings(
+    tasks=("trec", "spam"),
+    rows=(100, None),
+    seeds=(0, 1),
+    methods=("merged", "random", "single-compute"),
+    learning_rates=(0.1, 0.2),
+    steps=(5, 10),
+    tuning_cells=(("trec", 100), ("spam", 100)),
+)
+
+
+class Bench:
+    """A laboratory whose results are known: a choice scores its learning rate, a method the length of its name."""
+
+    def __init__(self, *_: Any) -> None:
+        self.trained: list[tuple[Cell, Choice]] = []
+        self.fail_after = 10**9
+
+    def train(self, cell: Cell, choice: Choice, on_step: Any) -> tuple[Any, float]:
+        if len(self.trained) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.trained.append((cell, choice))
+        return choice, 1.0
+
+    def on_validation(self, cell: Cell, mixture: Choice) -> Choice:
+        return mixture
+
+    def on_test(self, cell: Cell, mixture: Choice) -> None:
+        return None
+
+    def measure(self, probe: Choice | None, method: str) -> Outcome:
+        if probe is not None:
+            return Outcome("accuracy", probe.learning_rate, 0.5)
+        return Outcome("accuracy", len(method) / 100, 0.5, (0.1, 0.2) if method == "random" else ())
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    made = Bench()
+    monkeypatch.setattr(running, "Laboratory", lambda *_: made)
+    return made
+
+
+def _run(store: RunStore) -> bool:
+    return running.run(SETTINGS, store, Path("unused"), lambda *_: None)
+
+
+def test_every_cell_gets_a_record_with_the_tuned_choice(bench: Bench, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
+    assert _run(store)
+    records = store.records("run")
+    found = [(r["task"], r["rows"], r["seed"], r["method"]) for r in records]
+    assert len(found) == len(set(found)) == 2 * 2 * 2 * 3
+    assert {r["rows"] for r in records} == {100, "all"}
+    # Of two step counts that score the same, the cheaper one; one pass a step may take twice the steps.
+    assert {(r["learning_rate"], r["steps"]) for r in records if r["method"] == "merged"} == {(0.2, 5)}
+    assert {(r["learning_rate"], r["steps"]) for r in records if r["method"] == "single-compute"} == {(0.2, 10)}
+    assert all(r["draws"] == [0.1, 0.2] for r in records if r["method"] == "random")
+    assert not any("draws" in r for r in records if r["method"] != "random")
+
+
+def test_all_methods_of_a_mixture_cost_one_training(bench: Bench, tmp_path: Path) -> None:
+    _run(RunStore(tmp_path / "quality.jsonl", tmp_path / "claims"))
+    trials = 2 * (2 * 2) * 2
+    assert len(bench.trained) == trials + 2 * 2 * 2 * 2
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
+    bench.fail_after = 20
+    with pytest.raises(KeyboardInterrupt):
+        _run(store)
+    assert 0 < len(store.records("run")) < 24
+    bench.fail_after = 10**9
+    assert _run(store)
+    assert len(store.records("run")) == 24
+    assert len(bench.trained) == len(set(bench.trained)), "nothing was trained twice"
+    before = len(bench.trained)
+    assert _run(store)
+    assert len(bench.trained) == before
+
+
+def test_what_another_process_works_on_is_left_to_it(bench: Bench, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
+    with store.claimed(Cell("trec", 100, 0, "adamix").key):
+        assert not _run(store)
+    assert len(store.records("run")) == 24 - 2
+    assert _run(store)
+    assert len(store.records("run")) == 24
+
+
+def test_no_choice_while_trials_are_missing(bench: Bench, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
+    _run(store)
+    trials = store.records("trial")
+    assert tuning.chosen(SETTINGS, "adamix", trials) == Choice(0.2, 5)
+    assert tuning.chosen(SETTINGS, "adamix", trials[1:]) is None
+    assert {record["seed"] for record in trials} == {SETTINGS.tuning_seed}
+
+
+def test_every_training_has_as_many_choices_and_the_same_compute() -> None:
+    settings = QualitySettings()
+    for name, training in TRAININGS.items():
+        choices = settings.choices(name)
+        assert len(choices) == len(settings.choices("adamix"))
+        passes = {choice.steps * training.mixture.passes for choice in choices}
+        halved = {steps * 2 // (2 if name == "single" else 1) for steps in settings.steps}
+        assert passes == halved, "only `single` trains with half the compute: it is the one at equal steps"
+    assert set(METHODS.values()) == set(TRAININGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"tasks": ("trec", "nowhere")}, "nowhere"),
+        ({"methods": ("best",)}, "best"),
+        ({"tasks": ()}, "at least one"),
+        ({"tasks": ("trec", "trec")}, "twice"),
+        ({"seeds": (1_000,)}, "tuning"),
+        ({"rows": (0,)}, "positive"),
+        ({"draws": 0}, "positive"),
+    ],
+)
+def test_settings_are_checked(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(InvalidConfig, match=match):
+        QualitySettings(**changes)
