@@ -46,6 +46,9 @@ def quality(
     steps: Annotated[
         str, typer.Option(help="Grid of the tuning, in steps of two passes; one pass takes twice as many.")
     ] = _joined(_DEFAULTS.steps),
+    tune_on: Annotated[str, typer.Option(help="TASK:ROWS that the tuning trains on.")] = ",".join(
+        f"{task}:{rows}" for task, rows in _DEFAULTS.tuning_cells
+    ),
     batch_size: Annotated[int, typer.Option(help="Rows per optimiser step.", min=1)] = _DEFAULTS.batch_size,
     max_length: Annotated[int, typer.Option(help="Tokens per text.", min=4)] = _DEFAULTS.max_length,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")] = _DEFAULTS.precision,
@@ -73,6 +76,7 @@ def quality(
             methods=tuple(methods.split(",")),
             learning_rates=tuple(_number(float, "--learning-rates", value) for value in learning_rates.split(",")),
             steps=tuple(_number(int, "--steps", value) for value in steps.split(",")),
+            tuning_cells=tuple(_cell(value) for value in tune_on.split(",")),
             batch_size=batch_size,
             max_length=max_length,
             precision=precision,
@@ -102,6 +106,11 @@ def quality(
         document = write(settings, store, out, sys.argv[1:], quiet=json_)
         if json_:
             typer.echo(json.dumps(document))
+
+
+def _cell(value: str) -> tuple[str, int]:
+    task, _, rows = value.partition(":")
+    return task, _number(int, "--tune-on", rows)
 
 
 def _number(kind: type[_N], flag: str, value: str) -> _N:

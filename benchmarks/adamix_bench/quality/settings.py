@@ -48,6 +48,7 @@ class QualitySettings:
     def __post_init__(self) -> None:
         _known("--tasks", self.tasks, CORPORA)
         _known("--methods", self.methods, METHODS)
+        _known("--tune-on", tuple(task for task, _ in self.tuning_cells), CORPORA)
         for name in ("tasks", "rows", "seeds", "methods", "learning_rates", "steps", "tuning_cells"):
             if not getattr(self, name):
                 raise InvalidConfig(f"quality needs at least one of {name}", field=name)
