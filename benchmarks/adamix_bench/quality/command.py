@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adamix.trainer import Progress
 
 _DEFAULTS = QualitySettings()
+_TUNING_CELLS = ",".join(f"{task}:{rows}" for task, rows in _DEFAULTS.tuning_cells)
 _N = TypeVar("_N", int, float)
 
 
@@ -46,9 +47,7 @@ def quality(
     steps: Annotated[
         str, typer.Option(help="Grid of the tuning, in steps of two passes; one pass takes twice as many.")
     ] = _joined(_DEFAULTS.steps),
-    tune_on: Annotated[str, typer.Option(help="TASK:ROWS that the tuning trains on.")] = ",".join(
-        f"{task}:{rows}" for task, rows in _DEFAULTS.tuning_cells
-    ),
+    tune_on: Annotated[str, typer.Option(help="TASK:ROWS that the tuning trains on.")] = _TUNING_CELLS,
     batch_size: Annotated[int, typer.Option(help="Rows per optimiser step.", min=1)] = _DEFAULTS.batch_size,
     max_length: Annotated[int, typer.Option(help="Tokens per text.", min=4)] = _DEFAULTS.max_length,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")] = _DEFAULTS.precision,

@@ -38,7 +38,7 @@ def test_runs_are_kept_continued_and_reported(tmp_path: Path) -> None:
     assert document["claim"]["pairs"] == 2
     assert {len(r["draws"]) for r in document["runs"] if r["method"] == "random"} == {3}
     assert {len(r["draws"]) for r in document["runs"] if r["method"] == "fixed"} == {4}
-    assert all(0.5 < r["value"] <= 1 and r["metric"] == "accuracy" for r in document["runs"])
+    assert all(0 <= r["value"] <= 1 and r["metric"] == "accuracy" for r in document["runs"])
     assert (tmp_path / "quality-routes.png").stat().st_size > 1_000
     assert "AdaMix" in (tmp_path / "quality.md").read_text()
 
