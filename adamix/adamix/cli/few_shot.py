@@ -108,6 +108,8 @@ class _FewShotSession(TrainSession):
     def before(self, prepared: Prepared) -> None:
         from adamix import data as datasets
 
+        if not isinstance(prepared.rows, datasets.TaskData):
+            raise InvalidConfig("few-shot measures labels, and these data are texts to generate", field="data")
         if self._held_out is None:
             self._held_out = datasets.load(self._data, split=self._split, task_type=prepared.rows.task_type)
 

@@ -135,7 +135,8 @@ def bottleneck_config(document: dict[str, Any]) -> BottleneckConfig:
             f"{CONFIG_FILE}: original_ln_after is off: the block's own sum and LayerNorm are left out",
             reason="UNSUPPORTED",
         )
-    if config.residual_before_ln == "post_add" or (config.original_ln_before and not config.residual_before_ln):
+    is_name = isinstance(config.residual_before_ln, str)  # "post_add"
+    if is_name or (config.original_ln_before and not config.residual_before_ln):
         raise InvalidAdapter(
             f"{CONFIG_FILE}: residual_before_ln is {quoted(config.residual_before_ln)}: the adapter's residual is "
             "taken where our format has no site",

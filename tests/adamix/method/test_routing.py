@@ -216,7 +216,7 @@ def test_ensembles_are_means_over_paths(
     by_chance = probe.logits(parse_routing("ensemble:probabilities"))
     np.testing.assert_allclose(_softmax(by_chance), np.mean(_softmax(paired), axis=0), rtol=1e-5, atol=1e-7)
     # They are logarithms of probabilities, without a constant.
-    np.testing.assert_allclose(np.exp(by_chance).sum(-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(by_chance.numpy()).sum(-1), 1.0, rtol=1e-5)
     every_chance = probe.logits(parse_routing("ensemble:probabilities:all"))
     expected = np.mean(_softmax(list(single.values())), axis=0)
     np.testing.assert_allclose(_softmax(every_chance), expected, rtol=1e-5, atol=1e-7)
