@@ -16,7 +16,7 @@ from adamix_server.telemetry.metrics import METRICS
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 # Of other programs.
-FOREIGN_FLAGS = {"--no-deps", "--nproc-per-node"}
+FOREIGN_FLAGS = {"--no-deps", "--nproc-per-node", "--num_processes"}
 # In the schema from the start, for later.
 UNIMPLEMENTED = {"Generate"}
 
@@ -46,16 +46,23 @@ def flags_of() -> dict[str, set[str]]:
     ("command", "page"),
     [
         ("train", "method.md"),
-        ("merge", "method.md"),
+        ("merge", "merging.md"),
         ("evaluate", "method.md"),
+        ("few-shot", "experiments.md"),
+        ("sweep", "sweeps.md"),
+        ("import peft", "interop.md"),
+        ("import microsoft-adamix", "interop.md"),
+        ("export peft", "interop.md"),
         ("serve", "serving.md"),
         ("register", "serving.md"),
         ("predict", "serving.md"),
         ("bench serving", "benchmarks.md"),
+        ("bench training", "benchmarks.md"),
+        ("bench quality", "benchmarks.md"),
     ],
 )
 def test_every_flag_is_on_its_page(command: str, page: str, flags_of: dict[str, set[str]]) -> None:
-    named = set(re.findall(r"--[a-z][a-z-]+", PAGES[page]))
+    named = set(re.findall(r"--[a-z][a-z-]*", PAGES[page]))
     # One of the two names of a switch is enough.
     missing = {
         f for f in flags_of[command] - named if f"--no-{f[2:]}" not in named and f.replace("--no-", "--") not in named
@@ -65,7 +72,7 @@ def test_every_flag_is_on_its_page(command: str, page: str, flags_of: dict[str, 
 
 def test_no_page_names_a_flag_that_is_not(flags_of: dict[str, set[str]]) -> None:
     known = set().union(*flags_of.values()) | FOREIGN_FLAGS
-    named = {(page, flag) for page, text in PAGES.items() for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
+    named = {(page, flag) for page, text in PAGES.items() for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]*", text)}
     assert {(page, flag) for page, flag in named if flag not in known} == set()
 
 
