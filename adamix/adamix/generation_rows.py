@@ -144,7 +144,8 @@ def _special(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
 
 
 def _source_ids(tokenizer: PreTrainedTokenizerFast, sources: Sequence[str]) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(list(sources), verbose=False)["input_ids"]
+    # A tokenizer takes no empty list.
+    found: list[list[int]] = tokenizer(list(sources), verbose=False)["input_ids"] if sources else []
     # Some tokenizers end every text; here the text goes on.
     return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in found]
 
