@@ -173,6 +173,8 @@ def _encode(
         # Some tokenizers end every text; here the text goes on.
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
             encoded = {name: values[:-1] for name, values in encoded.items()}
+        if not ids:
+            raise InvalidData(f"the backbone's tokenizer makes no token of the text {texts['{text}'][:40]!a}")
         return encoded, len(encoded["input_ids"]) - 1
     read_at = encoded.char_to_token(mask_at)
     if read_at is None or ids[read_at] != tokenizer.mask_token_id:

@@ -1,7 +1,7 @@
 """How texts are generated: beam search and its limits. Plain data; knows no model."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from adamix.errors import InvalidConfig
 
@@ -50,7 +50,7 @@ def parse_decoding(text: str) -> Decoding:
     Raises:
         InvalidConfig: a name is unknown or given twice, or a value is no number or out of range.
     """
-    kinds = {field.name: type(field.default) for field in fields(Decoding)}
+    kinds = {name: type(value) for name, value in asdict(Decoding()).items()}
     given: dict[str, float] = {}
     for part in text.split(",") if text.strip() else []:
         name, _, value = (piece.strip() for piece in part.partition("="))

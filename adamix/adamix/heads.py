@@ -169,7 +169,7 @@ def remove_dropout(body: nn.Module) -> None:
             module.p = 0.0
         # Where attention is given the probability as a number.
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - a number, where modules declare modules
 
 
 def recompute_activations(body: nn.Module) -> None:

@@ -3,12 +3,15 @@
 import json
 from typing import Any
 
-from adamix.config import ClozeConfig
+import typer
+
+from adamix.cli.recipes import PLAIN_FLAGS, is_given
+from adamix.config import ClozeConfig, HeadConfig
 from adamix.errors import InvalidConfig
 
 
-def cloze_config(head: str, template: str | None, verbalizer: str | None) -> ClozeConfig | None:
-    """The configuration of `--head cloze`; None for the plain head, which takes neither of the other two.
+def cloze_head(ctx: typer.Context, head: str, template: str | None, verbalizer: str | None) -> HeadConfig:
+    """The configuration of `--head cloze`. What a recipe says of a plain head does not concern it.
 
     Raises:
         InvalidConfig: a flag is malformed, or does not belong to the head.
@@ -19,8 +22,11 @@ def cloze_config(head: str, template: str | None, verbalizer: str | None) -> Clo
         for name, value in (("template", template), ("verbalizer", verbalizer)):
             if value is not None:
                 raise InvalidConfig(f"--{name} is for --head cloze", field=name)
-        return None
-    return ClozeConfig(template=template, words=() if verbalizer is None else _words(verbalizer))
+    for flag in PLAIN_FLAGS:
+        if is_given(ctx, flag):
+            raise InvalidConfig(f"--{flag.replace('_', '-')} is for --head plain", field=flag)
+    words = () if verbalizer is None else _words(verbalizer)
+    return HeadConfig(cloze=ClozeConfig(template=template, words=words))
 
 
 def _words(text: str) -> tuple[tuple[str, str], ...]:

@@ -8,6 +8,8 @@ from adamix import recipes as known
 from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr
 from adamix.recipes import Recipe
 
+# Flags of a plain head; a cloze head has none of these.
+PLAIN_FLAGS = ("pooling", "dense", "head_dropout")
 # Flags that mean the same thing in two ways: one that is given takes the place of the recipe's other one.
 _ALTERNATIVES = {"epochs": "max_steps", "warmup_steps": "warmup_ratio"}
 
@@ -41,7 +43,8 @@ def is_replaced(ctx: typer.Context, flag: str) -> bool:
 
 def explain(ctx: typer.Context, recipe: Recipe) -> dict[str, Any]:
     """What a recipe set and what was given instead, for the result of a training; also said on stderr."""
-    settings = {flag: _spelled(value) for flag, value in recipe.settings().items()}
+    unread = PLAIN_FLAGS if ctx.params["head"] == "cloze" else ()
+    settings = {flag: _spelled(value) for flag, value in recipe.settings().items() if flag not in unread}
     instead = {flag: ctx.params[flag] for flag in settings if is_given(ctx, flag)}
     instead |= {
         other: ctx.params[other] for flag, other in _ALTERNATIVES.items() if flag in settings and is_replaced(ctx, flag)

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from adamix import recipes
-from adamix.cli.heads import cloze_config
+from adamix.cli.heads import cloze_head
 from adamix.cli.recipes import RecipeOption, explain, is_given, is_replaced
 from adamix.cli.rows import few_rows, load_rows, type_of
 from adamix.cli.session import Prepared, TrainSession
@@ -132,8 +132,9 @@ def train(
             pooling=pooling,  # type: ignore[arg-type]
             dense=dense,  # type: ignore[arg-type]
             dropout=head_dropout,
-            cloze=cloze_config(head, template, verbalizer),
         )
+        if head != "plain" or template is not None or verbalizer is not None:
+            head_config = cloze_head(ctx, head, template, verbalizer)
         train_config = TrainConfig(
             epochs=_TRAIN.epochs if epochs is None else epochs,
             max_steps=max_steps,

@@ -415,6 +415,7 @@ def test_the_commands_from_text_to_metrics(directory: Path, tmp_path: Path) -> N
     assert set(json.loads(evaluated.stdout)["metrics"]) == {"accuracy", "macro_f1", "f1", "matthews"}
     for flags, message in (
         (["--verbalizer", words], "--verbalizer is for --head cloze"),
+        (["--head", "cloze", "--pooling", "mean"], "--pooling is for --head plain"),
         (["--head", "open"], "--head must be plain or cloze"),
         (["--head", "cloze", "--verbalizer", "great"], "written label=word"),
         (["--head", "cloze", "--verbalizer", '{"negative": 3}'], "written label=word"),

@@ -257,7 +257,7 @@ def test_training_lowers_the_loss_of_the_merged_adapter(
 ) -> None:
     before = {name: p.clone() for name, p in decoder.model.named_parameters()}
     seen: list[Progress] = []
-    settings = dataclasses.replace(TRAIN, max_steps=30, learning_rate=3e-2, batch_size=12)
+    settings = dataclasses.replace(TRAIN, max_steps=40, learning_rate=3e-2, batch_size=12)
     result = run(
         tmp_path, decoder, adapter=adapter, train=settings, validation=likes, callbacks=[seen.append],
     )  # fmt: skip
