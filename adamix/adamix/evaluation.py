@@ -135,7 +135,7 @@ def judge(spec: HeadSpec, logits: Tensor, rows: LabelledRows) -> Evaluation:
     """What a head decides by its logits `[N, C]`, and how that compares with the rows' labels."""
     predicted = _decide(spec, logits.numpy())
     return Evaluation(
-        metrics=score(rows.task_type, predicted, rows.targets),
+        metrics=score(rows.task_type, predicted, rows.targets, num_labels=spec.num_labels),
         rows=len(rows.tokens),
         truncated=sum(row.is_truncated for row in rows.tokens),
         predictions=_name(spec, predicted),

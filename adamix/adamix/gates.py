@@ -129,7 +129,7 @@ def judge(
     constant: tuple[str, float] | None,
     live: Sequence[Mapping[str, float]] = (),
 ) -> list[Verdict]:
-    """What each gate says to these metrics. None holds for metrics that are not all finite.
+    """What each gate says to these metrics. None holds for no metrics at all, or for some that are not finite.
 
     Args:
         metrics: of the adapter, by name.
@@ -141,7 +141,9 @@ def judge(
     verdicts = []
     unsound = sorted(name for name, value in metrics.items() if not math.isfinite(value))
     for gate in gates:
-        if unsound:
+        if not metrics:
+            verdicts.append(Verdict(gate.text, gate.metric, None, None, "nothing was measured"))
+        elif unsound:
             verdicts.append(Verdict(gate.text, unsound[0], None, None, f"{unsound[0]} is not a finite number"))
         elif gate.kind == "baseline":
             verdicts.append(_judge_baseline(gate, metrics, constant))

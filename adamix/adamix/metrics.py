@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from adamix.data.task import TaskType
 
 
-def score(task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-    """All metrics of a task type.
+def score(
+    task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any], *, num_labels: int
+) -> dict[str, float]:
+    """All metrics of a task type: which ones depends on the task alone, never on what occurs in the rows.
 
     Args:
         predictions, targets: `[N]` class ids or regression values, or `[N, C]` zeros and ones (multi-label).
+        num_labels: the classes there are.
 
     Returns:
-        classification: accuracy, macro_f1, and where only the classes 0 and 1 occur f1 (of class 1) and matthews;
+        classification: accuracy, macro_f1, and of two classes f1 (of class 1) and matthews;
         multi-label: micro_f1, macro_f1, exact_match; regression: pearson, spearman, mse.
     """
     from sklearn import metrics
@@ -41,11 +44,20 @@ def score(task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any])
         "accuracy": float(np.mean(predictions == targets)),
         "macro_f1": float(metrics.f1_score(targets, predictions, average="macro", zero_division=0.0)),
     }
-    if max(predictions.max(), targets.max()) <= 1:
+    if num_labels == 2:
         result["f1"] = _f1(predictions, targets)
         # Of two classes it is the correlation; sklearn's own warns where only one of them occurs.
         result["matthews"] = _correlation(predictions, targets)
     return result
+
+
+def finite_json(value: Any) -> Any:
+    """JSON values with None for every number that is not finite, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _f1(predictions: NDArray[Any], targets: NDArray[Any]) -> float:
@@ -63,6 +75,8 @@ def _ranks(values: NDArray[Any]) -> NDArray[Any]:
 
 def _correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Pearson's correlation."""
+    if not (np.ptp(first) and np.ptp(second)):  # the mean of equal numbers may differ from them by a rounding
+        return 0.0
     a, b = (np.asarray(v, dtype=np.float64) - np.mean(v, dtype=np.float64) for v in (first, second))
     norm = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / norm if norm > 0 else 0.0

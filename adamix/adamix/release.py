@@ -44,6 +44,9 @@ class Publisher(Protocol):
         """The validation metrics of every version of the task that answers now; raises where they are of other data
         than `data`."""
 
+    def has(self, task: str, digest: str) -> bool:
+        """Whether this version of the task is there."""
+
     def publish(self, task: str, file: Path) -> Published:
         """Make this file the task's live version. The same file again changes nothing."""
 
@@ -77,7 +80,7 @@ class Released:
         return all(verdict.holds for verdict in self.verdicts)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain values, for `finite_json`."""
         return {
             "registered": self.published is not None,
             "version": None if self.published is None else self.published.version,
@@ -206,4 +209,4 @@ class Release:
 def _metric_names(data: TaskData) -> tuple[str, ...]:
     """The metrics that these rows will be measured by: those of a perfect answer."""
     targets = target_tensor(data.examples, data.task_type, len(data.labels)).numpy()
-    return tuple(score(data.task_type, targets, targets))
+    return tuple(score(data.task_type, targets, targets, num_labels=len(data.labels)))

@@ -25,6 +25,7 @@ import msgspec
 
 from adamix import adapter_file
 from adamix.errors import AdamixError, Cancelled, FailedPrecondition, InvalidConfig, InvalidData
+from adamix.metrics import finite_json
 
 LEDGER_FILE = "sweep.json"
 MAX_TASKS = 20_000
@@ -109,6 +110,8 @@ def read_sweep(path: Path, kinds: Mapping[str, Kind]) -> list[SweepTask]:
     for number, table in enumerate(tables, start=1):
         where = f"{path}: [[task]] {number}"
         name = table.pop("name", None)
+        if name == LEDGER_FILE:
+            raise InvalidConfig(f"{where}: {LEDGER_FILE} is the name of the sweep's own file")
         if not isinstance(name, str) or _NAME.fullmatch(name) is None or ".." in name:
             raise InvalidConfig(f"{where} needs a name: 1 to 63 of a-z 0-9 . _ - with a letter or digit at both ends")
         if name in tasks:
@@ -156,15 +159,16 @@ class Ledger:
 
     def put(self, entry: Entry) -> None:
         self._entries[entry.task] = entry
-        text = json.dumps({"tasks": [e.to_json() for e in self._entries.values()]}, indent=2)
+        text = json.dumps(finite_json({"tasks": [e.to_json() for e in self._entries.values()]}), indent=2)
         adapter_file.write(self._path, text.encode())
 
     def is_done(self, task: SweepTask) -> bool:
-        """Whether this task is finished, with these settings and these data."""
+        """Whether this task is finished, with these settings and these data, and what it made is there."""
         entry = self.entry(task.name)
         return (
             entry is not None
             and entry.state == "finished"
+            and (self._path.parent / task.name).is_dir()
             and entry.settings == task.settings
             and entry.source == source_digest(str(task.settings.get("data", "")))
         )

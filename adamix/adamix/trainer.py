@@ -176,8 +176,9 @@ def _check(backbone: Backbone, task: TrainingTask, name: str, train: TrainConfig
 
 def _check_size(experts: Mixture, num_head: int) -> None:
     """Refuse before training what no file could hold afterwards."""
-    num_bytes = 4 * (experts.num_parameters()[0] + num_head)
-    num_tensors = sum(len(list(projection.parameters())) for _, projection in experts.projections())
+    starts = experts.initial.values()
+    num_bytes = 4 * (experts.num_parameters()[0] + sum(start.numel() for start in starts) + num_head)
+    num_tensors = len(starts) + sum(len(list(projection.parameters())) for _, projection in experts.projections())
     limit = adapter_file.MAX_FILE_BYTES - adapter_file.MAX_HEADER_BYTES
     if num_bytes > limit or num_tensors + 4 > adapter_file.MAX_TENSORS:
         raise InvalidConfig(

@@ -19,7 +19,7 @@ from adamix_bench.training.command import training
 
 _DEFAULTS = Settings()
 
-bench = typer.Typer(no_args_is_help=True, help="Measure, and say how it was measured.")
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure, and say how it was measured.")
 bench.command()(kernels)
 bench.command()(training)
 bench.command()(quality)

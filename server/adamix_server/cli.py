@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, stderr
-from adamix_server.config import ServerConfig
+from adamix_server.config import ServerConfig, split_address
 from adamix_server.push_flags import extend, push_sweep, push_training
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def versions(
                 version.state,
                 "yes" if version.live else "",
                 f"{version.num_bytes:,}",
-                version.create_time.isoformat(timespec="seconds"),
+                f"{version.create_time:%Y-%m-%d %H:%M}",
                 version.residency,
                 "yes" if version.pinned else "",
             )
@@ -223,6 +223,7 @@ def demo(
 def _client(server: str) -> "Client":
     from adamix_server.client import Client
 
+    split_address(server)  # gRPC takes anything: without a port it would ask port 443
     return Client(server)
 
 

@@ -15,6 +15,7 @@ from adamix.manifest import BackboneSpec, TrainingRecord
 from adamix.release import Published
 from adamix_server.catalog.names import check_name
 from adamix_server.client import Client
+from adamix_server.config import split_address
 
 # Characters of a data set's name that a manifest keeps.
 _MAX_DATA_NAME = 400
@@ -32,10 +33,12 @@ class Push:
     """Registers adapters with one server, which is asked at once what it serves.
 
     Raises:
+        InvalidConfig: `address` is not HOST:PORT.
         Unavailable: no server answers.
     """
 
     def __init__(self, address: str) -> None:
+        split_address(address)
         self._address = address
         with Client(address) as client:
             self._served = client.server_info().backbone
@@ -92,6 +95,13 @@ class Push:
             metrics = training.metrics
             found.append({name.removeprefix(_SPLIT): metrics[name] for name in metrics if name.startswith(_SPLIT)})
         return found
+
+    def has(self, task: str, digest: str) -> bool:
+        with Client(self._address) as client:
+            try:
+                return any(version.digest == digest for version in client.versions(task))
+            except NotFound:
+                return False
 
     def publish(self, task: str, file: Path) -> Published:
         with Client(self._address) as client:

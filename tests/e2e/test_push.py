@@ -115,7 +115,7 @@ def test_a_gate_that_fails_leaves_the_live_version_and_the_files(
         before = client.get_task("gated").traffic
     for number, (gate, more) in enumerate(
         [
-            ("accuracy>=1.1", ()),
+            ("accuracy>=1.1", ("--max-steps", 1)),
             ("baseline", ("--max-steps", 1, "--lr", 0)),
             ("no-worse:accuracy", ("--max-steps", 1, "--lr", 0)),
         ]
@@ -136,7 +136,7 @@ def test_the_same_training_again_is_one_version_no_worse_than_itself(
     server: Any, body: Path, animals: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    gates = ["--gate", "no-worse:accuracy", "--gate", "accuracy>=0.1"]
+    gates = ["--gate", "no-worse:accuracy", "--gate", "accuracy>=0", "--max-steps", 4]
     first = _push(server, body, animals, out, "again", *gates)
     assert first.exit_code == 0, first.stderr
     second = _push(server, body, animals, out, "again", *gates, "--resume")
@@ -165,6 +165,7 @@ def test_what_could_not_be_pushed_is_found_out_before_the_training(
             "no server answers at 127.0.0.1:1",
         ),
         ([*base, "--backbone", backbone_directory, *here], 1, "has another backbone than"),
+        ([*base, "--backbone", body, "--push", "localhost", "--task", "early"], 2, "'localhost' is not HOST:PORT"),
         ([*base, "--backbone", body, "--push", server.address], 2, "--push needs --task"),
         ([*base, "--backbone", body, "--task", "early"], 2, "--task is for --push"),
         ([*base, "--backbone", body, "--gate", "baseline"], 2, "--gate is for --push"),
@@ -221,7 +222,7 @@ def test_a_server_that_goes_away_meanwhile_costs_nothing(
 
     monkeypatch.setattr(Push, "check", check_and_lose)
     out = tmp_path / "run"
-    result = _push(server, body, animals, out, "lost")
+    result = _push(server, body, animals, out, "lost", "--max-steps", 4, "--gate", "accuracy>=0")
     assert result.exit_code == 1
     push = json.loads(result.stdout)["push"]
     assert (push["registered"], push["gate"]["holds"]) == (False, True)
@@ -255,6 +256,7 @@ def test_a_sweep_pushes_every_task_that_passes(
         name = "sweep-hopeless"
         data = "{animals}"
         gate = "accuracy>=1.01"
+        max-steps = 1
         """
     )
     alone = _invoke("sweep", file, "--out", out, "--json")
@@ -270,6 +272,12 @@ def test_a_sweep_pushes_every_task_that_passes(
     assert live == {name: entries[name]["result"]["release"]["version"] for name in ("sweep-animals", "sweep-sizes")}
     again = json.loads(_invoke("sweep", file, "--out", out, "--push", server.address, "--json").stdout)
     assert [entry["skipped"] for entry in again["tasks"]] == [True, True, False]
+    with server.client() as client:  # as a server with another store, which was never pushed to
+        client.delete_task("sweep-animals")
+    anew = json.loads(_invoke("sweep", file, "--out", out, "--push", server.address, "--json").stdout)
+    assert [entry["skipped"] for entry in anew["tasks"]] == [False, True, False]
+    with server.client() as client:
+        assert client.get_task("sweep-animals").traffic[0][0] == live["sweep-animals"]
 
 
 @pytest.mark.slow

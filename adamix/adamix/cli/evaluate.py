@@ -67,6 +67,11 @@ def evaluate(
 
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)
+        if save_predictions is not None and save_predictions.is_dir():
+            raise InvalidConfig(
+                f"--save-predictions {save_predictions} is a directory: name the file to write in it",
+                field="save_predictions",
+            )
         adapter, mixture = routes.read_source(source, chosen)
         head = adapter.manifest.head
         writing = texts.Writing(decoding, scoring, subset)

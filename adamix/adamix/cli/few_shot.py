@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from adamix.cli import train as training
 from adamix.cli.session import Prepared, TrainSession
@@ -130,7 +131,7 @@ def _train(command: Any, arguments: list[str], session: TrainSession) -> None:
         context = command.make_context("train", arguments, obj=session, default_map=dict(_DEFAULTS))
         with context:
             command.invoke(context)
-    except typer.BadParameter as error:
+    except TyperException as error:  # what the flags of `train` are told; its usage would be of another command
         raise InvalidConfig(error.format_message()) from None
 
 

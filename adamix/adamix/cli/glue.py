@@ -17,7 +17,7 @@ _MAX_RESULT_BYTES = 64 << 20
 def glue(
     results: Annotated[
         list[str],
-        typer.Argument(metavar="TASK=FILE|TASK.json …", help="What `evaluate --json` printed for each task."),
+        typer.Argument(metavar="TASK=FILE|TASK.json", help="What `evaluate --json` printed for each task."),
     ],
     json_: JsonFlag = False,
 ) -> None:

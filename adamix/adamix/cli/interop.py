@@ -12,8 +12,10 @@ from adamix.errors import InvalidConfig
 if TYPE_CHECKING:
     from adamix.interop.assembly import Imported, ImportOptions
 
-imports = typer.Typer(no_args_is_help=True, help="Make an adapter file of what another library trained.")
-exports = typer.Typer(no_args_is_help=True, help="Write an adapter for another library.")
+imports = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Make an adapter file of what another library trained."
+)
+exports = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write an adapter for another library.")
 app.add_typer(imports, name="import")
 app.add_typer(exports, name="export")
 

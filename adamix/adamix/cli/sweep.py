@@ -102,8 +102,11 @@ class _Runner:
         return Outcome("failed" if released.holds else "rejected", session.document, released.failure.message)
 
     def is_done(self, entry: "Entry") -> bool:
-        """Whether a finished task is published as well, if it is to be."""
-        return self._publisher is None or bool(entry.result.get("release", {}).get("registered"))
+        """Whether a finished task is published as well, if it is to be: there, and not somewhere else."""
+        if self._publisher is None:
+            return True
+        release = entry.result.get("release", {})
+        return bool(release.get("registered")) and self._publisher.has(entry.task, str(release.get("version")))
 
     def _session(self, task: "SweepTask") -> "_SweepSession":
         from adamix.gates import BASELINE, parse_gate

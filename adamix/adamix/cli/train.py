@@ -1,6 +1,8 @@
 """`adamix train`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from adamix.data import GenerationData, TaskData
 
 _ADAPTER, _MIXTURE, _HEAD, _TRAIN = AdapterConfig(), MixtureConfig(), HeadConfig(), TrainConfig()
+# Flags that are not called as their settings are.
+_FLAGS = {"kind": "method", "learning_rate": "lr", "num_experts": "experts", "dropout": "head-dropout"}
 
 
 @app.command()
@@ -104,7 +108,7 @@ def train(
     json_: JsonFlag = False,
 ) -> None:
     """Train a mixture of adaptations on a frozen backbone."""
-    with exit_codes():
+    with exit_codes(), _named_as_flags():
         published = None if recipe is None else recipes.find(recipe)
         epochs = None if is_replaced(ctx, "epochs") else epochs
         warmup_steps = None if is_replaced(ctx, "warmup_steps") else warmup_steps
@@ -256,6 +260,19 @@ def _sites(value: str | None) -> tuple[str, ...] | None:
     if value is None or value == "none":
         return None if value is None else ()
     return tuple(site.strip() for site in value.split(","))
+
+
+@contextmanager
+def _named_as_flags() -> Iterator[None]:
+    """An error that begins with the name of a setting begins with that of its flag."""
+    try:
+        yield
+    except InvalidConfig as error:
+        name = error.field or ""
+        if name and error.message.startswith(f"{name} "):
+            flag = _FLAGS.get(name, name.replace("_", "-"))
+            raise InvalidConfig(flag + error.message.removeprefix(name), field=name) from None
+        raise
 
 
 def _is_distinct(value: str) -> bool:

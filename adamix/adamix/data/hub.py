@@ -11,16 +11,17 @@ from adamix.errors import InvalidData
 
 NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<config>[\w.-]+))?", re.ASCII)
 
-# (text, text_pair) by the column names in use; the first whose columns are all there is taken.
+# (text, text_pair) by the column names in use; the first whose columns are all there is taken, so pairs come before
+# single texts of the same names: a `question` about a `sentence` (QNLI) is no `sentence` alone.
 _TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
     ("text", "text_pair"),
-    ("text", None),
-    ("sentence", None),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
     ("question", "passage"),
+    ("text", None),
+    ("sentence", None),
 )
 _LABEL_COLUMNS = ("label", "labels")
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -78,7 +79,7 @@ def load_splits(source: str, names: Mapping[Split, tuple[str, ...]] = _SPLIT_NAM
         raise InvalidData(f"{source[:80]!r} is not a data set name (NAME or NAME:CONFIG)")
     try:
         loaded = datasets.load_dataset(match["name"], match["config"])
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidData(f"`datasets` cannot load {source}: {first_line[:200]}") from None
     found: dict[Split, Any] = {

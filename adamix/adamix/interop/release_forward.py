@@ -87,17 +87,17 @@ def _hook_experts(body: nn.Module, state: Mapping[str, Tensor], alpha: float | N
     for name, module in body.named_modules():
         # BERT's and RoBERTa's FFN output; GPT-2's whole MLP, which ends in its output projection.
         for prefix in ("bert.", "roberta.", "transformer."):
-            soup = f"{prefix}{name.removesuffix('.dense')}.ExpertSoup"
-            if f"{soup}.MoA_A.expert_score_weight" in state and name.endswith((".output.dense", ".mlp")):
-                module.register_forward_hook(_bottleneck_hook(state, soup, name.endswith(".mlp")))
+            experts = f"{prefix}{name.removesuffix('.dense')}.ExpertSoup"
+            if f"{experts}.MoA_A.expert_score_weight" in state and name.endswith((".output.dense", ".mlp")):
+                module.register_forward_hook(_bottleneck_hook(state, experts, name.endswith(".mlp")))
         attention = f"transformer.{name}"
         if f"{attention}.experts_lora_A.0" in state:
             module.register_forward_hook(_lora_hook(state, attention, alpha or 0.0))
 
 
-def _bottleneck_hook(state: Mapping[str, Tensor], soup: str, is_nlg: bool) -> Callable[..., Tensor]:
+def _bottleneck_hook(state: Mapping[str, Tensor], experts: str, is_nlg: bool) -> Callable[..., Tensor]:
     """`h + Up(GELU(Down(h)))`, each projection the mean of its experts."""
-    down, up = (_mean_expert(state, f"{soup}.MoA_{side}") for side in "AB")
+    down, up = (_mean_expert(state, f"{experts}.MoA_{side}") for side in "AB")
 
     def hook(_module: nn.Module, _inputs: Any, h: Tensor) -> Tensor:
         inner = F.gelu(F.linear(h, *down), approximate="tanh" if is_nlg else "none")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -17,12 +18,16 @@ from transformers import PreTrainedTokenizerFast
 from adamix import adapter_file, data, trainer
 from adamix import backbone as backbones
 from adamix.backbone import Backbone
-from adamix.config import HeadConfig, TrainConfig
+from adamix.config import HeadConfig
 from adamix.errors import InvalidConfig
 from adamix.mixture_file import MixtureFile, read_mixture
 from adamix.routing import MixtureProbe, parse_routing
 from adamix_bench.quality.settings import QualitySettings, Rows
+from adamix_bench.quality.store import RunStore
 from adamix_bench.quality.trainings import ROUTED, TRAININGS, Choice
+
+# The settings that a trained mixture depends on and its name in the working directory does not tell.
+_TRAINED_BY = ("backbone", "layers", "batch_size", "max_length", "precision")
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,10 @@ class Laboratory:
 
     Args:
         work: directory of the trained mixtures and of runs that were cut short.
+
+    Raises:
+        InvalidConfig: the backbone or a corpus is too small for what the settings ask of it.
+        InvalidData: a corpus is not installed; the message has the command.
     """
 
     def __init__(self, settings: QualitySettings, work: Path, device: str) -> None:
@@ -63,6 +72,17 @@ class Laboratory:
         self._backbone = _load(settings.backbone, settings.layers, device)
         self._tokenizer: PreTrainedTokenizerFast = backbones.load_tokenizer(settings.backbone)
         self._load = cache(data.load)
+        self._check_sizes()
+
+    def begin(self) -> None:
+        """Say how the mixtures of the working directory are trained, or check that its earlier ones were trained so.
+
+        Raises:
+            InvalidConfig: they were trained with other settings.
+        """
+        protocol = self.settings.protocol()
+        trained = RunStore(self._work / "trained.jsonl", self._work / "claims")
+        trained.begin({name: protocol[name] for name in _TRAINED_BY}, flag="--work")
 
     def train(
         self, cell: Cell, choice: Choice, on_step: Callable[[trainer.Progress], None]
@@ -84,15 +104,7 @@ class Laboratory:
                 training.adapter,
                 training.mixture,
                 HeadConfig(),
-                TrainConfig(
-                    max_steps=choice.steps,
-                    batch_size=self.settings.batch_size,
-                    learning_rate=choice.learning_rate,
-                    max_length=self.settings.max_length,
-                    precision=self.settings.precision,  # type: ignore[arg-type]  # checked by the dataclass
-                    seed=cell.seed,
-                    save_every=choice.steps,
-                ),
+                self.settings.train_config(choice, cell.seed),
                 out,
                 callbacks=[on_step],
             )
@@ -120,6 +132,17 @@ class Laboratory:
             probe.evaluate(parse_routing(routing), seed).metrics[metric] for routing, seed in self._draws(probe, method)
         )
         return Outcome(metric, fmean(draws), time.monotonic() - started, draws if method in ROUTED else ())
+
+    def _check_sizes(self) -> None:
+        """Refuse now what some cell would be refused for hours later."""
+        settings, most = self.settings, self._backbone.spec.max_tokens
+        if settings.max_length > most:
+            raise InvalidConfig(
+                f"--max-length {settings.max_length} is over the backbone's {most} positions", field="max_length"
+            )
+        for task, rows in (*product(settings.tasks, settings.rows), *settings.tuning_cells):
+            if rows is not None:
+                data.few_shot(self._load(task, split="train"), rows, seed=0)
 
     def _draws(self, probe: MixtureProbe, method: str) -> list[tuple[str, int]]:
         """The routings of a method, each with the seed of its routes: random ones, every expert in turn, or all."""

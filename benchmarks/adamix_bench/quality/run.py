@@ -22,11 +22,12 @@ def run(settings: QualitySettings, store: RunStore, work: Path, watch: Watch, de
     """Do everything that is missing from the store. False if other processes still work on some of it.
 
     Raises:
-        InvalidConfig: the store was begun with other settings.
+        InvalidConfig: the store was begun with other settings, or the settings ask for more rows than there are.
         InvalidData: a corpus is not installed; the message has the command.
     """
+    laboratory = Laboratory(settings, work, device)  # before anything is written: it refuses what cannot be run
     store.begin(settings.protocol())
-    laboratory = Laboratory(settings, work, device)
+    laboratory.begin()
     for training in settings.trainings:
         for cell, choice in tuning.missing(settings, training, store.records("trial")):
             name = f"tuning {cell.key} lr {choice.learning_rate:g}, {choice.steps} steps"

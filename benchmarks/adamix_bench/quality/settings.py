@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
+from adamix.config import TrainConfig
 from adamix.data import CORPORA
 from adamix.errors import InvalidConfig
 from adamix_bench.quality.trainings import METHODS, TRAININGS, Choice
@@ -56,12 +57,17 @@ class QualitySettings:
                 raise InvalidConfig(f"{name} names one thing twice", field=name)
         if self.tuning_seed in self.seeds:
             raise InvalidConfig("the seed of the tuning must not be one of the reported seeds", field="seeds")
-        if any(rows is not None and rows < 1 for rows in self.rows):
+        if any(rows is not None and rows < 1 for rows in (*self.rows, *(rows for _, rows in self.tuning_cells))):
             raise InvalidConfig("rows must be positive", field="rows")
         if self.layers is not None and self.layers < 1:
             raise InvalidConfig("layers must be positive", field="layers")
         if self.draws < 1:
             raise InvalidConfig("draws must be positive", field="draws")
+        if self.validation_rows < 1:
+            raise InvalidConfig("validation_rows must be positive", field="validation_rows")
+        for training in self.trainings:
+            for choice in self.choices(training):
+                self.train_config(choice, seed=self.tuning_seed)  # which checks the rest
 
     @property
     def trainings(self) -> tuple[str, ...]:
@@ -72,6 +78,18 @@ class QualitySettings:
         """The grid of one training: as many choices, and as much compute at most, for every one of them."""
         per_step = TRAININGS[training].steps_factor
         return [Choice(rate, steps * per_step) for steps, rate in product(self.steps, self.learning_rates)]
+
+    def train_config(self, choice: Choice, seed: int) -> TrainConfig:
+        """The trainer's settings for one training. Raises InvalidConfig."""
+        return TrainConfig(
+            max_steps=choice.steps,
+            batch_size=self.batch_size,
+            learning_rate=choice.learning_rate,
+            max_length=self.max_length,
+            precision=self.precision,  # type: ignore[arg-type]  # checked by the dataclass
+            seed=seed,
+            save_every=choice.steps,
+        )
 
     def protocol(self) -> dict[str, Any]:
         """What all runs of one store must have in common to be compared, as JSON has it."""

@@ -58,8 +58,11 @@ class RunStore:
             file.flush()
             os.fsync(file.fileno())
 
-    def begin(self, protocol: Record) -> None:
+    def begin(self, protocol: Record, *, flag: str = "--out") -> None:
         """Say how the runs of this file are made, or check that it is how its earlier ones were.
+
+        Args:
+            flag: the option that names the directory of the file.
 
         Raises:
             InvalidConfig: the file was begun with other settings.
@@ -71,7 +74,7 @@ class RunStore:
         for name, value in protocol.items():
             if begun[0].get(name) != value:
                 raise InvalidConfig(
-                    f"{self.path} was begun with {name} {begun[0].get(name)}, not {value}: name another --out",
+                    f"{self.path} was begun with {name} {begun[0].get(name)}, not {value}: name another {flag}",
                     field=name,
                 )
 

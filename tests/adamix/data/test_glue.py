@@ -175,6 +175,32 @@ def test_by_name_the_datasets_library_is_asked(monkeypatch: pytest.MonkeyPatch) 
         data.load("glue:mnli", split="validation")
 
 
+@pytest.mark.parametrize(
+    ("task", "columns"),
+    [
+        ("cola", ("sentence",)),
+        ("sst2", ("sentence",)),
+        ("mrpc", ("sentence1", "sentence2")),
+        ("stsb", ("sentence1", "sentence2")),
+        ("qqp", ("question1", "question2")),
+        ("qnli", ("question", "sentence")),
+        ("rte", ("sentence1", "sentence2")),
+    ],
+)
+def test_by_name_each_task_has_the_texts_of_its_files(
+    monkeypatch: pytest.MonkeyPatch, task: str, columns: tuple[str, ...]
+) -> None:
+    """The columns of `nyu-mll/glue`: a pair is a pair there as it is in the files."""
+    labels = TASKS[task].labels
+    kind = datasets.ClassLabel(names=list(labels)) if labels else datasets.Value("float32")
+    features = datasets.Features({name: datasets.Value("string") for name in columns} | {"label": kind})
+    table = datasets.Dataset.from_dict({name: [f"the {name}"] for name in columns} | {"label": [0]}, features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=table, validation=table))
+    (example,) = data.load(f"glue:{task}", split="validation").examples
+    assert [example.text, example.pair] == [f"the {columns[0]}", f"the {columns[1]}" if len(columns) > 1 else None]
+    assert (TASKS[task].pair is None) == (len(columns) == 1)
+
+
 def _published(mnli: float, qnli: float, sst2: float, qqp: Any, mrpc: Any, cola: float, rte: float, stsb: float) -> Any:
     percent = {
         "mnli": {"accuracy": mnli},

@@ -114,9 +114,10 @@ def test_foreign_split_names_are_listed(hub: Any) -> None:
         data.load("some-set", split="train")
 
 
-def test_a_loader_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [FileNotFoundError, datasets.exceptions.DatasetGenerationError])
+def test_a_loader_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     def load_dataset(name: str, config: str | None = None) -> Any:
-        raise FileNotFoundError("Dataset 'nothing' doesn't exist\nand a second line")
+        raise kind("Dataset 'nothing' doesn't exist\nand a second line")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(InvalidData, match=r"`datasets` cannot load nothing: Dataset 'nothing' doesn't exist$"):

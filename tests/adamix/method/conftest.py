@@ -1,6 +1,7 @@
 """Tiny random backbones with tokenizers of whole words, and data that are learned in a second.
 
-A BERT and texts whose label depends on a word; a GPT-2 and texts to be generated from attributes.
+A BERT and texts whose label depends on a word; decoders and texts to be generated from attributes; masked language
+models.
 """
 
 import itertools
@@ -11,9 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-from adamix.backbone import Backbone, from_model
+from adamix.backbone import Backbone, from_language_model, from_model
 from adamix.data import Example, GenerationData, GenerationExample, TaskData
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -131,6 +141,32 @@ def make_gpt2() -> Callable[[], GPT2LMHeadModel]:
     return make
 
 
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def decoder(request: pytest.FixtureRequest, make_gpt2: Callable[[], GPT2LMHeadModel]) -> Backbone:
+    """A tiny decoder with its language-model head, for the tokenizer `words`."""
+    return from_language_model(make_gpt2() if request.param == "gpt2" else _llama(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def gpt2(make_gpt2: Callable[[], GPT2LMHeadModel]) -> Backbone:
+    return from_language_model(make_gpt2(), name="tiny")
+
+
+def _llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(_SPOKEN),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config)
+
+
 @pytest.fixture(scope="session")
 def likes() -> GenerationData:
     """Sources of two attributes, each with two references of different lengths."""
@@ -152,6 +188,45 @@ def decoder_directory(
     make_gpt2().save_pretrained(directory)
     words.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def make_masked_words() -> Callable[[list[str]], PreTrainedTokenizerFast]:
+    """Tokenizers of these words and BERT's special tokens."""
+
+    def make(words: list[str]) -> PreTrainedTokenizerFast:
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        tokens = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="[UNK]"))
+        tokens.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokens.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        tokens.add_special_tokens(special)
+        names = {f"{name.strip('[]').lower()}_token": name for name in special}
+        return PreTrainedTokenizerFast(tokenizer_object=tokens, **names)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_masked() -> Callable[[int], BertForMaskedLM]:
+    """Masked language models, the same weights with each call."""
+
+    def make(vocab_size: int) -> BertForMaskedLM:
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            initializer_range=0.2,
+        )
+        return BertForMaskedLM(config).eval()
+
+    return make
 
 
 def _sentence(rng: random.Random, needed: list[str]) -> str:

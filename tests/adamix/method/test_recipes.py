@@ -152,7 +152,7 @@ class TestCommand:
         flags += ["--pooling", "last", "--batch-size", 4]
         result = self._train(tmp_path / "gpt2", csv, tmp_path / "run", *flags)
         assert result.exit_code == 2
-        assert "warmup_steps 2000 is not below the 2 steps of the run" in result.stderr
+        assert "warmup-steps 2000 is not below the 2 steps of the run" in result.stderr
         assert not (tmp_path / "run").exists()
         result = self._train(tmp_path / "gpt2", csv, tmp_path / "run", *flags, "--warmup-ratio", 0.5)
         assert result.exit_code == 0, result.stderr

@@ -156,6 +156,7 @@ def test_predictions_are_those_of_the_first_draw_or_of_the_mean(
         (("--routing", "random", "--plot", "x.bmp"), "png, svg, pdf"),
         (("--routing", "random", "--plot", "nowhere/x.png"), "no directory"),
         (("--routing", "random", "--seeds", 0), "--seeds"),
+        (("--save-predictions", "/"), "/ is a directory"),
     ],
 )
 def test_wrong_usage_is_one_line_before_any_work(

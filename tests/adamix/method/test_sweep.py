@@ -57,6 +57,7 @@ class TestFile:
             ("[[task]]\nname = '../a'", "needs a name"),
             ("[[task]]\nname = 'a..b'", "needs a name"),
             ("[[task]]\nname = 'A'", "needs a name"),
+            ("[[task]]\nname = 'sweep.json'", "the sweep's own file"),
             ("[[task]]\nname = 1", "needs a name"),
             ("[[task]]\nname = 'a'\n[[task]]\nname = 'a'", r"\[\[task\]\] 2: there is another task 'a'"),
             ("[[task]]\nname = 'a'\nmax_steps = 1", r"1 \(a\): unknown key 'max_steps'; did you mean max-steps\?"),
@@ -159,6 +160,18 @@ class TestRun:
             assert str(entry.error).startswith("lr was 1.0 when ")
         (tmp_path / "a").rmdir()
         assert [entry.state for entry in run(changed, tmp_path, _finish)] == ["finished"]
+
+    def test_a_finished_task_whose_directory_is_gone_is_trained_again(self, tmp_path: Path) -> None:
+        list(run(TASKS[:2], tmp_path, _finish))
+        (tmp_path / "a").rmdir()
+        assert [entry.skipped for entry in run(TASKS[:2], tmp_path, _finish)] == [False, True]
+
+    def test_a_metric_that_is_no_number_leaves_the_ledger_readable(self, tmp_path: Path) -> None:
+        metrics = {"mse": float("inf"), "pearson": float("nan"), "spearman": 0.5}
+        Ledger(tmp_path).put(Entry("a", "finished", {}, result={"release": {"metrics": metrics}}))
+        entry = Ledger(tmp_path).entry("a")
+        assert entry is not None
+        assert entry.result["release"]["metrics"] == {"mse": None, "pearson": None, "spearman": 0.5}
 
     def test_a_gate_may_change_while_a_task_is_under_way(self, tmp_path: Path) -> None:
         list(run(TASKS[:1], tmp_path, _finish))
@@ -287,7 +300,7 @@ def test_a_sweep_trains_merges_and_measures(
     [
         (("max-steps = 3", 'max-steps = "3"'), "max-steps must be an integer"),
         (("rank = 2", "rank = 0"), "first: rank must be in 1..1024"),
-        (('method = "lora"', 'method = "prefix"'), "lora: kind must be one of"),
+        (('method = "lora"', 'method = "prefix"'), "lora: method must be one of"),
         (('split = "test"', 'split = "train"'), "lora: an adapter is judged on validation or test"),
         (("accuracy>=1.5", "accuracy>1"), "hopeless: a gate is"),
         (("rank = 2", "resume = true"), "unknown key 'resume'"),

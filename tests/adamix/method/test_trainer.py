@@ -298,6 +298,12 @@ def test_what_no_file_could_hold_is_refused_before_training(run: Any, colours: T
             adapter=AdapterConfig(sites=SITES[:4] + SITES[5:], rank=1),
             mixture=MixtureConfig(num_experts=64, share="none"),
         )
+    with pytest.raises(InvalidConfig, match="4096 tensors"):  # of which 64 are the common starts
+        run(
+            out,
+            adapter=AdapterConfig(sites=SITES[:4] + SITES[5:], rank=1, distinct_init=False),
+            mixture=MixtureConfig(num_experts=63, share="none"),
+        )
     with pytest.raises(InvalidAdapter, match="a name is too long"):
         run(out, data=dataclasses.replace(colours, labels=("red", "green", "b" * 600)))
     with pytest.raises(InvalidConfig, match="bert has no site"):

@@ -1,18 +1,23 @@
 """`adamix bench quality` from end to end on packaged weights and texts, with trainings of two steps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from adamix import data
+from adamix.errors import InvalidConfig
 from adamix_bench.cli import bench
+from adamix_bench.quality.cells import Laboratory
+from adamix_bench.quality.settings import QualitySettings
 from adamix_bench.quality.statistics import claim
 
 QUICK = [
-    *("--tasks", "spam", "--rows", "100", "--layers", "1", "--steps", "2", "--learning-rates", "3e-3"),
-    *("--tune-on", "spam:30", "--batch-size", "4", "--max-length", "8", "--draws", "3"),
+    *("--tasks", "trec", "--rows", "100", "--layers", "1", "--steps", "2", "--learning-rates", "3e-3"),
+    *("--tune-on", "trec:30", "--batch-size", "4", "--max-length", "8", "--draws", "3"),
 ]
 
 
@@ -20,7 +25,20 @@ def _quality(out: Path, *arguments: object) -> Any:
     return CliRunner().invoke(bench, ["quality", *QUICK, "--out", str(out), *(str(word) for word in arguments)])
 
 
+@pytest.fixture
+def short_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first 120 rows of every split: what is tested is not how well anything answers."""
+    load = data.load
+
+    def load_few(name: str, **settings: Any) -> Any:
+        rows = load(name, **settings)
+        return replace(rows, examples=rows.examples[:120])
+
+    monkeypatch.setattr(data, "load", load_few)
+
+
 @pytest.mark.weights
+@pytest.mark.usefixtures("short_corpora")
 def test_runs_are_kept_continued_and_reported(tmp_path: Path) -> None:
     first = _quality(tmp_path, "--seeds", 1, "--methods", "merged,single-compute", "--json")
     assert first.exit_code == 0, first.stderr
@@ -55,6 +73,7 @@ def test_runs_are_kept_continued_and_reported(tmp_path: Path) -> None:
         (["--tune-on", "nowhere:5"], "nowhere"),
         (["--methods", "merged,best"], "best"),
         (["--layers", "0"], "layers must be positive"),
+        (["--precision", "fp8"], "precision must be one of fp32, bf16"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -65,7 +84,30 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, arguments: list[
 
 
 @pytest.mark.weights
-def test_more_layers_than_the_backbone_has(tmp_path: Path) -> None:
-    result = _quality(tmp_path, "--layers", "7")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "7"], "minilm has 6 layers"),
+        (["--rows", "100,99999"], "few-shot asks for 99999 rows"),
+        (["--tune-on", "trec:1"], "few-shot needs a row per class"),
+        (["--max-length", "513"], "over the backbone's 512 positions"),
+    ],
+)
+def test_what_some_cell_could_not_do_is_refused_before_the_first(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    """And leaves no file behind that was begun with settings nobody can run."""
+    result = _quality(tmp_path, *arguments)
     assert result.exit_code == 2
-    assert "minilm has 6 layers" in result.stderr
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.weights
+def test_mixtures_trained_otherwise_are_not_taken_for_ours(tmp_path: Path) -> None:
+    """Two reports may share trained mixtures; their names do not tell how many rows a batch had."""
+    settings = QualitySettings(layers=1, tasks=("trec",), tuning_cells=(("trec", 30),))
+    Laboratory(settings, tmp_path, "cpu").begin()
+    Laboratory(replace(settings, draws=4, learning_rates=(0.1,)), tmp_path, "cpu").begin()
+    with pytest.raises(InvalidConfig, match="begun with batch_size 8, not 16: name another --work"):
+        Laboratory(replace(settings, batch_size=16), tmp_path, "cpu").begin()

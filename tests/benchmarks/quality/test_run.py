@@ -30,6 +30,10 @@ class Bench:
     def __init__(self, *_: Any) -> None:
         self.trained: list[tuple[Cell, Choice]] = []
         self.fail_after = 10**9
+        self.begun = False
+
+    def begin(self) -> None:
+        self.begun = not self.trained
 
     def train(self, cell: Cell, choice: Choice, on_step: Any) -> tuple[Any, float]:
         if len(self.trained) >= self.fail_after:
@@ -78,6 +82,7 @@ def test_all_methods_of_a_mixture_cost_one_training(bench: Bench, tmp_path: Path
     _run(RunStore(tmp_path / "quality.jsonl", tmp_path / "claims"))
     trials = 2 * (2 * 2) * 2
     assert len(bench.trained) == trials + 2 * 2 * 2 * 2
+    assert bench.begun, "before the first training the working directory was asked whose it is"
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
@@ -134,6 +139,13 @@ def test_every_training_has_as_many_choices_and_the_same_compute() -> None:
         ({"seeds": (1_000,)}, "tuning"),
         ({"rows": (0,)}, "positive"),
         ({"draws": 0}, "positive"),
+        ({"validation_rows": 0}, "positive"),
+        ({"tuning_cells": (("trec", 0),)}, "positive"),
+        ({"precision": "fp8"}, "precision"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_length": 2}, "max_length"),
+        ({"steps": (0,)}, "max_steps"),
+        ({"learning_rates": (1e-3, 99.0)}, "learning_rate"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, Any], match: str) -> None:
