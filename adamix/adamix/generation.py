@@ -32,6 +32,8 @@ from adamix.generation_rows import Prompt, TargetRows, collate_prompts, prompts,
 from adamix.heads import LanguageModel, shared_copy
 from adamix.language_model import body_of, head_of
 
+# What `token_metrics` measures.
+TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")
 DEFAULT_BATCH_SIZE = 16
 # exp of anything larger is infinite.
 _MAX_EXPONENT = 700.0

@@ -19,6 +19,7 @@ from adamix.config import HeadConfig
 from adamix.data import SPLITS, TaskData, load
 from adamix.errors import AdamixError, FailedPrecondition, InvalidConfig
 from adamix.gates import Gate, Verdict, baseline, check_metric_names, judge
+from adamix.generation import TOKEN_METRICS
 from adamix.manifest import BackboneSpec
 from adamix.merge import merge
 from adamix.metrics import score
@@ -143,6 +144,7 @@ class Release:
         if is_generation:
             if self._split != "validation":
                 raise InvalidConfig("texts to be generated are judged on validation alone", field="split")
+            check_metric_names(self._gates, TOKEN_METRICS)
             return
         self._held_out = load(data, split=self._split, task_type=rows.task_type)
         check_metric_names(self._gates, _metric_names(self._held_out))

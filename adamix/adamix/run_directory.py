@@ -45,7 +45,7 @@ def open_run(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Path | 
         raise FailedPrecondition(f"{out} is not empty: continue its run with --resume, or name another directory")
     path = out / RUN_FILE
     if resume and path.exists():
-        _compare(_read(path), settings)
+        _compare(out, _read(path), settings)
         return newest_checkpoint(out)
     if resume and is_writer and out.exists() and any(out.iterdir()):
         raise FailedPrecondition(f"{out} holds no training run to continue")
@@ -70,12 +70,15 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def _compare(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _compare(out: Path, begun: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     before, now = _flatten(begun), _flatten(json.loads(json.dumps(settings)))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
+            # Commands that continue by themselves land here too, so the message names the directory, not a flag.
             raise InvalidConfig(
-                f"--resume with other settings: {key} was {before.get(key)}, now {now.get(key)}", field=key
+                f"{out} was begun with other settings ({key} was {before.get(key)}, now {now.get(key)}): "
+                "give the same ones, or another directory",
+                field=key,
             )
 
 

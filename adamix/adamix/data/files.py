@@ -18,6 +18,7 @@ SUFFIXES = (".csv", ".jsonl")
 MAX_FILE_BYTES = 4 << 30
 # Room for a pair of the longest texts with every character escaped.
 MAX_LINE_BYTES = 16 * MAX_TEXT_CHARS
+_OF_GENERATION = " (sources and targets are for --task-type generation)"
 
 
 def read_parts(path: Path) -> dict[Split, Iterator[Row]]:
@@ -113,7 +114,10 @@ def _columns(where: str, header: list[str]) -> dict[str, int]:
     names = [field.strip() for field in header]
     for wanted in ("text", "label"):
         if wanted not in names:
-            raise InvalidData(f"{where}: no column named {wanted}; the header needs text, label and perhaps text_pair")
+            hint = _OF_GENERATION if {"source", "target"} <= set(names) or {"mr", "ref"} <= set(names) else ""
+            raise InvalidData(
+                f"{where}: no column named {wanted}; the header needs text, label and perhaps text_pair{hint}"
+            )
     for wanted in ("text", "text_pair", "label"):
         if names.count(wanted) > 1:
             raise InvalidData(f"{where}: two columns named {wanted}")
@@ -124,7 +128,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
     for where, value in read_objects(path):
         for key in ("text", "label"):
             if key not in value:
-                raise InvalidData(f"{where}: no key {key!r}")
+                raise InvalidData(f"{where}: no key {key!r}{_OF_GENERATION if 'source' in value else ''}")
         yield Row(where, value["text"], value.get("text_pair"), value["label"])
 
 

@@ -9,6 +9,7 @@ from adamix.data.glue import PREFIX as GLUE_PREFIX
 from adamix.data.glue import load_glue
 from adamix.data.hub import NAME, read_hub
 from adamix.data.rows import assemble, check_arguments
+from adamix.data.synthetic import SYNTHETIC_E2E
 from adamix.data.task import TaskData
 from adamix.errors import InvalidConfig, InvalidData
 
@@ -29,6 +30,8 @@ def load(source: str, *, split: str, task_type: str | None = None) -> TaskData:
             (`SPLIT_MISSING`), or a row is malformed; the message begins with `FILE:LINE` where there is one.
     """
     wanted, kind = check_arguments(split, task_type)
+    if source == SYNTHETIC_E2E:
+        raise InvalidData(f"{source} has texts to generate and no labels")
     if source in CORPORA:
         corpus = CORPORA[source]
         if kind is not None and kind != corpus.task_type:

@@ -160,11 +160,11 @@ def test_a_pretrained_decoder_knows_good_from_bad_before_any_training() -> None:
     """SmolLM2's own scores of `great` and `terrible` after `… It was`, on film reviews; its cache is the user's."""
     backbone, tokenizer = backbones.load("smollm2", language_model=True), backbones.load_tokenizer("smollm2")
     assert backbone.lm_head is not None
-    reviews = few_shot(load("movie", split="test"), 60, seed=0)
+    reviews = few_shot(load("movie", split="test"), 40, seed=0)
     words = ClozeConfig(words=(("negative", "terrible"), ("positive", "great")))
     spec = cloze.head_spec(words, tokenizer, reviews, is_decoder=True)
     assert tokenizer.convert_ids_to_tokens(list(spec.verbalizer or ())) == ["Ġterrible", "Ġgreat"]
-    rows = cloze.token_rows(spec, tokenizer, reviews.examples, max_length=64, has_types=False)
+    rows = cloze.token_rows(spec, tokenizer, reviews.examples, max_length=32, has_types=False)
     model = TaskModel(backbone.model, ClozeHead(backbone.lm_head, spec.verbalizer or ()), 0)
     scores = predict(model, rows, pad_id=0).diff(dim=-1).flatten()
     labels = torch.tensor([int(example.label == 1) for example in reviews.examples])

@@ -90,7 +90,8 @@ def test_it_goes_on_where_it_was_and_measures_nothing_twice(
     assert of(after)[:3] == of(before)
     other = _invoke(backbone_directory, splits, out, "--k", 9, "--seeds", 3, "--lr", 0.5)
     assert other.exit_code == 2
-    assert "--resume with other settings: train.learning_rate" in other.stderr
+    assert "seed-0 was begun with other settings (train.learning_rate was " in other.stderr
+    assert "or another directory" in other.stderr
 
 
 def test_the_table_names_every_seed(experiment: tuple[Path, Any], backbone_directory: Path, splits: Path) -> None:

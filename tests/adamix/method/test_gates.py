@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adamix.config import HeadConfig
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig
 from adamix.gates import LOWER_IS_BETTER, Gate, baseline, check_metric_names, judge, parse_gate
+from adamix.release import Release
 
 NUMBERS = st.floats(-1e6, 1e6)
 METRICS = st.sampled_from(["accuracy", "macro_f1", "mse"])
@@ -120,3 +122,9 @@ def test_what_was_not_measured_does_not_pass() -> None:
         (verdict,) = judge([parse_gate(text)], {}, None)
         assert verdict.reason == "nothing was measured"
     assert judge([parse_gate("baseline")], {"loss": 1.0}, None)[0].holds
+
+
+def test_a_gate_on_a_label_metric_is_refused_before_texts_are_learned() -> None:
+    release = Release("t", [parse_gate("accuracy>=0.5")], "validation", None)
+    with pytest.raises(InvalidConfig, match="it has loss, perplexity, token_accuracy"):
+        release.prepare("texts", rows=None, backbone=None, head=HeadConfig())  # type: ignore[arg-type]  # not looked at

@@ -116,6 +116,20 @@ def test_an_encoder_generates_nothing(backbone_directory: Path, jsonl: Path, tmp
     assert "has no language-model head" in result.stderr or "is an encoder" in result.stderr
 
 
+def test_data_of_the_other_kind_are_named(decoder_directory: Path, jsonl: Path, tmp_path: Path) -> None:
+    train = ["train", "--backbone", decoder_directory, "--out", tmp_path / "run", "--data"]
+    csv = tmp_path / "pairs.csv"
+    csv.write_text("source,target\na,b\n")
+    for flags, code, message in (
+        ([jsonl], 1, "train.jsonl:1: no key 'text' (sources and targets are for --task-type generation)"),
+        ([csv], 1, "no column named text; the header needs text, label and perhaps text_pair (sources and targets are"),
+        (["synthetic-e2e", "--task-type", "classification"], 1, "has texts to generate and no labels"),
+        ([jsonl, "--task-type", "gen"], 2, "classification, multilabel, regression, generation, not 'gen'"),
+    ):
+        result = _invoke(*train, *flags)
+        assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
+
+
 def test_flags_of_texts_are_refused_for_labels(
     backbone_directory: Path, jsonl: Path, tmp_path: Path, decoder_directory: Path
 ) -> None:
