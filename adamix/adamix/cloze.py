@@ -193,6 +193,16 @@ def _shortened(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, str], sur
     if room < 0 or not encoded[longer]:
         raise InvalidConfig("max_length has no room for the template and a text", field="max_length")
     kept_shorter = min(len(encoded[shorter]), room // 2)
-    # At least one token goes each time, so that cutting ends also where it changes how the rest is tokenised.
     kept = {shorter: kept_shorter, longer: min(room - kept_shorter, len(encoded[longer]) - 1)}
-    return {name: texts[name][: encoded[name][count - 1][1] if count else 0] for name, count in kept.items()}
+    return {name: _beginning(texts[name], encoded[name], count) for name, count in kept.items()}
+
+
+def _beginning(text: str, offsets: Sequence[tuple[int, int]], count: int) -> str:
+    """The text of its first tokens; of a character that is several tokens, all or nothing.
+
+    Where there are more tokens at least one character goes, so that cutting comes to an end.
+    """
+    if count >= len(offsets):
+        return text
+    end = min(offsets[count - 1][1], offsets[count][0]) if count else 0
+    return text[: min(end, len(text) - 1)]

@@ -15,7 +15,7 @@ def load_rows(source: str, *, split: str, task_type: str | None) -> "TaskData | 
     from adamix import data as datasets
     from adamix.data.synthetic import SYNTHETIC_E2E
 
-    if task_type not in (None, GENERATION, *datasets.TASK_TYPES):
+    if task_type is not None and task_type not in (GENERATION, *datasets.TASK_TYPES):
         known = ", ".join((*datasets.TASK_TYPES, GENERATION))
         raise InvalidConfig(f"--task-type must be one of {known}, not {task_type[:40]!r}", field="task_type")
     if task_type == GENERATION or (task_type is None and source == SYNTHETIC_E2E):

@@ -169,6 +169,23 @@ class TestWhatIsRead:
         for own, other, before in ((kept[0], kept[1], first), (kept[1], kept[0], second)):
             assert own == before or other <= own + 1
 
+    def test_a_character_of_several_tokens_is_cut_as_a_whole(self) -> None:
+        """Its tokens all lie at the same place of the text, so that cutting one of them alone would cut nothing."""
+        tokens = Tokenizer(models.BPE())
+        tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokens.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        texts = [" ".join(WORDS)] * 3
+        tokens.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+        bytes_ = PreTrainedTokenizerFast(tokenizer_object=tokens)
+        spec = _spec(bytes_, decoder=True)
+        parrots = "\N{PARROT}" * 8
+        assert len(bytes_(parrots)["input_ids"]) == 8 * 4
+        for room in range(4 * 8 + 1):
+            (row,) = _rows(spec, bytes_, Example(parrots, 0), max_length=room + 2)
+            assert len(row) == 4 * (room // 4) + 2
+            assert bytes_.decode(row.input_ids) == "\N{PARROT}" * (room // 4) + " It was"
+
     def test_there_must_be_room_for_the_template(self, tokenizer: PreTrainedTokenizerFast) -> None:
         with pytest.raises(InvalidConfig, match="no room for the template"):
             _rows(_spec(tokenizer), tokenizer, Example("the film", 0), max_length=5)
