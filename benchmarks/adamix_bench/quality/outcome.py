@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,5 @@ def write(
 def _chosen(settings: QualitySettings, store: RunStore) -> dict[str, Any]:
     """The choice of each training whose trials are complete."""
     trials = store.records("trial")
-    found = {training: tuning.chosen(settings, training, trials) for training in TRAININGS}
-    return {
-        training: {"learning_rate": choice.learning_rate, "steps": choice.steps}
-        for training, choice in found.items()
-        if choice is not None
-    }
+    tuned = [training for training in TRAININGS if not tuning.missing(settings, training, trials)]
+    return {training: asdict(tuning.chosen(settings, training, trials)) for training in tuned}

@@ -28,10 +28,11 @@ def run(settings: QualitySettings, store: RunStore, work: Path, watch: Watch, de
     laboratory = Laboratory(settings, work, device)  # before anything is written: it refuses what cannot be run
     store.begin(settings.protocol())
     laboratory.begin()
-    for training in settings.trainings:
+    # What others are at is waited for after everything else: no cell can begin before its training is tuned.
+    for wait, training in itertools.product((False, True), settings.trainings):
         for cell, choice in tuning.missing(settings, training, store.records("trial")):
             name = f"tuning {cell.key} lr {choice.learning_rate:g}, {choice.steps} steps"
-            with store.claimed(f"{cell.key}-{choice.learning_rate:g}-{choice.steps}") as is_ours:
+            with store.claimed(f"{cell.key}-{choice.learning_rate:g}-{choice.steps}", wait=wait) as is_ours:
                 pending = tuning.missing(settings, training, store.records("trial"))
                 if is_ours and (cell, choice) in pending:
                     total = len(tuning.cells(settings, training)) * len(settings.choices(training))
@@ -40,9 +41,6 @@ def run(settings: QualitySettings, store: RunStore, work: Path, watch: Watch, de
     everything = cells(settings)
     for number, cell in enumerate(everything):
         best = tuning.chosen(settings, cell.training, store.records("trial"))
-        if best is None:
-            finished = False
-            continue
         with store.claimed(cell.key) as is_ours:
             missing = missing_methods(settings, store, cell)
             if is_ours and missing:

@@ -79,12 +79,16 @@ class RunStore:
                 )
 
     @contextmanager
-    def claimed(self, key: str) -> Iterator[bool]:
-        """Whether this process may work on `key` now: False while another one does. Freed by the end of the process."""
+    def claimed(self, key: str, *, wait: bool = False) -> Iterator[bool]:
+        """Whether this process may work on `key` now: False while another one does. Freed by the end of the process.
+
+        Args:
+            wait: until the other one has ended its work on it, and answer True.
+        """
         self._claims.mkdir(parents=True, exist_ok=True)
         with (self._claims / key).open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield False
             else:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from adamix import trainer
+from adamix.errors import InvalidData
 from adamix_bench.quality.cells import Cell, Laboratory
 from adamix_bench.quality.settings import QualitySettings
 from adamix_bench.quality.store import Record, RunStore
@@ -54,10 +55,14 @@ def missing(settings: QualitySettings, training: str, trials: list[Record]) -> l
     ]
 
 
-def chosen(settings: QualitySettings, training: str, trials: list[Record]) -> Choice | None:
-    """The choice with the best mean over the tuning cells, of equals the cheapest; None while trials are missing."""
+def chosen(settings: QualitySettings, training: str, trials: list[Record]) -> Choice:
+    """The choice with the best mean over the tuning cells, of equals the cheapest.
+
+    Raises:
+        InvalidData: trials of the training are missing.
+    """
     if missing(settings, training, trials):
-        return None
+        raise InvalidData(f"the tuning of {training} is not complete")
     wanted = {(cell.task, cell.rows, cell.seed) for cell in cells(settings, training)}
     grid = settings.choices(training)
     values: dict[Choice, list[float]] = defaultdict(list)

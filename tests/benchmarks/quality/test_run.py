@@ -1,11 +1,12 @@
 """The order of work, what is left out because it is done, and what the tuning chooses."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adamix.errors import InvalidConfig
+from adamix.errors import InvalidConfig, InvalidData
 from adamix_bench.quality import run as running
 from adamix_bench.quality import tuning
 from adamix_bench.quality.cells import Cell, Outcome
@@ -109,12 +110,32 @@ def test_what_another_process_works_on_is_left_to_it(bench: Bench, tmp_path: Pat
     assert len(store.records("run")) == 24
 
 
+def test_a_trial_that_another_process_works_on_is_waited_for(bench: Bench, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
+    trial = f"{tuning.cells(SETTINGS, 'adamix')[0].key}-0.1-5"
+    others_done = threading.Event()
+
+    def work_elsewhere() -> None:
+        others_done.wait(30)
+        claim.__exit__(None, None, None)
+
+    claim = store.claimed(trial)
+    assert claim.__enter__()
+    other = threading.Thread(target=work_elsewhere)
+    other.start()
+    threading.Timer(0.2, others_done.set).start()
+    assert _run(store), "no cell is left out because the tuning was not complete when this process came to it"
+    other.join()
+    assert len(store.records("run")) == 24
+
+
 def test_no_choice_while_trials_are_missing(bench: Bench, tmp_path: Path) -> None:
     store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
     _run(store)
     trials = store.records("trial")
     assert tuning.chosen(SETTINGS, "adamix", trials) == Choice(0.2, 5)
-    assert tuning.chosen(SETTINGS, "adamix", trials[1:]) is None
+    with pytest.raises(InvalidData, match="tuning of adamix is not complete"):
+        tuning.chosen(SETTINGS, "adamix", trials[1:])
     assert {record["seed"] for record in trials} == {SETTINGS.tuning_seed}
 
 
