@@ -11,6 +11,7 @@ from adamix.cli import JsonFlag, exit_codes, stderr
 from adamix.cli.terminal import DeviceOption, device_name, progress_bar
 from adamix.errors import InvalidConfig
 from adamix_bench.quality.settings import QualitySettings
+from adamix_bench.quality.trainings import METHODS
 
 if TYPE_CHECKING:
     from adamix.trainer import Progress
@@ -38,10 +39,7 @@ def quality(
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N-1.", min=1)] = len(_DEFAULTS.seeds),
     methods: Annotated[
         str,
-        typer.Option(
-            help="Of head, single, single-compute, lora, merged, random, fixed, ensemble, no-consistency, no-sharing, "
-            "same-start, m2, m8."
-        ),
+        typer.Option(help=f"Of {', '.join(METHODS)}."),
     ] = _joined(_DEFAULTS.methods),
     learning_rates: Annotated[str, typer.Option(help="Grid of the tuning.")] = _joined(_DEFAULTS.learning_rates),
     steps: Annotated[

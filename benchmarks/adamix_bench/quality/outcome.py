@@ -1,4 +1,4 @@
-"""Write what a store holds: `quality.json`, `quality.md` and two pictures, and print the tables."""
+"""Write what a store holds: `quality.json`, `quality.md` and three pictures, and print the tables."""
 
 import json
 from collections.abc import Sequence
@@ -43,6 +43,7 @@ def write(
     adapter_file.write(out / "quality.md", text.encode())
     plots.violins(records, out / "quality-routes.png")
     plots.paired_differences(records, out / "quality-differences.png")
+    plots.ablations(records, out / "quality-ablations.png")
     if not quiet:
         console = Console()
         for table in tables:

@@ -1,4 +1,4 @@
-"""Two pictures of a comparison: how the merged adapter lies among the routes it replaces, and who wins by how much.
+"""Pictures of a comparison: how the merged adapter lies among the routes it replaces, and who wins by how much.
 
 Colours are those of Okabe and Ito, which people who confuse red and green can tell apart; every marker has a shape of
 its own besides.
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamix_bench.quality.statistics import Record, RunKey, differences, mean_of, runs, values
+from adamix_bench.quality.trainings import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,6 +93,30 @@ def paired_differences(
     axes.set_yticks(range(len(groups)), [f"{name} ({len(points)})" for name, points in groups.items()], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"{first} minus {second}, points; mean and 95 % interval, dots are runs", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def ablations(records: Sequence[Record], path: Path, against: str = "merged") -> Path | None:
+    """Every method minus one: the mean over the runs that both have, with its 95 % interval.
+
+    Returns:
+        `path`; None where no method has a run in common with `against`.
+    """
+    compared = {method: mean_of(list(differences(records, method, against).values())) for method in METHODS}
+    found = {method: mean for method, mean in compared.items() if method != against and mean.count}
+    if not found:
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(found)), layout="constrained")
+    for line, mean in enumerate(found.values()):
+        middle = 100 * (mean.mean_difference or 0.0)
+        half = 0.0 if mean.ci is None else 100 * mean.ci[1] - middle
+        axes.errorbar(middle, line, xerr=half, fmt="D", color=_BLUE, markersize=5, capsize=3)
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.set_yticks(range(len(found)), [f"{method} ({mean.count})" for method, mean in found.items()], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"minus {against}, points; mean and 95 % interval over (runs that both have)", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return _saved(figure, path)
 

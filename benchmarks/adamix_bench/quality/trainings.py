@@ -28,11 +28,16 @@ class Training:
 
     Attributes:
         steps_factor: optimiser steps for each step of a mixture with two passes; 2 makes the compute of one pass equal.
+        tuned_as: the training whose trials choose for this one too, so that the two differ in nothing else; None: it
+            has trials of its own.
+        longest: take the best learning rate of the longest trials: all the compute that there is.
     """
 
     adapter: AdapterConfig
     mixture: MixtureConfig
     steps_factor: int
+    tuned_as: str | None = None
+    longest: bool = False
 
 
 TRAININGS: dict[str, Training] = {
@@ -46,6 +51,12 @@ TRAININGS: dict[str, Training] = {
     "same-start": Training(replace(BOTTLENECK, distinct_init=False), ADAMIX, 1),
     "m2": Training(BOTTLENECK, replace(ADAMIX, num_experts=2), 1),
     "m8": Training(BOTTLENECK, replace(ADAMIX, num_experts=8), 1),
+    "longest": Training(BOTTLENECK, ADAMIX, 1, tuned_as="adamix", longest=True),
+    "consistency-5": Training(BOTTLENECK, replace(ADAMIX, consistency=5.0), 1, tuned_as="adamix"),
+    "rank-4": Training(replace(BOTTLENECK, rank=4), ADAMIX, 1, tuned_as="adamix"),
+    "single-rank-4": Training(replace(BOTTLENECK, rank=4), MixtureConfig.single(), 2, tuned_as="single-compute"),
+    "rank-64": Training(replace(BOTTLENECK, rank=64), ADAMIX, 1, tuned_as="adamix"),
+    "single-rank-64": Training(replace(BOTTLENECK, rank=64), MixtureConfig.single(), 2, tuned_as="single-compute"),
 }
 
 # Method -> training. Those of "adamix" but `merged` are routes through the unmerged mixture.
@@ -63,6 +74,12 @@ METHODS: dict[str, str] = {
     "same-start": "same-start",
     "m2": "m2",
     "m8": "m8",
+    "longest": "longest",
+    "consistency-5": "consistency-5",
+    "rank-4": "rank-4",
+    "single-rank-4": "single-rank-4",
+    "rank-64": "rank-64",
+    "single-rank-64": "single-rank-64",
 }
 # Means of several draws.
 ROUTED = ("random", "fixed")

@@ -90,7 +90,7 @@ def test_tables_in_markdown_and_on_a_terminal_have_the_same_cells() -> None:
     grids = report.tables(records())
     # Sharing and consistency were not measured without: no table of merged alone.
     assert [grid.title.split(":")[0] for grid in grids] == [
-        "All methods", "Inference", "Number of experts (AdaMix has 4)"
+        "One module or AdaMix", "Inference", "Number of experts (AdaMix has 4)"
     ]  # fmt: skip
     for grid in grids:
         console = Console(width=300)
@@ -114,6 +114,7 @@ def test_pictures_are_drawn_and_not_empty(tmp_path: Path) -> None:
     drawn = [
         plots.violins(found, tmp_path / "new" / "routes.png"),
         plots.paired_differences(found, tmp_path / "differences.png"),
+        plots.ablations(found, tmp_path / "ablations.png"),
     ]
     for path in drawn:
         assert path is not None
@@ -133,7 +134,7 @@ def test_few_or_equal_draws_and_missing_methods_are_drawn_too(tmp_path: Path) ->
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("draw", [plots.violins, plots.paired_differences], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("draw", [plots.violins, plots.paired_differences, plots.ablations], ids=lambda f: f.__name__)
 def test_nothing_measured_draws_nothing(draw: Any, tmp_path: Path) -> None:
     assert draw([], tmp_path / "none.png") is None
     assert not list(tmp_path.iterdir())

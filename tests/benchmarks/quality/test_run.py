@@ -1,6 +1,7 @@
 """The order of work, what is left out because it is done, and what the tuning chooses."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,24 @@ def test_no_choice_while_trials_are_missing(bench: Bench, tmp_path: Path) -> Non
 def test_every_training_has_as_many_choices_and_the_same_compute() -> None:
     settings = QualitySettings()
     for name, training in TRAININGS.items():
+        if training.tuned_as is not None:
+            assert training.steps_factor == TRAININGS[training.tuned_as].steps_factor
         choices = settings.choices(name)
         assert len(choices) == len(settings.choices("adamix"))
         passes = {choice.steps * training.mixture.passes for choice in choices}
         halved = {steps * 2 // (2 if name == "single" else 1) for steps in settings.steps}
         assert passes == halved, "only `single` trains with half the compute: it is the one at equal steps"
     assert set(METHODS.values()) == set(TRAININGS)
+
+
+def test_some_trainings_take_what_was_chosen_for_another(bench: Bench, tmp_path: Path) -> None:
+    """They differ from it in one thing, and cost no trial; the longest training differs in its steps."""
+    store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
+    settings = replace(SETTINGS, methods=("merged", "rank-4", "longest"))
+    running.run(settings, store, Path("unused"), lambda *_: None)
+    assert {record["training"] for record in store.records("trial")} == {"adamix"}
+    steps = {(record["method"], record["learning_rate"], record["steps"]) for record in store.records("run")}
+    assert steps == {("merged", 0.2, 5), ("rank-4", 0.2, 5), ("longest", 0.2, 10)}
 
 
 @pytest.mark.parametrize(
