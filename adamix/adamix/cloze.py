@@ -193,7 +193,7 @@ def _shortened(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, str], sur
     if room < 0 or not encoded[longer]:
         raise InvalidConfig("max_length has no room for the template and a text", field="max_length")
     kept_shorter = min(len(encoded[shorter]), room // 2)
-    kept = {shorter: kept_shorter, longer: min(room - kept_shorter, len(encoded[longer]) - 1)}
+    kept = {shorter: kept_shorter, longer: room - kept_shorter}
     return {name: _beginning(texts[name], encoded[name], count) for name, count in kept.items()}
 
 

@@ -1,6 +1,6 @@
 """Train a mixture of adaptations on a frozen backbone, and write it as one file.
 
-`train` puts the parts together: experts at their sites, a head, tokenised rows, the loop of `training_loop.py`, the
+`train` puts the parts together: experts at their sites, a head, tokenised rows, the loop of `training/loop.py`, the
 mixture file of `merge.py`. Nothing here prints; progress goes to callbacks.
 """
 
@@ -25,8 +25,8 @@ from adamix.errors import Cancelled, InvalidConfig, InvalidData
 from adamix.heads import LanguageModel, TaskModel, recompute_activations, remove_dropout, shared_copy
 from adamix.merge import MIXTURE_FILE, merge
 from adamix.mixture import Mixture
-from adamix.run_directory import CHECKPOINTS, open_run
-from adamix.trained_file import (
+from adamix.training.loop import EpochOrder, MixtureTrainer, Progress, StepWatch
+from adamix.training.result import (
     build_manifest,
     check_converged,
     expert_tensors,
@@ -34,8 +34,8 @@ from adamix.trained_file import (
     mixture_file,
     with_metrics,
 )
-from adamix.training_loop import EpochOrder, MixtureTrainer, Progress, StepWatch
-from adamix.training_task import TrainingTask, training_task
+from adamix.training.run_directory import CHECKPOINTS, open_run
+from adamix.training.task import TrainingTask, training_task
 
 __all__ = ["Callback", "Progress", "TrainResult", "train"]
 

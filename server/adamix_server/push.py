@@ -1,4 +1,4 @@
-"""Publish trained adapters to a running server: the `Publisher` of `adamix.release`, over the client.
+"""Publish trained adapters to a running server: the `Publisher` of `adamix.experiments.release`, over the client.
 
 Knows the wire through the client alone, and nothing of training.
 """
@@ -11,8 +11,8 @@ import msgspec
 
 from adamix.config import HeadConfig
 from adamix.errors import FailedPrecondition, NotFound
+from adamix.experiments.release import Published
 from adamix.manifest import BackboneSpec, TrainingRecord
-from adamix.release import Published
 from adamix_server.catalog.names import check_name
 from adamix_server.client import Client
 from adamix_server.config import split_address

@@ -70,8 +70,8 @@ def push_training(
         return
     if task is None:
         raise InvalidConfig("--push needs --task, the id that clients will call", field="task")
-    from adamix.gates import BASELINE, parse_gate
-    from adamix.release import Release
+    from adamix.experiments.gates import BASELINE, parse_gate
+    from adamix.experiments.release import Release
     from adamix_server.catalog.names import check_name
     from adamix_server.push import Push
 

@@ -17,13 +17,13 @@ from adamix.cli.terminal import (
     print_json,
     progress_bar,
 )
-from adamix.decoding import Decoding
 from adamix.errors import InvalidConfig, InvalidData
+from adamix.generation.decoding import Decoding
 
 if TYPE_CHECKING:
     from adamix.data import Example, TaskData
     from adamix.evaluation import Prediction
-    from adamix.routing_report import DrawsReport, EnsembleReport
+    from adamix.routing.report import DrawsReport, EnsembleReport
 
 
 @app.command()
@@ -62,8 +62,8 @@ def evaluate(
         from adamix import adapter_file, evaluation
         from adamix import backbone as backbones
         from adamix import data as datasets
-        from adamix.routing import MixtureProbe, parse_routing
-        from adamix.routing_report import num_passes
+        from adamix.routing.report import num_passes
+        from adamix.routing.routes import MixtureProbe, parse_routing
 
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)

@@ -18,7 +18,7 @@ from adamix.errors import Cancelled, InvalidConfig
 if TYPE_CHECKING:
     from adamix.backbone import Backbone
     from adamix.data import TaskData
-    from adamix.few_shot import SeedResult, Summary
+    from adamix.experiments.few_shot import SeedResult, Summary
 
 # What the protocol itself decides: a fixed length, the last step, no validation rows.
 _DECIDED = ("--out", "--few-shot", "--seed", "--resume", "--validate", "--no-validate", "--json")
@@ -56,7 +56,7 @@ def few_shot(
         session.is_plan = True
         _train(command, [*arguments, "--seed=0", f"--out={out}", *ctx.args], session)
         session.is_plan = False
-        from adamix.few_shot import run_directory, summarise
+        from adamix.experiments.few_shot import run_directory, summarise
 
         results: list[SeedResult] = []
         for seed in range(seeds):
@@ -116,7 +116,7 @@ class _FewShotSession(TrainSession):
 
     def after(self, prepared: Prepared, document: dict[str, Any]) -> None:
         from adamix import adapter_file
-        from adamix.few_shot import ADAPTER_FILE, measure
+        from adamix.experiments.few_shot import ADAPTER_FILE, measure
 
         if self._held_out is None:
             raise RuntimeError("a training ended that was not begun")

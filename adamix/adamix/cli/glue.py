@@ -23,7 +23,7 @@ def glue(
 ) -> None:
     """Tabulate the results of GLUE tasks, with the averages of the paper's Tables 1 and 2."""
     with exit_codes():
-        from adamix.glue import report
+        from adamix.experiments.glue import report
 
         found: dict[str, dict[str, float]] = {}
         for argument in results:

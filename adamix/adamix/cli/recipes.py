@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from adamix import recipes as known
 from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr
-from adamix.recipes import Recipe
+from adamix.experiments import recipes as known
+from adamix.experiments.recipes import Recipe
 
 # Flags of a plain head; a cloze head has none of these.
 PLAIN_FLAGS = ("pooling", "dense", "head_dropout")

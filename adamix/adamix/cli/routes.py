@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from adamix.adapter_file import AdapterFile
     from adamix.evaluation import Evaluation
     from adamix.mixture_file import MixtureFile
-    from adamix.routing import MixtureProbe, Routing
-    from adamix.routing_report import DrawsReport, EnsembleReport
+    from adamix.routing.report import DrawsReport, EnsembleReport
+    from adamix.routing.routes import MixtureProbe, Routing
 
 DEFAULT_SEEDS = 10
 
@@ -47,7 +47,7 @@ def read_source(source: Path, routing: "Routing") -> "tuple[AdapterFile, Mixture
 
 def check_flags(routing: "Routing", seeds: int | None, plot: Path | None) -> int:
     """The number of random routes. Raises InvalidConfig where a flag has no meaning for the routing."""
-    from adamix.routing_plots import check_format
+    from adamix.routing.plots import check_format
 
     is_random = routing.mode in ("random", "ensemble")
     if seeds is not None and not is_random:
@@ -72,7 +72,7 @@ def measure(
     probe: "MixtureProbe", routing: "Routing", seeds: int
 ) -> "tuple[Evaluation, DrawsReport | EnsembleReport | None]":
     """The rows' predictions (of several draws, the first one's), and what there is to report beside them."""
-    from adamix.routing_report import report_draws, report_ensemble
+    from adamix.routing.report import report_draws, report_ensemble
 
     if routing.mode == "random":
         draws = report_draws(probe, routing, seeds)
@@ -85,8 +85,8 @@ def measure(
 
 def draw(report: "DrawsReport | EnsembleReport", title: str, path: Path) -> bytes:
     """The image for `--plot`."""
-    from adamix.routing_plots import check_format, draws_plot, reliability_plot
-    from adamix.routing_report import DrawsReport
+    from adamix.routing.plots import check_format, draws_plot, reliability_plot
+    from adamix.routing.report import DrawsReport
 
     image_format = check_format(path.name)
     if isinstance(report, DrawsReport):
@@ -96,7 +96,7 @@ def draw(report: "DrawsReport | EnsembleReport", title: str, path: Path) -> byte
 
 def show(report: "DrawsReport | EnsembleReport", *, json_: bool) -> None:
     """Print a report as one JSON document or as tables."""
-    from adamix.routing_report import DrawsReport
+    from adamix.routing.report import DrawsReport
 
     if json_:
         print_json(report.document())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from adamix.backbone import Backbone
-    from adamix.release import Release, Released
+    from adamix.experiments.release import Release, Released
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrainSession:
 
 
 class ReleaseSession(TrainSession):
-    """Merges, measures, judges and perhaps publishes what was trained; see `adamix.release`.
+    """Merges, measures, judges and perhaps publishes what was trained; see `adamix.experiments.release`.
 
     Args:
         key: where the result goes in the document.

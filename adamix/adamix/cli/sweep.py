@@ -17,9 +17,9 @@ from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 
 if TYPE_CHECKING:
     from adamix.backbone import Backbone
-    from adamix.gates import Gate
-    from adamix.release import Publisher
-    from adamix.sweep import Entry, Kind, Ledger, Outcome, SweepTask
+    from adamix.experiments.gates import Gate
+    from adamix.experiments.release import Publisher
+    from adamix.experiments.sweep import Entry, Kind, Ledger, Outcome, SweepTask
 
 # What the sweep itself decides.
 _NOT_SETTINGS = {"ctx", "out", "resume", "json_"}
@@ -44,7 +44,7 @@ def sweep(
     with exit_codes():
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise InvalidConfig("a sweep is one process: start one for each device, each with its own file and --out")
-        from adamix import sweep as sweeps
+        from adamix.experiments import sweep as sweeps
 
         publisher: Publisher | None = ctx.obj
         tasks = sweeps.read_sweep(file, _kinds())
@@ -92,7 +92,7 @@ class _Runner:
 
     def train(self, task: "SweepTask", out: Path) -> "Outcome":
         """Train, merge, measure, judge, and publish if there is where to."""
-        from adamix.sweep import Outcome
+        from adamix.experiments.sweep import Outcome
 
         session = self._session(task)
         self._run(task, out, session)
@@ -109,8 +109,8 @@ class _Runner:
         return bool(release.get("registered")) and self._publisher.has(entry.task, str(release.get("version")))
 
     def _session(self, task: "SweepTask") -> "_SweepSession":
-        from adamix.gates import BASELINE, parse_gate
-        from adamix.release import Release
+        from adamix.experiments.gates import BASELINE, parse_gate
+        from adamix.experiments.release import Release
 
         texts = task.settings.get("gate", [] if self._publisher is None else [BASELINE])
         gates: list[Gate] = [parse_gate(text) for text in texts] if isinstance(texts, list) else []

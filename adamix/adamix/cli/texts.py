@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from adamix.cli.terminal import device_name, format_metrics, print_json, progress_bar, stderr
-from adamix.decoding import Decoding, parse_decoding
 from adamix.errors import InvalidConfig
+from adamix.generation.decoding import Decoding, parse_decoding
 
 if TYPE_CHECKING:
     from adamix.adapter_file import AdapterFile
     from adamix.data import GenerationData
-    from adamix.routing import Routing
-    from adamix.text_evaluation import TextEvaluation
+    from adamix.generation.evaluation import TextEvaluation
+    from adamix.routing.routes import Routing
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def evaluate_adapter(
     from adamix import adapter_file
     from adamix import backbone as backbones
     from adamix import data as datasets
-    from adamix.generation_metrics import STYLES
-    from adamix.text_evaluation import evaluate_texts
+    from adamix.generation.evaluation import evaluate_texts
+    from adamix.generation.metrics import STYLES
 
     decoding = parse_decoding(writing.decoding or "")
     scoring = writing.scoring or STYLES[0]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from adamix import recipes
 from adamix.cli.heads import cloze_head
 from adamix.cli.recipes import RecipeOption, explain, is_given, is_replaced
 from adamix.cli.rows import few_rows, load_rows, type_of
@@ -27,6 +26,7 @@ from adamix.cli.terminal import (
 )
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.errors import InvalidConfig, InvalidData
+from adamix.experiments import recipes
 
 if TYPE_CHECKING:
     from adamix.data import GenerationData, TaskData

@@ -3,7 +3,7 @@
 A task is read from the library `datasets`, or from the tab-separated files of the benchmark's own archive, which use
 no quotes: a field is what lies between two tabs, whatever characters it has. Label ids are those of `datasets`. The
 labels of the test sets are kept by the benchmark, so there are train and validation (its dev sets) only. Knows no
-metrics: see `adamix.glue`.
+metrics: see `adamix.experiments.glue`.
 """
 
 from collections.abc import Iterator

@@ -21,7 +21,7 @@ from adamix.backbone import Backbone
 from adamix.config import HeadConfig
 from adamix.errors import InvalidConfig
 from adamix.mixture_file import MixtureFile, read_mixture
-from adamix.routing import MixtureProbe, parse_routing
+from adamix.routing.routes import MixtureProbe, parse_routing
 from adamix_bench.quality.settings import QualitySettings, Rows
 from adamix_bench.quality.store import RunStore
 from adamix_bench.quality.trainings import ROUTED, TRAININGS, Choice

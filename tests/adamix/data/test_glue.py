@@ -12,7 +12,7 @@ from adamix import data
 from adamix.cli import app
 from adamix.data.glue import TASKS
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.glue import METRICS, report
+from adamix.experiments.glue import METRICS, report
 
 MNLI = (
     "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"

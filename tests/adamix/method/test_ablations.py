@@ -22,9 +22,9 @@ from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.heads import shared_copy
 from adamix.mixture_file import MixtureFile, read_mixture
-from adamix.routing import evaluate_mixture, parse_routing
+from adamix.routing.routes import evaluate_mixture, parse_routing
 from adamix.trainer import Progress, train
-from adamix.training_loop import MixtureTrainer
+from adamix.training.loop import MixtureTrainer
 
 ADAPTER = AdapterConfig(rank=2)
 LORA = AdapterConfig(kind="lora", rank=2, sites=("attn_q",))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from adamix.calibration import (
+from adamix.routing.calibration import (
     Bin,
     calibrate,
     disagreement,

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from hypothesis import example as case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -29,7 +30,7 @@ from adamix.evaluation import attach, evaluate, predict, token_rows
 from adamix.manifest import HeadSpec, Manifest
 from adamix.merge import merge
 from adamix.mixture_file import read_mixture
-from adamix.routing import evaluate_mixture, parse_routing
+from adamix.routing.routes import evaluate_mixture, parse_routing
 from adamix.trainer import train
 from adamix_server.adapters.validation import judge
 
@@ -154,6 +155,7 @@ class TestWhatIsRead:
 
     @settings(max_examples=60, deadline=None)
     @given(first=st.integers(1, 60), second=st.integers(1, 60), max_length=st.integers(10, 40))
+    @case(first=3, second=3, max_length=10)
     def test_texts_are_cut_and_the_template_is_not(
         self, tokenizer: PreTrainedTokenizerFast, first: int, second: int, max_length: int
     ) -> None:

@@ -8,15 +8,16 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, generation
+from adamix import adapter_file
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import GenerationData, TaskData
-from adamix.decoding import Decoding, parse_decoding
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
 from adamix.evaluation import evaluate, insert_adapter
-from adamix.generation_rows import prompts
+from adamix.generation import inference as generation
+from adamix.generation.decoding import Decoding, parse_decoding
+from adamix.generation.rows import prompts
 from adamix.heads import LanguageModel, shared_copy
 from adamix.merge import merge
 from adamix.trainer import train

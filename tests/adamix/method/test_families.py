@@ -43,9 +43,9 @@ from adamix.evaluation import attach, predict
 from adamix.heads import recompute_activations, shared_copy
 from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Manifest, TrainingRecord
 from adamix.mixture import Mixture
-from adamix.run_directory import newest_checkpoint
 from adamix.sites import Point, insert, points
 from adamix.trainer import train
+from adamix.training.run_directory import newest_checkpoint
 
 _SIZES: dict[str, Any] = {"vocab_size": 256, "max_position_embeddings": 64, "initializer_range": 0.2}
 _ENCODER = _SIZES | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

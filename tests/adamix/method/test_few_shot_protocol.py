@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from adamix import adapter_file, evaluation
 from adamix.cli import app
 from adamix.data import TaskData, few_shot, load
-from adamix.few_shot import SeedResult, summarise
+from adamix.experiments.few_shot import SeedResult, summarise
 
 FLAGS = ["--max-steps", "3", "--batch-size", "4", "--max-length", "32", "--rank", "4"]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from adamix.config import HeadConfig
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig
-from adamix.gates import LOWER_IS_BETTER, Gate, baseline, check_metric_names, judge, parse_gate
-from adamix.release import Release
+from adamix.experiments.gates import LOWER_IS_BETTER, Gate, baseline, check_metric_names, judge, parse_gate
+from adamix.experiments.release import Release
 
 NUMBERS = st.floats(-1e6, 1e6)
 METRICS = st.sampled_from(["accuracy", "macro_f1", "mse"])

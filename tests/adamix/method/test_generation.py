@@ -12,18 +12,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adamix import adapter_file, generation
+from adamix import adapter_file
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import GenerationData, GenerationExample, TaskData
-from adamix.decoding import Decoding
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
-from adamix.generation_rows import target_rows
+from adamix.generation import inference as generation
+from adamix.generation.decoding import Decoding
+from adamix.generation.rows import target_rows
 from adamix.heads import remove_dropout
 from adamix.merge import MIXTURE_FILE, merge
 from adamix.trainer import Progress, TrainResult, train
-from adamix.training_loop import MixtureTrainer
+from adamix.training.loop import MixtureTrainer
 
 MakeWords = Callable[..., PreTrainedTokenizerFast]
 

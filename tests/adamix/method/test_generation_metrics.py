@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.generation_metrics import METRICS, score_generation
-from adamix.generation_metrics.ngrams import cider, nist, rouge_l
-from adamix.generation_metrics.preparation import penn_words, split_at_symbols, words_13a
+from adamix.generation.metrics import METRICS, score_generation
+from adamix.generation.metrics.ngrams import cider, nist, rouge_l
+from adamix.generation.metrics.preparation import penn_words, split_at_symbols, words_13a
 
 WITHOUT_JAVA = tuple(name for name in METRICS if name != "meteor")
 SENTENCES = [
@@ -213,7 +213,7 @@ def test_meteor_is_what_the_program_answers_on_files_of_equally_many_references(
 
 def test_without_java_meteor_is_left_out_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("adamix.generation_metrics.meteor.find_program", lambda: "meteor.jar")
+    monkeypatch.setattr("adamix.generation.metrics.meteor.find_program", lambda: "meteor.jar")
     said: list[str] = []
     scores = score_generation(SENTENCES, [[s] for s in SENTENCES], on_warning=said.append)
     assert list(scores) == ["bleu", "nist", "rouge_l", "cider"]
@@ -235,7 +235,7 @@ def test_without_the_package_the_sentence_says_how_to_get_it(monkeypatch: pytest
     [("echo boom >&2; exit 1", "said 'boom'"), ("echo 'Final score: soon'", "failed"), ("sleep 5", "took over")],
 )
 def test_a_program_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch, script: str, sentence: str) -> None:
-    from adamix.generation_metrics import meteor
+    from adamix.generation.metrics import meteor
 
     monkeypatch.setattr(meteor, "find_program", lambda: "meteor.jar")
     monkeypatch.setattr(meteor.shutil, "which", lambda name: "java")

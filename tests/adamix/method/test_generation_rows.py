@@ -10,7 +10,7 @@ from adamix.backbone import Backbone
 from adamix.data import GenerationData, GenerationExample
 from adamix.data.few_shot import few_sources
 from adamix.errors import InvalidConfig
-from adamix.generation_rows import TargetRows, prompts, target_rows
+from adamix.generation.rows import TargetRows, prompts, target_rows
 from adamix.heads import LanguageModel
 from adamix.losses import consistency_loss, task_loss
 

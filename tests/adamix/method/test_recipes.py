@@ -14,8 +14,8 @@ from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
 from adamix.data import TaskData
 from adamix.errors import InvalidConfig
+from adamix.experiments.recipes import RECIPES, SETTINGS, Recipe, find
 from adamix.mixture_file import read_mixture
-from adamix.recipes import RECIPES, SETTINGS, Recipe, find
 
 # Hyper-parameters of the released scripts: lr, epochs, batch, rank, experts, warm-up, weight decay, tokens.
 PUBLISHED = {

@@ -36,7 +36,7 @@ from adamix.heads import Head, shared_copy
 from adamix.merge import merge
 from adamix.mixture import Mixture
 from adamix.mixture_file import MixtureFile
-from adamix.routing import (
+from adamix.routing.routes import (
     MixtureProbe,
     Routing,
     average,
@@ -45,7 +45,7 @@ from adamix.routing import (
     evaluate_mixture,
     parse_routing,
 )
-from adamix.trained_file import build_manifest, expert_tensors, head_tensors, mixture_file
+from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 
 BOTTLENECK = AdapterConfig(rank=4, sites=("mlp_out",))
 LORA = AdapterConfig(kind="lora", rank=4, alpha=8.0, sites=("attn_q", "attn_v"))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from adamix.batches import TokenRow
-from adamix.routing import draw_route, draw_token_routes
+from adamix.routing.routes import draw_route, draw_token_routes
 
 
 def test_draws_are_uniform_and_independent() -> None:

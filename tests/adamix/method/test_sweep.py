@@ -18,8 +18,8 @@ from adamix import adapter_file
 from adamix.cli import app
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig, InvalidData
-from adamix.sweep import Entry, Ledger, Outcome, SweepTask, read_sweep, run, source_digest
-from adamix.training_loop import StepWatch
+from adamix.experiments.sweep import Entry, Ledger, Outcome, SweepTask, read_sweep, run, source_digest
+from adamix.training.loop import StepWatch
 
 KINDS: Any = {"data": "text", "lr": "number", "max-steps": "integer", "validate": "switch", "sites": "text"}
 

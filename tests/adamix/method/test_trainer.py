@@ -19,9 +19,9 @@ from adamix.errors import Cancelled, FailedPrecondition, InvalidAdapter, Invalid
 from adamix.evaluation import evaluate
 from adamix.manifest import SITES
 from adamix.merge import MIXTURE_FILE, merge, read_mixture
-from adamix.run_directory import newest_checkpoint
 from adamix.trainer import Progress, TrainResult, train
-from adamix.training_loop import EpochOrder, MixtureTrainer
+from adamix.training.loop import EpochOrder, MixtureTrainer
+from adamix.training.run_directory import newest_checkpoint
 
 ADAPTER = AdapterConfig(rank=4)
 TRAIN = TrainConfig(max_steps=6, batch_size=8, learning_rate=5e-3, log_every=2, max_length=32)

@@ -7,9 +7,9 @@ confuse red and green can tell apart, and every series has a marker of its own.
 import io
 from typing import TYPE_CHECKING, cast
 
-from adamix.calibration import Calibration
 from adamix.errors import InvalidConfig
-from adamix.routing_report import DrawsReport
+from adamix.routing.calibration import Calibration
+from adamix.routing.report import DrawsReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

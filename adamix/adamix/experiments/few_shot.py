@@ -6,7 +6,7 @@ is trained is the caller's.
 
 ::
 
-    OUT/seed-0/…                     the run of one seed (`run_directory.py`)
+    OUT/seed-0/…                     the run of one seed (`training/run_directory.py`)
     OUT/seed-0/adapter.safetensors   its merged adapter
     OUT/seed-0/result.json           what that one did; one that was measured already is not measured again
 """

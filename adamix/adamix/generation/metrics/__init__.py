@@ -4,6 +4,6 @@ Two styles decide how texts are prepared and which metrics are taken: `e2e` (the
 `webnlg` (GenerationEval; for DART too). Texts in, numbers out: nothing here knows a model, a tokenizer or a data set.
 """
 
-from adamix.generation_metrics.scores import METRICS, STYLES, Style, score_generation
+from adamix.generation.metrics.scores import METRICS, STYLES, Style, score_generation
 
 __all__ = ["METRICS", "STYLES", "Style", "score_generation"]

@@ -14,17 +14,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import cloze, evaluation, generation
+from adamix import cloze, evaluation
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.batches import target_tensor, tokenize
 from adamix.config import HeadConfig
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.generation_rows import TargetRows, target_rows
+from adamix.generation import inference as generation
+from adamix.generation.rows import TargetRows, target_rows
 from adamix.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
 from adamix.manifest import HeadSpec
-from adamix.training_loop import Rows
+from adamix.training.loop import Rows
 
 
 class TrainingTask(Protocol):

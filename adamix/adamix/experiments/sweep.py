@@ -3,7 +3,7 @@
 ::
 
     OUT/sweep.json     one entry per task, rewritten after every change
-    OUT/TASK/          the run of one task, as `run_directory.py` describes it
+    OUT/TASK/          the run of one task, as `training/run_directory.py` describes it
 
 Knows files and order. How one task is trained is the caller's function; which settings there are is the caller's table.
 """

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix import generation
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.data import GenerationData
-from adamix.decoding import Decoding
 from adamix.evaluation import DEFAULT_BATCH_SIZE
-from adamix.generation_metrics import score_generation
+from adamix.generation import inference as generation
+from adamix.generation.decoding import Decoding
+from adamix.generation.metrics import score_generation
 
 
 @dataclass(frozen=True)

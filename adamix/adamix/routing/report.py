@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamix.calibration import Calibration, Disagreement, calibrate, disagreement, spread
 from adamix.evaluation import Evaluation
-from adamix.routing import MixtureProbe, Routing, average
+from adamix.routing.calibration import Calibration, Disagreement, calibrate, disagreement, spread
+from adamix.routing.routes import MixtureProbe, Routing, average
 
 MONTE_CARLO = Routing("random")
 

@@ -18,8 +18,8 @@ from adamix.batches import target_tensor
 from adamix.config import HeadConfig
 from adamix.data import SPLITS, TaskData, load
 from adamix.errors import AdamixError, FailedPrecondition, InvalidConfig
-from adamix.gates import Gate, Verdict, baseline, check_metric_names, judge
-from adamix.generation import TOKEN_METRICS
+from adamix.experiments.gates import Gate, Verdict, baseline, check_metric_names, judge
+from adamix.generation.inference import TOKEN_METRICS
 from adamix.manifest import BackboneSpec
 from adamix.merge import merge
 from adamix.metrics import score

@@ -28,11 +28,11 @@ from adamix.batches import TokenRow, collate
 from adamix.config import Unrouted
 from adamix.data import TaskType
 from adamix.errors import FailedPrecondition
-from adamix.generation_rows import TargetRows
+from adamix.generation.rows import TargetRows
 from adamix.heads import LanguageModel, TaskModel
 from adamix.losses import consistency_loss, task_loss
 from adamix.mixture import Mixture, select_rows
-from adamix.run_directory import checkpoint_step
+from adamix.training.run_directory import checkpoint_step
 
 _WEIGHTS_FILE = "trained.safetensors"
 _ROUTES_FILE = "routes_rng.pt"

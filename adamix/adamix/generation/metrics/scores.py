@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
-from adamix.generation_metrics.meteor import meteor
-from adamix.generation_metrics.ngrams import cider, nist, rouge_l
-from adamix.generation_metrics.preparation import penn_words, split_at_symbols, words_13a
+from adamix.generation.metrics.meteor import meteor
+from adamix.generation.metrics.ngrams import cider, nist, rouge_l
+from adamix.generation.metrics.preparation import penn_words, split_at_symbols, words_13a
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.ter import TER
