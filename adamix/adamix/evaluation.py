@@ -23,7 +23,7 @@ from adamix.errors import FailedPrecondition, InvalidData
 from adamix.heads import ClozeHead, Head, TaskModel, shared_copy
 from adamix.lora import Lora, LoraAtLinear
 from adamix.manifest import HeadSpec, Manifest
-from adamix.metrics import score
+from adamix.metrics import positive_class, score
 from adamix.sites import Point, insert
 
 DEFAULT_BATCH_SIZE = 32
@@ -134,8 +134,9 @@ def token_rows(
 def judge(spec: HeadSpec, logits: Tensor, rows: LabelledRows) -> Evaluation:
     """What a head decides by its logits `[N, C]`, and how that compares with the rows' labels."""
     predicted = _decide(spec, logits.numpy())
+    positive = positive_class(spec.labels)
     return Evaluation(
-        metrics=score(rows.task_type, predicted, rows.targets, num_labels=spec.num_labels),
+        metrics=score(rows.task_type, predicted, rows.targets, num_labels=spec.num_labels, positive=positive),
         rows=len(rows.tokens),
         truncated=sum(row.is_truncated for row in rows.tokens),
         predictions=_name(spec, predicted),

@@ -4,6 +4,8 @@ A metric that the data leave undefined (the correlation with a constant) is 0.0,
 """
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +13,31 @@ from numpy.typing import NDArray
 
 from adamix.data.task import TaskType
 
+_NEGATED = re.compile(r"(?:not|non|no)[\s_-]*(.+)", re.DOTALL)
+
+
+def positive_class(labels: Sequence[str]) -> int:
+    """The class of two that F1 is about: the second one, unless its name denies the first.
+
+    The ids of a task's labels can follow the alphabet, in which `equivalent` comes before `not_equivalent`; GLUE
+    counts them the other way round (MRPC, QQP), and F1 there is about the pairs that are equivalent.
+    """
+    denied = _NEGATED.fullmatch(labels[1].casefold()) if len(labels) == 2 else None
+    return 0 if denied is not None and denied[1] == labels[0].casefold() else 1
+
 
 def score(
-    task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any], *, num_labels: int
+    task_type: TaskType, predictions: NDArray[Any], targets: NDArray[Any], *, num_labels: int, positive: int = 1
 ) -> dict[str, float]:
     """All metrics of a task type: which ones depends on the task alone, never on what occurs in the rows.
 
     Args:
         predictions, targets: `[N]` class ids or regression values, or `[N, C]` zeros and ones (multi-label).
         num_labels: the classes there are.
+        positive: of two classes, the one that F1 is about: see `positive_class`.
 
     Returns:
-        classification: accuracy, macro_f1, and of two classes f1 (of class 1) and matthews;
+        classification: accuracy, macro_f1, and of two classes f1 (of the positive one) and matthews;
         multi-label: micro_f1, macro_f1, exact_match; regression: pearson, spearman, mse.
     """
     from sklearn import metrics
@@ -45,7 +60,7 @@ def score(
         "macro_f1": float(metrics.f1_score(targets, predictions, average="macro", zero_division=0.0)),
     }
     if num_labels == 2:
-        result["f1"] = _f1(predictions, targets)
+        result["f1"] = _f1(predictions, targets, positive)
         # Of two classes it is the correlation; sklearn's own warns where only one of them occurs.
         result["matthews"] = _correlation(predictions, targets)
     return result
@@ -60,9 +75,9 @@ def finite_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _f1(predictions: NDArray[Any], targets: NDArray[Any]) -> float:
-    """`2 TP / (2 TP + FP + FN)` of class 1."""
-    wrong, found = np.sum(predictions != targets), np.sum((predictions == 1) & (targets == 1))
+def _f1(predictions: NDArray[Any], targets: NDArray[Any], positive: int) -> float:
+    """`2 TP / (2 TP + FP + FN)` of one class of two."""
+    wrong, found = np.sum(predictions != targets), np.sum((predictions == positive) & (targets == positive))
     return float(2 * found / (2 * found + wrong)) if found else 0.0
 
 

@@ -31,7 +31,7 @@ def read_parts(path: Path) -> dict[Split, Iterator[Row]]:
         return {"train": read_file(path)}
     parts: dict[Split, Iterator[Row]] = {}
     for split in SPLITS:
-        found = [path / (split + suffix) for suffix in SUFFIXES if (path / (split + suffix)).exists()]
+        found = split_files(path, split)
         if len(found) > 1:
             raise InvalidData(f"{path.name} has both {found[0].name} and {found[1].name}; keep one")
         if found:
@@ -39,6 +39,11 @@ def read_parts(path: Path) -> dict[Split, Iterator[Row]]:
     if not parts:
         raise InvalidData(f"{path.name} is a directory without train, validation or test (.csv or .jsonl)")
     return parts
+
+
+def split_files(directory: Path, split: Split) -> list[Path]:
+    """The files of a directory that are called as a split is; more than one is one too many."""
+    return [path for suffix in SUFFIXES if (path := directory / (split + suffix)).exists()]
 
 
 def read_file(path: Path) -> Iterator[Row]:

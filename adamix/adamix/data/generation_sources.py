@@ -60,6 +60,12 @@ def load_generation(source: str, *, split: str, subset: str = "all") -> Generati
     return assemble_generation(source, parts, wanted, subset=chosen, is_split=is_split)
 
 
+def generation_files(directory: Path) -> list[Path]:
+    """The files of a directory that `load_generation` reads for any split."""
+    entries = [entry for stems in _STEMS.values() for entry in _entries_of(directory, stems)]
+    return [file for entry in entries for file in (_xml_files(entry) if entry.is_dir() else [entry])]
+
+
 def _synthetic(split: Split, subset: Subset) -> GenerationData:
     if subset != "all":
         raise InvalidData(f"{SYNTHETIC_E2E} has no categories; only WebNLG has a seen and an unseen subset")
@@ -72,8 +78,7 @@ def _read_parts(path: Path) -> dict[Split, Iterator[SourceRow]]:
         return {"train": _read_file(path)}
     parts: dict[Split, Iterator[SourceRow]] = {}
     for split, stems in _STEMS.items():
-        found = [file for stem in stems for file in sorted(path.glob(stem)) if file.is_dir()]
-        found += [file for stem in stems for suffix in _READERS for file in sorted(path.glob(stem + suffix))]
+        found = _entries_of(path, stems)
         if len(found) > 1:
             raise InvalidData(f"{path.name} has both {found[0].name} and {found[1].name}; keep one")
         if found:
@@ -83,9 +88,19 @@ def _read_parts(path: Path) -> dict[Split, Iterator[SourceRow]]:
     return parts
 
 
+def _entries_of(directory: Path, stems: tuple[str, ...]) -> list[Path]:
+    """The folders and files of a directory that are called as a split is; more than one is one too many."""
+    folders = [entry for stem in stems for entry in sorted(directory.glob(stem)) if entry.is_dir()]
+    return folders + [file for stem in stems for suffix in _READERS for file in sorted(directory.glob(stem + suffix))]
+
+
+def _xml_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.xml"))
+
+
 def _read_folder(path: Path) -> Iterator[SourceRow]:
     """All XML files below a folder, as WebNLG publishes a split."""
-    files = sorted(path.rglob("*.xml"))
+    files = _xml_files(path)
     if not files or len(files) > MAX_FILES:
         raise InvalidData(f"{path.name} is a folder with {len(files) or 'no'} XML files; 1 to {MAX_FILES} are read")
     for file in files:

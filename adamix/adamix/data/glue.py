@@ -114,6 +114,21 @@ def load_glue(source: str, split: Split, task_type: TaskType | None = None) -> T
     return assemble(PREFIX + name, {split: rows}, split, task.task_type, task.labels or None, is_split=True)
 
 
+def glue_files(source: str) -> list[Path]:
+    """The files that `load_glue` reads of `glue:TASK=DIR` for either split; none of `glue:TASK`."""
+    name, _, directory = source.removeprefix(PREFIX).partition("=")
+    task = TASKS.get(name)
+    if task is None or not directory:
+        return []
+    names = ["train.tsv", f"{task.dev}.tsv", *((_MRPC_FILE, _MRPC_DEV_IDS) if name == "mrpc" else ())]
+    return [path for file in names if (path := _folder(Path(directory), task) / file).exists()]
+
+
+def _folder(directory: Path, task: GlueTask) -> Path:
+    """The archive's folder of the task, or that of the task itself."""
+    return directory / task.folder if (directory / task.folder).is_dir() else directory
+
+
 def _from_hub(name: str, task: GlueTask, split: Split) -> TaskData:
     dev = task.dev.replace("dev", "validation")
     hub = read_hub(f"{_HUB_NAME}:{task.config}", split, {"train": ("train",), "validation": (dev,)})
@@ -125,7 +140,7 @@ def _from_hub(name: str, task: GlueTask, split: Split) -> TaskData:
 def _local_rows(task: GlueTask, directory: Path, split: Split) -> Iterator[Row]:
     if not directory.is_dir():
         raise InvalidData(f"{directory.name} is not a directory with GLUE's files")
-    folder = directory / task.folder if (directory / task.folder).is_dir() else directory
+    folder = _folder(directory, task)
     path = folder / f"{'train' if split == 'train' else task.dev}.tsv"
     if not path.exists() and task.config == "mrpc" and (folder / _MRPC_FILE).exists():
         return _original_mrpc(task, folder, split)

@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 
 from adamix.data.corpora import CORPORA
-from adamix.data.files import SUFFIXES, read_parts
+from adamix.data.files import SUFFIXES, read_parts, split_files
+from adamix.data.generation_sources import generation_files
 from adamix.data.glue import PREFIX as GLUE_PREFIX
-from adamix.data.glue import load_glue
+from adamix.data.glue import glue_files, load_glue
 from adamix.data.hub import NAME, read_hub
 from adamix.data.rows import assemble, check_arguments
 from adamix.data.synthetic import SYNTHETIC_E2E
-from adamix.data.task import TaskData
+from adamix.data.task import SPLITS, TaskData
 from adamix.errors import InvalidConfig, InvalidData
 
 
@@ -48,3 +49,21 @@ def load(source: str, *, split: str, task_type: str | None = None) -> TaskData:
     hub = read_hub(source, wanted)
     label_names = hub.label_names if kind in (None, hub.task_type) else None
     return assemble(source, hub.parts, wanted, kind or hub.task_type, label_names, is_split=hub.is_split)
+
+
+def local_files(source: str) -> dict[str, Path]:
+    """The files on this machine that `load` or `load_generation` reads of a source, for any split.
+
+    Returns:
+        the files by their names, below the directory if the source is one; none of a corpus, of a name for the
+        library `datasets`, or where there is nothing to read.
+    """
+    if source in CORPORA or source == SYNTHETIC_E2E:
+        return {}
+    if source.startswith(GLUE_PREFIX):
+        return {file.name: file for file in glue_files(source)}
+    path = Path(source)
+    if not path.is_dir():
+        return {path.name: path} if os.path.exists(path) else {}  # noqa: PTH110 - as in `load`
+    files = {file for split in SPLITS for file in split_files(path, split)}.union(generation_files(path))
+    return {file.relative_to(path).as_posix(): file for file in sorted(files)}

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from adamix import adapter_file
+from adamix.data.sources import local_files
 from adamix.errors import AdamixError, Cancelled, FailedPrecondition, InvalidConfig, InvalidData
 from adamix.metrics import finite_json
 
@@ -36,7 +37,6 @@ _LOCK_FILE = ".sweep.lock"
 _MAX_FILE_BYTES = 16 << 20
 # Also the ids of tasks on a server; as directory names they stay where they are put.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
-_READ_BYTES = 1 << 20
 
 State = Literal["finished", "rejected", "failed", "interrupted"]
 Kind = Literal["text", "integer", "number", "switch", "texts"]
@@ -121,18 +121,17 @@ def read_sweep(path: Path, kinds: Mapping[str, Kind]) -> list[SweepTask]:
 
 
 def source_digest(data: str) -> str | None:
-    """sha256 of the file, or of the files of the directory, that a `data` setting names; None where it names none."""
-    path = Path(data)
+    """sha256 over names and contents of the files that a `data` setting reads; None where it reads none."""
+    total = hashlib.sha256()
     try:
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-        total = hashlib.sha256()
-        for file in files:
+        files = local_files(data)
+        for name, file in files.items():
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{file.name}\0{digest}\n".encode())
+            total.update(f"{name}\0{digest}\n".encode())
     except (OSError, ValueError):
         return None
-    return total.hexdigest()
+    return total.hexdigest() if files else None
 
 
 class Ledger:

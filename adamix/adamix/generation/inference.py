@@ -4,13 +4,11 @@ Generation is transformers' own, on the backbone's language model with the adapt
 those are in `metrics`.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -22,21 +20,20 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from adamix.adapter_file import AdapterFile, check_backbone
+from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.data import GenerationData
-from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
+from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix.evaluation import insert_adapter
 from adamix.generation.decoding import Decoding
-from adamix.generation.rows import Prompt, TargetRows, collate_prompts, prompts, target_rows
-from adamix.heads import LanguageModel, shared_copy
-from adamix.language_model import body_of, head_of
+from adamix.generation.likelihood import TokenTally, check_writer, language_model, read_references
+from adamix.generation.rows import Prompt, collate_prompts, prompts
+from adamix.heads import shared_copy
+from adamix.language_model import body_of
 
 # What `token_metrics` measures.
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")
 DEFAULT_BATCH_SIZE = 16
-# exp of anything larger is infinite.
-_MAX_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -112,8 +109,12 @@ def token_metrics(
     data: GenerationData,
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    on_rows: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """How well an adapter predicts each token of the references from those before it; nothing is generated.
+
+    Args:
+        on_rows: called after each batch with the number of rows it had, one for each source and reference.
 
     Returns:
         loss: mean cross-entropy (natural logarithm) over all target tokens, ends of text included; perplexity:
@@ -122,31 +123,14 @@ def token_metrics(
     Raises:
         As `generate`; InvalidData: no rows.
     """
-    if not data.examples:
-        raise InvalidData(f"{data.name} has no rows to evaluate")
-    language_model = attach_adapter(adapter, backbone)
-    lm_head = head_of(language_model, backbone.family)
-    model = LanguageModel(body_of(language_model), lm_head, backbone.first_position).eval()
-    rows = target_rows(tokenizer, data.examples, max_length=adapter.manifest.max_length)
-    loader = TargetRows(rows, tokenizer.pad_token_id or 0)
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
-    loss, hits, count = 0.0, 0, 0
-    for start in range(0, len(order), batch_size):
-        batch = {
-            name: tensor.to(language_model.device)
-            for name, tensor in loader.batch(order[start : start + batch_size]).items()
-        }
-        targets = batch.pop("targets")
-        logits: Tensor = model(**batch).float()
-        loss += float(F.cross_entropy(logits, targets, reduction="sum"))
-        hits += int((logits.argmax(-1) == targets).sum())
-        count += len(targets)
-    mean = loss / count
-    return {
-        "loss": mean,
-        "perplexity": math.exp(min(mean, _MAX_EXPONENT)),
-        "token_accuracy": hits / count,
-    }
+    references = read_references(tokenizer, data, adapter.manifest.max_length)
+    model = language_model(adapter, backbone)
+    tally = TokenTally()
+    for batch in references.batches(batch_size, backbone.model.device):
+        tally.add(model(**batch.inputs).float(), batch.targets)
+        if on_rows is not None:
+            on_rows(len(batch.indices))
+    return tally.metrics()
 
 
 def attach_adapter(adapter: AdapterFile, backbone: Backbone) -> PreTrainedModel:
@@ -158,11 +142,9 @@ def attach_adapter(adapter: AdapterFile, backbone: Backbone) -> PreTrainedModel:
         InvalidAdapter: the adapter does not fit the backbone.
         FailedPrecondition: the adapter's head is no language model, or the backbone was loaded without one.
     """
-    if adapter.manifest.head.type != "causal_lm":
-        raise FailedPrecondition(f"an adapter with a head of type {adapter.manifest.head.type} generates no text")
-    if backbone.language_model is None or not backbone.family.is_decoder:
+    check_writer(adapter, backbone)
+    if backbone.language_model is None:
         raise FailedPrecondition(f"{backbone.spec.label} was loaded without a language model that generates text")
-    check_backbone(adapter, backbone.spec)
     model = cast("PreTrainedModel", shared_copy(backbone.language_model))
     insert_adapter(body_of(model), adapter)
     model.config.use_cache = True

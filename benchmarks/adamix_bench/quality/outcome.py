@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 
 from adamix import adapter_file
+from adamix.errors import InvalidData
 from adamix_bench.machine import describe
 from adamix_bench.quality import plots, report, tuning
 from adamix_bench.quality.settings import QualitySettings
@@ -55,6 +57,8 @@ def write(
 
 def _chosen(settings: QualitySettings, store: RunStore) -> dict[str, Any]:
     """The choice of each training whose trials are complete."""
-    trials = store.records("trial")
-    tuned = [training for training in TRAININGS if not tuning.missing(settings, training, trials)]
-    return {training: asdict(tuning.chosen(settings, training, trials)) for training in tuned}
+    trials, found = store.records("trial"), {}
+    for training in TRAININGS:
+        with suppress(InvalidData):
+            found[training] = asdict(tuning.chosen(settings, training, trials))
+    return found

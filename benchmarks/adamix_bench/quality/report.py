@@ -21,9 +21,9 @@ _NAMES = {
     "m2": "M = 2",
     "m8": "M = 8",
     "single-compute": "single, equal compute",
-    "longest": "AdaMix, longest training",
+    "shortest": "AdaMix, shortest training",
 }
-_MAIN = ("head", "single", "single-compute", "lora", "merged", "longest")
+_MAIN = ("head", "single", "single-compute", "lora", "merged", "shortest")
 # Tables 7 to 9 of the paper, and what else may make the difference.
 _ABLATIONS = (
     ("Inference: the merged adapter and the routes it replaces", ("merged", "random", "fixed", "ensemble")),

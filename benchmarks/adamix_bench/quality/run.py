@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adamix import trainer
+from adamix.errors import InvalidConfig
 from adamix_bench.quality import tuning
 from adamix_bench.quality.cells import Cell, Laboratory
 from adamix_bench.quality.settings import QualitySettings, Rows
 from adamix_bench.quality.store import RunStore
-from adamix_bench.quality.trainings import METHODS, Choice
+from adamix_bench.quality.trainings import METHODS, PAIR, Choice
 
 Watch = Callable[[str, int, int, trainer.Progress | None], None]
 """Called with what is being done, the pieces of work done and in all, and the progress of a training."""
@@ -28,21 +29,24 @@ def run(settings: QualitySettings, store: RunStore, work: Path, watch: Watch, de
     laboratory = Laboratory(settings, work, device)  # before anything is written: it refuses what cannot be run
     store.begin(settings.protocol())
     laboratory.begin()
-    # What others are at is waited for after everything else: no cell can begin before its training is tuned.
-    for wait, training in itertools.product((False, True), settings.trainings):
+    # Others wait for the steps that the first two choose. What another process is at is waited for after everything
+    # else: no cell can begin before its training is tuned.
+    first = PAIR if len(settings.steps) > 1 else ()
+    stages = [*itertools.product((False, True), first), *itertools.product((False, True), settings.trainings)]
+    for wait, training in stages:
         for cell, choice in tuning.missing(settings, training, store.records("trial")):
             name = f"tuning {cell.key} lr {choice.learning_rate:g}, {choice.steps} steps"
             with store.claimed(f"{cell.key}-{choice.learning_rate:g}-{choice.steps}", wait=wait) as is_ours:
                 pending = tuning.missing(settings, training, store.records("trial"))
                 if is_ours and (cell, choice) in pending:
-                    total = len(tuning.cells(settings, training)) * len(settings.choices(training))
+                    total = len(tuning.wanted(settings, training, store.records("trial")))
                     tuning.run_trial(laboratory, store, cell, choice, _report(watch, name, total - len(pending), total))
     finished = True
     everything = cells(settings)
     for number, cell in enumerate(everything):
         best = tuning.chosen(settings, cell.training, store.records("trial"))
         with store.claimed(cell.key) as is_ours:
-            missing = missing_methods(settings, store, cell)
+            missing = missing_methods(settings, store, cell, best)
             if is_ours and missing:
                 _run_cell(laboratory, store, cell, best, missing, _report(watch, cell.key, number, len(everything)))
             finished = finished and not (missing and not is_ours)
@@ -55,13 +59,25 @@ def cells(settings: QualitySettings) -> list[Cell]:
     return [Cell(task, rows, seed, training) for seed, rows, task, training in product]
 
 
-def missing_methods(settings: QualitySettings, store: RunStore, cell: Cell) -> list[str]:
-    """The methods of a cell's training that are asked for and have no record."""
-    done = {
-        record["method"]
-        for record in store.records("run")
-        if (record["task"], record["rows"], record["seed"]) == (cell.task, rows_name(cell.rows), cell.seed)
-    }
+def missing_methods(settings: QualitySettings, store: RunStore, cell: Cell, choice: Choice) -> list[str]:
+    """The methods of a cell's training that are asked for and have no record.
+
+    Raises:
+        InvalidConfig: a record was trained with something else than what the tuning chooses now.
+    """
+    done = set()
+    for record in store.records("run"):
+        if (record["task"], record["rows"], record["seed"]) != (cell.task, rows_name(cell.rows), cell.seed):
+            continue
+        method, trained = record["method"], Choice(record["learning_rate"], record["steps"])
+        if METHODS.get(method) == cell.training and trained != choice:
+            raise InvalidConfig(
+                f"{store.path} has a run of {method} with a learning rate of {trained.learning_rate:g} and "
+                f"{trained.steps} steps, but the trials choose {choice.learning_rate:g} and {choice.steps}: name "
+                "another --out, or remove such runs",
+                field="out",
+            )
+        done.add(method)
     return [m for m in settings.methods if METHODS[m] == cell.training and m not in done]
 
 

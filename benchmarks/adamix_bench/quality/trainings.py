@@ -30,14 +30,14 @@ class Training:
         steps_factor: optimiser steps for each step of a mixture with two passes; 2 makes the compute of one pass equal.
         tuned_as: the training whose trials choose for this one too, so that the two differ in nothing else; None: it
             has trials of its own.
-        longest: take the best learning rate of the longest trials: all the compute that there is.
+        shortest: take the fewest steps of the grid, whatever number was chosen.
     """
 
     adapter: AdapterConfig
     mixture: MixtureConfig
     steps_factor: int
     tuned_as: str | None = None
-    longest: bool = False
+    shortest: bool = False
 
 
 TRAININGS: dict[str, Training] = {
@@ -51,13 +51,16 @@ TRAININGS: dict[str, Training] = {
     "same-start": Training(replace(BOTTLENECK, distinct_init=False), ADAMIX, 1),
     "m2": Training(BOTTLENECK, replace(ADAMIX, num_experts=2), 1),
     "m8": Training(BOTTLENECK, replace(ADAMIX, num_experts=8), 1),
-    "longest": Training(BOTTLENECK, ADAMIX, 1, tuned_as="adamix", longest=True),
+    "shortest": Training(BOTTLENECK, ADAMIX, 1, tuned_as="adamix", shortest=True),
     "consistency-5": Training(BOTTLENECK, replace(ADAMIX, consistency=5.0), 1, tuned_as="adamix"),
     "rank-4": Training(replace(BOTTLENECK, rank=4), ADAMIX, 1, tuned_as="adamix"),
     "single-rank-4": Training(replace(BOTTLENECK, rank=4), MixtureConfig.single(), 2, tuned_as="single-compute"),
     "rank-64": Training(replace(BOTTLENECK, rank=64), ADAMIX, 1, tuned_as="adamix"),
     "single-rank-64": Training(replace(BOTTLENECK, rank=64), MixtureConfig.single(), 2, tuned_as="single-compute"),
 }
+
+# The trainings of the claim, which is about equal compute: how much of it there is, is tuned for both together.
+PAIR = ("adamix", "single-compute")
 
 # Method -> training. Those of "adamix" but `merged` are routes through the unmerged mixture.
 METHODS: dict[str, str] = {
@@ -74,7 +77,7 @@ METHODS: dict[str, str] = {
     "same-start": "same-start",
     "m2": "m2",
     "m8": "m8",
-    "longest": "longest",
+    "shortest": "shortest",
     "consistency-5": "consistency-5",
     "rank-4": "rank-4",
     "single-rank-4": "single-rank-4",

@@ -18,7 +18,7 @@ from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
 from adamix.evaluation import attach, evaluate
 from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord, label_map
-from adamix.metrics import score
+from adamix.metrics import positive_class, score
 
 
 def _adapter(backbone: Backbone, head: HeadSpec, seed: int = 0, **manifest: Any) -> AdapterFile:
@@ -111,6 +111,40 @@ def test_labels_are_matched_by_name(
         examples=tuple(dataclasses.replace(e, label=2 - int(e.label)) for e in colours.examples),  # type: ignore[arg-type]
     )
     assert evaluate(adapter, backbone, tokenizer, swapped).metrics == result.metrics
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        (("not_equivalent", "equivalent"), "equivalent"),  # GLUE's ids of MRPC
+        (("equivalent", "not_equivalent"), "equivalent"),  # of the same rows in a CSV file: alphabetic
+        (("not_duplicate", "duplicate"), "duplicate"),  # QQP's
+        (("duplicate", "not_duplicate"), "duplicate"),
+        (("0", "1"), "1"),
+        (("ham", "spam"), "spam"),
+    ],
+)
+def test_f1_is_about_the_positive_class_in_whatever_order_the_labels_are(
+    labels: tuple[str, str],
+    positive: str,
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerFast,
+    colours: TaskData,
+) -> None:
+    """Rows of an adapter with these ids, of data with these ids, and of data with the other order of them."""
+    two = _adapter(backbone, _classifier(labels))
+    examples = tuple(dataclasses.replace(e, label=i % 3 % 2) for i, e in enumerate(colours.examples))
+    data = TaskData("pairs", "classification", labels, examples)
+    turned = tuple(dataclasses.replace(e, label=1 - int(e.label)) for e in examples)  # type: ignore[arg-type]
+    result = evaluate(two, backbone, tokenizer, data)
+    truth = [labels[int(e.label)] for e in examples]  # type: ignore[arg-type]
+    wanted = sk.f1_score(truth, result.predictions, pos_label=positive)
+    other = sk.f1_score(truth, result.predictions, pos_label=next(name for name in labels if name != positive))
+    assert wanted != other, "the rows tell the two classes apart"
+    assert result.metrics["f1"] == pytest.approx(wanted)
+    assert result.metrics["matthews"] == pytest.approx(sk.matthews_corrcoef(truth, result.predictions))
+    swapped = TaskData("pairs", "classification", labels[::-1], turned)
+    assert evaluate(two, backbone, tokenizer, swapped).metrics == result.metrics
 
 
 def test_a_label_the_adapter_does_not_know_is_named(
@@ -222,6 +256,29 @@ class TestMetrics:
         result = score("classification", predicted, truth, num_labels=2)
         assert result["matthews"] == pytest.approx(sk.matthews_corrcoef(truth, predicted))
         assert result["f1"] == pytest.approx(sk.f1_score(truth, predicted))
+
+    @pytest.mark.parametrize(
+        ("labels", "positive"),
+        [
+            (("entailment", "not_entailment"), 0),
+            (("Toxic", "non-toxic"), 0),
+            (("spam", "not spam"), 0),
+            (("hate", "nohate"), 0),
+            (("negative", "positive"), 1),
+            (("no", "yes"), 1),
+            (("no", "not"), 1),
+            (("a", "not_b"), 1),
+            (("not_a", "a"), 1),
+            (("not_a", "not_not_a"), 0),
+            (("LABEL_0", "LABEL_1"), 1),
+            (("a", "b", "not_a"), 1),
+            (("one",), 1),
+        ],
+    )
+    def test_the_positive_class_is_the_second_unless_it_denies_the_first(
+        self, labels: tuple[str, ...], positive: int
+    ) -> None:
+        assert positive_class(labels) == positive
 
     def test_which_metrics_there_are_depends_on_no_row(self) -> None:
         """Draws of one mixture are compared metric by metric, though one of them alone may predict the third class."""

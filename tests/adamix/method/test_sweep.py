@@ -188,8 +188,57 @@ class TestRun:
         data.write_text("two")
         assert source_digest(str(data)) != first
         assert [entry.skipped for entry in run(tasks, tmp_path / "out", _finish)] == [False]
-        assert source_digest("trec") is None
-        assert source_digest("a\0b") is None
+
+    @pytest.mark.parametrize(
+        ("data", "read", "unread"),
+        [
+            ("DIR", ["train.csv", "validation.jsonl", "test.csv"], ["notes.txt", "old/train.csv"]),
+            ("glue:rte=DIR", ["RTE/train.tsv", "RTE/dev.tsv"], ["RTE/test.tsv", "QNLI/train.tsv", "train.csv"]),
+            ("glue:rte=DIR", ["train.tsv", "dev.tsv"], ["test.tsv"]),
+            ("glue:mnli-mm=DIR", ["MNLI/train.tsv", "MNLI/dev_mismatched.tsv"], ["MNLI/dev_matched.tsv"]),
+            ("glue:mrpc=DIR", ["msr_paraphrase_train.txt", "dev_ids.tsv"], ["msr_paraphrase_test.txt"]),
+            ("DIR", ["trainset.csv", "devset.csv", "testset_w_refs.csv"], ["testset.csv"]),
+            ("DIR", ["dart-v1.1.1-full-train.json", "dart-v1.1.1-full-dev.json"], ["README.md"]),
+            ("DIR", ["train/1triples/a.xml", "train/2triples/a.xml", "dev/b.xml"], ["train/a.txt", "more/a.xml"]),
+        ],
+    )
+    def test_every_file_that_a_source_reads_is_watched_and_no_other(
+        self, data: str, read: list[str], unread: list[str], tmp_path: Path
+    ) -> None:
+        for name in read + unread:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("before")
+        source = data.replace("DIR", str(tmp_path))
+        seen = {source_digest(source)}
+        for name in unread:
+            (tmp_path / name).write_text("after")
+        assert {source_digest(source)} == seen
+        assert None not in seen
+        for name in read:
+            (tmp_path / name).write_text("after")
+            seen.add(source_digest(source))
+        (tmp_path / read[-1]).unlink()
+        seen.add(source_digest(source))
+        assert len(seen) == 2 + len(read), "each change made another digest"
+
+    def test_a_file_that_moves_to_another_split_is_noticed(self, tmp_path: Path) -> None:
+        for name in ("dev/a.xml", "train/b.xml", "train/c.xml"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(name[-5])
+        before = source_digest(str(tmp_path))
+        (tmp_path / "train/b.xml").rename(tmp_path / "dev/b.xml")
+        assert source_digest(str(tmp_path)) != before
+
+    @pytest.mark.parametrize(
+        "data",
+        ["trec", "synthetic-e2e", "glue:rte", "glue:none=.", "glue:rte=", "e2e", "", "a\0b", "x" * 5000, "none.csv"],
+    )
+    def test_what_reads_no_file_has_no_digest(self, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("trec", "synthetic-e2e"):  # a source of that name is not the directory
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "train.csv").write_text("text,label\n")
+        assert source_digest(data) is None
 
     def test_a_damaged_ledger_is_refused_and_kept(self, tmp_path: Path) -> None:
         for text in ("", "[]", '{"tasks": [{"task": 1}]}', '{"other": []}', '{"tasks": [{"task": "a"'):

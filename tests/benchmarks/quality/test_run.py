@@ -33,6 +33,7 @@ class Bench:
         self.trained: list[tuple[Cell, Choice]] = []
         self.fail_after = 10**9
         self.begun = False
+        self.gain = 0.0
 
     def begin(self) -> None:
         self.begun = not self.trained
@@ -51,7 +52,7 @@ class Bench:
 
     def measure(self, probe: Choice | None, method: str) -> Outcome:
         if probe is not None:
-            return Outcome("accuracy", probe.learning_rate, 0.5)
+            return Outcome("accuracy", probe.learning_rate + self.gain * probe.steps, 0.5)
         return Outcome("accuracy", len(method) / 100, 0.5, (0.1, 0.2) if method == "random" else ())
 
 
@@ -73,7 +74,7 @@ def test_every_cell_gets_a_record_with_the_tuned_choice(bench: Bench, tmp_path: 
     found = [(r["task"], r["rows"], r["seed"], r["method"]) for r in records]
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 3
     assert {r["rows"] for r in records} == {100, "all"}
-    # Of two step counts that score the same, the cheaper one; one pass a step may take twice the steps.
+    # Of two step counts that score the same, the cheaper one; one pass a step takes twice the steps.
     assert {(r["learning_rate"], r["steps"]) for r in records if r["method"] == "merged"} == {(0.2, 5)}
     assert {(r["learning_rate"], r["steps"]) for r in records if r["method"] == "single-compute"} == {(0.2, 10)}
     assert all(r["draws"] == [0.1, 0.2] for r in records if r["method"] == "random")
@@ -140,6 +141,63 @@ def test_no_choice_while_trials_are_missing(bench: Bench, tmp_path: Path) -> Non
     assert {record["seed"] for record in trials} == {SETTINGS.tuning_seed}
 
 
+def _trial(training: str, learning_rate: float, steps: int, value: float) -> list[dict[str, Any]]:
+    """What a training scored with one choice, the same on every tuning cell."""
+    return [
+        {"task": cell.task, "rows": cell.rows, "seed": cell.seed, "training": cell.training}
+        | {"learning_rate": learning_rate, "steps": steps, "value": value}
+        for cell in tuning.cells(SETTINGS, training)
+    ]
+
+
+def test_steps_are_chosen_for_both_sides_of_the_claim_together() -> None:
+    """Alone, AdaMix would take 5 steps: half the compute of what the single adapter takes, and no longer equal."""
+    trials = [
+        *_trial("adamix", 0.1, 5, 0.70), *_trial("adamix", 0.2, 5, 0.60),
+        *_trial("adamix", 0.1, 10, 0.50), *_trial("adamix", 0.2, 10, 0.69),
+        *_trial("single-compute", 0.1, 10, 0.60), *_trial("single-compute", 0.2, 10, 0.61),
+        *_trial("single-compute", 0.1, 20, 0.63), *_trial("single-compute", 0.2, 20, 0.40),
+    ]  # fmt: skip
+    assert tuning.common_steps(SETTINGS, trials) == 10
+    assert tuning.chosen(SETTINGS, "adamix", trials) == Choice(0.2, 10)
+    assert tuning.chosen(SETTINGS, "single-compute", trials) == Choice(0.1, 20)
+    assert tuning.chosen(SETTINGS, "shortest", trials) == Choice(0.1, 5)
+    assert tuning.chosen(SETTINGS, "rank-4", trials) == Choice(0.2, 10)
+    with pytest.raises(InvalidData, match="not complete"):
+        tuning.common_steps(SETTINGS, trials[1:])
+
+
+def test_others_are_tuned_at_those_steps_alone() -> None:
+    trials = [
+        record
+        for training in ("adamix", "single-compute")
+        for choice in SETTINGS.choices(training)
+        for record in _trial(training, choice.learning_rate, choice.steps, choice.steps / 100)
+    ]
+    for training, steps in (("single", 10), ("m8", 10), ("lora", 20), ("no-consistency", 20)):
+        asked = tuning.missing(SETTINGS, training, trials)
+        assert {(choice.learning_rate, choice.steps) for _, choice in asked} == {(0.1, steps), (0.2, steps)}
+        assert {cell.training for cell, _ in asked} == {training}
+    with pytest.raises(InvalidData, match="tuning of m8 is not complete"):
+        tuning.chosen(SETTINGS, "m8", trials)
+
+
+def test_one_number_of_steps_asks_for_no_trials_of_the_claim(bench: Bench, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
+    running.run(replace(SETTINGS, methods=("head",), steps=(5,)), store, Path("unused"), lambda *_: None)
+    assert {record["training"] for record in store.records("trial")} == {"head"}
+    assert {record["steps"] for record in store.records("run")} == {10}
+
+
+def test_runs_of_another_choice_are_not_mixed_with_ours(bench: Bench, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
+    _run(store)
+    path = store.path
+    path.write_text(path.read_text().replace('"learning_rate": 0.2, "steps": 5}', '"learning_rate": 0.1, "steps": 5}'))
+    with pytest.raises(InvalidConfig, match=r"has a run of merged with a learning rate of 0\.1 and 5 steps, but"):
+        _run(store)
+
+
 def test_every_training_has_as_many_choices_and_the_same_compute() -> None:
     settings = QualitySettings()
     for name, training in TRAININGS.items():
@@ -154,13 +212,14 @@ def test_every_training_has_as_many_choices_and_the_same_compute() -> None:
 
 
 def test_some_trainings_take_what_was_chosen_for_another(bench: Bench, tmp_path: Path) -> None:
-    """They differ from it in one thing, and cost no trial; the longest training differs in its steps."""
+    """They differ from it in one thing, and cost no trial; the shortest training differs in its steps."""
     store = RunStore(tmp_path / "quality.jsonl", tmp_path / "claims")
-    settings = replace(SETTINGS, methods=("merged", "rank-4", "longest"))
+    bench.gain = 0.001  # of each step, so that the longer training is chosen
+    settings = replace(SETTINGS, methods=("merged", "rank-4", "shortest"))
     running.run(settings, store, Path("unused"), lambda *_: None)
-    assert {record["training"] for record in store.records("trial")} == {"adamix"}
+    assert {record["training"] for record in store.records("trial")} == {"adamix", "single-compute"}
     steps = {(record["method"], record["learning_rate"], record["steps"]) for record in store.records("run")}
-    assert steps == {("merged", 0.2, 5), ("rank-4", 0.2, 5), ("longest", 0.2, 10)}
+    assert steps == {("merged", 0.2, 10), ("rank-4", 0.2, 10), ("shortest", 0.2, 5)}
 
 
 @pytest.mark.parametrize(
