@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from adamix.errors import InvalidConfig
-from adamix.manifest import MAX_TEMPLATE, NORM_SITES, SITES, Activation, Dense, Kind, Pooling
+from adamix.manifest import MAX_CLIP, MAX_TEMPLATE, NORM_SITES, SITES, Activation, Dense, Kind, Pooling
 
 Share = Literal["up", "down", "none"]
 RoutingGranularity = Literal["batch", "instance"]
@@ -184,8 +184,12 @@ class HeadConfig:
             raise InvalidConfig("the backbone's pooler reads the first token: use pooling `cls`", field="pooling")
         if self.cloze is not None and self.dense != "none":
             raise InvalidConfig("a cloze head has no dense layer of its own", field="dense")
-        if self.clip is not None and not (all(map(math.isfinite, self.clip)) and self.clip[0] < self.clip[1]):
-            raise InvalidConfig(f"clip must be two numbers, the lower first, not {self.clip}", field="clip")
+        if self.clip is not None and not -MAX_CLIP <= self.clip[0] < self.clip[1] <= MAX_CLIP:
+            low, high = self.clip
+            raise InvalidConfig(
+                f"clip must be two numbers within -{MAX_CLIP:g}..{MAX_CLIP:g}, the lower first, not {low:g},{high:g}",
+                field="clip",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ SITES = LINEAR_SITES + NORM_SITES
 MAX_LABELS = 4096
 MAX_NAME = 512
 MAX_TEMPLATE = 2_000
+MAX_CLIP = 1e15
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCALING_KEY = re.compile(rf"(layers\.(0|[1-9][0-9]{{0,3}})\.)?({'|'.join(SITES)})")
 
@@ -176,7 +177,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         _require(head.threshold is None or 0 <= head.threshold <= 1, "head.threshold is not in 0..1")
         _require(head.dim is None or head.type == "embedding", "head.dim is for embedding heads")
         _require(head.dim is None or 1 <= head.dim <= 65_536, "head.dim is out of range")
-        _require(head.clip is None or all(_finite(v, 1e15) for v in head.clip), "head.clip is not finite")
+        _require(head.clip is None or all(_finite(v, MAX_CLIP) for v in head.clip), "head.clip is not finite")
         _require(head.clip is None or head.clip[0] < head.clip[1], "head.clip is not an interval")
         self._check_cloze()
         self._check_training()

@@ -3,7 +3,7 @@
 The table below says which implementations there are; `implementation=None` takes the first one for the tensor's device
 that has the op, and while autograd records the first one that autograd can follow. Knows no model and no config.
 
-Shapes: T packed rows, G segments (or, in the routed ops, groups), D hidden size, N requests, R rank, C outputs.
+Shapes: T packed rows, G segments (or, in the routed op, groups), D hidden size, N requests, R rank, C outputs.
 `weights` is a sequence indexed by slot; slot 0 and None are the identity.
 """
 
@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adamix_kernels.routing import RoutedProjection
@@ -35,7 +34,6 @@ __all__ = [
     "lora",
     "lora_",
     "lora_slices_",
-    "routed_linear",
     "routed_low_rank",
 ]
 
@@ -50,12 +48,11 @@ class _Implementation:
 
 
 _ON_ROWS = frozenset({"bottleneck", "bottleneck_", "bottleneck_norm", "lora", "lora_", "lora_slices_", "head"})
-_FUSED = frozenset({"routed_low_rank"})
-_ROUTED = _FUSED | {"routed_linear"}
+_ROUTED = frozenset({"routed_low_rank"})
 _OPS = _ON_ROWS | _ROUTED
 _IMPLEMENTATIONS = {
     # Imported where it is used: it imports Triton, and on a CPU its kernels run in Triton's interpreter alone.
-    "triton": _Implementation("adamix_kernels.triton_ops", _ON_ROWS | _FUSED, _FUSED),
+    "triton": _Implementation("adamix_kernels.triton_ops", _ON_ROWS | _ROUTED, _ROUTED),
     "cpu": _Implementation("adamix_kernels.cpu", _OPS, _ROUTED | {"head"}),
     "reference": _Implementation("adamix_kernels.reference", _OPS, _OPS),
 }
@@ -230,47 +227,6 @@ def head(
     """
     _check_batch(features, segments, weights)
     result: list[Tensor] = _pick("head", features, implementation)(features, segments, weights)
-    return result
-
-
-def routed_linear(
-    x: Tensor,
-    route: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor] | None = None,
-    *,
-    implementation: str | None = None,
-) -> Tensor:
-    """The linear of one expert per group, `y[g] = x[g] W[route[g]]^T + b[route[g]]`: stochastic routing in training.
-
-    Only experts that some group uses enter the graph: the others get no gradient (None, not zeros). A single weight
-    is the shared projection: every group uses it and `route` is not read.
-
-    Args:
-        x: [G, N, in], the rows of G groups.
-        route: int64 [G], the expert of each group. Keep it on the host: its values choose which products run.
-        weights: one [out, in] per expert.
-        biases: one [out] per expert, or None.
-
-    Returns:
-        [G, N, out].
-
-    Raises:
-        ValueError: shapes disagree, an expert does not exist, or the implementation does not exist.
-    """
-    if x.ndim != 3:
-        raise ValueError(f"x has shape {list(x.shape)}; it must be [groups, rows, features]")
-    if not weights or (biases is not None and len(biases) != len(weights)):
-        raise ValueError("routed_linear needs at least one weight, and as many biases or none")
-    function = _pick("routed_linear", x, implementation)
-    if len(weights) == 1:
-        return F.linear(x, weights[0], None if biases is None else biases[0])
-    if route.shape != x.shape[:1] or route.dtype != torch.int64:
-        raise ValueError(f"route must be int64 with one entry for each of the {len(x)} groups")
-    experts = route.tolist()
-    if experts and (min(experts) < 0 or max(experts) >= len(weights)):
-        raise ValueError(f"route names an expert outside 0..{len(weights) - 1}")
-    result: Tensor = function(x, experts, weights, biases)
     return result
 
 

@@ -188,13 +188,6 @@ class Segments:
         return segment, first, np.minimum(first + block_rows, self.indptr[segment + 1])
 
 
-def expert_rows(
-    slots: "NDArray[np.integer[Any]]", experts: "NDArray[np.integer[Any]]", num_experts: int
-) -> NDArray[np.int64]:
-    """Rows of a table that holds M experts for each slot: `1 + (slot - 1) * M + expert`, and 0 for the identity."""
-    return np.where(slots == 0, 0, 1 + (slots.astype(np.int64) - 1) * num_experts + experts)
-
-
 def _integers(values: "Sequence[int] | NDArray[Any]", name: str) -> NDArray[Any]:
     """A private int64 [n] copy of `values`; floats and booleans are refused rather than truncated."""
     array = np.array(values)

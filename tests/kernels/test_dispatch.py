@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adamix_kernels import dispatch
+from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
 from adamix_kernels.testing import WeightMaker, assert_close, error_ratio, tolerance
 
@@ -17,13 +18,14 @@ def test_an_implementation_that_does_not_exist_is_refused_by_name(maker):
     with pytest.raises(ValueError, match=r"bottleneck has no implementation 'cuda'; it has: triton, cpu, reference"):
         dispatch.bottleneck(maker.rows(1, 4), Segments.from_rows([0]), [None], implementation="cuda")
     with pytest.raises(ValueError, match="no implementation"):
-        dispatch.routed_linear(maker.rows(1, 1, 4), torch.zeros(1).long(), [maker.rows(2, 4)], implementation="fast")
+        dispatch.head(maker.rows(1, 4), Segments.from_rows([0]), [None], implementation="fast")
 
 
 def test_every_listed_implementation_runs_every_op(maker):
     segments, x = Segments.from_lengths([1, 0], [2, 1]), maker.rows(3, 8)
     adapter, update, head = maker.bottleneck(2, 8), maker.lora(2, 8, 8), maker.head(8, 3)
     gain, results = maker.rows(8), {}
+    routed = [RoutedProjection([w, w + 1], None, [1, 0, 1]) for w in (maker.rows(2, 8), maker.rows(8, 2))]
     for name in dispatch.implementations("cpu"):
         with torch.no_grad():
             results[name] = [
@@ -32,9 +34,7 @@ def test_every_listed_implementation_runs_every_op(maker):
                 dispatch.lora(x, x, segments, [None, update], implementation=name),
                 dispatch.lora_(x.clone(), x, segments, [None, update], implementation=name),
                 *dispatch.head(x, segments, [None, head], implementation=name),
-                dispatch.routed_linear(
-                    x[:, None], torch.tensor([1, 0, 1]), [head.out, head.out + 1], implementation=name
-                ),
+                dispatch.routed_low_rank(x[:, None], None, *routed, 0.5, "gelu", implementation=name),
             ]
     assert set(results) == {"cpu", "reference"}
     for fast, plain in zip(results["cpu"], results["reference"], strict=True):
@@ -71,53 +71,75 @@ def test_lora_refuses_rows_that_do_not_match(maker):
         dispatch.lora(maker.rows(2, 8), maker.rows(1, 4), Segments.from_rows([0]), [None])
 
 
-class TestRoutedLinear:
-    def test_unrouted_experts_get_no_gradient_at_all(self, maker):
-        weights = [maker.rows(4, 3).requires_grad_() for _ in range(4)]
-        biases = [maker.rows(4).requires_grad_() for _ in range(4)]
-        route = torch.tensor([3, 1, 3])
-        dispatch.routed_linear(maker.rows(3, 2, 3), route, weights, biases).sum().backward()
-        assert [w.grad is not None for w in weights] == [False, True, False, True]
-        assert [b.grad is not None for b in biases] == [False, True, False, True]
+def projection(maker, experts, num_experts=3, shape=(4, 6), biased=True):
+    """A routed projection of random experts, [out, in] each."""
+    weights = [maker.matrix(*shape, fan_in=shape[1]) for _ in range(num_experts)]
+    return RoutedProjection(weights, [maker.rows(shape[0]) for _ in weights] if biased else None, experts)
 
-    def test_one_weight_is_shared_by_all_groups_whatever_the_route(self, maker):
-        x, weight, bias = maker.rows(3, 2, 4), maker.rows(5, 4), maker.rows(5)
-        y = dispatch.routed_linear(x, torch.tensor([7, -1, 0]), [weight], [bias])
-        assert_close(y, torch.nn.functional.linear(x.double(), weight.double(), bias.double()))
+
+def as_fp64(routed):
+    biases = None if routed.biases is None else [b.double() for b in routed.biases]
+    return RoutedProjection([w.double() for w in routed.weights], biases, routed.experts)
+
+
+class TestRoutedLowRank:
+    @pytest.mark.parametrize("implementation", ["cpu", "reference"])
+    def test_unrouted_experts_get_no_gradient_at_all(self, implementation, maker):
+        down, up = projection(maker, [3, 1, 3], 4), projection(maker, [0, 0, 2], 3, (6, 4))
+        for parameter in (*down.weights, *down.biases, *up.weights, *up.biases):
+            parameter.requires_grad_()
+        x = maker.rows(3, 2, 6)
+        dispatch.routed_low_rank(x, x, down, up, 1.0, "gelu", implementation=implementation).sum().backward()
+        for side, used in ((down, [False, True, False, True]), (up, [True, False, True])):
+            assert [w.grad is not None for w in side.weights] == used
+            assert [b.grad is not None for b in side.biases] == used
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("route", [[], [0], [1, 0], [2, 2, 0, 1, 0, 2]])
     def test_both_implementations_agree_with_fp64(self, dtype, route, maker):
         maker.dtype = dtype
-        x, weights = maker.rows(len(route), 5, 48), [maker.matrix(16, 48, 48) for _ in range(3)]
-        wide = dispatch.routed_linear(
-            x.double(), torch.tensor(route).long(), [w.double() for w in weights], implementation="reference"
+        down, up = projection(maker, route, shape=(16, 48)), projection(maker, route[::-1], shape=(48, 16))
+        x = maker.rows(len(route), 5, 48)
+        wide = dispatch.routed_low_rank(
+            x.double(), None, as_fp64(down), as_fp64(up), 1.0, "gelu", implementation="reference"
         )
         for name in dispatch.implementations("cpu"):
-            assert_close(
-                dispatch.routed_linear(x, torch.tensor(route).long(), weights, implementation=name), wide, name
-            )
+            assert_close(dispatch.routed_low_rank(x, None, down, up, 1.0, "gelu", implementation=name), wide, name)
 
     @pytest.mark.parametrize(
-        ("x_shape", "route", "experts", "biases", "message"),
+        ("change", "message"),
         [
-            ((2, 3), [0, 0], 2, None, "groups, rows, features"),
-            ((2, 1, 3), [0, 2], 2, None, "outside 0..1"),
-            ((2, 1, 3), [-1, 0], 2, None, "outside 0..1"),
-            ((2, 1, 3), [0], 2, None, "one entry for each of the 2 groups"),
-            ((2, 1, 3), [0, 0], 0, None, "at least one weight"),
-            ((2, 1, 3), [0, 0], 2, 1, "as many biases"),
+            ({"source": (2, 6)}, r"it must be \[groups, rows, 6\]"),
+            ({"source": (2, 1, 5)}, r"it must be \[groups, rows, 6\]"),
+            ({"source": (3, 1, 6)}, "each of the 3 groups needs one down and one up expert"),
+            ({"down": [0]}, "each of the 2 groups needs one down and one up expert"),
+            ({"rank": 5}, "down has rank 4 but up has rank 5"),
+            ({"residual": (2, 1, 5)}, "the rows that come out have 6"),
         ],
     )
-    def test_what_does_not_fit_is_refused(self, x_shape, route, experts, biases, message, maker):
-        weights = [maker.rows(4, 3) for _ in range(experts)]
-        given = None if biases is None else [maker.rows(4) for _ in range(biases)]
+    def test_what_does_not_fit_is_refused(self, change, message, maker):
+        down, up = (
+            projection(maker, change.get("down", [0, 1])),
+            projection(maker, [1, 0], 3, (6, change.get("rank", 4))),
+        )
+        residual = None if "residual" not in change else maker.rows(*change["residual"])
         with pytest.raises(ValueError, match=message):
-            dispatch.routed_linear(maker.rows(*x_shape), torch.tensor(route), weights, given)
+            dispatch.routed_low_rank(maker.rows(*change.get("source", (2, 1, 6))), residual, down, up, 1.0, "gelu")
 
-    def test_a_route_of_another_dtype_is_refused(self, maker):
-        with pytest.raises(ValueError, match="int64"):
-            dispatch.routed_linear(maker.rows(1, 1, 3), torch.zeros(1), [maker.rows(4, 3)] * 2)
+    @pytest.mark.parametrize(
+        ("experts", "num_experts", "num_biases", "message"),
+        [
+            ([0, 2], 2, None, "outside 0..1"),
+            ([-1, 0], 2, None, "outside 0..1"),
+            ([0, 0], 0, None, "at least one weight"),
+            ([0, 0], 2, 1, "as many biases"),
+        ],
+    )
+    def test_a_route_and_its_experts_go_together(self, experts, num_experts, num_biases, message, maker):
+        weights = [maker.rows(4, 3) for _ in range(num_experts)]
+        biases = None if num_biases is None else [maker.rows(4) for _ in range(num_biases)]
+        with pytest.raises(ValueError, match=message):
+            RoutedProjection(weights, biases, experts)
 
 
 class TestErrorMeasure:

@@ -72,22 +72,24 @@ def test_head(implementation, maker):
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "reference"])
-@pytest.mark.parametrize("route", [[2, 0], [1, 1, 1], [2, 0, 2, 1, 0]])
+@pytest.mark.parametrize("routes", [([2, 0], [0, 0]), ([1, 1, 1], [0, 1, 2]), ([2, 0, 2, 1, 0], [1, 2, 1, 2, 0])])
 @pytest.mark.parametrize("biased", [True, False])
-def test_routed_linear(implementation, route, biased, maker):
-    tensors = trainable(maker.rows(len(route), 2, 3), *(maker.rows(4, 3) for _ in range(3)))
-    biases = trainable(*(maker.rows(4) for _ in range(3))) if biased else []
+def test_routed_low_rank(implementation, routes, biased, maker):
+    """Of rows, residual and all experts of both sides, those that no group uses included."""
+    downs, ups = routes
+    rows = [maker.rows(len(downs), 2, 4), maker.rows(len(downs), 2, 3)]
+    down_shapes, up_shapes = [(2, 4)] * 3 + [(2,)] * 3 * biased, [(3, 2)] * 3 + [(3,)] * 3 * biased
+    tensors = trainable(*rows, *(maker.rows(*shape) for shape in (*down_shapes, *up_shapes)))
 
-    def op(x, *parameters):
-        return dispatch.routed_linear(
-            x,
-            torch.tensor(route),
-            parameters[:3],
-            parameters[3:] if biased else None,
-            implementation=implementation,
+    def op(source, residual, *parameters):
+        sides = parameters[: len(down_shapes)], parameters[len(down_shapes) :]
+        projections = (
+            dispatch.RoutedProjection(side[:3], side[3:] or None, experts)
+            for side, experts in zip(sides, (downs, ups), strict=True)
         )
+        return dispatch.routed_low_rank(source, residual, *projections, 0.5, "tanh", implementation=implementation)
 
-    assert torch.autograd.gradcheck(op, (*tensors, *biases))
+    assert torch.autograd.gradcheck(op, tuple(tensors))
 
 
 def test_without_an_implementation_named_autograd_gets_one_it_can_follow(maker):

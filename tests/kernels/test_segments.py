@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix_kernels.segments import Segments, expert_rows
+from adamix_kernels.segments import Segments
 
 runs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=12)
 
@@ -102,13 +102,6 @@ def test_without_up_slots_both_projections_are_of_one_slot():
 def test_up_slots_that_do_not_go_with_the_slots_are_refused(slots, up_slots):
     with pytest.raises(ValueError, match=r"up_slots must name|slots must be in"):
         Segments(np.array(slots), np.array([0, 1, 2]), np.array(up_slots))
-
-
-def test_rows_of_experts_leave_row_0_to_the_identity_and_never_collide():
-    slots, experts = np.repeat([0, 1, 2, 3], 4), np.tile(np.arange(4), 4)
-    rows = expert_rows(slots.astype(np.int32), experts, 4)
-    assert rows.tolist() == [0, 0, 0, 0, *range(1, 13)]
-    assert expert_rows(np.array([2**31 - 1], np.int32), np.array([3]), 4).tolist() == [1 + (2**31 - 2) * 4 + 3]
 
 
 def test_padded_index_of_chosen_segments_repeats_the_last_row_of_a_tile():

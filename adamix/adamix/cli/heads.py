@@ -1,4 +1,4 @@
-"""The flags of `adamix train` that describe a cloze head, as its configuration."""
+"""The flags that describe a head, as its configuration."""
 
 import json
 from typing import Any
@@ -8,6 +8,19 @@ import typer
 from adamix.cli.recipes import PLAIN_FLAGS, is_given
 from adamix.config import ClozeConfig, HeadConfig
 from adamix.errors import InvalidConfig
+
+
+def interval(text: str) -> tuple[float, float]:
+    """The two numbers of `--clip LOW,HIGH`; which of them go together is the configuration's to check.
+
+    Raises:
+        InvalidConfig: it is something else.
+    """
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidConfig(f"--clip is two numbers, as 0,5, not {text[:40]!r}", field="clip") from None
+    return low, high
 
 
 def cloze_head(ctx: typer.Context, head: str, template: str | None, verbalizer: str | None) -> HeadConfig:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from adamix.cli.heads import interval
 from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr, summary
 from adamix.errors import InvalidConfig
 
@@ -142,16 +143,8 @@ def _options(
         task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
         max_length=max_length,
         pooling=pooling,  # type: ignore[arg-type]  # checked by the dataclass
-        clip=None if clip is None else _interval(clip),
+        clip=None if clip is None else interval(clip),
     )
-
-
-def _interval(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidConfig(f"--clip is two numbers, as 0,5, not {text[:40]!r}", field="clip") from None
-    return low, high
 
 
 def _finish(result: "Imported", out: Path, json_: bool) -> None:

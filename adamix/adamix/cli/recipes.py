@@ -9,7 +9,7 @@ from adamix.experiments import recipes as known
 from adamix.experiments.recipes import Recipe
 
 # Flags of a plain head; a cloze head has none of these.
-PLAIN_FLAGS = ("pooling", "dense", "head_dropout")
+PLAIN_FLAGS = ("pooling", "dense", "head_dropout", "clip")
 # Flags that mean the same thing in two ways: one that is given takes the place of the recipe's other one.
 _ALTERNATIVES = {"epochs": "max_steps", "warmup_steps": "warmup_ratio"}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from adamix.cli.heads import cloze_head
+from adamix.cli.heads import cloze_head, interval
 from adamix.cli.recipes import RecipeOption, explain, is_given, is_replaced
 from adamix.cli.rows import few_rows, load_rows, type_of
 from adamix.cli.session import Prepared, TrainSession
@@ -68,6 +68,7 @@ def train(
     pooling: Annotated[str, typer.Option(help="Head input: mean, cls or last.")] = _HEAD.pooling,
     dense: Annotated[str, typer.Option(help="Dense layer of the head: none, own or backbone.")] = _HEAD.dense,
     head_dropout: Annotated[float, typer.Option(help="Dropout before each linear of the head.")] = _HEAD.dropout,
+    clip: Annotated[str | None, typer.Option(help="LOW,HIGH: cut a regression's predictions to this interval.")] = None,
     head: Annotated[
         str, typer.Option(help="plain, or cloze: the language model's word in a template is the label.")
     ] = "plain",
@@ -136,6 +137,7 @@ def train(
             pooling=pooling,  # type: ignore[arg-type]
             dense=dense,  # type: ignore[arg-type]
             dropout=head_dropout,
+            clip=None if clip is None else interval(clip),
         )
         if head != "plain" or template is not None or verbalizer is not None:
             head_config = cloze_head(ctx, head, template, verbalizer)

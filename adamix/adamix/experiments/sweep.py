@@ -219,7 +219,7 @@ def run(
                 ledger.put(replace(entry, error=reason, seconds=_since(started)))
                 raise Cancelled(f"{task.name}: {reason}; the same command goes on from there") from None
             except AdamixError as error:
-                entry = replace(entry, state="failed", error=error.message)
+                entry = replace(entry, state="failed", error=_reason(error, out / task.name))
             except OSError as error:
                 entry = replace(entry, state="failed", error=f"{error.filename or 'the disk'}: {error.strerror}")
             entry = replace(entry, seconds=_since(started))
@@ -239,6 +239,16 @@ def _change(before: Entry | None, task: SweepTask, out: Path) -> str:
                 "directory to train the task anew"
             )
     return ""
+
+
+def _reason(error: AdamixError, directory: Path) -> str:
+    """Why a training failed. Of rows that have changed a training has less to say than is of use here."""
+    if error.field == "data.sha256":
+        return (
+            f"the rows to train on have changed since {directory} was begun: remove that directory to train the task "
+            "anew"
+        )
+    return error.message
 
 
 def _settings(table: Mapping[str, Any], where: str, kinds: Mapping[str, Kind]) -> dict[str, Setting]:

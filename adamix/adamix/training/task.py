@@ -107,6 +107,10 @@ class LabelledTask:
                 "use pooling `last` or `mean`",
                 field="pooling",
             )
+        if head.clip is not None and self.data.task_type != "regression":
+            raise InvalidConfig(
+                f"clip is for regressions, and {self.data.name} is a {self.data.task_type} task", field="clip"
+            )
         if head.dense == "backbone" and backbone.pooler is None:
             raise InvalidConfig(
                 f"the checkpoint of {backbone.name} has no pooler: use another dense layer", field="dense"

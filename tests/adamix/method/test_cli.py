@@ -128,6 +128,46 @@ def test_predictions_are_saved_as_lines(merged: Path, csv: Path, tmp_path: Path)
     assert all(len(line["logits"]) == 3 for line in lines)
 
 
+@pytest.fixture(scope="module")
+def lengths(tmp_path_factory: pytest.TempPathFactory, colours: TaskData) -> Path:
+    """A regression: how many letters a text has."""
+    path = tmp_path_factory.mktemp("data") / "lengths.csv"
+    path.write_text("\n".join(["text,label", *(f"{e.text},{len(e.text)}.0" for e in colours.examples)]) + "\n")
+    return path
+
+
+def test_a_regression_is_cut_to_the_interval_it_was_trained_with(
+    tmp_path: Path, backbone_directory: Path, lengths: Path
+) -> None:
+    out, file, saved = tmp_path / "run", tmp_path / "x.safetensors", tmp_path / "predictions.jsonl"
+    flags = ["--data", lengths, "--task-type", "regression", *TRAIN, "--clip", "-5,-4.5", "--out", out]
+    trained = _invoke("train", "--backbone", backbone_directory, *flags, "--json")
+    assert trained.exit_code == 0, trained.stderr
+    assert json.loads((out / "run.json").read_text())["head"]["clip"] == [-5.0, -4.5]
+    again = _invoke("train", "--backbone", backbone_directory, *flags, "--resume")
+    assert again.exit_code == 0, again.stderr
+    other = _invoke("train", "--backbone", backbone_directory, *flags, "--clip", "0,9", "--resume")
+    assert other.exit_code == 2
+    assert "head.clip was [-5.0, -4.5], now [0.0, 9.0]" in other.stderr
+    assert _invoke("merge", out, "--out", file).exit_code == 0
+    assert json.loads(_invoke("inspect", file, "--json").stdout)["head"]["clip"] == [-5.0, -4.5]
+    result = _invoke("evaluate", file, "--data", lengths, "--save-predictions", saved, "--json")
+    lines = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert {line["prediction"] for line in lines} <= {-5.0, -4.5}, "lengths are positive, so all are cut"
+    assert all(line["logits"][0] > -4.5 for line in lines)
+    error = sum((line["prediction"] - line["label"]) ** 2 for line in lines) / len(lines)
+    assert json.loads(result.stdout)["metrics"]["mse"] == pytest.approx(error)
+
+
+@pytest.mark.parametrize("value", ["0", "0,1,2", "a,b", "5,0", "0,0", "0,nan", "0,inf", "-1e300,0", "0:5", "", ","])
+def test_an_interval_is_two_numbers_the_lower_first(value: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = _invoke("train", "--backbone", "none", "--data", "none.csv", "--clip", value, "--out", out)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "clip" in result.stderr
+    assert "two numbers" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -139,6 +179,7 @@ def test_predictions_are_saved_as_lines(merged: Path, csv: Path, tmp_path: Path)
         ["--pooling", "max"],
         ["--device", "tpu"],
         ["--few-shot", "1"],
+        ["--clip", "0,5"],  # of a classification
         ["--method", "lora", "--activation", "relu"],
         ["--no-such-flag"],
     ],

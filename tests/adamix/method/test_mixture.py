@@ -8,11 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamix.backbone import Backbone
-from adamix.bottleneck import Bottleneck
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix.heads import recompute_activations, shared_copy
-from adamix.lora import Lora
 from adamix.mixture import DOWN, UP, ExpertLinear, Mixture, RoutedBottleneck, RoutedLora, RouteTable
 
 
@@ -88,74 +86,52 @@ def test_routes_do_not_touch_the_global_generator(backbone: Backbone) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_each_pass_takes_the_experts_of_its_route() -> None:
-    table = RouteTable()
-    linear = ExpertLinear(3, 2, 4, bias=True, routes=table, point=1, side=1)
-    for parameter in linear.parameters():
-        nn.init.normal_(parameter)
-    routes = torch.zeros(2, 2, 2, dtype=torch.int64)
-    routes[0, 1, 1], routes[1, 1, 1] = 3, 2
-    table.set(routes)
-    x = torch.randn(6, 5, 3)
-    y = linear(x)
-    for rows, expert in ((slice(0, 3), 3), (slice(3, 6), 2)):
-        expected = F.linear(x[rows], linear.weights[expert], linear.biases[expert])  # type: ignore[index]
-        torch.testing.assert_close(y[rows], expected)
-
-
-def test_at_instance_granularity_each_row_takes_its_own() -> None:
-    table = RouteTable()
-    linear = ExpertLinear(3, 2, 4, bias=False, routes=table, point=0, side=0)
-    for parameter in linear.parameters():
-        nn.init.normal_(parameter)
-    routes = torch.randint(4, (2, 1, 2, 3), generator=torch.Generator().manual_seed(0))
-    table.set(routes)
-    x = torch.randn(6, 5, 3)
-    y = linear(x)
-    for row in range(6):
-        expert = int(routes[row // 3, 0, 0, row % 3])
-        torch.testing.assert_close(y[row], F.linear(x[row], linear.weights[expert]))
-
-
-def test_an_expert_without_rows_has_no_gradient() -> None:
-    """None, not zeros: zeros would let momentum and weight decay move it."""
-    table = RouteTable()
-    linear = ExpertLinear(3, 2, 4, bias=True, routes=table, point=0, side=0)
-    table.set(torch.tensor([[[2, 0]], [[0, 0]]]))
-    linear(torch.randn(4, 5, 3)).sum().backward()
-    assert linear.biases is not None
-    for expert in range(4):
-        is_routed = expert in (0, 2)
-        assert (linear.weights[expert].grad is not None) == is_routed
-        assert (linear.biases[expert].grad is not None) == is_routed
+def _by_expert(x: Tensor, projection: ExpertLinear, experts: list[int]) -> Tensor:
+    """Row by row, each by the expert that is named for it."""
+    weights, biases = projection.weights, projection.biases
+    rows = [F.linear(row, weights[e], None if biases is None else biases[e]) for row, e in zip(x, experts, strict=True)]
+    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("share", [None, DOWN, UP])
+@pytest.mark.parametrize("granularity", ["batch", "instance"])
 @pytest.mark.parametrize("kind", ["bottleneck", "lora"])
-def test_a_routed_adapter_is_its_projections_one_after_the_other(kind: str, share: int | None) -> None:
-    """To the bit, gradients included: what is one op in training is two projections wherever there are no kernels."""
+def test_each_group_of_rows_takes_the_experts_of_its_route(kind: str, granularity: str, share: int | None) -> None:
+    """Output and gradients, written out row by row: six rows in two passes. Down and up have routes of their own."""
     table = RouteTable()
-    table.set(torch.tensor([[[2, 0, 1], [1, 1, 0]], [[0, 0, 2], [2, 1, 0]]]).transpose(0, 1)[None])
-    shapes = ((DOWN, 8, 3), (UP, 3, 8))
-    down, up = (
-        ExpertLinear(*widths, 1 if side == share else 3, bias=kind == "bottleneck", routes=table, point=0, side=side)
-        for side, *widths in shapes
-    )
+    of_rows = torch.randint(3, (2, 2, 2, 3), generator=torch.Generator().manual_seed(0))
+    if granularity == "batch":
+        of_rows = of_rows[..., :1].expand_as(of_rows)
+    table.set(of_rows[..., 0] if granularity == "batch" else of_rows)
+    downs, ups = ([0] * 6 if side == share else of_rows[:, 1, side].flatten().tolist() for side in (DOWN, UP))
+    assert downs != ups
     torch.manual_seed(0)
+    down, up = (
+        ExpertLinear(*widths, 1 if side == share else 3, bias=kind == "bottleneck", routes=table, point=1, side=side)
+        for side, *widths in ((DOWN, 8, 3), (UP, 3, 8))
+    )
     for parameter in (*down.parameters(), *up.parameters()):
         nn.init.normal_(parameter)
     adapter = RoutedBottleneck(down, up, "gelu", 0.5) if kind == "bottleneck" else RoutedLora(down, up, 0.5, 0.25)
-    plain = Bottleneck if kind == "bottleneck" else Lora
     x, residual = torch.randn(6, 5, 8), torch.randn(6, 5, 8)
     for added in (None, x, residual):
         results = []
-        for forward in (type(adapter).forward, plain.forward):
+        for is_written_out in (False, True):
             torch.manual_seed(1)  # for dropout
-            y = forward(adapter, x, added)
+            if is_written_out:
+                rows = x if kind == "bottleneck" else F.dropout(x, 0.25)
+                hidden = _by_expert(rows, down, downs)
+                delta = 0.5 * _by_expert(F.gelu(hidden) if kind == "bottleneck" else hidden, up, ups)
+                y = delta if added is None else added + delta
+            else:
+                y = adapter(x, added)
             gradients = torch.autograd.grad(y.square().sum(), list(adapter.parameters()), allow_unused=True)
             results.append((y, *gradients))
-        for routed, in_turn in zip(*results, strict=True):
-            assert (routed is None and in_turn is None) or torch.equal(routed, in_turn)
+        for routed, written_out in zip(*results, strict=True):
+            # None, not zeros: zeros would let momentum and weight decay move an expert without rows.
+            assert (routed is None) == (written_out is None)
+            if routed is not None:
+                torch.testing.assert_close(routed, written_out)
 
 
 def test_training_without_a_route_is_refused(backbone: Backbone) -> None:

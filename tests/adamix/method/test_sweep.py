@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,6 +343,47 @@ def test_a_sweep_trains_merges_and_measures(
     assert again.stdout.count("finished before") == 2
     plan = json.loads(_invoke("sweep", file, "--out", out, "--dry-run", "--json").stdout)["plan"]
     assert [item["state"] for item in plan] == ["finished", "failed", "finished", "rejected"]
+
+
+def test_changed_rows_are_trained_on_once_the_old_run_is_gone(
+    tmp_path: Path, backbone_directory: Path, colours: TaskData
+) -> None:
+    folder = tmp_path / "glue" / "SST-2"
+    folder.mkdir(parents=True)
+    lines = ["sentence\tlabel", *(f"{e.text}\t{number % 2}" for number, e in enumerate(colours.examples))]
+    (folder / "train.tsv").write_text("\n".join(lines))
+    (folder / "dev.tsv").write_text("\n".join(lines[:9]))
+    file = _toml(
+        tmp_path,
+        f"""
+        [[task]]
+        name = "sst2"
+        backbone = "{backbone_directory}"
+        data = "glue:sst2={folder.parent}"
+        max-steps = 1
+        max-length = 32
+        """,
+    )
+    out = tmp_path / "out"
+
+    def sweep() -> dict[str, Any]:
+        (entry,) = json.loads(_invoke("sweep", file, "--out", out, "--json").stdout)["tasks"]
+        return dict(entry)
+
+    assert sweep()["result"]["release"]["rows"] == 8
+    assert sweep()["skipped"]
+    (folder / "dev.tsv").write_text("\n".join(lines[:7]))
+    measured = sweep()
+    assert (measured["state"], measured["skipped"], measured["result"]["release"]["rows"]) == ("finished", False, 6)
+    (folder / "train.tsv").write_text("\n".join(lines[:-1]))
+    plan = json.loads(_invoke("sweep", file, "--out", out, "--dry-run", "--json").stdout)["plan"]
+    assert [item["state"] for item in plan] == ["changed"]
+    refused = sweep()
+    assert refused["state"] == "failed"
+    assert refused["error"].startswith(f"the rows to train on have changed since {out / 'sst2'} was begun: remove")
+    shutil.rmtree(out / "sst2")
+    trained = sweep()
+    assert (trained["state"], trained["result"]["rows"]) == ("finished", len(lines) - 2)
 
 
 @pytest.mark.parametrize(
