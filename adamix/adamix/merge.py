@@ -79,7 +79,8 @@ def merge(
         source: a training directory, a mixture file, or a mixture.
         how: one of METHODS.
         weights: of `weighted`, and of nothing else. They are divided by their sum: 3,1 is the same as 0.75,0.25.
-        samples: labelled text and what reads it, for DATA_METHODS; on a split that the result is not tested on.
+        samples: labelled text, or sources with reference texts, and what reads it, for DATA_METHODS; on a split that
+            the result is not tested on.
         config: everything else a method may be told.
         on_progress: called with (done, total) as the methods that take samples go on.
 
@@ -87,14 +88,14 @@ def merge(
         InvalidConfig: `how` is not offered or lacks what it needs; the experts have no common start (`ties`, `dare`).
         InvalidAdapter: the mixture is malformed, or does not fit the backbone of the samples.
         InvalidData: the samples are of another task, have labels the head does not know, or have no rows.
-        FailedPrecondition: the head is for no task with labels; or `learned` diverged.
+        FailedPrecondition: the head is for no task with labels or texts; or `learned` diverged.
     """
     if how not in METHODS:
         raise InvalidConfig(f"--how must be one of {', '.join(METHODS)}, not {how[:40]!r}", field="how")
     if how != "weighted" and weights is not None:
         raise InvalidConfig(f"weights are for --how weighted, not {how}", field="weights")
     if how in DATA_METHODS and samples is None:
-        raise InvalidConfig(f"merging by {how} learns from labelled text: give --data", field="data")
+        raise InvalidConfig(f"merging by {how} learns from text: give --data", field="data")
     mixture = source if isinstance(source, MixtureFile) else read_mixture(source)
     settings = config or MergeConfig()
     if samples is not None and how in DATA_METHODS:

@@ -76,18 +76,11 @@ def evaluate(
         head = adapter.manifest.head
         writing = texts.Writing(decoding, scoring, subset)
         if head.type == "causal_lm":
-            texts.check_routing(chosen)
-            texts.evaluate_adapter(
-                adapter,
-                data,
-                writing,
-                backbone=backbone,
-                split=split,
-                batch_size=batch_size,
-                device=device,
-                save_predictions=save_predictions,
-                json_=json_,
-            )
+            run = texts.Run(data, split, writing, backbone, batch_size, device, save_predictions, json_)
+            if mixture is None:
+                texts.evaluate_adapter(adapter, run)
+            else:
+                texts.evaluate_routes(mixture, run, chosen, num_seeds, plot)
             return
         writing.refuse(head.type)
         if head.type not in (*datasets.TASK_TYPES, "cloze"):
@@ -101,7 +94,7 @@ def evaluate(
         name = backbone or adapter.manifest.backbone.name
         loaded = backbones.load(name, device=device_name(device), language_model=head.type == "cloze")
         tokenizer = backbones.load_tokenizer(name)
-        report: DrawsReport | EnsembleReport | None = None
+        report: DrawsReport[evaluation.Evaluation] | EnsembleReport[evaluation.Evaluation] | None = None
         with progress_bar() as bar:
             task = bar.add_task("evaluating", total=len(rows.examples), note="")
 

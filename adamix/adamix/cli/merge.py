@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adamix.cli.rows import GENERATION, few_rows, load_rows
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
@@ -49,7 +50,7 @@ def merge(
         float | None,
         typer.Option(help=f"ties, dare: share of the changes that stay.  (default: {_DENSITIES})"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help=f"{', '.join(DATA_METHODS)}: labelled text, as for `train`.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"{', '.join(DATA_METHODS)}: text, as for `train`.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As for `train`; default: the one the mixture names.")] = None,
     split: Annotated[
         str | None, typer.Option(help="train or validation.  (default: train, and validation for greedy)")
@@ -140,14 +141,18 @@ def _merge_by_data(
     from adamix.merging.samples import Samples
 
     manifest = mixture.manifest.adapter
-    if manifest.head.type not in (*datasets.TASK_TYPES, "cloze"):
-        raise InvalidConfig(f"--how {how} reads labels, which a head of type {manifest.head.type} has not", field="how")
-    rows = datasets.load(data, split=split, task_type=evaluation.label_type(manifest.head))
+    head = manifest.head
+    if head.type not in (*datasets.TASK_TYPES, "cloze", "causal_lm"):
+        raise InvalidConfig(
+            f"--how {how} reads labels or texts, and a head of type {head.type} gives neither", field="how"
+        )
+    task_type = GENERATION if head.type == "causal_lm" else evaluation.label_type(head)
+    rows = load_rows(data, split=split, task_type=task_type)
     if few_shot is not None:
-        rows = datasets.few_shot(rows, few_shot, config.seed)
+        rows = few_rows(rows, few_shot, config.seed)
     name = backbone or manifest.backbone.name
-    is_cloze = manifest.head.type == "cloze"
-    loaded = backbones.load(name, device=device_name(device), language_model=is_cloze)
+    uses_head = head.type in ("cloze", "causal_lm")
+    loaded = backbones.load(name, device=device_name(device), language_model=uses_head)
     samples = Samples(loaded, backbones.load_tokenizer(name), rows)
     with progress_bar() as bar:
         task = bar.add_task(f"merging by {how}", total=None, note="")

@@ -1,8 +1,8 @@
 """What `adamix evaluate --routing …` measures and shows beyond a merged adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamix.cli.terminal import format_metrics, print_json
 from adamix.errors import InvalidAdapter, InvalidConfig
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adamix.adapter_file import AdapterFile
     from adamix.evaluation import Evaluation
     from adamix.mixture_file import MixtureFile
-    from adamix.routing.report import DrawsReport, EnsembleReport
+    from adamix.routing.report import DrawsReport, EnsembleReport, Measured
     from adamix.routing.routes import MixtureProbe, Routing
 
 DEFAULT_SEEDS = 10
@@ -70,7 +70,7 @@ def check_flags(routing: "Routing", seeds: int | None, plot: Path | None) -> int
 
 def measure(
     probe: "MixtureProbe", routing: "Routing", seeds: int
-) -> "tuple[Evaluation, DrawsReport | EnsembleReport | None]":
+) -> "tuple[Evaluation, DrawsReport[Evaluation] | EnsembleReport[Evaluation] | None]":
     """The rows' predictions (of several draws, the first one's), and what there is to report beside them."""
     from adamix.routing.report import report_draws, report_ensemble
 
@@ -83,7 +83,7 @@ def measure(
     return probe.evaluate(routing), None
 
 
-def draw(report: "DrawsReport | EnsembleReport", title: str, path: Path) -> bytes:
+def draw(report: "DrawsReport[Any] | EnsembleReport[Any]", title: str, path: Path) -> bytes:
     """The image for `--plot`."""
     from adamix.routing.plots import check_format, draws_plot, reliability_plot
     from adamix.routing.report import DrawsReport
@@ -94,25 +94,36 @@ def draw(report: "DrawsReport | EnsembleReport", title: str, path: Path) -> byte
     return reliability_plot(report.calibration, title, image_format)
 
 
-def show(report: "DrawsReport | EnsembleReport", *, json_: bool) -> None:
-    """Print a report as one JSON document or as tables."""
+def show(
+    report: "DrawsReport[Any] | EnsembleReport[Any]",
+    *,
+    json_: bool,
+    unit: str = "rows",
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Print a report as one JSON document, to which `details` are added, or as tables, in which rows are `unit`."""
     from adamix.routing.report import DrawsReport
 
     if json_:
-        print_json(report.document())
+        print_json(report.document() | dict(details or {}))
     elif isinstance(report, DrawsReport):
-        _show_draws(report)
+        _show_draws(report, unit)
     else:
-        _show_ensemble(report)
+        _show_ensemble(report, unit)
 
 
-def _show_draws(report: "DrawsReport") -> None:
+def size(result: "Measured", unit: str) -> str:
+    """How much was measured, in words."""
+    return f"{result.rows} {unit}, {result.truncated} truncated"
+
+
+def _show_draws(report: "DrawsReport[Any]", unit: str) -> None:
     rows = [
         (name, *(_number(value) for value in (s.mean, s.std, s.minimum, s.maximum, report.merged.metrics[name])))
         for name, s in report.summary().items()
     ]
     _print_table(("metric", "mean", "std", "min", "max", "merged"), rows)
-    print(f"\n{report.routing}, {_size(report.merged)}\n")
+    print(f"\n{report.routing}, {size(report.merged, unit)}\n")
     names = tuple(report.merged.metrics)
     _print_table(
         ("seed", *names),
@@ -120,9 +131,11 @@ def _show_draws(report: "DrawsReport") -> None:
     )
 
 
-def _show_ensemble(report: "EnsembleReport") -> None:
-    print(f"{report.routing}: {format_metrics(report.ensemble.metrics)}  ({_size(report.ensemble)})")
+def _show_ensemble(report: "EnsembleReport[Any]", unit: str) -> None:
+    print(f"{report.routing}: {format_metrics(report.ensemble.metrics)}  ({size(report.ensemble, unit)})")
     print(f"merged: {format_metrics(report.merged.metrics)}")
+    if report.monte_carlo:
+        print(f"monte-carlo: {format_metrics(report.monte_carlo)}")
     print(f"\nover {report.num_routes} random routes: {format_metrics(report.uncertainty())}")
     if report.calibration:
         print()
@@ -132,10 +145,6 @@ def _show_ensemble(report: "EnsembleReport") -> None:
             for name, found in report.calibration.items()
         ]
         _print_table(("probabilities", *columns), rows)
-
-
-def _size(result: "Evaluation") -> str:
-    return f"{result.rows} rows, {result.truncated} truncated"
 
 
 def _number(value: float | None) -> str:

@@ -9,6 +9,7 @@ Shapes: N rows, L tokens, T target tokens of a batch, V vocabulary.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch.nn.functional as F
 from torch import Tensor, device, nn
@@ -55,13 +56,13 @@ class References:
     @property
     def truncated(self) -> int:
         """Sources that were cut, or one of whose references was."""
-        ends = [sum(self.counts[: index + 1]) for index in range(len(self.counts))]
-        spans = (self.rows.rows[end - count : end] for end, count in zip(ends, self.counts, strict=True))
-        return sum(any(row.is_truncated for row in span) for span in spans)
+        rows = iter(self.rows.rows)
+        return sum(sum(row.is_truncated for row in islice(rows, count)) > 0 for count in self.counts)
 
     def batches(self, batch_size: int, device: device) -> Iterator[TokenBatch]:
         """All rows, longest first: little padding, and what does not fit into memory shows at once."""
-        order = sorted(range(len(self.rows)), key=lambda index: -self.rows.lengths[index])
+        lengths = self.rows.lengths
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             inputs = {name: tensor.to(device) for name, tensor in self.rows.batch(indices).items()}

@@ -4,17 +4,29 @@
 is the paper's setting, in which M whole models are merged; random routes would tell about each expert with one row in
 M only, and differently for every draw. Labels are not read: y is drawn from what the expert itself predicts, one draw
 a row, the same quantile for every expert.
+
+Of a language model y are the target tokens of a row, each drawn from what the expert predicts after the source and the
+reference's tokens before it. The gradient's parts for one token each then have expectation zero and do not correlate,
+so the expected square of their sum is the sum of the information about every token.
 """
+
+from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adamix.data import TaskType
+from adamix.generation.rows import TargetRows
 from adamix.merging.rules import Information
 from adamix.merging.samples import ExpertSweep, OnProgress, Samples
 from adamix.merging.settings import MergeConfig
 from adamix.mixture_file import MixtureFile, Projection
+from adamix.training.loop import Rows
+
+# Distributions in fp64 at a time: over a vocabulary they are large.
+_AT_ONCE = 64
 
 
 def information(
@@ -23,14 +35,12 @@ def information(
     """The information of every projection that is a mixture of several, by its key: means over the rows."""
     squares = {key: _Squares(p, samples.device) for key, p in mixture.projections().items() if p.num_experts > 1}
     sweep = ExpertSweep(mixture, samples, squares)
-    generator = torch.Generator().manual_seed(config.seed)
-    num_rows, task_type = len(sweep.rows.tokens), sweep.rows.task_type
-    quantiles = torch.rand(num_rows, mixture.manifest.adapter.head.num_labels, generator=generator)
+    quantiles = _draw_quantiles(sweep.rows, mixture.manifest.adapter.head.num_labels, config.seed)
     with torch.enable_grad():
         for indices, logits in sweep.logits(config.batch_size, on_progress):
-            drawn = quantiles[indices].to(logits.device)
-            log_likelihood(logits.float(), drawn, task_type).backward()  # type: ignore[no-untyped-call]  # of torch
-    return {key: each.mean(num_rows) for key, each in squares.items()}
+            drawn = quantiles(indices).to(logits.device)
+            log_likelihood(logits.float(), drawn, samples.loss_type).backward()  # type: ignore[no-untyped-call]  # of torch
+    return {key: each.mean(len(sweep.rows)) for key, each in squares.items()}
 
 
 def log_likelihood(logits: Tensor, quantiles: Tensor, task_type: TaskType) -> Tensor:
@@ -48,9 +58,25 @@ def log_likelihood(logits: Tensor, quantiles: Tensor, task_type: TaskType) -> Te
     if task_type == "multilabel":
         labels = (quantiles < logits.detach().sigmoid()).float()
         return -F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
-    classes = (cumulative <= quantiles[:, :1]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    parts = (slice(start, start + _AT_ONCE) for start in range(0, len(logits), _AT_ONCE))
+    classes = torch.cat([_draw_classes(logits[part].detach(), quantiles[part, :1]) for part in parts])
     return -F.cross_entropy(logits, classes, reduction="sum")
+
+
+def _draw_classes(logits: Tensor, quantiles: Tensor) -> Tensor:
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    return (cumulative <= quantiles).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _draw_quantiles(rows: Rows | TargetRows, num_labels: int, seed: int) -> Callable[[list[int]], Tensor]:
+    """Those of some rows, `[N, C]`, or `[T, 1]` at T target tokens: the same in whatever batches the rows come."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(rows, Rows):
+        drawn = torch.rand(len(rows), num_labels, generator=generator)
+        return lambda indices: drawn[indices]
+    ends = list(accumulate((len(row.targets) for row in rows.rows), initial=0))
+    of_tokens = torch.rand(ends[-1], 1, generator=generator)
+    return lambda indices: torch.cat([of_tokens[ends[index] : ends[index + 1]] for index in indices])
 
 
 class _Squares:

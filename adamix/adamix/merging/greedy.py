@@ -1,10 +1,12 @@
 """Greedy merging (model soups, arXiv 2203.05482, recipe 1): an expert is added only where it does no harm."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from adamix import adapter_file, evaluation
-from adamix.data import TaskType
+from adamix.adapter_file import AdapterFile
+from adamix.data import GenerationData, TaskType
+from adamix.generation import inference as generation
 from adamix.merging.rules import combine, weighted
 from adamix.merging.samples import OnProgress, Samples
 from adamix.merging.settings import MergeConfig
@@ -15,7 +17,10 @@ METRIC: dict[TaskType, str] = {"classification": "accuracy", "multilabel": "micr
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen experts, best one first; the metric of their mean, and of each expert by itself."""
+    """The chosen experts, best one first; the metric of their mean, and of each expert by itself.
+
+    The metric is that of METRIC, or of texts the negative loss of the references.
+    """
 
     experts: tuple[int, ...]
     score: float
@@ -29,8 +34,7 @@ def choose(mixture: MixtureFile, samples: Samples, config: MergeConfig, on_progr
     best single expert on the rows it was chosen on; which is why these should not be the rows it is tested on.
     """
     num_experts = mixture.manifest.num_experts
-    num_rows = len(samples.data.examples)
-    total = num_rows * (2 * num_experts - 1)
+    total = len(samples.rows(mixture)) * (2 * num_experts - 1)
     done = 0
 
     def advance(count: int) -> None:
@@ -40,15 +44,7 @@ def choose(mixture: MixtureFile, samples: Samples, config: MergeConfig, on_progr
 
     def score(experts: Sequence[int]) -> float:
         data = combine(mixture, lambda projection: weighted(projection, members(experts, num_experts)), "greedy")
-        result = evaluation.evaluate(
-            adapter_file.decode(data),
-            samples.backbone,
-            samples.tokenizer,
-            samples.data,
-            batch_size=config.batch_size,
-            on_rows=advance,
-        )
-        return result.metrics[METRIC[samples.data.task_type]]
+        return _score(adapter_file.decode(data), samples, config.batch_size, advance)
 
     single = tuple(score([expert]) for expert in range(num_experts))
     order = sorted(range(num_experts), key=lambda expert: -single[expert])
@@ -58,6 +54,14 @@ def choose(mixture: MixtureFile, samples: Samples, config: MergeConfig, on_progr
         if candidate >= best:
             chosen, best = [*chosen, expert], candidate
     return Choice(tuple(chosen), best, single)
+
+
+def _score(adapter: AdapterFile, samples: Samples, batch_size: int, on_rows: Callable[[int], None]) -> float:
+    rows, reader = samples.data, (samples.backbone, samples.tokenizer)
+    if isinstance(rows, GenerationData):
+        return -generation.token_metrics(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)["loss"]
+    result = evaluation.evaluate(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)
+    return result.metrics[METRIC[rows.task_type]]
 
 
 def members(experts: Sequence[int], num_experts: int) -> list[float]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamix.errors import FailedPrecondition
-from adamix.heads import TaskModel
+from adamix.heads import LanguageModel, TaskModel
 from adamix.losses import task_loss
 from adamix.merging.samples import OnProgress, Samples, expert_tensors, model_with
 from adamix.merging.settings import MergeConfig
@@ -81,32 +81,43 @@ def learn(mixture: MixtureFile, samples: Samples, config: MergeConfig, on_progre
 
 
 class _Objective:
-    """The task's loss of a model on the samples, as in training: a regression in units of its targets' deviation."""
+    """The task's loss of a model on the samples, as in training.
 
-    def __init__(self, mixture: MixtureFile, samples: Samples, model: TaskModel, batch_size: int) -> None:
-        rows = samples.labelled_rows(mixture)
-        targets = torch.from_numpy(rows.targets)
-        self._task_type = rows.task_type
+    A regression is in units of its targets' deviation, a language model's loss a mean over target tokens.
+    """
+
+    def __init__(
+        self, mixture: MixtureFile, samples: Samples, model: TaskModel | LanguageModel, batch_size: int
+    ) -> None:
+        self._rows = samples.rows(mixture)
+        self._loss_type = samples.loss_type
         self._deviation = 1.0
-        if self._task_type == "regression":
-            self._deviation = float(targets.std(correction=0)) or 1.0
-            targets = targets / self._deviation
-        self._rows = Rows(rows.tokens, targets, rows.pad_id)
+        if isinstance(self._rows, Rows) and self._loss_type == "regression":
+            self._deviation = float(self._rows.targets.std(correction=0)) or 1.0
         self._device, self._model, self._batch_size = samples.device, model, batch_size
 
     def __call__(self, indices: list[int]) -> Tensor:
-        batch = {name: tensor.to(self._device) for name, tensor in self._rows.batch(indices).items()}
-        targets = batch.pop("targets")
-        logits = self._model(**batch)
-        return task_loss(logits / self._deviation, targets, self._task_type)
+        return self._loss(indices)[0]
 
     @torch.inference_mode()
     def mean(self) -> float:
         """The loss over all rows."""
-        total = 0.0
-        for indices in self._cut(sorted(range(len(self._rows)), key=lambda index: -self._rows.lengths[index])):
-            total += float(self(indices)) * len(indices)
-        return total / len(self._rows)
+        lengths = self._rows.lengths
+        total, count = 0.0, 0
+        for indices in self._cut(sorted(range(len(lengths)), key=lambda index: -lengths[index])):
+            loss, num_targets = self._loss(indices)
+            total += float(loss) * num_targets
+            count += num_targets
+        return total / count
+
+    def _loss(self, indices: list[int]) -> tuple[Tensor, int]:
+        """The mean over the targets of some rows, and how many these are."""
+        batch = {name: tensor.to(self._device) for name, tensor in self._rows.batch(indices).items()}
+        targets = batch.pop("targets")
+        logits = self._model(**batch)
+        if self._loss_type == "regression":
+            logits, targets = logits / self._deviation, targets / self._deviation
+        return task_loss(logits, targets, self._loss_type), len(targets)
 
     def batches(self, steps: int, seed: int) -> Iterator[list[int]]:
         """The rows of each step, epoch after epoch in a new order."""

@@ -5,7 +5,7 @@ Knows the backbone and the mixture's experts; what is read off a forward pass is
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,16 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix import adapter_file, evaluation
 from adamix.backbone import Backbone
-from adamix.batches import collate
-from adamix.data import TaskData
+from adamix.data import GenerationData, TaskData, TaskType
+from adamix.errors import InvalidData
 from adamix.evaluation import LabelledRows, label_rows
-from adamix.heads import TaskModel
+from adamix.generation.likelihood import language_model, read_references
+from adamix.generation.rows import TargetRows
+from adamix.heads import LanguageModel, TaskModel
 from adamix.merging.rules import combine, uniform
 from adamix.merging.settings import MergeConfig
 from adamix.mixture_file import MixtureFile, Projection
+from adamix.training.loop import Rows
 
 # (rows done, rows in all), or steps for a method that makes steps.
 OnProgress = Callable[[int, int], None]
@@ -28,28 +31,51 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled text, with the backbone and the tokenizer that read it."""
+    """Labelled text or sources with reference texts, with the backbone and the tokenizer that read it."""
 
     backbone: Backbone
     tokenizer: PreTrainedTokenizerFast
-    data: TaskData
+    data: TaskData | GenerationData
+
+    @property
+    def loss_type(self) -> TaskType:
+        """What logits are compared with; those of a language model are rows of a classification, one for each token."""
+        return self.data.task_type if isinstance(self.data, TaskData) else "classification"
 
     @property
     def device(self) -> torch.device:
         return next(self.backbone.model.parameters()).device
 
     def limited(self, config: MergeConfig) -> "Samples":
-        """At most `max_rows` rows, drawn by the seed; their order stays."""
+        """At most `max_rows` rows, or sources with all their references, drawn by the seed; their order stays."""
         examples = self.data.examples
         if len(examples) <= config.max_rows:
             return self
         generator = torch.Generator().manual_seed(config.seed)
         chosen = torch.randperm(len(examples), generator=generator)[: config.max_rows].sort().values.tolist()
-        return replace(self, data=replace(self.data, examples=tuple(examples[index] for index in chosen)))
+        kept: Any = tuple(examples[index] for index in chosen)
+        return replace(self, data=replace(self.data, examples=kept))
 
     def labelled_rows(self, mixture: MixtureFile) -> LabelledRows:
         """The rows as the mixture's adapter reads them, and its labels; raises as `evaluation.evaluate` does."""
+        if not isinstance(self.data, TaskData):
+            raise InvalidData(f"{self.data.name} has texts to generate, but the adapter is for labels")
         return label_rows(mixture.manifest.adapter, self.backbone, self.tokenizer, self.data)
+
+    def rows(self, mixture: MixtureFile) -> Rows | TargetRows:
+        """The rows as the mixture's adapter reads them, with its targets: of a language model one for each reference.
+
+        Raises:
+            InvalidData: they are for another task, have labels that the head does not know, or there are none.
+            FailedPrecondition: the head has nothing to compare with labels or texts.
+        """
+        manifest = mixture.manifest.adapter
+        if manifest.head.type != "causal_lm":
+            labelled = self.labelled_rows(mixture)
+            return Rows(labelled.tokens, torch.from_numpy(labelled.targets), labelled.pad_id)
+        if not isinstance(self.data, GenerationData):
+            raise InvalidData(f"{self.data.name} has labels, but the adapter generates texts")
+        return read_references(self.tokenizer, self.data, manifest.max_length).rows
 
 
 class Observer(Protocol):
@@ -75,7 +101,7 @@ class ExpertSweep:
     """
 
     def __init__(self, mixture: MixtureFile, samples: Samples, observers: Mapping[str, Observer]) -> None:
-        self.rows = samples.labelled_rows(mixture)
+        self.rows = samples.rows(mixture)
         self._num_experts = mixture.manifest.num_experts
         self._device = samples.device
         self._stage = _Stage(0, torch.empty(0))
@@ -84,8 +110,8 @@ class ExpertSweep:
         self._model = model_with(mixture, samples, probes)
 
     def logits(self, batch_size: int, on_progress: OnProgress) -> Iterator[tuple[list[int], Tensor]]:
-        """Row numbers and logits `[N, C]` of every batch, expert by expert."""
-        done, total = 0, self._num_experts * len(self.rows.tokens)
+        """Row numbers and logits of every batch, expert by expert: `[N, C]`, or `[T, V]` at T target tokens."""
+        done, total = 0, self._num_experts * len(self.rows)
         for expert in range(self._num_experts):
             self._stage.expert = expert
             for indices, batch in self._batches(batch_size):
@@ -96,22 +122,26 @@ class ExpertSweep:
 
     def _batches(self, batch_size: int) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Row numbers and inputs of all rows, longest first, for little padding."""
-        tokens = self.rows.tokens
-        order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
+        lengths = self.rows.lengths
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = collate([tokens[index] for index in chosen], self.rows.pad_id)
+            batch = self.rows.batch(chosen)
+            del batch["targets"]
             yield chosen, {name: tensor.to(self._device) for name, tensor in batch.items()}
 
 
-def model_with(mixture: MixtureFile, samples: Samples, modules: Mapping[str, nn.Module]) -> TaskModel:
+def model_with(mixture: MixtureFile, samples: Samples, modules: Mapping[str, nn.Module]) -> TaskModel | LanguageModel:
     """The backbone with the mixture's adapter and head, and these modules in place of these projections.
 
     Raises:
         InvalidAdapter: the mixture does not fit the backbone.
+        FailedPrecondition: its head is the language model's, and the backbone was loaded without one.
     """
     adapter = adapter_file.decode(combine(mixture, uniform, "uniform"))
-    return evaluation.attach(adapter, samples.backbone, replace=modules.get)
+    if adapter.manifest.head.type == "causal_lm":
+        return language_model(adapter, samples.backbone, modules.get)
+    return evaluation.attach(adapter, samples.backbone, modules.get)
 
 
 def expert_tensors(projection: Projection) -> tuple[Tensor, Tensor | None]:

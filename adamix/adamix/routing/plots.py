@@ -5,7 +5,7 @@ confuse red and green can tell apart, and every series has a marker of its own.
 """
 
 import io
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from adamix.errors import InvalidConfig
 from adamix.routing.calibration import Calibration
@@ -32,7 +32,7 @@ def check_format(name: str) -> str:
     return suffix
 
 
-def draws_plot(report: DrawsReport, title: str, image_format: str) -> bytes:
+def draws_plot(report: DrawsReport[Any], title: str, image_format: str) -> bytes:
     """For each metric the draws as a violin and points, and the merged adapter's value, like the paper's Figure 5."""
     names = list(report.merged.metrics)
     figure, axes = _figure(len(names))

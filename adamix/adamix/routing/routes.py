@@ -19,28 +19,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, evaluation
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix import evaluation
+from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.batches import TokenRow
 from adamix.data import TaskData, TaskType
 from adamix.errors import InvalidConfig
 from adamix.evaluation import DEFAULT_BATCH_SIZE, Evaluation, LabelledRows
-from adamix.manifest import SITES
-from adamix.merge import merge
-from adamix.mixture import DOWN, UP
-from adamix.mixture_file import MixtureFile, Projection, merged_key
+from adamix.mixture_file import MixtureFile
+from adamix.routing.experts import ExpertPair, Experts, Pairing, RouteTable
 
 Mode = Literal["merged", "random", "fixed", "ensemble"]
 Granularity = Literal["batch", "sentence", "token"]
 Average = Literal["logits", "probabilities"]
-Pairing = Literal["paired", "all"]
-
-ExpertPair = tuple[int, int]
-"""The expert of every down projection and that of every up projection."""
 
 _FORMS = "merged, random[:batch|sentence|token], fixed:I or ensemble[:logits|probabilities][:paired|all]"
 
@@ -170,65 +164,32 @@ class MixtureProbe:
 
     def logits(self, routing: Routing, seed: int = 0) -> Tensor:
         """fp32 `[N, C]`, in the order of the rows."""
-        routing.check(self._num_experts)
+        experts = self._experts
+        routing.check(experts.num_experts)
         if routing.mode == "merged":
-            return self._predict(adapter_file.decode(merge(self.mixture)))
+            return self._predict(experts.merged())
         if routing.mode == "fixed":
             return self._along(self.paths("paired")[routing.expert])
         if routing.mode == "ensemble":
             paths = [self._along(path) for path in self.paths(routing.pairing)]
             return average(torch.stack(paths), self.rows.task_type, routing.average)
         if routing.granularity == "batch":
-            route = draw_route(seed, len(self._points), self._num_experts)
-            chosen = {point: route[index] for index, point in enumerate(self._points)}
-            return self._predict(self._adapter(lambda point, side: chosen[point][side]))
+            return self._predict(experts.by_route(draw_route(seed, experts.num_points, experts.num_experts)))
         return self._predict_by_token(routing.granularity, seed)
 
     def paths(self, pairing: Pairing) -> list[ExpertPair]:
-        """The distinct paths of an ensemble: with a shared projection all pairs are no more than the M paired ones."""
-        downs, ups = (range(1 if self._share == side else self._num_experts) for side in ("down", "up"))
-        if pairing == "all":
-            return [(down, up) for down in downs for up in ups]
-        return sorted({(min(i, len(downs) - 1), min(i, len(ups) - 1)) for i in range(self._num_experts)})
-
-    @property
-    def _num_experts(self) -> int:
-        return self.mixture.manifest.num_experts
-
-    @property
-    def _share(self) -> str:
-        return self.mixture.manifest.share
+        """The distinct paths of an ensemble."""
+        return self._experts.paths(pairing)
 
     @cached_property
-    def _projections(self) -> dict[str, Projection]:
-        return self.mixture.projections()
-
-    @cached_property
-    def _points(self) -> list[str]:
-        """`layers.{i}.{site}` in the order of layers, then of the table of sites."""
-
-        def place(point: str) -> tuple[int, int]:
-            _, layer, site = point.split(".")
-            return int(layer), SITES.index(site)
-
-        return sorted({key.rpartition(".")[0] for key in self._projections}, key=place)
+    def _experts(self) -> Experts:
+        return Experts(self.mixture)
 
     def _along(self, path: ExpertPair) -> Tensor:
         """Logits by one path through all layers, computed once."""
         if path not in self._path_logits:
-            self._path_logits[path] = self._predict(self._adapter(lambda _, side: path[side]))
+            self._path_logits[path] = self._predict(self._experts.along(path))
         return self._path_logits[path]
-
-    def _adapter(self, expert_of: Callable[[str, int], int]) -> AdapterFile:
-        """The adapter made of one expert for each projection; `expert_of(point, side)` names it."""
-        tensors = self.mixture.head()
-        for key, projection in self._projections.items():
-            point, _, name = key.rpartition(".")
-            expert = 0 if projection.num_experts == 1 else expert_of(point, _side(name))
-            for part, stack in (("weight", projection.weight), ("bias", projection.bias)):
-                if stack is not None:
-                    tensors[merged_key(key, part)] = TensorData.from_float32(stack.copies[expert])
-        return adapter_file.decode(adapter_file.encode(self.mixture.manifest.adapter, tensors))
 
     def _predict(self, adapter: AdapterFile) -> Tensor:
         model = evaluation.attach(adapter, self.backbone)
@@ -236,22 +197,14 @@ class MixtureProbe:
         return evaluation.predict(model, tokens, pad_id=pad_id, batch_size=self.batch_size, on_rows=self.on_rows)
 
     def _predict_by_token(self, granularity: Granularity, seed: int) -> Tensor:
-        table, places = TokenRoutes(), {point: index for index, point in enumerate(self._points)}
-
-        def choose(key: str, linear: nn.Linear) -> nn.Module:
-            projection = self._projections[key]
-            if projection.num_experts == 1:
-                return linear
-            point, _, name = key.rpartition(".")
-            return TokenLinear(projection, table, places[point], _side(name))
-
-        # Any one path stands for the structure: which sites there are, and the head.
-        model = evaluation.attach(self._adapter(lambda *_: 0), self.backbone, choose)
+        table, experts = RouteTable(), self._experts
+        adapter, choose = experts.choosing(table)
+        model = evaluation.attach(adapter, self.backbone, choose)
         tokens, pad_id = self.rows.tokens, self.rows.pad_id
 
         def set_routes(chosen: Sequence[int]) -> None:
             rows = [tokens[index] for index in chosen]
-            table.set(draw_token_routes(seed, rows, len(places), self._num_experts, granularity))
+            table.set(draw_token_routes(seed, rows, experts.num_points, experts.num_experts, granularity))
 
         return evaluation.predict(
             model,
@@ -261,43 +214,6 @@ class MixtureProbe:
             on_rows=self.on_rows,
             before_batch=set_routes,
         )
-
-
-class TokenRoutes:
-    """The route of every token of the batch that runs now: int64 `[N, L, P, 2]`."""
-
-    def __init__(self) -> None:
-        self._routes = torch.empty(0, 0, 0, 2, dtype=torch.int64)
-
-    def set(self, routes: NDArray[np.int64]) -> None:
-        self._routes = torch.from_numpy(routes)
-
-    def experts(self, point: int, side: int) -> Tensor:
-        """int64 `[N*L]`."""
-        return self._routes[:, :, point, side].reshape(-1)
-
-
-class TokenLinear(nn.Module):
-    """A linear in M copies, of which each token uses the one its route names: `[N, L, in] -> [N, L, out]`."""
-
-    def __init__(self, projection: Projection, routes: TokenRoutes, point: int, side: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.from_numpy(projection.weight.copies))
-        bias = None if projection.bias is None else torch.from_numpy(projection.bias.copies)
-        self.register_buffer("bias", bias)
-        self._routes, self._point, self._side = routes, point, side
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])
-        experts = self._routes.experts(self._point, self._side).to(x.device)
-        y = tokens.new_empty(len(tokens), self.weight.shape[1])
-        for expert, weight in enumerate(self.weight):
-            chosen = (experts == expert).nonzero().squeeze(1)
-            y[chosen] = F.linear(tokens[chosen], weight, None if self.bias is None else self.bias[expert])
-        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def draw_route(seed: int, num_points: int, num_experts: int) -> NDArray[np.int64]:
@@ -344,7 +260,3 @@ def _draw(seed: int, text: bytes, shape: tuple[int, ...], num_experts: int) -> N
     bits = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(int(np.prod(shape)))
     # 2^64 is so much larger than any M that the remainder is uniform to 1 part in 2^58.
     return np.asarray(bits % np.uint64(num_experts)).astype(np.int64).reshape(shape)
-
-
-def _side(projection: str) -> int:
-    return DOWN if projection in ("down_proj", "lora_A") else UP

@@ -108,8 +108,7 @@ def claim_lines(found: Mapping[str, Any]) -> list[str]:
     """The claim in sentences, whether or not it holds."""
     if found["pairs"] == 0:
         return ["No run has both AdaMix and the single adapter of equal compute: there is nothing to claim."]
-    sizes = ", ".join(str(size) for size in found["rows"])
-    count = f"{found['pairs']} pairs ({sizes} rows): {found['wins']} won, {found['ties']} tied, {found['losses']} lost"
+    count = f"{found['pairs']} few-shot pairs: {found['wins']} won, {found['ties']} tied, {found['losses']} lost"
     lines = [f"AdaMix merged minus single adapter of equal compute, {_points(found['mean_difference'])} over {count}."]
     if found["ci"] is not None:
         low, high = found["ci"]

@@ -230,6 +230,22 @@ def test_tokens_are_drawn_from_their_own_distributions() -> None:
     assert torch.isfinite(fisher.log_likelihood(logits, torch.ones(150, 1), "classification"))
 
 
+def test_the_square_of_a_texts_gradient_is_expected_to_be_the_information_of_its_tokens() -> None:
+    """Of a linear model of 4 words on 5 tokens: summed over these the mean of `(d log p_t / d w)^2`, written out."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(5, 3, generator=generator)
+    weight = torch.randn(4, 3, generator=generator, requires_grad=True)
+    total, draws = torch.zeros(4, 3), 3000
+    for _ in range(draws):
+        drawn = fisher.log_likelihood(inputs @ weight.T, torch.rand(5, 1, generator=generator), "classification")
+        total += torch.autograd.grad(drawn, weight)[0].square()
+    chances = (inputs @ weight.detach().T).softmax(-1)
+    # d log p(v) / d w_u = ([u is v] - p(u)) x, whose square has the expectation p(u) (1 - p(u)) x^2.
+    want = (chances * (1 - chances)).T @ inputs.square()
+    # A mean of 3,000 squares, whose relative deviation is about that of a squared normal variable: sqrt(2 / 3000).
+    torch.testing.assert_close(total / draws, want, rtol=0.15, atol=0.01)
+
+
 def _note(seen: dict[str, torch.Tensor], key: str, _: nn.Module, inputs: tuple[torch.Tensor], __: torch.Tensor) -> None:
     seen[key] = inputs[0]
 

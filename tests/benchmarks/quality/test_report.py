@@ -59,7 +59,7 @@ def test_the_claim_of_a_document_follows_from_its_runs() -> None:
 
 def test_a_claim_is_told_whether_or_not_it_holds() -> None:
     lines = " ".join(report.claim_lines(claim(records())))
-    assert "6 pairs" in lines
+    assert "6 few-shot pairs" in lines
     assert "(paired t)" in lines
     assert "2 tasks as one observation" in lines
     assert "of 12 runs" in lines
