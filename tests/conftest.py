@@ -4,6 +4,7 @@ Heavy libraries are imported inside the fixtures: tests of pure modules start in
 """
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # the CPU; beside one the same tests run what the compiler makes of them. (To ask torch would take a second and a half.)
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and a process hands that on to all it starts: the tests
+# that press Ctrl-C would wait for an end that does not come.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from adamix.adapter_file import AdapterFile

@@ -61,7 +61,7 @@ class Grid:
 
 
 def tables(records: Sequence[Record]) -> list[Grid]:
-    """The main table and those of the ablations that have been measured.
+    """The main table, and of each ablation that was measured one with the tasks and sizes it was measured on.
 
     Raises:
         InvalidData: see `statistics.values`.
@@ -69,8 +69,10 @@ def tables(records: Sequence[Record]) -> list[Grid]:
     found = [main_table(records)]
     for title, methods in _ABLATIONS:
         measured = {method for method in methods if values(records, method)}
-        if len(measured) > 1 and not measured <= set(_MAIN):
-            found.append(comparison(records, methods, title, against="merged"))
+        lines = {key[:2] for method in measured.difference(_MAIN) for key in values(records, method)}
+        if len(measured) > 1 and lines:
+            its_own = [record for record in records if (record["task"], record["rows"]) in lines]
+            found.append(comparison(its_own, methods, title, against="merged"))
     return found
 
 

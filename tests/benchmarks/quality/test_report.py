@@ -103,6 +103,13 @@ def test_tables_in_markdown_and_on_a_terminal_have_the_same_cells() -> None:
     assert "± " in grids[0].lines[0][2]
 
 
+def test_a_table_of_an_ablation_has_the_lines_it_was_measured_on() -> None:
+    found = [r for r in records() if r["method"] != "m2" or r["task"] == "trec"]
+    main, inference, experts = report.tables(found)
+    assert {line[0] for line in main.lines} == {line[0] for line in inference.lines} == {"trec", "tweets"}
+    assert {line[0] for line in experts.lines} == {"trec"}
+
+
 def test_one_seed_has_no_deviation() -> None:
     line = report.main_table(records(seeds=1)).lines[0]
     assert "±" not in line[2]
