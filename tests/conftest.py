@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# A shell starts what runs in the background with Ctrl-C ignored, and a process hands that on to all it starts: the tests
+# A shell starts what runs in the background with Ctrl-C ignored, and a process hands that on to all it starts: tests
 # that press Ctrl-C would wait for an end that does not come.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
