@@ -27,11 +27,9 @@ from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, LoraWeights
 
 __all__ = [
-    "bottleneck",
     "bottleneck_",
     "bottleneck_norm",
     "head",
-    "lora",
     "lora_",
     "lora_slices_",
     "rehearsals",
@@ -39,19 +37,6 @@ __all__ = [
 ]
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-
-def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
-    """See `reference.bottleneck`."""
-    launch = _launch(x, segments, [weights], [(0, x.shape[1])])
-    if isinstance(launch, _Refused):
-        return cpu.bottleneck(x, segments, weights)
-    if launch is None:
-        return x.clone()
-    x = _with_contiguous_rows(x)
-    out = torch.empty_like(x)
-    low_rank_(out, x, x, launch.base, launch.records, launch.tiles, [0, x.shape[1]], launch.rank, launch.plan)
-    return out
 
 
 def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
@@ -82,17 +67,6 @@ def bottleneck_norm(
     operands = (launch.base, launch.records[0], launch.tiles)
     out: Tensor = low_rank_norm(s, norm_weight, norm_bias, eps, *operands, launch.rank, launch.plan)
     return out
-
-
-def lora(
-    y: Tensor,
-    x: Tensor,
-    segments: Segments,
-    weights: Sequence[LoraWeights | None],
-    window: tuple[int, int] | None = None,
-) -> Tensor:
-    """See `reference.lora`."""
-    return lora_(y.clone(), x, segments, weights, window)
 
 
 def lora_(

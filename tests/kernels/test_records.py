@@ -14,7 +14,7 @@ from adamix_kernels.gpu.launch import stacked
 from adamix_kernels.gpu.records import ABSENT, CODES, SlotTable, offset, record_of, records_of
 from adamix_kernels.plans import Plan
 from adamix_kernels.segments import Segments
-from adamix_kernels.testing import WeightMaker, assert_close, cast
+from adamix_kernels.testing import WeightMaker, assert_close, cast, on_a_copy
 from adamix_kernels.weights import ACTIVATIONS, BottleneckWeights, LoraWeights
 
 
@@ -137,9 +137,9 @@ def test_weights_that_lie_badly_are_copied_and_the_copies_outlive_the_launch(how
     weights = [None, misplaced(cast([maker.bottleneck(5, 48)], torch.float32, device)[0], how)]
     assert records_of(weights).kept
     x, segments = maker.rows(3, 48).to(device), Segments.from_lengths([1], [3])
-    y = dispatch.bottleneck(x, segments, weights, implementation="triton")
+    y = on_a_copy(dispatch.bottleneck_, x, segments, weights, implementation="triton")
     wide = cast(weights, torch.float64, device)
-    assert_close(y, dispatch.bottleneck(x.double(), segments, wide, implementation="reference"))
+    assert_close(y, on_a_copy(dispatch.bottleneck_, x.double(), segments, wide, implementation="reference"))
     assert hostile
 
 
@@ -158,9 +158,9 @@ class TestSlotTable:
 
         def run() -> Tensor:
             self.upload(table)
-            y = dispatch.bottleneck(x, segments, table, implementation="triton")
+            y = on_a_copy(dispatch.bottleneck_, x, segments, table, implementation="triton")
             plain = cast(list(table), torch.float64, device)
-            assert_close(y, dispatch.bottleneck(x.double(), segments, plain, implementation="reference"))
+            assert_close(y, on_a_copy(dispatch.bottleneck_, x.double(), segments, plain, implementation="reference"))
             return y
 
         assert torch.equal(run(), x)
@@ -230,7 +230,7 @@ def test_slices_find_their_weights_wherever_their_tables_lie(place, kernel, make
     expected = y.double()
     for weights, window in zip((first, second), windows, strict=True):
         wide = cast([None, None, weights], torch.float64, device)
-        expected = dispatch.lora(expected, x.double(), segments, wide, window, implementation="reference")
+        expected = on_a_copy(dispatch.lora_, expected, x.double(), segments, wide, window, implementation="reference")
     assert_close(dispatch.lora_slices_(y, x, segments, slices, windows, implementation="triton"), expected)
 
 

@@ -105,7 +105,7 @@ class Cpu:
         batch = Batch.random(cell, DTYPES[dtype], torch.device("cpu"))
         with torch.inference_mode():
             calls = {form: forms.calls(form, [batch])[0] for form in wanted}
-            return clocks.in_turns_on_cpu(calls, cell.features, batch.x.dtype)
+            return clocks.in_turns_on_cpu(calls, batch.x)
 
 
 Device = Cuda | Cpu
