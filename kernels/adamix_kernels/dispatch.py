@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, RoutedProjection, activation
 
 __all__ = [
     "BottleneckWeights",

@@ -22,9 +22,8 @@ from adamix_kernels.gpu.records import FIELDS, Adapter, Records, described, reco
 from adamix_kernels.gpu.tiles import Room, reserve, tiles_of
 from adamix_kernels.gpu.training import adapt
 from adamix_kernels.plans import RANK_CLASSES, Facts, Plan, pick, rank_class
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import BottleneckWeights, LoraWeights
+from adamix_kernels.weights import BottleneckWeights, LoraWeights, RoutedProjection
 
 __all__ = [
     "bottleneck_",

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adamix_kernels import dispatch
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
 from adamix_kernels.testing import WeightMaker, assert_close, error_ratio, on_a_copy, tolerance
+from adamix_kernels.weights import RoutedProjection
 
 
 @pytest.fixture
