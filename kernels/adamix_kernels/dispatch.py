@@ -49,7 +49,7 @@ _ROUTED = frozenset({"routed_low_rank"})
 _OPS = _ON_ROWS | _ROUTED
 _IMPLEMENTATIONS = {
     # Imported where it is used: it imports Triton, and on a CPU its kernels run in Triton's interpreter alone.
-    "triton": _Implementation("adamix_kernels.triton_ops", _ON_ROWS | _ROUTED, _ROUTED),
+    "triton": _Implementation("adamix_kernels.gpu.ops", _ON_ROWS | _ROUTED, _ROUTED),
     "cpu": _Implementation("adamix_kernels.cpu", _OPS, _ROUTED | {"head"}),
     "reference": _Implementation("adamix_kernels.reference", _OPS, _OPS),
 }

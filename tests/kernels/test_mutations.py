@@ -99,7 +99,7 @@ MUTATIONS = [
         "tl.store(out + at_rows * OUT_STRIDE + cols[None, :]",
     ),
     Mutation("the norm keeps the mean", KERNELS, "(block - mean[:, None]) * rstd", "block * rstd"),
-    Mutation("copies of weights are freed before the launch", "triton_ops.py", "together.kept)", "())"),
+    Mutation("copies of weights are freed before the launch", "gpu/ops.py", "together.kept)", "())"),
 ]  # fmt: skip
 
 

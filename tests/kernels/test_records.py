@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adamix_kernels import dispatch, triton_ops
+from adamix_kernels import dispatch
+from adamix_kernels.gpu import ops
 from adamix_kernels.gpu.launch import stacked
 from adamix_kernels.gpu.records import ABSENT, CODES, SlotTable, offset, record_of, records_of
 from adamix_kernels.plans import Plan
@@ -132,8 +133,8 @@ def test_weights_that_lie_badly_are_copied_and_the_copies_outlive_the_launch(how
         hostile.extend(torch.full((numel,), torch.nan, device=device) for numel in (5 * 48, 48, 5) for _ in range(8))
         return low_rank_(*arguments)
 
-    hostile, low_rank_ = [], triton_ops.low_rank_
-    monkeypatch.setattr(triton_ops, "low_rank_", fill_what_was_freed)
+    hostile, low_rank_ = [], ops.low_rank_
+    monkeypatch.setattr(ops, "low_rank_", fill_what_was_freed)
     weights = [None, misplaced(cast([maker.bottleneck(5, 48)], torch.float32, device)[0], how)]
     assert records_of(weights).kept
     x, segments = maker.rows(3, 48).to(device), Segments.from_lengths([1], [3])
@@ -202,7 +203,7 @@ class TestSlotTable:
 @pytest.mark.parametrize("place", ["one arena", "two arenas", "a list and a table", "tables apart"])
 def test_slices_find_their_weights_wherever_their_tables_lie(place, kernel, maker, device, monkeypatch):
     plan = Plan(kernel, block_m=16, block_h=32, num_warps=4, num_stages=2, block_n=32, splits=2)
-    monkeypatch.setattr(triton_ops, "pick", lambda *_: plan)
+    monkeypatch.setattr(ops, "pick", lambda *_: plan)
     arenas = [torch.zeros(4096, device=device) for _ in range(2)]
     tables = torch.zeros(3, 3, 8, dtype=torch.int64, device=device)
     first, second = maker.lora(5, 48, 16), maker.lora(3, 48, 24)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adamix_kernels import dispatch, triton_ops
+from adamix_kernels import dispatch
+from adamix_kernels.gpu import ops
 from adamix_kernels.gpu.launch import low_rank_, low_rank_norm, numbers, precision
 from adamix_kernels.gpu.records import SlotTable
 from adamix_kernels.gpu.tiles import Room, reserve, tiles_of
@@ -112,7 +113,7 @@ def no_waiting() -> Iterator[Callable[[], None]]:
 @pytest.fixture
 def forced(plan, monkeypatch) -> None:
     """Makes every op run as `plan`, unless the op itself asks for a kernel."""
-    monkeypatch.setattr(triton_ops, "pick", lambda op, architecture, facts, only=None: PLANS[only or plan.kernel])
+    monkeypatch.setattr(ops, "pick", lambda op, architecture, facts, only=None: PLANS[only or plan.kernel])
 
 
 @pytest.mark.gpu

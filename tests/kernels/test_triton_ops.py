@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adamix_kernels import dispatch, triton_ops
+from adamix_kernels import dispatch
+from adamix_kernels.gpu import ops
 from adamix_kernels.plans import Plan
 from adamix_kernels.segments import Segments
 from adamix_kernels.testing import WeightMaker, assert_close, cast, error_ratio, on_a_copy, tolerance
@@ -32,7 +33,7 @@ def kernel(request, monkeypatch) -> str:
     def pick(op, architecture, facts, only=None):
         return replace(PLANS[only or request.param], block_m=64 if facts.rows > 64 else 16)
 
-    monkeypatch.setattr(triton_ops, "pick", pick)
+    monkeypatch.setattr(ops, "pick", pick)
     return request.param
 
 
@@ -334,7 +335,7 @@ def test_any_layout_of_segments(kernel, device, data):
 
 
 def test_on_a_cpu_the_kernels_run_in_the_interpreter_or_not_at_all(monkeypatch):
-    monkeypatch.setattr(triton_ops, "INTERPRETED", False)
+    monkeypatch.setattr(ops, "INTERPRETED", False)
     maker = WeightMaker()
     with pytest.raises(ValueError, match="need a CUDA device"):
         dispatch.bottleneck_(

@@ -63,7 +63,7 @@ def launched(batch: Batch, plan: Plan, rank: int) -> Tensor:
 
 
 def _fused(batch: Batch) -> Call:
-    from adamix_kernels.triton_ops import DTYPES, architecture
+    from adamix_kernels.gpu.ops import DTYPES, architecture
 
     cell = batch.cell
     facts = Facts(DTYPES[batch.x.dtype], rank_class(cell.rank), cell.features, cell.rows, cell.adapters)
