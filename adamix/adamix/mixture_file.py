@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from adamix import adapter_file
 from adamix.adapter_file import MIXTURE_FORMAT, TensorData
-from adamix.config import MixtureConfig, RoutingGranularity, Share
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import SITES, Manifest
+from adamix.manifest import MAX_EXPERTS, SITES, Manifest, RoutingGranularity, Share
 
 MIXTURE_FILE = "mixture.safetensors"
 
@@ -146,9 +145,13 @@ def read_mixture(source: str | os.PathLike[str]) -> MixtureFile:
         raise InvalidAdapter(f"unknown format {file_format[:40]!r}; expected {MIXTURE_FORMAT}", reason="FORMAT_UNKNOWN")
     try:
         checked = msgspec.convert(manifest, MixtureManifest)
-        MixtureConfig(num_experts=checked.num_experts)
-    except (msgspec.ValidationError, RecursionError, InvalidConfig) as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise InvalidAdapter(f"mixture manifest: {str(error)[:200]}", reason="MANIFEST_INVALID") from None
+    if not 1 <= checked.num_experts <= MAX_EXPERTS:
+        raise InvalidAdapter(
+            f"mixture manifest: num_experts must be in 1..{MAX_EXPERTS}, not {checked.num_experts}",
+            reason="MANIFEST_INVALID",
+        )
     checked.adapter.check()
     adapter_file.check_values(checked.adapter, tensors)
     return MixtureFile(checked, tensors)

@@ -24,7 +24,7 @@ from adamix.cli.terminal import (
     progress_bar,
     stderr,
 )
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.experiments import recipes
 
@@ -117,12 +117,12 @@ def train(
             raise InvalidConfig("give --epochs or --max-steps, not both")
         if is_given(ctx, "warmup_steps") and is_given(ctx, "warmup_ratio"):
             raise InvalidConfig("give --warmup-steps or --warmup-ratio, not both")
-        adapter_config = AdapterConfig(
-            kind=method,  # type: ignore[arg-type]  # checked by the dataclass, as are the other choices
-            sites=_sites(sites),
+        adapter_config = AdapterConfig.of(
+            method,  # type: ignore[arg-type]  # checked by the dataclass, as are the other choices
+            **({} if sites is None else {"sites": _sites(sites)}),
             rank=rank,
             alpha=alpha,
-            activation=activation,  # type: ignore[arg-type]
+            activation=activation,
             lora_dropout=lora_dropout,
             distinct_init=_is_distinct(expert_init),
         )
@@ -192,19 +192,8 @@ def train(
                 note = "" if progress.loss is None else f"loss {progress.loss:.3f}"
                 bar.update(task, completed=progress.step, total=progress.steps, note=note)
 
-            result = trainer.train(
-                loaded,
-                tokenizer,
-                rows,
-                validation,
-                adapter_config,
-                mixture_config,
-                head_config,
-                train_config,
-                out,
-                callbacks=[show],
-                resume=resume,
-            )
+            plan = TrainingPlan(adapter=adapter_config, mixture=mixture_config, head=head_config, train=train_config)
+            result = trainer.train(plan, loaded, tokenizer, rows, validation, out, callbacks=[show], resume=resume)
         if not is_first:
             return
         document: dict[str, Any] = {

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from adamix import adapter_file, data, trainer
 from adamix import backbone as backbones
 from adamix.backbone import Backbone
-from adamix.config import HeadConfig
+from adamix.config import TrainingPlan
 from adamix.errors import InvalidConfig
 from adamix.mixture_file import MixtureFile, read_mixture
 from adamix.routing.routes import MixtureProbe, parse_routing
@@ -96,18 +96,9 @@ class Laboratory:
                 rows = data.few_shot(rows, cell.rows, cell.seed)
             training, out = TRAININGS[cell.training], kept.with_suffix(".run")
             shutil.rmtree(out, ignore_errors=True)
-            result = trainer.train(
-                self._backbone,
-                self._tokenizer,
-                rows,
-                None,
-                training.adapter,
-                training.mixture,
-                HeadConfig(),
-                self.settings.train_config(choice, cell.seed),
-                out,
-                callbacks=[on_step],
-            )
+            config = self.settings.train_config(choice, cell.seed)
+            plan = TrainingPlan(adapter=training.adapter, mixture=training.mixture, train=config)
+            result = trainer.train(plan, self._backbone, self._tokenizer, rows, None, out, callbacks=[on_step])
             adapter_file.write(seconds_file, f"{result.seconds:.3f}".encode())
             result.path.replace(kept)
             shutil.rmtree(out)

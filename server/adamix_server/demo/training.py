@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from adamix import adapter_file, merge, trainer
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData, few_shot, load
 from adamix.evaluation import Evaluation, evaluate
 
@@ -96,22 +96,20 @@ class DemoTrainer:
         self, task: DemoTask, label: str, method: str, adapter: AdapterConfig, mixture: MixtureConfig
     ) -> Trained:
         data = few_shot(load(task.name, split="train"), task.rows, SEED)
+        config = TrainConfig(
+            max_steps=task.steps,
+            batch_size=BATCH_SIZE,
+            learning_rate=LEARNING_RATE if adapter.sites else HEAD_LEARNING_RATE,
+            max_length=MAX_LENGTH,
+            seed=SEED,
+            save_every=task.steps,
+        )
         result = trainer.train(
+            TrainingPlan(adapter=adapter, mixture=mixture, train=config),
             self._backbone,
             self._tokenizer,
             data,
             None,
-            adapter,
-            mixture,
-            HeadConfig(),
-            TrainConfig(
-                max_steps=task.steps,
-                batch_size=BATCH_SIZE,
-                learning_rate=LEARNING_RATE if adapter.sites else HEAD_LEARNING_RATE,
-                max_length=MAX_LENGTH,
-                seed=SEED,
-                save_every=task.steps,
-            ),
             self._out / "runs" / label,
             callbacks=[lambda progress: self._on_progress(label, progress.step, progress.steps)],
         )

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from adamix.backbone import Backbone
 from adamix.cli import app
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.heads import shared_copy
@@ -36,18 +36,12 @@ FAST = dataclasses.replace(TRAIN, max_steps=2)
 def run(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData) -> Any:
     """`train` with the tiny parts filled in; returns what it wrote."""
 
-    def call(out: Path, **changes: Any) -> MixtureFile:
-        settings: dict[str, Any] = {
-            "backbone": backbone,
-            "data": colours,
-            "validation": None,
-            "adapter": ADAPTER,
-            "mixture": MixtureConfig(),
-            "head": HeadConfig(),
-            "train": TRAIN,
-            **changes,
-        }
-        train(tokenizer=tokenizer, out=out, **settings)
+    def call(
+        out: Path, backbone: Backbone = backbone, data: TaskData = colours, validation: Any = None, **changes: Any
+    ) -> MixtureFile:
+        options = {name: changes.pop(name) for name in ("callbacks", "resume") if name in changes}
+        plan = TrainingPlan(**{"adapter": ADAPTER, "train": TRAIN, **changes})
+        train(plan, backbone, tokenizer, data, validation, out, **options)
         return read_mixture(out)
 
     return call

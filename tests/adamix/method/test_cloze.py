@@ -23,7 +23,7 @@ from transformers import (
 
 from adamix import adapter_file, cloze
 from adamix.backbone import Backbone, from_language_model
-from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import attach, evaluate, predict, token_rows
@@ -100,17 +100,22 @@ def run(tmp_path_factory: pytest.TempPathFactory, encoder: Backbone, tokenizer: 
     return out
 
 
-def _train(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, out: Path, **changes: Any) -> Any:
+def _train(
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    data: Any = MOOD,
+    validation: TaskData | None = MOOD,
+    **changes: Any,
+) -> Any:
     config: dict[str, Any] = {
-        "data": MOOD,
-        "validation": MOOD,
         "adapter": AdapterConfig(rank=16, sites=("attn_q", "attn_v", "attn_out", "mlp_out")),
         "mixture": MixtureConfig(num_experts=2),
         "head": HEAD,
         "train": TrainConfig(max_steps=100, batch_size=8, learning_rate=5e-3, max_length=32),
         **changes,
     }
-    return train(backbone, tokenizer, out=out, **config)
+    return train(TrainingPlan(**config), backbone, tokenizer, data, validation, out)
 
 
 def _spec(

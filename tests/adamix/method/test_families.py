@@ -36,7 +36,7 @@ from adamix.backbone import Backbone, from_model
 from adamix.batches import TokenRow, tokenize
 from adamix.bottleneck import Bottleneck, BottleneckAtLinear
 from adamix.cli import app
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.evaluation import attach, predict
@@ -296,9 +296,9 @@ def test_a_decoder_has_no_norm_sites(family: str, backbones: dict[str, Backbone]
 def test_the_first_token_of_a_decoder_is_refused(
     backbones: dict[str, Backbone], tokenizer: PreTrainedTokenizerFast, colours: TaskData, tmp_path: Path
 ) -> None:
-    settings = (AdapterConfig(), MixtureConfig(), HeadConfig(pooling="cls"), TrainConfig(max_steps=1, max_length=32))
+    plan = TrainingPlan(head=HeadConfig(pooling="cls"), train=TrainConfig(max_steps=1, max_length=32))
     with pytest.raises(InvalidConfig, match="sees nothing of the text: use pooling `last`"):
-        train(backbones["llama"], tokenizer, colours, None, *settings, tmp_path / "run")
+        train(plan, backbones["llama"], tokenizer, colours, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -28,7 +28,7 @@ from adamix import adapter_file
 from adamix.adapter_file import AdapterFile, TensorData
 from adamix.backbone import Backbone, from_model
 from adamix.batches import collate
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import attach, evaluate
@@ -46,6 +46,7 @@ from adamix.routing.routes import (
     parse_routing,
 )
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
+from adamix.training.task import LabelledTask
 
 BOTTLENECK = AdapterConfig(rank=4, sites=("mlp_out",))
 LORA = AdapterConfig(kind="lora", rank=4, alpha=8.0, sites=("attn_q", "attn_v"))
@@ -63,7 +64,8 @@ def make_mixture(
     """An untrained mixture whose experts are far apart: every tensor is drawn from N(0, 0.5)."""
     config = MixtureConfig(**mixture)
     experts = Mixture(shared_copy(backbone.model), adapter, config, torch.Generator())
-    manifest = build_manifest(backbone, data, adapter, config, HeadConfig(), TrainConfig(max_length=32))
+    plan = TrainingPlan(adapter=adapter, mixture=config, train=TrainConfig(max_length=32))
+    manifest = build_manifest(plan, LabelledTask(data), backbone)
     tensors = expert_tensors(experts) | head_tensors(Head(manifest.head, backbone.spec.hidden_size, None), (0.0, 1.0))
     rng = np.random.default_rng(seed)
     drawn = {key: TensorData.from_float32(rng.normal(0, 0.5, t.shape)) for key, t in tensors.items()}
