@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from adamix.config import HeadConfig
-from adamix.errors import FailedPrecondition, NotFound
+from adamix.errors import FailedPrecondition, InvalidConfig, InvalidRequest, NotFound
 from adamix.experiments.release import Published
 from adamix.manifest import BackboneSpec, TrainingRecord
 from adamix_server.catalog.names import check_name
@@ -42,6 +42,12 @@ class Push:
         self._address = address
         with Client(address) as client:
             self._served = client.server_info().backbone
+
+    def check_task(self, task: str) -> None:
+        try:
+            check_name(task, "--task")
+        except InvalidRequest as error:
+            raise InvalidConfig(error.message, field="task") from None
 
     def check(self, task: str, backbone: BackboneSpec, head: HeadConfig, *, is_generation: bool) -> None:
         """Compare what will be trained with what the server serves.

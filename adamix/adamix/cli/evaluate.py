@@ -11,7 +11,6 @@ from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
     app,
-    device_name,
     exit_codes,
     format_metrics,
     print_json,
@@ -92,7 +91,7 @@ def evaluate(
             raise InvalidConfig("--plot: a regression has no probabilities whose calibration to draw", field="plot")
         rows = datasets.load(data, split=split, task_type=evaluation.label_type(head))
         name = backbone or adapter.manifest.backbone.name
-        loaded = backbones.load(name, device=device_name(device), language_model=head.type == "cloze")
+        loaded = backbones.load(name, device=backbones.device_name(device), language_model=head.type == "cloze")
         tokenizer = backbones.load_tokenizer(name)
         report: DrawsReport[evaluation.Evaluation] | EnsembleReport[evaluation.Evaluation] | None = None
         with progress_bar() as bar:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from adamix.cli.heads import interval
 from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr, summary
 from adamix.errors import InvalidConfig
+from adamix.experiments.settings import read_interval
 
 if TYPE_CHECKING:
     from adamix.interop.assembly import Imported, ImportOptions
@@ -143,7 +143,7 @@ def _options(
         task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
         max_length=max_length,
         pooling=pooling,  # type: ignore[arg-type]  # checked by the dataclass
-        clip=None if clip is None else interval(clip),
+        clip=None if clip is None else read_interval(clip),
     )
 
 

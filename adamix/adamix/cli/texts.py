@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from adamix.cli import routes
-from adamix.cli.terminal import device_name, format_metrics, print_json, progress_bar, stderr
+from adamix.cli.terminal import format_metrics, print_json, progress_bar, stderr
 from adamix.errors import InvalidConfig
 from adamix.generation.decoding import Decoding, parse_decoding
 
@@ -65,7 +65,7 @@ class Run:
         from adamix import backbone as backbones
 
         name = self.backbone or named
-        loaded = backbones.load(name, device=device_name(self.device), language_model=True)
+        loaded = backbones.load(name, device=backbones.device_name(self.device), language_model=True)
         return loaded, backbones.load_tokenizer(name)
 
     def decoding(self) -> Decoding:

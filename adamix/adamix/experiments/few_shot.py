@@ -28,8 +28,6 @@ from adamix.merge import merge
 
 ADAPTER_FILE = "adapter.safetensors"
 RESULT_FILE = "result.json"
-DEFAULT_K = 30
-DEFAULT_SEEDS = 5
 
 
 class SeedResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,8 @@ from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import InvalidConfig
-from adamix.experiments.recipes import RECIPES, SETTINGS, Recipe, find
+from adamix.experiments.recipes import RECIPES, Recipe, find
+from adamix.experiments.settings import SETTINGS
 from adamix.mixture_file import read_mixture
 
 # Hyper-parameters of the released scripts: lr, epochs, batch, rank, experts, warm-up, weight decay, tokens.
@@ -85,7 +86,7 @@ def test_a_recipe_sets_nothing_that_it_does_not_name(name: str) -> None:
         "head": HeadConfig(),
         "train": TrainConfig(),
     }
-    named = {SETTINGS[flag] for flag in recipe.provenance}
+    named = {(SETTINGS[name].part, SETTINGS[name].field) for name in recipe.provenance}
     for part, default in defaults.items():
         for field in dataclasses.fields(default):
             value = getattr(getattr(recipe, part), field.name)
