@@ -32,17 +32,17 @@ PLUGIN_GROUP = "adamix.commands"
 
 _DEFAULTS = ServerConfig(backbone="")
 
+ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="ADAMIX_SERVER")]
 
-def _publisher(address: str) -> "Publisher":
-    from adamix_server.push import Push
 
-    return Push(address)
+def _connect(address: str, task: str | None) -> "Publisher":
+    from adamix_server.push import connect
+
+    return connect(address, task)
 
 
 # The method trains; where its adapters go is this package's part.
-publishing.offer(_publisher)
-
-ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="ADAMIX_SERVER")]
+publishing.offer(_connect)
 
 
 @app.command()

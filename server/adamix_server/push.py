@@ -23,6 +23,21 @@ _MAX_DATA_NAME = 400
 _SPLIT = "validation_"
 
 
+def connect(address: str, task: str | None = None) -> "Push":
+    """The publisher that `--push ADDRESS`, with `--task` where there is one, stands for.
+
+    Raises:
+        InvalidConfig: the address is not HOST:PORT, or the task is no id.
+        Unavailable: no server answers.
+    """
+    if task is not None:
+        try:
+            check_name(task, "--task")
+        except InvalidRequest as error:
+            raise InvalidConfig(error.message, field="task") from None
+    return Push(address)
+
+
 class _Told(msgspec.Struct, frozen=True):
     """The part of a manifest that is read here; the rest of it may be of another release."""
 
@@ -42,12 +57,6 @@ class Push:
         self._address = address
         with Client(address) as client:
             self._served = client.server_info().backbone
-
-    def check_task(self, task: str) -> None:
-        try:
-            check_name(task, "--task")
-        except InvalidRequest as error:
-            raise InvalidConfig(error.message, field="task") from None
 
     def check(self, task: str, backbone: BackboneSpec, head: HeadConfig, *, is_generation: bool) -> None:
         """Compare what will be trained with what the server serves.

@@ -13,6 +13,8 @@ from adamix.errors import InvalidConfig
 if TYPE_CHECKING:
     from adamix.experiments.release import Publisher, Release
 
+    Connect = Callable[[str, str | None], Publisher]
+
 PushOption = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Register what was trained with the server there.")
 ]
@@ -22,20 +24,25 @@ class Publishing:
     """Who makes the publisher of an address: nobody, until somebody offers to."""
 
     def __init__(self) -> None:
-        self._connect: Callable[[str], Publisher] | None = None
+        self._connect: Connect | None = None
 
-    def offer(self, connect: Callable[[str], "Publisher"]) -> None:
-        """Take this one from now on. It raises an error of `adamix.errors` where no server answers."""
+    def offer(self, connect: "Connect") -> None:
+        """Take this one from now on."""
         self._connect = connect
 
-    def to(self, address: str) -> "Publisher":
-        """The publisher of HOST:PORT. Raises InvalidConfig where nobody makes any."""
+    def to(self, address: str, task: str | None = None) -> "Publisher":
+        """The publisher of HOST:PORT, of one task or of several.
+
+        Raises:
+            InvalidConfig: the address or the task is malformed, or nobody makes publishers.
+            AdamixError: no server answers.
+        """
         if self._connect is None:
             raise InvalidConfig(
                 "--push needs adamix_server, which these commands are used without: run `python -m adamix_server`",
                 field="push",
             )
-        return self._connect(address)
+        return self._connect(address, task)
 
 
 publishing = Publishing()
@@ -59,6 +66,4 @@ def release_to(push: str | None, task: str | None, gates: Sequence[str] | None, 
     from adamix.experiments.release import Release
 
     parsed = [parse_gate(text) for text in gates or [BASELINE]]
-    publisher = publishing.to(push)
-    publisher.check_task(task)
-    return Release(task, parsed, split or "validation", publisher)
+    return Release(task, parsed, split or "validation", publishing.to(push, task))

@@ -36,9 +36,6 @@ class Published:
 class Publisher(Protocol):
     """Where adapters go when their gates hold."""
 
-    def check_task(self, task: str) -> None:
-        """Raise InvalidConfig unless this is the id of a task, or could be."""
-
     def check(self, task: str, backbone: BackboneSpec, head: HeadConfig, *, is_generation: bool) -> None:
         """Raise what would make `publish` fail for every adapter of this backbone with such a head."""
 
