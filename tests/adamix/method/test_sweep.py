@@ -410,7 +410,8 @@ def test_a_wrong_file_is_refused_before_anything_is_trained(
 def test_the_method_alone_knows_no_server() -> None:
     program = "import sys\nfrom adamix.cli import app\ntry:\n    app()\nfinally:\n    print('grpc' in sys.modules)"
     command = [sys.executable, "-c", program, "train", "--backbone", "x", "--data", "y", "--out", "z"]
-    done = subprocess.run([*command, "--push", "127.0.0.1:1"], capture_output=True, text=True, check=False)
+    push = ["--push", "127.0.0.1:1", "--task", "t"]
+    done = subprocess.run([*command, *push], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "False\n")
     assert "--push needs adamix_server" in done.stderr
 
