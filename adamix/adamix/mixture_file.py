@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from adamix import adapter_file
-from adamix.adapter_file import MIXTURE_FORMAT, TensorData
+from adamix import adapter_file, disk
 from adamix.errors import InvalidAdapter, InvalidConfig
 from adamix.manifest import MAX_EXPERTS, SITES, Manifest, RoutingGranularity, Share
+from adamix.tensors import MIXTURE_FORMAT, TensorData, decode_tensors, encode_tensors
 
 MIXTURE_FILE = "mixture.safetensors"
 
@@ -85,7 +85,7 @@ class MixtureFile:
     def encode(self) -> bytes:
         """Canonical bytes."""
         manifest = {**msgspec.to_builtins(self.manifest), "adapter": self.manifest.adapter.to_json()}
-        return adapter_file.encode_tensors(MIXTURE_FORMAT, manifest, self.tensors)
+        return encode_tensors(MIXTURE_FORMAT, manifest, self.tensors)
 
     def projections(self) -> dict[str, Projection]:
         """Every projection by its key.
@@ -138,7 +138,7 @@ def read_mixture(source: str | os.PathLike[str]) -> MixtureFile:
         path /= MIXTURE_FILE
         if not path.exists():
             raise InvalidConfig(f"{source} holds no {MIXTURE_FILE}: train with `--out {source}` first")
-    file_format, manifest, tensors = adapter_file.decode_tensors(adapter_file.read_bytes(path))
+    file_format, manifest, tensors = decode_tensors(disk.read_bytes(path))
     if file_format == adapter_file.FORMAT:
         raise InvalidAdapter(f"{path.name} is merged already", reason="ALREADY_MERGED")
     if file_format != MIXTURE_FORMAT:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from adamix import adapter_file
+from adamix import adapter_file, disk
 from adamix.backbone import Backbone
 from adamix.config import TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
@@ -25,7 +25,9 @@ from adamix.errors import Cancelled, InvalidConfig, InvalidData
 from adamix.heads import LanguageModel, TaskModel, recompute_activations, remove_dropout, shared_copy
 from adamix.merge import MIXTURE_FILE, merge
 from adamix.mixture import Mixture
-from adamix.training.loop import EpochOrder, MixtureTrainer, Progress, StepWatch
+from adamix.order import EpochOrder
+from adamix.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
+from adamix.training.loop import MixtureTrainer, Progress, StepWatch
 from adamix.training.result import (
     build_manifest,
     check_converged,
@@ -145,7 +147,7 @@ def train(
         metrics = task.measure(merged, backbone, tokenizer, validation)
         result = mixture_file(with_metrics(manifest, metrics), plan.mixture, tensors)
     if trainer.is_world_process_zero():
-        adapter_file.write(out / MIXTURE_FILE, result.encode())
+        disk.write(out / MIXTURE_FILE, result.encode())
     trained_parameters, merged_parameters = experts.num_parameters()
     return TrainResult(
         path=out / MIXTURE_FILE,
@@ -178,11 +180,11 @@ def _check_size(experts: Mixture, num_head: int) -> None:
     starts = experts.initial.values()
     num_bytes = 4 * (experts.num_parameters()[0] + sum(start.numel() for start in starts) + num_head)
     num_tensors = len(starts) + sum(len(list(projection.parameters())) for _, projection in experts.projections())
-    limit = adapter_file.MAX_FILE_BYTES - adapter_file.MAX_HEADER_BYTES
-    if num_bytes > limit or num_tensors + 4 > adapter_file.MAX_TENSORS:
+    limit = MAX_FILE_BYTES - MAX_HEADER_BYTES
+    if num_bytes > limit or num_tensors + 4 > MAX_TENSORS:
         raise InvalidConfig(
             f"the mixture would have {num_tensors} tensors and {num_bytes >> 20} MiB; a file holds "
-            f"{adapter_file.MAX_TENSORS} and {limit >> 20} MiB: use fewer experts, sites or a lower rank"
+            f"{MAX_TENSORS} and {limit >> 20} MiB: use fewer experts, sites or a lower rank"
         )
 
 

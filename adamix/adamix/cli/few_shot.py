@@ -125,9 +125,9 @@ def _settings(ctx: typer.Context) -> dict[str, Value]:
 def _write(out: Path, document: dict[str, Any]) -> None:
     import json
 
-    from adamix import adapter_file
+    from adamix import disk
 
-    adapter_file.write(out / "few-shot.json", json.dumps(document, indent=2).encode())
+    disk.write(out / "few-shot.json", json.dumps(document, indent=2).encode())
 
 
 def _show(document: dict[str, Any], summary: "Summary", results: "list[SeedResult]") -> None:

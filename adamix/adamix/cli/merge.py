@@ -96,7 +96,7 @@ def merge(
             "seed": seed,
         }
         config = MergeConfig(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]  # by name
-        from adamix import adapter_file
+        from adamix import adapter_file, disk
         from adamix.merge import merge as merge_mixture
         from adamix.mixture_file import read_mixture
 
@@ -107,7 +107,7 @@ def merge(
             merged = _merge_by_data(mixture, how, config, data, chosen, few_shot, backbone, device)
         else:
             merged = merge_mixture(mixture, how, weights=shares, config=config)
-        adapter_file.write(out, merged)
+        disk.write(out, merged)
         adapter = adapter_file.decode(merged)
         if json_:
             print_json({"file": str(out), "merge": adapter.manifest.training.merge, **summary(adapter)})

@@ -129,7 +129,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     Without a flag about generated texts only the references are predicted: to generate by every draw takes many
     times as long.
     """
-    from adamix import adapter_file
+    from adamix import disk
     from adamix.generation.evaluation import TextEvaluation
     from adamix.routing.report import num_passes
     from adamix.routing.texts import TextProbe, Writing
@@ -157,7 +157,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
         _show(result, rows, run, routing)
         return
     if plot is not None:
-        adapter_file.write(plot, routes.draw(report, f"{rows.name}, {result.rows} {unit}", plot))
+        disk.write(plot, routes.draw(report, f"{rows.name}, {result.rows} {unit}", plot))
     routes.show(report, json_=run.as_json, unit=unit, details=_details(result, rows, run))
 
 
@@ -178,10 +178,10 @@ def _measure(
 
 def _save(run: Run, rows: "GenerationData", result: "TextEvaluation") -> None:
     """Write the texts where they were asked for, and say on stderr which metrics were left out."""
-    from adamix import adapter_file
+    from adamix import disk
 
     if run.save_predictions is not None:
-        adapter_file.write(run.save_predictions, _lines(rows, result).encode())
+        disk.write(run.save_predictions, _lines(rows, result).encode())
     for sentence in result.warnings:
         stderr.print(escape(sentence), soft_wrap=True)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from adamix import adapter_file, evaluation
+from adamix import adapter_file, disk, evaluation
 from adamix.batches import target_tensor
 from adamix.config import HeadConfig
 from adamix.data import SPLITS, TaskData, load
@@ -155,7 +155,7 @@ class Release:
         """
         merged = merge(training.out)
         file = training.out / ADAPTER_FILE
-        adapter_file.write(file, merged)
+        disk.write(file, merged)
         adapter = adapter_file.decode(merged)
         held_out, metrics, prepared = self._held_out, dict(training.result.metrics), training.prepared
         if held_out is not None and (self._split != "validation" or not metrics):

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from adamix import adapter_file
+from adamix import disk
 from adamix.data.sources import local_files
 from adamix.errors import AdamixError, Cancelled, FailedPrecondition, InvalidConfig, InvalidData
 from adamix.experiments.settings import SETTINGS, Kind, Value, flag_of
@@ -159,7 +159,7 @@ class Ledger:
     def put(self, entry: Entry) -> None:
         self._entries[entry.task] = entry
         text = json.dumps(finite_json({"tasks": [e.to_json() for e in self._entries.values()]}), indent=2)
-        adapter_file.write(self._path, text.encode())
+        disk.write(self._path, text.encode())
 
     def is_done(self, task: SweepTask) -> bool:
         """Whether this task is finished, with these settings and these data, and what it made is there."""

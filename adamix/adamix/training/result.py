@@ -7,7 +7,6 @@ import msgspec
 import torch
 
 from adamix import adapter_file
-from adamix.adapter_file import TensorData
 from adamix.backbone import Backbone
 from adamix.config import MixtureConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
@@ -16,6 +15,7 @@ from adamix.heads import ClozeHead, Head
 from adamix.manifest import BackboneRef, Manifest, TrainingRecord
 from adamix.merge import MixtureFile, MixtureManifest, expert_key, initial_key
 from adamix.mixture import Mixture
+from adamix.tensors import TensorData
 from adamix.training.task import TrainingTask
 
 

@@ -25,7 +25,7 @@ from adamix.generation import inference as generation
 from adamix.generation.rows import TargetRows, target_rows
 from adamix.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
 from adamix.manifest import HeadSpec
-from adamix.training.loop import Rows
+from adamix.order import Rows
 
 
 class TrainingTask(Protocol):

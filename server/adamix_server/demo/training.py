@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, merge, trainer
+from adamix import adapter_file, disk, merge, trainer
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
@@ -114,7 +114,7 @@ class DemoTrainer:
             callbacks=[lambda progress: self._on_progress(label, progress.step, progress.steps)],
         )
         path = self._out / "adapters" / f"{label}.safetensors"
-        adapter_file.write(path, merge.merge(result.path.parent))
+        disk.write(path, merge.merge(result.path.parent))
         merged = adapter_file.read(path)
         evaluation = evaluate(merged, self._backbone, self._tokenizer, self.test_split(task.name))
         return Trained(task.name, method, path, merged, evaluation, len(data.examples), result.seconds, result.steps)

@@ -22,7 +22,8 @@ from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.heads import shared_copy
 from adamix.mixture_file import MixtureFile, read_mixture
-from adamix.routing.routes import evaluate_mixture, parse_routing
+from adamix.routing.probe import MixtureProbe
+from adamix.routing.routes import parse_routing
 from adamix.trainer import Progress, train
 from adamix.training.loop import MixtureTrainer
 
@@ -278,7 +279,7 @@ def test_every_mixture_trains_and_evaluates(
     }
     few = dataclasses.replace(colours, examples=colours.examples[:8])
     for routing in ("merged", "random:token", f"fixed:{num_experts - 1}"):
-        assert evaluate_mixture(found, backbone, tokenizer, few, parse_routing(routing)).rows == 8
+        assert MixtureProbe(found, backbone, tokenizer, few).evaluate(parse_routing(routing)).rows == 8
 
 
 def test_the_flags_reach_the_run(tmp_path: Path, backbone_directory: Path, colours: TaskData) -> None:

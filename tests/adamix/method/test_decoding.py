@@ -10,11 +10,12 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix import adapter_file
 from adamix.adapter_file import AdapterFile
+from adamix.attach import insert_adapter
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
-from adamix.evaluation import evaluate, insert_adapter
+from adamix.evaluation import evaluate
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding, parse_decoding
 from adamix.generation.rows import prompts

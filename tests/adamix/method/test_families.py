@@ -31,7 +31,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
+from adamix.attach import attach
 from adamix.backbone import Backbone, from_model
 from adamix.batches import TokenRow, tokenize
 from adamix.bottleneck import Bottleneck, BottleneckAtLinear
@@ -39,11 +40,12 @@ from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.evaluation import attach, predict
+from adamix.evaluation import predict
 from adamix.heads import recompute_activations, shared_copy
 from adamix.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
 from adamix.mixture import Mixture
 from adamix.sites import Point, insert, points
+from adamix.tensors import TensorData
 from adamix.trainer import train
 from adamix.training.run_directory import newest_checkpoint
 from adamix_testing.manifests import make_manifest

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.batches import collate
 from adamix.cli import app
@@ -29,6 +29,7 @@ from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.samples import Samples
 from adamix.mixture import Mixture
 from adamix.mixture_file import expert_key
+from adamix.tensors import TensorData
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 from adamix.training.task import GenerationTask, LabelledTask
 

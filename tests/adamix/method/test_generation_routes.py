@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from adamix import adapter_file
 from adamix import backbone as backbones
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.cli import app
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
@@ -39,6 +39,7 @@ from adamix.routing.report import num_passes, report_draws, report_text_ensemble
 from adamix.routing.routes import Routing, draw_route, draw_token_routes, parse_routing
 from adamix.routing.texts import TextProbe, TokenEvaluation, Writing
 from adamix.routing.token_means import MeanProbabilities
+from adamix.tensors import TensorData
 from adamix.training.result import build_manifest, expert_tensors, mixture_file
 from adamix.training.task import GenerationTask
 

@@ -19,8 +19,9 @@ from adamix.errors import Cancelled, FailedPrecondition, InvalidAdapter, Invalid
 from adamix.evaluation import evaluate
 from adamix.manifest import SITES
 from adamix.merge import MIXTURE_FILE, merge, read_mixture
+from adamix.order import EpochOrder
 from adamix.trainer import Progress, TrainResult, train
-from adamix.training.loop import EpochOrder, MixtureTrainer
+from adamix.training.loop import MixtureTrainer
 from adamix.training.run_directory import newest_checkpoint
 
 ADAPTER = AdapterConfig(rank=4)
