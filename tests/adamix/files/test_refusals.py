@@ -70,9 +70,9 @@ def test_sizes_over_the_limits(
     other = TensorData("F32", np.zeros((4, adapter_file.MAX_ADAPTER_RANK + 1), "<f4"))
     without_bias = {k: v for k, v in tensors.items() if k != "layers.0.mlp_out.down_proj.bias"}
     assert _refused(adapter_file.encode(manifest, without_bias | {DOWN: wide, UP: other})).reason == "TOO_LARGE"
-    monkeypatch.setattr(adapter_file, "MAX_TENSORS", len(tensors) - 1)
+    monkeypatch.setattr("adamix.tensors.MAX_TENSORS", len(tensors) - 1)
     assert _refused(crafted()).reason == "TOO_LARGE"
-    monkeypatch.setattr(adapter_file, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("adamix.tensors.MAX_FILE_BYTES", 100)
     assert _refused(crafted()).reason == "TOO_LARGE"
 
 
