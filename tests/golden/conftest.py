@@ -173,13 +173,13 @@ def _write_backbones(directory: Path) -> None:
         initializer_range=0.2,
     )
     gpt2 = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=48, initializer_range=0.3)
-    for name, make, config, tokenizer in (
-        ("bert", BertModel, bert, encoder),
-        ("masked", BertForMaskedLM, bert, encoder),
-        ("gpt2", GPT2LMHeadModel, gpt2, decoder),
+    for name, make, tokenizer in (
+        ("bert", lambda: BertModel(bert), encoder),
+        ("masked", lambda: BertForMaskedLM(bert), encoder),
+        ("gpt2", lambda: GPT2LMHeadModel(gpt2), decoder),
     ):
         torch.manual_seed(0)
-        make(config).save_pretrained(directory / name)
+        make().save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
 
 
