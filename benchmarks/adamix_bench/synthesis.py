@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from adamix import adapter_file
-from adamix.adapter_file import TensorData, canonical_json
 from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
+from adamix.tensors import TensorData, canonical_json
 from adamix_server.catalog.store import Catalog
 from adamix_server.config import DEFAULT_TENANT
 

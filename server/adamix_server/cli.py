@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamix.cli import JsonFlag, app, exit_codes, stderr
+from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
 from adamix_server.config import ServerConfig, split_address
-from adamix_server.push_flags import extend, push_sweep, push_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adamix.experiments.release import Publisher
     from adamix_server.client import Client, Prediction
     from adamix_server.frames import Hello
 
@@ -32,11 +32,17 @@ PLUGIN_GROUP = "adamix.commands"
 
 _DEFAULTS = ServerConfig(backbone="")
 
-# The method trains; where its adapters go is this package's part.
-extend(app, "train", push_training)
-extend(app, "sweep", push_sweep)
-
 ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="ADAMIX_SERVER")]
+
+
+def _connect(address: str, task: str | None) -> "Publisher":
+    from adamix_server.push import connect
+
+    return connect(address, task)
+
+
+# The method trains; where its adapters go is this package's part.
+publishing.offer(_connect)
 
 
 @app.command()
