@@ -22,11 +22,12 @@ from adamix_bench import equality
 from adamix_bench.load import LoadProcess, Outcome, Plan
 from adamix_bench.measure import Goal, Spread, in_turns
 from adamix_bench.report import Report, Way
-from adamix_bench.servers import Say, running_server, serve_flags, warm_up
+from adamix_bench.servers import Say, serve_flags, warm_up
 from adamix_bench.settings import Settings
 from adamix_bench.wire import predict_payloads
 from adamix_bench.workbench import Workbench
 from adamix_bench.workload import Requests
+from adamix_server.client import Client
 from adamix_server.demo.serving import ServerProcess
 
 THIS, OTHER = "this", "other"
@@ -235,11 +236,18 @@ def _server(
             python=checkout.python,
             environment=checkout.environment,
         )
-        with process as server, running_server(server.address, bench.backbone.spec, tasks) as address:
-            yield (
-                address,
-                Processes.of(str(checkout.directory), server.pid, running_processes(), settings.front_ends),
-            )
+        with process as server:
+            with Client(server.address) as client:
+                if client.server_info().backbone["fingerprint"] != bench.backbone.spec.fingerprint:
+                    raise InvalidConfig(
+                        f"{checkout.directory} has another backbone than this checkout for --backbone "
+                        f"{settings.backbone}",
+                        field="backbone",
+                    )
+                for task in tasks:
+                    client.register(task.name, task.data)
+            found = Processes.of(str(checkout.directory), server.pid, running_processes(), settings.front_ends)
+            yield server.address, found
 
 
 def _keep(
