@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from adamix_server.agreement import Agreement, Letter
+from adamix_server.agreement import Books, Letter
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import recover
 from adamix_server.config import EngineConfig, FrontEndConfig, ServerConfig, is_loopback, split_address, to_plain
@@ -68,7 +68,7 @@ class Supervisor:
         self._generation = 0
         self._engine_up: EngineUp | None = None
         self._engine_ready = asyncio.Event()
-        self._agreement = Agreement()
+        self._books = Books()
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
         self._engine = Keeper(
@@ -89,7 +89,7 @@ class Supervisor:
             start=partial(self._start_front_end, name),
             on_frame=partial(self._take, name),
             # Only now, when it can answer nobody any more, does the agreement go on without it.
-            on_end=lambda: self._deliver(self._agreement.left(name)),
+            on_end=lambda: self._deliver(self._books.left(name)),
             stopping=self._stop,
         )
 
@@ -177,7 +177,7 @@ class Supervisor:
             case Stats(samples=samples):
                 self._registry.apply(samples)
             case Seen():
-                self._deliver(self._agreement.seen(name, frame))
+                self._deliver(self._books.seen(name, frame))
             case Ready(address=address, hello=Hello() as hello):
                 log.info("engine ready", extra={"backbone": hello.spec.label, "device": hello.device})
                 self._engine_up = EngineUp(address=address, hello=hello)

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from adamix.errors import AdamixError, FailedPrecondition
 from adamix.manifest import BackboneSpec
+from adamix_server.agreement import Bell, Party
 from adamix_server.catalog.rows import Snapshot, VersionRow
 from adamix_server.catalog.store import Catalog
-from adamix_server.frontend.agreement import Agreement, Bell
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class CatalogView:
     Belongs to one event loop. `refresh` before the first use.
     """
 
-    def __init__(self, catalog: Catalog, spec: BackboneSpec, agreement: Agreement) -> None:
+    def __init__(self, catalog: Catalog, spec: BackboneSpec, agreement: Party) -> None:
         self.catalog = catalog
         self.spec = spec
         self._snapshot = Snapshot(revision=-1, tasks={})

@@ -17,6 +17,7 @@ from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConf
 from adamix.manifest import BackboneSpec
 from adamix_server import channel
 from adamix_server.adapters.validation import Verdict, validate_async
+from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
 from adamix_server.config import FrontEndConfig
 from adamix_server.frames import (
@@ -35,7 +36,6 @@ from adamix_server.frames import (
 from adamix_server.frontend.adapter_root import AdapterRoot
 from adamix_server.frontend.adapters import AdapterServicer, Validate
 from adamix_server.frontend.admission import Admission
-from adamix_server.frontend.agreement import Agreement
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import Connect, EngineLink
@@ -103,7 +103,7 @@ class FrontEnd:
         self._validate = validate
         self._recorder = Recorder()
         self._link = EngineLink(connect)
-        self._agreement = Agreement()
+        self._agreement = Party()
         # Set when the supervisor says that the catalog has moved on.
         self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.

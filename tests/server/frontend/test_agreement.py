@@ -9,10 +9,10 @@ import pytest
 
 from adamix.errors import Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
+from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
 from adamix_server.config import FrontEndConfig
 from adamix_server.frames import Agreed, Drain, Drained, DrainWanted, EngineLoad, Ready, Refresh, Seen, Stats
-from adamix_server.frontend.agreement import Agreement
 from adamix_server.frontend.server import FrontEnd
 
 Make = Callable[..., bytes]
@@ -35,7 +35,7 @@ async def seen(supervisor: Any, revision: int, *, ended: bool = True) -> Seen:
 
 
 def test_the_oldest_is_the_one_of_the_call_that_began_first() -> None:
-    books = Agreement()
+    books = Party()
     books.serve(5)
     first, second, third = books.hold(), books.hold(), books.hold()
     first.__enter__()
@@ -54,7 +54,7 @@ def test_the_oldest_is_the_one_of_the_call_that_began_first() -> None:
 
 
 def test_one_that_joins_is_admitted_when_it_serves_what_was_agreed_on() -> None:
-    books = Agreement()
+    books = Party()
     books.serve(3)
     assert not books.is_admitted
     books.take(Agreed(revision=5, oldest=2))
@@ -65,7 +65,7 @@ def test_one_that_joins_is_admitted_when_it_serves_what_was_agreed_on() -> None:
 
 def test_news_comes_once_and_only_when_there_is_some(play: Any) -> None:
     async def scene() -> None:
-        books = Agreement()
+        books = Party()
         books.serve(1)
         assert await books.news() == Seen(revision=1, oldest=1)
         with books.hold():
@@ -88,7 +88,7 @@ def test_news_comes_once_and_only_when_there_is_some(play: Any) -> None:
 
 def test_waiting_ends_with_the_agreement_or_with_patience(play: Any) -> None:
     async def scene() -> None:
-        books = Agreement()
+        books = Party()
         serving = asyncio.create_task(books.all_serve(4, 30))
         unused = asyncio.create_task(books.none_uses_less(4, 30))
         await asyncio.sleep(0)
