@@ -82,7 +82,7 @@ class Party:
     def __init__(self) -> None:
         self._served = -1
         # Revision -> running calls that resolved at it. A call resolves at the newest, so the first key is the oldest.
-        self._held: dict[int, int] = {}
+        self._readings: dict[int, int] = {}
         self._said: Seen | None = None
         self._agreed: Agreed | None = None
         self._bell = Bell()
@@ -90,7 +90,7 @@ class Party:
     @property
     def seen(self) -> Seen:
         """What is to be said to the supervisor. Neither number ever falls."""
-        return Seen(revision=self._served, oldest=next(iter(self._held), self._served))
+        return Seen(revision=self._served, oldest=next(iter(self._readings), self._served))
 
     @property
     def is_admitted(self) -> bool:
@@ -103,18 +103,18 @@ class Party:
         self._bell.ring()
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """A call that has resolved, in this turn of the loop, what it may still ask the engine to load."""
         revision = self._served
-        self._held[revision] = self._held.get(revision, 0) + 1
+        self._readings[revision] = self._readings.get(revision, 0) + 1
         try:
             yield
         finally:
-            left = self._held[revision] - 1
+            left = self._readings[revision] - 1
             if left:
-                self._held[revision] = left
+                self._readings[revision] = left
             else:
-                del self._held[revision]
+                del self._readings[revision]
                 # Of the revision that is served, the end of a call changes nothing.
                 if revision != self._served:
                     self._bell.ring()

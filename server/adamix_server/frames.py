@@ -136,9 +136,9 @@ class Credit(Frame, frozen=True, kw_only=True):
 #   hello       who are you? Sent once by `channel.connect`, answered by `Hello` and the first `Credit`
 #   load        bring an adapter to host memory, and answer when it is there
 #   activate    bring it into a slot if one can be had for nothing, and answer where it has come to
-#   pin, unpin  keep it in a slot until told otherwise (answers when it is there); let it go again
+#   pin, unpin  pin it in a slot (answers when it is there); unpin it
 #   unload      take it out of its slot and out of host memory
-#   pins        which adapters are kept in slots? A list of digests
+#   pins        which adapters are pinned in slots? A list of digests
 #   residency   where is it? "store" | "host" | "device"; also the answer of all of the above but `pins`
 #   in_use      does any request hold it? A bool
 #   report      how busy are you? An `EngineLoad`

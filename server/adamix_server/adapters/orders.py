@@ -57,7 +57,7 @@ class Orders(Generic[Caller]):
         """
         if not self._open:
             return []
-        refused = self._adapters.secure(failed)
+        refused = self._adapters.settle_pins(failed)
         orders, self._open = self._open, []
         return list(self._settled(orders, failed, {**failed, **refused}))
 
@@ -69,14 +69,14 @@ class Orders(Generic[Caller]):
             case "activate":
                 self._adapters.activate(digest)
             case "pin":
-                self._adapters.keep(digest)
+                self._adapters.pin(digest)
             case "unpin":
-                self._adapters.let_go(digest)
+                self._adapters.unpin(digest)
             case "unload":
                 self._adapters.unload(digest)
 
     def _settled(
-        self, orders: list[_Order[Caller]], failed: Mapping[str, AdamixError], not_kept: Mapping[str, AdamixError]
+        self, orders: list[_Order[Caller]], failed: Mapping[str, AdamixError], not_pinned: Mapping[str, AdamixError]
     ) -> Iterator[Answer[Caller]]:
         for order in orders:
             error, residency = order.refusal, self._adapters.residency(order.digest)
@@ -84,8 +84,8 @@ class Orders(Generic[Caller]):
                 # In host memory, an adapter that has failed only lacks a slot.
                 error = failed.get(order.digest)
             elif error is None and order.kind == "pin":
-                error = not_kept.get(order.digest)
-                if error is None and not self._adapters.is_kept(order.digest):
+                error = not_pinned.get(order.digest)
+                if error is None and not self._adapters.is_pinned(order.digest):
                     error = Aborted("the version was unpinned meanwhile", reason="UNPINNED")
             if error is None and self._is_under_way(order):
                 self._open.append(order)
@@ -99,6 +99,6 @@ class Orders(Generic[Caller]):
             case "activate":
                 return self._adapters.is_wanted(order.digest)
             case "pin":
-                return not self._adapters.is_secured(order.digest)
+                return not self._adapters.has_pinned_slot(order.digest)
             case _:
                 return False

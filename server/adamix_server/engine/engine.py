@@ -110,7 +110,7 @@ class Engine:
 
     def step(self) -> None:
         """One turn: take in what has arrived, run one batch, send what is finished."""
-        # Before the loop may go to sleep: pins given back by the last step can have made room for a waiting adapter.
+        # Before the loop may go to sleep: holds given back by the last step can have made room for a waiting adapter.
         finished = self._bring_adapters()
         finished += self._receive()
         finished += self._bring_adapters()
@@ -158,7 +158,7 @@ class Engine:
                 self._orders.place(frame.op, frame.digest, (peer, frame.call))
                 return
             case "pins":
-                value = self._adapters.secured()
+                value = self._adapters.pinned()
             case "residency":
                 value = self._adapters.residency(frame.digest)
             case "in_use":
@@ -213,7 +213,7 @@ class Engine:
     def _run(self, batch: Batch) -> list[_Finished]:
         started = time.monotonic()
         holds = [self._holds[request.key] for request in batch.requests]
-        slots = {hold.digest: self._adapters.pin(hold) for hold in holds}
+        slots = {hold.digest: self._adapters.slot_for(hold) for hold in holds}
         self._largest_batch = max(self._largest_batch, len(batch.requests))
         outcomes = self._compute(batch, slots)
         compute_s = time.monotonic() - started

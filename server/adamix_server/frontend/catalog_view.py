@@ -97,12 +97,12 @@ class CatalogView:
             raise FailedPrecondition("the task has no live version; set its traffic", reason=row.unavailable_reason)
         return row.pick(self._draw)
 
-    def hold(self) -> AbstractContextManager[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Keep the bytes of what a call has just resolved, while it may still need the engine to load them.
 
         Entered in the same turn of the event loop as `resolve`.
         """
-        return self._agreement.hold()
+        return self._agreement.reading()
 
     def close(self) -> None:
         for pool in (self._pool, self._reader):

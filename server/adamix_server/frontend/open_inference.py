@@ -84,7 +84,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelInfer(self, request: pb.ModelInferRequest, _context: Any) -> pb.ModelInferResponse:
         call, stages, start = calls.current(), self._stages, time.monotonic()
-        with stages.view.hold():
+        with stages.view.reading():
             found, head = self._resolve(request.model_name, request.model_version, call, "model_name", "model_version")
             outputs = _requested(request.outputs, _outputs(head))
             items = _items(request, found)

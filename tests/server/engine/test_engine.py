@@ -103,7 +103,7 @@ class Harness:
             await asyncio.to_thread(thread.join, 20)
             assert not thread.is_alive()
             assert not engine._holds
-            assert all(slot.pins == 0 for slot in engine._adapters._slots)
+            assert all(slot.holds == 0 for slot in engine._adapters._slots)
 
     def add(self, adapter: AdapterFile) -> str:
         data = adapter_file.encode(adapter.manifest, adapter.tensors)

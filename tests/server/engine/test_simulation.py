@@ -210,22 +210,22 @@ class Simulation:
 
     def _check(self) -> None:
         holds = list(self.engine._holds.values())
-        kept = list(self.loader._kept.values())
+        pins = list(self.loader._pinned.values())
         for slot in self.loader._slots:
-            assert slot.pins == sum(hold.pinned and hold.digest == slot.digest for hold in [*holds, *kept])
-            assert not (slot.kept and slot.closing)
+            assert slot.holds == sum(hold.has_slot and hold.digest == slot.digest for hold in [*holds, *pins])
+            assert not (slot.pinned and slot.closing)
         waiting = sum(len(waiting) for waiting in self.loader._waiting.values())
-        assert waiting == sum(not hold.pinned for hold in [*holds, *kept])
+        assert waiting == sum(not hold.has_slot for hold in [*holds, *pins])
         assert set(self.loader._arrived) <= set(self.loader._waiting)
         for digest in self.sizes:
             assert self.loader.is_held(digest) == any(hold.digest == digest for hold in holds)
         assert {slot: digest for slot, (digest, _, _) in self.bank.held.items()} == {
             slot.index: slot.digest for slot in self.loader._slots
         }
-        assert self.pinned <= set(self.loader.secured())
+        assert self.pinned <= set(self.loader.pinned())
         assert all(self.loader.residency(digest) == "device" for digest in self.pinned)
-        assert 2 * len(self.loader.secured()) <= self.loader._slots.count
-        assert 2 * sum(self.sizes[digest] for digest in self.loader.secured()) <= self.loader._slots.capacity_bytes
+        assert 2 * len(self.loader.pinned()) <= self.loader._slots.count
+        assert 2 * sum(self.sizes[digest] for digest in self.loader.pinned()) <= self.loader._slots.capacity_bytes
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -244,11 +244,11 @@ def test_random_traffic(seed: int) -> None:
     for digest in simulation.sizes:
         simulation.order("unpin", digest)
     simulation.settle()
-    assert not simulation.loader._kept
+    assert not simulation.loader._pinned
     assert not simulation.loader._waiting
     assert not simulation.loader._wanted
     assert not simulation.loader._arrived
-    assert all(slot.pins == 0 for slot in simulation.loader._slots)
+    assert all(slot.holds == 0 for slot in simulation.loader._slots)
     readable = set(simulation.sizes) - simulation.unreadable
     assert not readable or any(event.error is None for event in simulation.answers.values())
 

@@ -37,7 +37,7 @@ async def seen(supervisor: Any, revision: int, *, ended: bool = True) -> Seen:
 def test_the_oldest_is_the_one_of_the_call_that_began_first() -> None:
     books = Party()
     books.serve(5)
-    first, second, third = books.hold(), books.hold(), books.hold()
+    first, second, third = books.reading(), books.reading(), books.reading()
     first.__enter__()
     second.__enter__()
     assert books.seen == Seen(revision=5, oldest=5)
@@ -68,15 +68,15 @@ def test_news_comes_once_and_only_when_there_is_some(play: Any) -> None:
         books = Party()
         books.serve(1)
         assert await books.news() == Seen(revision=1, oldest=1)
-        with books.hold():
+        with books.reading():
             waiting = asyncio.create_task(books.news())
             await asyncio.sleep(0)
-            with books.hold():
+            with books.reading():
                 books.serve(2)
             assert await waiting == Seen(revision=2, oldest=1)
         assert await books.news() == Seen(revision=2, oldest=2)
         waiting = asyncio.create_task(books.news())
-        with books.hold():
+        with books.reading():
             await asyncio.sleep(0)
         for _ in range(5):
             await asyncio.sleep(0)

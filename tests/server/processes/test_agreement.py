@@ -173,7 +173,7 @@ class Servers(RuleBasedStateMachine):
         one = self.choose(data)[1]
         if one.answers_calls:
             call = ExitStack()
-            call.enter_context(one.books.hold())
+            call.enter_context(one.books.reading())
             one.calls.append((one.revision, call))
 
     @some
