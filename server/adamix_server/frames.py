@@ -5,12 +5,14 @@ EngineDown Seen Refresh Agreed DrainWanted Drain Drained Stats`. A request ends 
 that event is the only way back up. Times are seconds on CLOCK_MONOTONIC, which all processes of one host share.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from adamix.errors import AdamixError, Code
 from adamix.manifest import BackboneSpec
+from adamix_server.config import EngineSettings, FrontEndSettings, LogLevel
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -178,10 +180,36 @@ class Reply(Frame, frozen=True, kw_only=True):
     error: WireError | None = None
 
 
-class Start(Frame, frozen=True):
-    """Supervisor -> child, first: everything the child needs to know (its own config struct as plain data)."""
+class Start(Frame, frozen=True, kw_only=True):
+    """Supervisor -> child, first: what it needs to know beside its settings.
 
-    config: dict[str, Any]
+    `tokenizer` is the path of the `tokenizer.json` without truncation and padding, which the engine writes and front
+    ends read.
+    """
+
+    store: Path
+    tokenizer: Path
+    log_level: LogLevel
+
+
+class StartEngine(Start, frozen=True, kw_only=True):
+    """`address` is where to answer, `front_ends` among how many the queue's room is shared."""
+
+    settings: EngineSettings
+    engine_id: str
+    generation: int
+    address: str
+    front_ends: int
+
+
+class StartFrontEnd(Start, frozen=True, kw_only=True):
+    """`name` stands in its log lines; `shares_port` says that others bind `listen` too, by SO_REUSEPORT."""
+
+    settings: FrontEndSettings
+    name: str
+    listen: str
+    reflection: bool
+    shares_port: bool
 
 
 class Ready(Frame, frozen=True):
@@ -275,7 +303,8 @@ AnyFrame = (
     | Credit
     | Control
     | Reply
-    | Start
+    | StartEngine
+    | StartFrontEnd
     | Ready
     | Fatal
     | EngineUp
@@ -289,8 +318,20 @@ AnyFrame = (
     | Stats
 )
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
+
+def _to_plain(value: object) -> str:
+    """Paths travel as text."""
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError
+
+
+def _from_plain(kind: type, value: str) -> object:
+    return kind(value)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)
+_decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame, dec_hook=_from_plain)
 
 
 def encode(frame: AnyFrame) -> bytes:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from adamix_server.frames import AnyFrame, Start, decode, encode
+from adamix_server.frames import AnyFrame, StartEngine, StartFrontEnd, decode, encode
 
 _FDS_VARIABLE = "ADAMIX_SUPERVISOR_FDS"
 _LENGTH_BYTES = 4
@@ -35,8 +35,8 @@ class Child:
         self._writer = writer
 
     @classmethod
-    async def start(cls, module: str, config: Start, environment: Mapping[str, str]) -> "Child":
-        """Run `python -m module` with the given additions to the environment and send it its `Start`.
+    async def start(cls, module: str, first: StartEngine | StartFrontEnd, environment: Mapping[str, str]) -> "Child":
+        """Run `python -m module` with the given additions to the environment and send it its first frame.
 
         Raises:
             OSError: the machine has no room for one more process, or none for its pipes.
@@ -63,7 +63,7 @@ class Child:
         os.close(child_reads)
         os.close(child_writes)
         child = cls(process, await _open_reader(we_read), await _open_writer(we_write))
-        child.send(config)
+        child.send(first)
         return child
 
     def send(self, frame: AnyFrame) -> None:

@@ -19,7 +19,6 @@ from adamix_server import channel
 from adamix_server.adapters.validation import Verdict, validate_async
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.config import FrontEndConfig
 from adamix_server.frames import (
     Agreed,
     AnyFrame,
@@ -31,6 +30,7 @@ from adamix_server.frames import (
     Fatal,
     Ready,
     Refresh,
+    StartFrontEnd,
     Stats,
 )
 from adamix_server.frontend.adapter_root import AdapterRoot
@@ -84,7 +84,7 @@ class FrontEnd:
     """The life of one front end.
 
     Args:
-        settings: from the supervisor's `Start`.
+        start: the supervisor's first frame.
         pipe: to the supervisor.
         connect: (address, generation, engine id) -> channel to an engine.
         validate: judges uploads.
@@ -92,13 +92,13 @@ class FrontEnd:
 
     def __init__(
         self,
-        settings: FrontEndConfig,
+        start: StartFrontEnd,
         pipe: Pipe,
         *,
         connect: Connect = channel.connect,
         validate: Validate = validate_in_child,
     ) -> None:
-        self._settings = settings
+        self._start = start
         self._pipe = pipe
         self._validate = validate
         self._recorder = Recorder()
@@ -145,8 +145,8 @@ class FrontEnd:
         """The catalog, as the engine's backbone sees it."""
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
-        store, fingerprint = Path(self._settings.store), hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, store, backbone_fingerprint=fingerprint)
+        fingerprint = hello.spec.fingerprint
+        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint)
         view = CatalogView(catalog, hello.spec, self._agreement)
         closing.callback(view.close)
         await view.refresh()
@@ -154,15 +154,16 @@ class FrontEnd:
 
     async def _bind(self, view: CatalogView, closing: contextlib.AsyncExitStack) -> _Parts:
         """Everything else, up to the bound port."""
-        settings, link, recorder = self._settings, self._link, self._recorder
-        tokenizer = await asyncio.to_thread(Tokenizer, settings.tokenizer, settings.tokenizer_threads)
+        start, link, recorder = self._start, self._link, self._recorder
+        settings = start.settings
+        tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
         stages = Stages(view, tokenizer, link, recorder)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
-        root = None if settings.adapter_root is None else AdapterRoot(Path(settings.adapter_root))
+        root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
         endpoint = Endpoint(
-            settings.listen,
+            start.listen,
             (
                 InferenceServicer(stages, admission),
                 AdapterServicer(view, link, self._validate, reclaimer, recorder, watch, root, residency),
@@ -171,8 +172,8 @@ class FrontEnd:
             ),
             admission,
             recorder,
-            with_reflection=settings.reflection,
-            shares_port=settings.shares_port,
+            with_reflection=start.reflection,
+            shares_port=start.shares_port,
         )
         return _Parts(reclaimer, residency, endpoint)
 

@@ -20,11 +20,11 @@ from adamix.errors import Code
 from adamix.evaluation import attach, predict
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.channel import InProcessFrontEndChannel, in_process_pair
-from adamix_server.config import EngineConfig
+from adamix_server.config import EngineSettings
 from adamix_server.engine.assembly import assemble
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.model_runner import PackedRow
-from adamix_server.frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
+from adamix_server.frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, StartEngine, Submit
 from adamix_server.telemetry.metrics import Recorder
 
 POISON = 63
@@ -66,13 +66,8 @@ class FrontEnd:
 class Harness:
     def __init__(self, tmp_path: Path, backbone: Backbone, slots: int, arena_bytes: int) -> None:
         self.blobs = BlobStore(tmp_path / "blobs")
-        self.config = EngineConfig(
-            engine_id="0",
-            generation=1,
-            address="",
+        settings = EngineSettings(
             backbone="in-memory",
-            tokenizer="",
-            store=str(tmp_path),
             device="cpu",
             dtype="float32",
             max_batch_tokens=64,
@@ -81,7 +76,15 @@ class Harness:
             host_cache_bytes=1 << 20,
             max_queue_inputs=1000,
             max_queue_tokens=10_000,
+        )
+        self.start = StartEngine(
+            settings=settings,
+            engine_id="0",
+            generation=1,
+            address="",
             front_ends=1,
+            store=tmp_path,
+            tokenizer=tmp_path / "tokenizer.json",
             log_level="info",
         )
         self.backbone = backbone
@@ -90,7 +93,7 @@ class Harness:
     async def running(self, prepare: Callable[[Engine], None] = lambda _: None) -> AsyncIterator[FrontEnd]:
         engine_end, front_end_end = await in_process_pair()
         recorder = Recorder()
-        engine = assemble(self.config, engine_end, self.backbone, recorder, lambda: None)
+        engine = assemble(self.start, engine_end, self.backbone, recorder, lambda: None)
         prepare(engine)
         thread = threading.Thread(target=engine.run, daemon=True)
         thread.start()
@@ -169,7 +172,10 @@ def test_answers_equal_offline_whatever_shares_the_batch(
             attach(adapters[i % 5], make_backbone()), [TokenRow(tuple(tokens(i)), None, is_truncated=False)], pad_id=0
         )[0].numpy()
         np.testing.assert_allclose(logits(front_end.events[i]), alone, atol=2e-5, rtol=1e-4)
-    assert front_end.credit == [harness.config.max_queue_inputs + 60, 10_000 + sum(len(tokens(i)) for i in range(60))]
+    assert front_end.credit == [
+        harness.start.settings.max_queue_inputs + 60,
+        10_000 + sum(len(tokens(i)) for i in range(60)),
+    ]
     timing = front_end.events[59].timing
     assert timing.batch_requests >= 1
     assert timing.batch_tokens <= 64
@@ -262,7 +268,7 @@ def test_an_engine_whose_device_is_lost_ends(
 
     async def scenario() -> None:
         engine_end, front_end = await in_process_pair()
-        engine = assemble(harness.config, engine_end, harness.backbone, Recorder(), lambda: None)
+        engine = assemble(harness.start, engine_end, harness.backbone, Recorder(), lambda: None)
         engine._runner.run = lost  # type: ignore[method-assign]
         engine._runner.check_device = lost  # type: ignore[method-assign]
         await front_end.send(Submit(generation=1, rows=[row(0, digest, tokens(0))]))

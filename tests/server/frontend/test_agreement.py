@@ -11,8 +11,18 @@ from adamix.errors import Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.config import FrontEndConfig
-from adamix_server.frames import Agreed, Drain, Drained, DrainWanted, EngineLoad, Ready, Refresh, Seen, Stats
+from adamix_server.frames import (
+    Agreed,
+    Drain,
+    Drained,
+    DrainWanted,
+    EngineLoad,
+    Ready,
+    Refresh,
+    Seen,
+    StartFrontEnd,
+    Stats,
+)
 from adamix_server.frontend.server import FrontEnd
 
 Make = Callable[..., bytes]
@@ -105,7 +115,7 @@ def test_waiting_ends_with_the_agreement_or_with_patience(play: Any) -> None:
 
 def test_no_call_is_answered_before_the_others_have_let_it_in(
     play: Any,
-    settings: FrontEndConfig,
+    settings: StartFrontEnd,
     supervisor_type: Any,
     engine_type: Any,
     spec: Any,
@@ -136,7 +146,7 @@ def test_no_call_is_answered_before_the_others_have_let_it_in(
 
 @pytest.mark.parametrize("order", [None, Drain(delay_s=0, grace_s=1)])
 def test_told_to_end_before_the_others_have_let_it_in(
-    play: Any, order: Drain | None, settings: FrontEndConfig, supervisor_type: Any, engine_type: Any, spec: Any
+    play: Any, order: Drain | None, settings: StartFrontEnd, supervisor_type: Any, engine_type: Any, spec: Any
 ) -> None:
     async def scene() -> None:
         engine, supervisor = engine_type(spec), supervisor_type()

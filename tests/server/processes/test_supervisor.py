@@ -11,7 +11,7 @@ import pytest
 from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix_server import app, keeper
 from adamix_server.app import Supervisor
-from adamix_server.config import ServerConfig
+from adamix_server.config import EngineSettings, ServerConfig
 from adamix_server.frames import (
     Agreed,
     AnyFrame,
@@ -47,7 +47,7 @@ def play(
     async def run() -> None:
         serving = asyncio.Event()
         config = ServerConfig(
-            backbone="x",
+            engine=EngineSettings(backbone="x"),
             store=tmp_path / "store",
             listen="127.0.0.1:0",
             drain_delay_s=0,
@@ -104,7 +104,7 @@ def test_a_front_end_that_dies_is_replaced_on_the_same_port(monkeypatch: pytest.
         await serving.wait()
         stage.children["frontend-0"][0].die()
         await until(lambda: len(stage.children["frontend-0"]) == 2)
-        assert stage.children["frontend-0"][1].start_frame.config["listen"] == "127.0.0.1:4711"
+        assert stage.children["frontend-0"][1].start_frame.listen == "127.0.0.1:4711"
         await until(lambda: stage.children["frontend-0"][1].is_ready)
         supervisor.stop()
 
@@ -265,11 +265,11 @@ def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(
         await until(lambda: len(stage.children) == 3 and stage.children["frontend-0"][0].is_ready)
         assert not serving.is_set()
         ((first,), (second,)) = stage.children["frontend-0"], stage.children["frontend-1"]
-        second.says.put_nowait(Ready(address=first.start_frame.config["listen"]))
+        second.says.put_nowait(Ready(address=first.start_frame.listen))
         await serving.wait()
         for child in (first, second):
-            assert child.start_frame.config["shares_port"]
-            assert child.start_frame.config["listen"] == first.start_frame.config["listen"] != "127.0.0.1:0"
+            assert child.start_frame.shares_port
+            assert child.start_frame.listen == first.start_frame.listen != "127.0.0.1:0"
         supervisor.stop()
 
     play(monkeypatch, tmp_path, second_is_late, scene, front_ends=2)

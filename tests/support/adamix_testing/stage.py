@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
-from adamix_server.frames import AnyFrame, Drain, Drained, Hello, Limits, Ready, Start
+from adamix_server.frames import AnyFrame, Drain, Drained, Hello, Limits, Ready, StartEngine, StartFrontEnd
 from adamix_testing.manifests import no_model_spec
 
 _LIMITS = Limits(max_batch_tokens=16, max_queue_inputs=1, max_queue_tokens=16, slots=1)
@@ -13,7 +13,7 @@ _LIMITS = Limits(max_batch_tokens=16, max_queue_inputs=1, max_queue_tokens=16, s
 class Played:
     """A child that says what the stage tells it to."""
 
-    def __init__(self, stage: "Stage", name: str, start: Start) -> None:
+    def __init__(self, stage: "Stage", name: str, start: StartEngine | StartFrontEnd) -> None:
         self.stage, self.name, self.start_frame = stage, name, start
         self.is_ready = False
         self.says: asyncio.Queue[AnyFrame | None] = asyncio.Queue()
@@ -57,8 +57,9 @@ class Stage:
         self.drains_at_once = True
         self._first_words = first_words
 
-    async def start(self, module: str, start: Start, environment: dict[str, str]) -> Played:
-        name = "engine" if module == "adamix_server.engine" else start.config["name"]
+    async def start(self, module: str, start: StartEngine | StartFrontEnd, environment: dict[str, str]) -> Played:
+        name = "engine" if isinstance(start, StartEngine) else start.name
+        assert module == f"adamix_server.{name.partition('-')[0]}"
         child = Played(self, name, start)
         self.children[name].append(child)
         child.says.put_nowait(self._first_words(name, len(self.children[name])))
