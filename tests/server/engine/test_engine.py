@@ -172,10 +172,8 @@ def test_answers_equal_offline_whatever_shares_the_batch(
             attach(adapters[i % 5], make_backbone()), [TokenRow(tuple(tokens(i)), None, is_truncated=False)], pad_id=0
         )[0].numpy()
         np.testing.assert_allclose(logits(front_end.events[i]), alone, atol=2e-5, rtol=1e-4)
-    assert front_end.credit == [
-        harness.start.settings.max_queue_inputs + 60,
-        10_000 + sum(len(tokens(i)) for i in range(60)),
-    ]
+    room, given_back = harness.start.settings, sum(len(tokens(i)) for i in range(60))
+    assert front_end.credit == [room.max_queue_inputs + 60, room.max_queue_tokens + given_back]
     timing = front_end.events[59].timing
     assert timing.batch_requests >= 1
     assert timing.batch_tokens <= 64
@@ -389,8 +387,9 @@ def test_loading_unloading_and_pinning(
 def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
     make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
 ) -> None:
-    harness = make_harness(arena_bytes=8192)
-    small, large = harness.add(make_adapter(0, rank=1)), harness.add(make_adapter(1, rank=32))
+    harness = make_harness(arena_bytes=1 << 20)
+    small = harness.add(make_adapter(0, rank=1))
+    large = harness.add(make_adapter(1, rank=1024, sites=("attn_q", "attn_out", "mlp_out")))
 
     async def scenario() -> None:
         async with harness.running() as front_end:
