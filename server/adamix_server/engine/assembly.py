@@ -108,7 +108,7 @@ def assemble(
     adapters = AdapterLoader(
         slots=Slots(config.slots, config.arena_bytes),
         bank=bank,
-        cache=HostCache[PackedAdapter](config.host_cache_bytes),
+        cache=HostCache(config.host_cache_bytes),
         # A text that is longer than the budget runs alone.
         read=_reader(blobs, loaded.spec, bank, max(config.max_batch_tokens, loaded.spec.max_tokens)),
         wake=channel.wake,

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from adamix_server.channel import InProcessFrontEndChannel, in_process_pair
 from adamix_server.config import EngineConfig
 from adamix_server.engine.assembly import assemble
 from adamix_server.engine.engine import Engine
-from adamix_server.engine.model_runner import PackedRow
+from adamix_server.engine.request import Request
 from adamix_server.frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 
@@ -102,7 +102,8 @@ class Harness:
             engine.drain()
             await asyncio.to_thread(thread.join, 20)
             assert not thread.is_alive()
-            assert not engine._holds
+            assert not len(engine._scheduler)
+            assert not engine._outbox
             assert all(slot.holds == 0 for slot in engine._adapters._slots)
 
     def add(self, adapter: AdapterFile) -> str:
@@ -139,10 +140,10 @@ def poisoned(engine: Engine, error: Callable[[], BaseException]) -> None:
     """Make every batch that holds the marker token fail."""
     run = engine._runner.run
 
-    def failing(rows: list[PackedRow]) -> Any:
-        if any(POISON in r.token_ids for r in rows):
+    def failing(requests: Sequence[Request]) -> Any:
+        if any(POISON in request.token_ids for request in requests):
             raise error()
-        return run(rows)
+        return run(requests)
 
     engine._runner.run = failing  # type: ignore[method-assign, assignment]
 
@@ -288,10 +289,10 @@ def test_cancelled_and_expired_requests_are_not_computed(
         poisoned(engine, AssertionError)
         run = engine._runner.run
 
-        def slow(rows: list[PackedRow]) -> Any:
+        def slow(requests: Sequence[Request]) -> Any:
             computes.set()
             assert go_on.wait(20)
-            return run(rows)
+            return run(requests)
 
         engine._runner.run = slow  # type: ignore[method-assign, assignment]
 

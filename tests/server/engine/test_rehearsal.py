@@ -13,7 +13,8 @@ from adamix_kernels.gpu import heads, low_rank
 from adamix_kernels.plans import Facts, Plan
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.request import Request
 
 EXTENT = 1 << 16
 MAX_ROWS = 48
@@ -73,7 +74,9 @@ def test_batches_of_every_size_launch_what_was_rehearsed(
         bank.write(slot, (slot - 1) * EXTENT, adapter)
     launched.clear()
     for lengths in ([1, 0, 0], [0, 5, 3], [2, 2, 2], [0, 40, 0], [16, 16, 16]):
-        rows = [PackedRow(np.arange(n, dtype=np.int32), None, slot) for slot, n in enumerate(lengths, start=1) if n]
+        rows = [
+            Request.of_tokens(np.arange(n, dtype=np.int32), None, slot) for slot, n in enumerate(lengths, start=1) if n
+        ]
         runner.run(rows)
     assert {name for name, *_ in launched} == {"fused", "shrink", "expand", "heads"}
     assert launched <= rehearsed

@@ -8,7 +8,7 @@ unload and pin.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.slots import Slots
 from adamix_server.engine.engine import Engine
+from adamix_server.engine.request import Request
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.frames import AnyFrame, Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
@@ -141,11 +142,11 @@ class Simulation:
             raise DataLoss("gone")
         return Packed(digest, self.sizes[digest])
 
-    def run(self, rows: list[Any]) -> list[Any]:
-        """The model runner's part: every row must find its own adapter in its slot."""
-        for row in rows:
-            assert self.bank.held[row.slot][0] == f"adapter-{row.token_ids[0]}"
-        return [np.zeros(2, np.float32) for _ in rows]
+    def run(self, requests: Sequence[Request]) -> list[Any]:
+        """The model runner's part: every request must find its own adapter in its slot."""
+        for request in requests:
+            assert self.bank.held[request.slot][0] == f"adapter-{request.token_ids[0]}"
+        return [np.zeros(2, np.float32) for _ in requests]
 
     def settle(self) -> None:
         """Until everything that was asked is answered."""
@@ -208,7 +209,7 @@ class Simulation:
                 assert control.digest not in self.pinned
 
     def _check(self) -> None:
-        holds = list(self.engine._holds.values())
+        holds = [request.hold for request in self.engine._scheduler]
         pins = list(self.loader._pinned.values())
         for slot in self.loader._slots:
             assert slot.holds == sum(hold.has_slot and hold.digest == slot.digest for hold in [*holds, *pins])
@@ -248,6 +249,10 @@ def test_random_traffic(seed: int) -> None:
     assert not simulation.loader._wanted
     assert not simulation.loader._arrived
     assert all(slot.holds == 0 for slot in simulation.loader._slots)
+    # Nothing remembers a request that has ended.
+    simulation.step()
+    assert len(simulation.engine._scheduler) == len(simulation.engine._scheduler._deadlines) == 0
+    assert not simulation.engine._outbox
     readable = set(simulation.sizes) - simulation.unreadable
     assert not readable or any(event.error is None for event in simulation.answers.values())
 
