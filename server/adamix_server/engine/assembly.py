@@ -12,6 +12,7 @@ from adamix.manifest import BackboneSpec
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.packing import PackedAdapter, pack
+from adamix_server.adapters.rehearsal import Rehearsal
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.adapters.slots import Slots
 from adamix_server.catalog.blobs import BlobStore
@@ -121,12 +122,14 @@ def assemble(
 
 
 def _reader(blobs: BlobStore, spec: BackboneSpec, bank: SlotBank, max_rows: int) -> Callable[[str], PackedAdapter]:
+    rehearsal = Rehearsal(bank, max_rows)
+
     def read(digest: str) -> PackedAdapter:
         adapter = adapter_file.decode(blobs.get(digest))
         adapter_file.check_backbone(adapter, spec)
         packed = pack(adapter, bank.dtype, pin_memory=bank.device.type == "cuda")
         # Here, in a thread, nobody waits for the compiler but those who want this adapter.
-        bank.rehearse(packed, max_rows)
+        rehearsal.rehearse(packed)
         return packed
 
     return read
