@@ -46,15 +46,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: bytes
     deadline: float
     type_ids: bytes | None = None
-    kind: Literal["predict", "generate"] = "predict"
-    params: dict[str, Any] = {}
 
 
 class Submit(Frame, frozen=True, kw_only=True):
     """Front end -> engine: all rows that arrived since the last turn of the loop."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     rows: list[Row]
 
 
@@ -62,7 +60,7 @@ class Cancel(Frame, frozen=True, kw_only=True):
     """Front end -> engine: nobody waits for these any more. Their final event still comes."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     ids: list[int]
 
 
@@ -106,7 +104,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One step of one request's answer: fp32 logits (little-endian bytes) or an error."""
 
     id: int
-    seq: int = 0
     final: bool = True
     payload: bytes = b""
     error: WireError | None = None
@@ -117,7 +114,7 @@ class Emit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: everything one step finished for this front end, and the credit it gives back."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     events: list[Event]
     credit_inputs: int = 0
     credit_tokens: int = 0
@@ -127,7 +124,7 @@ class Credit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: how much more may be submitted. Added to what the front end has."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     inputs: int
     tokens: int
 
@@ -149,7 +146,7 @@ class Control(Frame, frozen=True, kw_only=True):
     """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     call: int
     op: Op
     digest: str = ""
@@ -172,7 +169,7 @@ class Reply(Frame, frozen=True, kw_only=True):
     """Engine -> front end. `value` is what `Op` promises, or None."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     call: int
     value: Value = None
     error: WireError | None = None
@@ -208,7 +205,7 @@ class EngineDown(Frame, frozen=True):
     """Supervisor -> front end: this generation of this engine is gone; fail what waits for it."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
 
 
 class Seen(Frame, frozen=True, kw_only=True):

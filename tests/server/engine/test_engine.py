@@ -27,6 +27,7 @@ from adamix_server.engine.request import Request
 from adamix_server.frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 
+ENGINE_ID = "0"
 POISON = 63
 
 
@@ -41,7 +42,7 @@ class FrontEnd:
         self.hello: Hello | None = None
 
     async def submit(self, *rows: Row) -> None:
-        await self.channel.send(Submit(generation=1, rows=list(rows)))
+        await self.channel.send(Submit(engine_id=ENGINE_ID, generation=1, rows=list(rows)))
 
     async def until(self, done: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -67,7 +68,7 @@ class Harness:
     def __init__(self, tmp_path: Path, backbone: Backbone, slots: int, arena_bytes: int) -> None:
         self.blobs = BlobStore(tmp_path / "blobs")
         self.config = EngineConfig(
-            engine_id="0",
+            engine_id=ENGINE_ID,
             generation=1,
             address="",
             backbone="in-memory",
@@ -88,7 +89,7 @@ class Harness:
 
     @asynccontextmanager
     async def running(self, prepare: Callable[[Engine], None] = lambda _: None) -> AsyncIterator[FrontEnd]:
-        engine_end, front_end_end = await in_process_pair()
+        engine_end, front_end_end = await in_process_pair(ENGINE_ID, generation=1)
         recorder = Recorder()
         engine = assemble(self.config, engine_end, self.backbone, recorder, lambda: None)
         prepare(engine)
@@ -262,11 +263,11 @@ def test_an_engine_whose_device_is_lost_ends(
         raise RuntimeError("the device is lost")
 
     async def scenario() -> None:
-        engine_end, front_end = await in_process_pair()
+        engine_end, front_end = await in_process_pair(ENGINE_ID, generation=1)
         engine = assemble(harness.config, engine_end, harness.backbone, Recorder(), lambda: None)
         engine._runner.run = lost  # type: ignore[method-assign]
         engine._runner.check_device = lost  # type: ignore[method-assign]
-        await front_end.send(Submit(generation=1, rows=[row(0, digest, tokens(0))]))
+        await front_end.send(Submit(engine_id=ENGINE_ID, generation=1, rows=[row(0, digest, tokens(0))]))
 
         def steps() -> None:
             for _ in range(200):
@@ -307,7 +308,7 @@ def test_cancelled_and_expired_requests_are_not_computed(
             await front_end.submit(row(1, digest, tokens(1)))
             await asyncio.to_thread(computes.wait, 20)
             await front_end.submit(row(2, digest, [POISON]))
-            await front_end.channel.send(Cancel(generation=1, ids=[2]))
+            await front_end.channel.send(Cancel(engine_id=ENGINE_ID, generation=1, ids=[2]))
             go_on.set()
             await front_end.until(lambda: front_end.events.keys() == {0, 1, 2})
             error = front_end.events[2].error
@@ -327,7 +328,7 @@ def test_control_calls(make_harness: Callable[..., Harness], make_adapter: Calla
         async with harness.running() as front_end:
 
             async def ask(call: int, op: Any, what: str) -> Reply:
-                await front_end.channel.send(Control(generation=1, call=call, op=op, digest=what))
+                await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=what))
                 await front_end.until(lambda: call in front_end.replies)
                 return front_end.replies[call]
 
@@ -354,7 +355,9 @@ def test_loading_unloading_and_pinning(
 
             async def ask(op: Any, digest: str = "") -> Any:
                 call = len(front_end.replies) + 1
-                await front_end.channel.send(Control(generation=1, call=call, op=op, digest=digest))
+                await front_end.channel.send(
+                    Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=digest)
+                )
                 await front_end.until(lambda: call in front_end.replies)
                 reply = front_end.replies[call]
                 return reply.value if reply.error is None else reply.error.reason
@@ -389,7 +392,7 @@ def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
 
     async def scenario() -> None:
         async with harness.running() as front_end:
-            await front_end.channel.send(Control(generation=1, call=1, op="load", digest=large))
+            await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=1, op="load", digest=large))
             await front_end.until(lambda: 1 in front_end.replies)
             error = front_end.replies[1].error
             assert error is not None

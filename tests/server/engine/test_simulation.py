@@ -27,6 +27,7 @@ from adamix_server.engine.scheduler import Scheduler
 from adamix_server.frames import AnyFrame, Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 
+ENGINE_ID = "0"
 STEPS = 250
 PEER = b"front end"
 OPS: tuple[Op, ...] = ("load", "activate", "pin", "unpin", "unload")
@@ -132,7 +133,7 @@ class Simulation:
             self,  # type: ignore[arg-type]
             self.loader,
             Scheduler(self.random.choice([16, 64])),
-            Hello(engine_id="0", generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
+            Hello(engine_id=ENGINE_ID, generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
             Recorder(),
             lambda: None,
         )
@@ -166,11 +167,11 @@ class Simulation:
             digest = f"adapter-{which}"
             rows.append(Row(id=number, tenant="t", digest=digest, token_ids=tokens, deadline=deadline))
         self.live |= {row.id: row.digest for row in rows}
-        self.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
+        self.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
 
     def order(self, op: Op, digest: str) -> None:
         self.num_orders += 1
-        control = Control(generation=1, call=self.num_orders, op=op, digest=digest)
+        control = Control(engine_id=ENGINE_ID, generation=1, call=self.num_orders, op=op, digest=digest)
         self.orders[control.call] = control
         if op == "unpin":
             self.pinned.discard(digest)
@@ -236,7 +237,7 @@ def test_random_traffic(seed: int) -> None:
             simulation.arrive()
         if simulation.live and simulation.random.random() < 0.2:
             ids = [simulation.random.choice(list(simulation.live))]
-            simulation.channel.inbox.append((PEER, Cancel(generation=1, ids=ids)))
+            simulation.channel.inbox.append((PEER, Cancel(engine_id=ENGINE_ID, generation=1, ids=ids)))
         if simulation.random.random() < 0.3:
             simulation.order(simulation.random.choice(OPS), simulation.random.choice(list(simulation.sizes)))
         simulation.step()
@@ -288,7 +289,7 @@ def test_the_loop_does_not_sleep_while_a_waiting_adapter_could_have_a_slot() -> 
         for i in range(8)
     ]
     simulation.live = {row.id: row.digest for row in rows}
-    simulation.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
+    simulation.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
     steps = 0
     while simulation.live:
         simulation.step()
