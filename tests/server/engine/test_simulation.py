@@ -26,6 +26,7 @@ from adamix_server.engine.request import Request
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.frames import AnyFrame, Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
+from adamix_testing.manifests import no_model_spec
 
 ENGINE_ID = "0"
 STEPS = 250
@@ -303,14 +304,4 @@ def _limits() -> Limits:
 
 
 def _spec() -> BackboneSpec:
-    return BackboneSpec(
-        model_type="bert",
-        fingerprint="0" * 64,
-        tokenizer_fingerprint="0" * 64,
-        hidden_size=1,
-        num_layers=1,
-        name="none",
-        sites={},
-        vocab_size=1,
-        max_tokens=512,
-    )
+    return no_model_spec(max_tokens=512)
