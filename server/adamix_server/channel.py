@@ -200,16 +200,16 @@ class InProcessFrontEndChannel:
             self._loop.call_soon_threadsafe(self._frames.put_nowait, frame)
 
 
-async def connect(address: str, generation: int, engine_id: str = "0") -> SocketFrontEndChannel:
+async def connect(address: str, generation: int, engine_id: str) -> SocketFrontEndChannel:
     """Connect to an engine and introduce this front end; the engine answers with `Hello` and the first `Credit`."""
     channel = SocketFrontEndChannel(address)
     await channel.send(Control(engine_id=engine_id, generation=generation, call=0, op="hello"))
     return channel
 
 
-async def in_process_pair(generation: int = 1) -> tuple[InProcessEngineChannel, InProcessFrontEndChannel]:
+async def in_process_pair(engine_id: str, generation: int) -> tuple[InProcessEngineChannel, InProcessFrontEndChannel]:
     """Both ends in one process, for tests, notebooks and other hosts. Must run in the front end's event loop."""
     engine = InProcessEngineChannel()
     front_end = InProcessFrontEndChannel(engine)
-    await front_end.send(Control(generation=generation, call=0, op="hello"))
+    await front_end.send(Control(engine_id=engine_id, generation=generation, call=0, op="hello"))
     return engine, front_end

@@ -6,7 +6,7 @@ that event is the only way back up. Times are seconds on CLOCK_MONOTONIC, which 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -48,15 +48,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: bytes
     deadline: float
     type_ids: bytes | None = None
-    kind: Literal["predict", "generate"] = "predict"
-    params: dict[str, Any] = {}
 
 
 class Submit(Frame, frozen=True, kw_only=True):
     """Front end -> engine: all rows that arrived since the last turn of the loop."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     rows: list[Row]
 
 
@@ -64,7 +62,7 @@ class Cancel(Frame, frozen=True, kw_only=True):
     """Front end -> engine: nobody waits for these any more. Their final event still comes."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     ids: list[int]
 
 
@@ -108,7 +106,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One step of one request's answer: fp32 logits (little-endian bytes) or an error."""
 
     id: int
-    seq: int = 0
     final: bool = True
     payload: bytes = b""
     error: WireError | None = None
@@ -119,7 +116,7 @@ class Emit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: everything one step finished for this front end, and the credit it gives back."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     events: list[Event]
     credit_inputs: int = 0
     credit_tokens: int = 0
@@ -129,7 +126,7 @@ class Credit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: how much more may be submitted. Added to what the front end has."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     inputs: int
     tokens: int
 
@@ -151,7 +148,7 @@ class Control(Frame, frozen=True, kw_only=True):
     """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     call: int
     op: Op
     digest: str = ""
@@ -174,7 +171,7 @@ class Reply(Frame, frozen=True, kw_only=True):
     """Engine -> front end. `value` is what `Op` promises, or None."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     call: int
     value: Value = None
     error: WireError | None = None
@@ -236,7 +233,7 @@ class EngineDown(Frame, frozen=True):
     """Supervisor -> front end: this generation of this engine is gone; fail what waits for it."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
 
 
 class Seen(Frame, frozen=True, kw_only=True):

@@ -11,28 +11,17 @@ import queue
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from adamix.errors import AdamixError, FailedPrecondition, InternalError, Overloaded
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.packing import PackedAdapter
 from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.adapters.slots import Slots, SlotState
+from adamix_server.adapters.slots import Hold, Slots, SlotState
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
 
 _READERS = 2
-
-
-@dataclass(eq=False)
-class Hold:
-    """One request's claim on one adapter. `waited_s` is how long it took until the adapter had a slot."""
-
-    digest: str
-    since: float
-    has_slot: bool = False
-    waited_s: float = 0.0
 
 
 class AdapterLoader:
@@ -48,7 +37,7 @@ class AdapterLoader:
         self,
         slots: Slots,
         bank: SlotBank,
-        cache: HostCache[PackedAdapter],
+        cache: HostCache,
         read: Callable[[str], PackedAdapter],
         wake: Callable[[], None],
         recorder: Recorder,

@@ -39,6 +39,19 @@ class Slot:
     pinned: bool = False
 
 
+@dataclass(eq=False)
+class Hold:
+    """A claim on one adapter, of a request or of an operator's pin. Made and given back by the loader (`loader.py`).
+
+    `has_slot`: it counts among the holds of the adapter's slot. `waited_s` is how long that took.
+    """
+
+    digest: str
+    since: float
+    has_slot: bool = False
+    waited_s: float = 0.0
+
+
 class Extents:
     """First-fit allocation of byte ranges, from either end, with neighbouring free ranges joined again."""
 

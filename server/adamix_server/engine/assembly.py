@@ -12,6 +12,7 @@ from adamix.manifest import BackboneSpec
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.packing import PackedAdapter, pack
+from adamix_server.adapters.rehearsal import Rehearsal
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.adapters.slots import Slots
 from adamix_server.catalog.blobs import BlobStore
@@ -109,7 +110,7 @@ def assemble(
     adapters = AdapterLoader(
         slots=Slots(settings.slots, settings.arena_bytes),
         bank=bank,
-        cache=HostCache[PackedAdapter](settings.host_cache_bytes),
+        cache=HostCache(settings.host_cache_bytes),
         # A text that is longer than the budget runs alone.
         read=_reader(blobs, loaded.spec, bank, max(settings.max_batch_tokens, loaded.spec.max_tokens)),
         wake=channel.wake,
@@ -122,12 +123,14 @@ def assemble(
 
 
 def _reader(blobs: BlobStore, spec: BackboneSpec, bank: SlotBank, max_rows: int) -> Callable[[str], PackedAdapter]:
+    rehearsal = Rehearsal(bank, max_rows)
+
     def read(digest: str) -> PackedAdapter:
         adapter = adapter_file.decode(blobs.get(digest))
         adapter_file.check_backbone(adapter, spec)
         packed = pack(adapter, bank.dtype, pin_memory=bank.device.type == "cuda")
         # Here, in a thread, nobody waits for the compiler but those who want this adapter.
-        bank.rehearse(packed, max_rows)
+        rehearsal.rehearse(packed)
         return packed
 
     return read

@@ -149,10 +149,6 @@ class Registry:
                 for value in sample.values:
                     series.observe(value)
 
-    def exposition(self) -> str:
-        """The text a scrape gets."""
-        return prometheus_client.generate_latest(self._registry).decode()
-
     def serve(self, port: int, address: str = "127.0.0.1") -> int:
         """Answer scrapes on `address:port` from a daemon thread; returns the real port (0 asks for a free one)."""
         server, _ = prometheus_client.start_http_server(port, addr=address, registry=self._registry)

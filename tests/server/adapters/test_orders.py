@@ -7,9 +7,9 @@ from typing import Any
 
 from adamix.errors import AdamixError, DataLoss
 from adamix_server.adapters.host_cache import HostCache
-from adamix_server.adapters.loader import AdapterLoader, Hold
+from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.orders import Kind, Orders
-from adamix_server.adapters.slots import Slots
+from adamix_server.adapters.slots import Hold, Slots
 from adamix_server.telemetry.metrics import Recorder
 
 KIB = 1024
@@ -58,7 +58,7 @@ class World:
             Readers(),
             Recorder(),
         )
-        self.cache = HostCache[Any](cache_kib * KIB)
+        self.cache = HostCache(cache_kib * KIB)
         self.loader = AdapterLoader(
             self.slots,
             self.bank,  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ class World:
             self.recorder,
             self.readers,
         )
-        self.orders: Orders[int] = Orders(self.loader)
+        self.orders = Orders(self.loader)
         self.answers: dict[int, str] = {}
         self.failed: dict[str, AdamixError] = {}
         self._last = 0
@@ -80,15 +80,16 @@ class World:
 
     def place(self, kind: Kind, digest: str) -> int:
         self._last += 1
-        self.orders.place(kind, digest, self._last)
+        self.orders.place(kind, digest, (b"front end", self._last))
         return self._last
 
     def turn(self) -> None:
         """What the engine does between two steps."""
         self.failed = self.loader.advance()
         for answer in self.orders.settle(self.failed):
-            assert answer.caller not in self.answers
-            self.answers[answer.caller] = answer.residency if answer.error is None else answer.error.reason
+            _, call = answer.caller
+            assert call not in self.answers
+            self.answers[call] = answer.residency if answer.error is None else answer.error.reason
 
     def settle(self) -> None:
         while self.readers.pending or self.turn() or self.readers.pending:

@@ -12,6 +12,7 @@ from adamix_server.frames import AnyFrame, Control, Credit, EngineLoad, Hello, L
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 
+ENGINE_ID = "0"
 SPEC = no_model_spec(max_tokens=512)
 
 
@@ -54,7 +55,7 @@ class Adapters:
 def engine(front_ends: int, *, inputs: int = 4096, tokens: int = 262_144) -> tuple[Engine, Wire]:
     wire = Wire()
     limits = Limits(max_batch_tokens=64, max_queue_inputs=inputs, max_queue_tokens=tokens, slots=7)
-    hello = Hello(engine_id="0", generation=1, spec=SPEC, limits=limits, dtype="float32", device="cpu")
+    hello = Hello(engine_id=ENGINE_ID, generation=1, spec=SPEC, limits=limits, dtype="float32", device="cpu")
     adapters: Any = Adapters()
     runner: Any = None
     return Engine(wire, runner, adapters, Scheduler(64), hello, Recorder(), lambda: None, front_ends), wire
@@ -75,7 +76,7 @@ def test_each_front_end_gets_its_share_of_the_queue(
 ) -> None:
     running, wire = engine(front_ends, inputs=inputs, tokens=tokens)
     peers = [bytes([number]) for number in range(front_ends)]
-    wire.arrived = [(peer, Control(generation=1, call=0, op="hello")) for peer in peers]
+    wire.arrived = [(peer, Control(engine_id=ENGINE_ID, generation=1, call=0, op="hello")) for peer in peers]
     running.step()
     granted = {peer: (frame.inputs, frame.tokens) for peer, frame in wire.sent if isinstance(frame, Credit)}
     assert granted == dict.fromkeys(peers, share)
@@ -87,7 +88,10 @@ def test_an_engine_says_how_busy_it_is() -> None:
         Row(id=number, tenant="t", digest="d", token_ids=bytes(4 * 5), deadline=time.monotonic() + 60)
         for number in range(3)
     ]
-    wire.arrived = [(b"p", Submit(generation=1, rows=rows)), (b"p", Control(generation=1, call=9, op="report"))]
+    wire.arrived = [
+        (b"p", Submit(engine_id=ENGINE_ID, generation=1, rows=rows)),
+        (b"p", Control(engine_id=ENGINE_ID, generation=1, call=9, op="report")),
+    ]
     running.step()
     load = EngineLoad(queued_inputs=3, queued_tokens=15, running_inputs=0, resident_adapters=3, slots=7)
-    assert (b"p", Reply(generation=1, call=9, value=load)) in wire.sent
+    assert (b"p", Reply(engine_id=ENGINE_ID, generation=1, call=9, value=load)) in wire.sent

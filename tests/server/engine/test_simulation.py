@@ -8,7 +8,7 @@ unload and pin.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +22,13 @@ from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.slots import Slots
 from adamix_server.engine.engine import Engine
+from adamix_server.engine.request import Request
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.frames import AnyFrame, Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 
+ENGINE_ID = "0"
 STEPS = 250
 PEER = b"front end"
 OPS: tuple[Op, ...] = ("load", "activate", "pin", "unpin", "unload")
@@ -132,7 +134,7 @@ class Simulation:
             self,  # type: ignore[arg-type]
             self.loader,
             Scheduler(self.random.choice([16, 64])),
-            Hello(engine_id="0", generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
+            Hello(engine_id=ENGINE_ID, generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
             Recorder(),
             lambda: None,
         )
@@ -142,11 +144,11 @@ class Simulation:
             raise DataLoss("gone")
         return Packed(digest, self.sizes[digest])
 
-    def run(self, rows: list[Any]) -> list[Any]:
-        """The model runner's part: every row must find its own adapter in its slot."""
-        for row in rows:
-            assert self.bank.held[row.slot][0] == f"adapter-{row.token_ids[0]}"
-        return [np.zeros(2, np.float32) for _ in rows]
+    def run(self, requests: Sequence[Request]) -> list[Any]:
+        """The model runner's part: every request must find its own adapter in its slot."""
+        for request in requests:
+            assert self.bank.held[request.slot][0] == f"adapter-{request.token_ids[0]}"
+        return [np.zeros(2, np.float32) for _ in requests]
 
     def settle(self) -> None:
         """Until everything that was asked is answered."""
@@ -166,11 +168,11 @@ class Simulation:
             digest = f"adapter-{which}"
             rows.append(Row(id=number, tenant="t", digest=digest, token_ids=tokens, deadline=deadline))
         self.live |= {row.id: row.digest for row in rows}
-        self.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
+        self.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
 
     def order(self, op: Op, digest: str) -> None:
         self.num_orders += 1
-        control = Control(generation=1, call=self.num_orders, op=op, digest=digest)
+        control = Control(engine_id=ENGINE_ID, generation=1, call=self.num_orders, op=op, digest=digest)
         self.orders[control.call] = control
         if op == "unpin":
             self.pinned.discard(digest)
@@ -209,7 +211,7 @@ class Simulation:
                 assert control.digest not in self.pinned
 
     def _check(self) -> None:
-        holds = list(self.engine._holds.values())
+        holds = [request.hold for request in self.engine._scheduler]
         pins = list(self.loader._pinned.values())
         for slot in self.loader._slots:
             assert slot.holds == sum(hold.has_slot and hold.digest == slot.digest for hold in [*holds, *pins])
@@ -236,7 +238,7 @@ def test_random_traffic(seed: int) -> None:
             simulation.arrive()
         if simulation.live and simulation.random.random() < 0.2:
             ids = [simulation.random.choice(list(simulation.live))]
-            simulation.channel.inbox.append((PEER, Cancel(generation=1, ids=ids)))
+            simulation.channel.inbox.append((PEER, Cancel(engine_id=ENGINE_ID, generation=1, ids=ids)))
         if simulation.random.random() < 0.3:
             simulation.order(simulation.random.choice(OPS), simulation.random.choice(list(simulation.sizes)))
         simulation.step()
@@ -249,6 +251,10 @@ def test_random_traffic(seed: int) -> None:
     assert not simulation.loader._wanted
     assert not simulation.loader._arrived
     assert all(slot.holds == 0 for slot in simulation.loader._slots)
+    # Nothing remembers a request that has ended.
+    simulation.step()
+    assert len(simulation.engine._scheduler) == len(simulation.engine._scheduler._deadlines) == 0
+    assert not simulation.engine._outbox
     readable = set(simulation.sizes) - simulation.unreadable
     assert not readable or any(event.error is None for event in simulation.answers.values())
 
@@ -284,7 +290,7 @@ def test_the_loop_does_not_sleep_while_a_waiting_adapter_could_have_a_slot() -> 
         for i in range(8)
     ]
     simulation.live = {row.id: row.digest for row in rows}
-    simulation.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
+    simulation.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
     steps = 0
     while simulation.live:
         simulation.step()

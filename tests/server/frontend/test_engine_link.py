@@ -211,7 +211,7 @@ def test_whatever_ends_the_connection_fails_everything_that_waits(act: Any, how:
                 wire.send_error = OSError("broken")
                 scene.link.submit([scene.row()])
             case "garbage":
-                wire.incoming.put_nowait(Submit(generation=1, rows=[]))
+                wire.incoming.put_nowait(Submit(engine_id=ENGINE_ID, generation=1, rows=[]))
             case "replaced":
                 await scene.up(generation=2)
             case "closed":

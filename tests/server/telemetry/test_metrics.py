@@ -4,6 +4,7 @@ import threading
 import urllib.request
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from adamix_server.frames import Stats, decode, encode
@@ -14,7 +15,7 @@ def values(registry: Registry) -> dict[tuple[str, tuple[str, ...]], float]:
     """Every exposed value by (name, label values in the order of the labels' names)."""
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(registry.exposition())
+        for family in text_string_to_metric_families(generate_latest(registry._registry).decode())
         for sample in family.samples
     }
 
