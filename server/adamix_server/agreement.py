@@ -14,10 +14,10 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from adamix_server.frames import Agreed, AnyFrame, Refresh, Seen
+from adamix_server.supervisor_frames import Agreed, Refresh, Seen
 
 # To whom, and what.
-Letter = tuple[str, AnyFrame]
+Letter = tuple[str, Refresh | Agreed]
 
 
 class Books:

@@ -19,23 +19,23 @@ from pathlib import Path
 from adamix_server.agreement import Books, Letter
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import recover
+from adamix_server.child import Child
+from adamix_server.codec import FromChild, ToChild
 from adamix_server.config import ServerConfig, is_loopback, split_address
-from adamix_server.frames import (
-    AnyFrame,
+from adamix_server.engine_frames import Hello
+from adamix_server.keeper import Keeper
+from adamix_server.port import cannot_listen, held_port
+from adamix_server.supervisor_frames import (
     Drain,
     DrainWanted,
     EngineDown,
     EngineUp,
-    Hello,
     Ready,
     Seen,
     StartEngine,
     StartFrontEnd,
     Stats,
 )
-from adamix_server.keeper import Keeper
-from adamix_server.port import cannot_listen, held_port
-from adamix_server.process import Child
 from adamix_server.telemetry.metrics import Registry
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class Supervisor:
             child.send(self._engine_up)
         return child
 
-    def _take(self, name: str, frame: AnyFrame) -> None:
+    def _take(self, name: str, frame: FromChild) -> None:
         """Act on what a child says."""
         match frame:
             case Stats(samples=samples):
@@ -218,7 +218,7 @@ class Supervisor:
         self._engine_up = None
         self._tell_front_ends(EngineDown(generation=self._generation, engine_id=_ENGINE_ID))
 
-    def _tell_front_ends(self, frame: AnyFrame) -> None:
+    def _tell_front_ends(self, frame: ToChild) -> None:
         for front_end in self._front_ends.values():
             front_end.send(frame)
 

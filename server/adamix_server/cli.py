@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adamix_server.client import Client, Prediction
-    from adamix_server.frames import Hello
+    from adamix_server.engine_frames import Hello
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 # Packages that bring commands of their own, so that this one needs to import none of them.

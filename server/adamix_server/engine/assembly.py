@@ -20,7 +20,8 @@ from adamix_server.channel import EngineChannel
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.frames import Hello, Limits, StartEngine
+from adamix_server.engine_frames import Hello, Limits
+from adamix_server.supervisor_frames import StartEngine
 from adamix_server.telemetry.metrics import Recorder
 
 

@@ -16,11 +16,11 @@ from adamix.errors import AdamixError, Cancelled, DeadlineExceeded, InternalErro
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.orders import Orders
 from adamix_server.channel import EngineChannel, Peer
+from adamix_server.codec import ToEngine
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Batch, Request
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.frames import (
-    AnyFrame,
+from adamix_server.engine_frames import (
     Cancel,
     Control,
     Credit,
@@ -126,7 +126,7 @@ class Engine:
         for peer, frame in self._channel.poll(_IDLE_S if is_idle else 0.0):
             self._take(peer, frame)
 
-    def _take(self, peer: Peer, frame: AnyFrame) -> None:
+    def _take(self, peer: Peer, frame: ToEngine) -> None:
         """Act on one frame."""
         match frame:
             case Submit(rows=rows):
@@ -142,8 +142,6 @@ class Engine:
                 self._channel.send(peer, self._first_credit())
             case Control():
                 self._control(peer, frame)
-            case _:
-                log.error("unexpected frame", extra={"frame": type(frame).__name__})
 
     def _control(self, peer: Peer, frame: Control) -> None:
         value: Value = None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adamix_server.adapters.slots import Hold
 from adamix_server.channel import Peer
-from adamix_server.frames import Row, Timing
+from adamix_server.engine_frames import Row, Timing
 
 _NOT_RUN = Timing()
 

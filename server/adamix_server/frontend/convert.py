@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
-from adamix_server import config, frames
+from adamix_server import config, engine_frames
 from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_server.catalog.rows import TaskRow, VersionRow
 from adamix_server.frontend.names import task_name, version_name
@@ -40,7 +40,7 @@ def fill_result(prediction: inference_pb2.Prediction, result: Result) -> None:
             prediction.embedding.values.extend(result.values)
 
 
-def fill_timing(message: inference_pb2.Timing, timings: Sequence[frames.Timing], tokenize_s: float) -> None:
+def fill_timing(message: inference_pb2.Timing, timings: Sequence[engine_frames.Timing], tokenize_s: float) -> None:
     """Write the timing of a call: per stage that of the slowest input, and the batch of the last one."""
     message.tokenize_s = tokenize_s
     if timings:
@@ -114,7 +114,7 @@ def to_backbone(spec: BackboneSpec) -> server_pb2.Backbone:
     )
 
 
-def to_limits(limits: frames.Limits) -> server_pb2.Limits:
+def to_limits(limits: engine_frames.Limits) -> server_pb2.Limits:
     """The published limits of one call, and the engine's."""
     return server_pb2.Limits(
         max_inputs_per_call=config.MAX_INPUTS_PER_CALL,

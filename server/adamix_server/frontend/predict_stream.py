@@ -23,7 +23,7 @@ from adamix_server.config import (
     MAX_STREAM_INPUTS,
     MAX_TIMEOUT_S,
 )
-from adamix_server.frames import Event
+from adamix_server.engine_frames import Event
 from adamix_server.frontend import convert, status
 from adamix_server.frontend.admission import Admission, draining
 from adamix_server.frontend.call import Call

@@ -19,20 +19,7 @@ from adamix_server import channel
 from adamix_server.adapters.validation import Verdict, validate_async
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.frames import (
-    Agreed,
-    AnyFrame,
-    Drain,
-    Drained,
-    DrainWanted,
-    EngineDown,
-    EngineUp,
-    Fatal,
-    Ready,
-    Refresh,
-    StartFrontEnd,
-    Stats,
-)
+from adamix_server.codec import FromChild, ToChild
 from adamix_server.frontend.adapter_root import AdapterRoot
 from adamix_server.frontend.adapters import AdapterServicer, Validate
 from adamix_server.frontend.admission import Admission
@@ -47,6 +34,19 @@ from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.frontend.stages import Stages
 from adamix_server.frontend.tokenization import Tokenizer
 from adamix_server.frontend.watch import Watch
+from adamix_server.supervisor_frames import (
+    Agreed,
+    Drain,
+    Drained,
+    DrainWanted,
+    EngineDown,
+    EngineUp,
+    Fatal,
+    Ready,
+    Refresh,
+    StartFrontEnd,
+    Stats,
+)
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,9 @@ _INCURABLE = (InvalidConfig, FailedPrecondition, DataLoss)
 class Pipe(Protocol):
     """The supervisor, as `process.SupervisorPipe` gives it."""
 
-    def send(self, frame: AnyFrame) -> None: ...
+    def send(self, frame: FromChild) -> None: ...
 
-    async def receive(self) -> AnyFrame | None: ...
+    async def receive(self) -> ToChild | None: ...
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class FrontEnd:
         self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.
         self._engine: EngineUp | None = None
-        self._receiving: asyncio.Task[AnyFrame | None] | None = None
+        self._receiving: asyncio.Task[ToChild | None] | None = None
 
     async def run(self) -> int:
         """Serve until drained, or until the supervisor is gone; returns the exit status."""
@@ -204,7 +204,7 @@ class FrontEnd:
                     await parts.endpoint.stop(0.0)
                     return
 
-    async def _next(self, timeout_s: float | None = None) -> AnyFrame | None:
+    async def _next(self, timeout_s: float | None = None) -> ToChild | None:
         """The supervisor's next frame, after doing what it asks for at any time. Raises TimeoutError."""
         frame = await self._receive(timeout_s)
         match frame:
@@ -307,7 +307,7 @@ class FrontEnd:
                 self._recorder.remove_task(tenant, task)
             known = newest
 
-    async def _receive(self, timeout_s: float | None = None) -> AnyFrame | None:
+    async def _receive(self, timeout_s: float | None = None) -> ToChild | None:
         """The supervisor's next frame; None when it is gone.
 
         Raises:
@@ -326,7 +326,7 @@ class FrontEnd:
         if self._receiving is not None:
             self._receiving.cancel()
 
-    async def _send(self, frame: AnyFrame) -> None:
+    async def _send(self, frame: FromChild) -> None:
         # A pipe that nobody reads fills up and then blocks: not on the event loop.
         await asyncio.to_thread(self._pipe.send, frame)
 

@@ -24,7 +24,8 @@ from adamix_server.config import EngineSettings
 from adamix_server.engine.assembly import assemble
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.request import Request
-from adamix_server.frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, StartEngine, Submit
+from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
+from adamix_server.supervisor_frames import StartEngine
 from adamix_server.telemetry.metrics import Recorder
 
 ENGINE_ID = "0"

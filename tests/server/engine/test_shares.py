@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from adamix_server.channel import Peer
+from adamix_server.codec import FromEngine, ToEngine
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.frames import AnyFrame, Control, Credit, EngineLoad, Hello, Limits, Reply, Row, Submit
+from adamix_server.engine_frames import Control, Credit, EngineLoad, Hello, Limits, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 
@@ -20,14 +21,14 @@ class Wire:
     """The engine's end of a channel, held by the test."""
 
     def __init__(self) -> None:
-        self.arrived: list[tuple[Peer, AnyFrame]] = []
-        self.sent: list[tuple[Peer, AnyFrame]] = []
+        self.arrived: list[tuple[Peer, ToEngine]] = []
+        self.sent: list[tuple[Peer, FromEngine]] = []
 
-    def poll(self, timeout_s: float) -> list[tuple[Peer, AnyFrame]]:
+    def poll(self, timeout_s: float) -> list[tuple[Peer, ToEngine]]:
         arrived, self.arrived = self.arrived, []
         return arrived
 
-    def send(self, peer: Peer, frame: AnyFrame) -> None:
+    def send(self, peer: Peer, frame: FromEngine) -> None:
         self.sent.append((peer, frame))
 
     def wake(self) -> None: ...

@@ -21,10 +21,11 @@ from adamix.manifest import BackboneSpec
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.slots import Slots
+from adamix_server.codec import FromEngine, ToEngine
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.request import Request
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.frames import AnyFrame, Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
+from adamix_server.engine_frames import Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 
@@ -66,17 +67,17 @@ class CheckingBank:
 
 class MemoryChannel:
     def __init__(self) -> None:
-        self.inbox: list[tuple[bytes, AnyFrame]] = []
+        self.inbox: list[tuple[bytes, ToEngine]] = []
         self.events: list[Event] = []
         self.replies: list[Reply] = []
         self.slept = False
 
-    def poll(self, timeout_s: float) -> list[tuple[bytes, AnyFrame]]:
+    def poll(self, timeout_s: float) -> list[tuple[bytes, ToEngine]]:
         arrived, self.inbox = self.inbox, []
         self.slept = timeout_s > 0 and not arrived
         return arrived
 
-    def send(self, peer: bytes, frame: AnyFrame) -> None:
+    def send(self, peer: bytes, frame: FromEngine) -> None:
         if isinstance(frame, Reply):
             self.replies.append(frame)
         else:

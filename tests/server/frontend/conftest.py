@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from adamix.manifest import BackboneSpec
-from adamix_server.frames import StartFrontEnd
+from adamix_server.supervisor_frames import StartFrontEnd
 from adamix_testing import catalogs
 from adamix_testing.adapters import adapter_bytes
 from adamix_testing.fake_engine import FakeEngine

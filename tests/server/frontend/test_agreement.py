@@ -11,19 +11,19 @@ from adamix.errors import Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.frames import (
+from adamix_server.engine_frames import EngineLoad
+from adamix_server.frontend.server import FrontEnd
+from adamix_server.supervisor_frames import (
     Agreed,
     Drain,
     Drained,
     DrainWanted,
-    EngineLoad,
     Ready,
     Refresh,
     Seen,
     StartFrontEnd,
     Stats,
 )
-from adamix_server.frontend.server import FrontEnd
 
 Make = Callable[..., bytes]
 ONE = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="w1")])

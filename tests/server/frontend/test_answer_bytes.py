@@ -18,7 +18,7 @@ import numpy as np
 from adamix.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as oip
 from adamix_protos.v1 import inference_pb2 as v1
-from adamix_server.frames import Emit, Event
+from adamix_server.engine_frames import Emit, Event
 
 GOLDEN: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "golden" / "answers.json").read_text())
 PREDICT = "/adamix.v1.InferenceService/Predict"

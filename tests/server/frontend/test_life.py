@@ -13,8 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2
-from adamix_server.frames import Drain, Drained, EngineDown, Fatal, Ready, StartFrontEnd, Stats
 from adamix_server.frontend.server import FrontEnd
+from adamix_server.supervisor_frames import Drain, Drained, EngineDown, Fatal, Ready, StartFrontEnd, Stats
 
 ONE = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="w1")])
 

@@ -14,23 +14,9 @@ import pytest
 from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
 from adamix_server.channel import SocketEngineChannel
-from adamix_server.frames import (
-    Agreed,
-    Control,
-    Credit,
-    Drain,
-    Drained,
-    Emit,
-    EngineUp,
-    Event,
-    Hello,
-    Limits,
-    Ready,
-    Seen,
-    Stats,
-    Submit,
-)
-from adamix_server.process import Child
+from adamix_server.child import Child
+from adamix_server.engine_frames import Control, Credit, Emit, Event, Hello, Limits, Submit
+from adamix_server.supervisor_frames import Agreed, Drain, Drained, EngineUp, Ready, Seen, Stats
 from adamix_testing.harness import start_front_end
 
 ENGINE_ID = "engine-0"

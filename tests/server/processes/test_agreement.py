@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from adamix_server.agreement import Books, Party
-from adamix_server.frames import Agreed, AnyFrame, Refresh, Seen
+from adamix_server.supervisor_frames import Agreed, Refresh, Seen
 
 
 def seen(revision: int, oldest: int | None = None) -> Seen:
@@ -74,7 +74,7 @@ class FrontEnd:
         self.said: Seen | None = None
         self.is_stale = False
         self.answers_calls = False
-        self.inbox: deque[AnyFrame] = deque()
+        self.inbox: deque[Agreed | Refresh] = deque()
         self.outbox: deque[Seen] = deque()
         # Running calls: the revision each resolved at, and what ends it.
         self.calls: list[tuple[int, ExitStack]] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adamix.errors import InvalidConfig
-from adamix_server import process
+from adamix_server import child
 from adamix_server.app import Supervisor
 from adamix_server.config import EngineSettings, ServerConfig
 from adamix_testing.harness import start_front_end
@@ -18,10 +18,10 @@ def open_descriptors() -> int:
 
 
 def test_a_process_that_cannot_be_started_leaves_no_pipe_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(process.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(child.sys, "executable", "/nowhere/python")
     before = open_descriptors()
     with pytest.raises(FileNotFoundError):
-        asyncio.run(process.Child.start("adamix_server.frontend", start_front_end(tmp_path, tmp_path), {}))
+        asyncio.run(child.Child.start("adamix_server.frontend", start_front_end(tmp_path, tmp_path), {}))
     assert open_descriptors() == before
 
 

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from adamix.errors import InvalidConfig
+from adamix_server.codec import to_child
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
-from adamix_server.frames import StartEngine, decode, encode
+from adamix_server.supervisor_frames import StartEngine
 from adamix_testing.harness import start_front_end
 
 
@@ -70,5 +71,5 @@ def test_settings_reach_a_child_as_they_were_given(tmp_path: Path) -> None:
     # The directory may have gone since the server was started: a front end that is replaced goes on without it.
     settings = FrontEndSettings(adapter_root=tmp_path / "gone", tokenizer_threads=5)
     front_end = msgspec.structs.replace(start_front_end(tmp_path, tmp_path / "tokenizer.json"), settings=settings)
-    assert decode(encode(engine)) == engine
-    assert decode(encode(front_end)) == front_end
+    assert to_child.decode(to_child.encode(engine)) == engine
+    assert to_child.decode(to_child.encode(front_end)) == front_end

@@ -14,8 +14,8 @@ import msgspec
 from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.config import FrontEndSettings
-from adamix_server.frames import Drain, EngineDown, Ready, StartFrontEnd
 from adamix_server.frontend.server import FrontEnd
+from adamix_server.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
 

@@ -1,18 +1,15 @@
-"""The frames that pass between processes: plain data, tagged, msgpack on the wire.
+"""The frames between a front end and an engine: plain data, tagged, msgpack on the wire.
 
-Front end <-> engine: `Hello Submit Cancel Emit Credit Control Reply`. Child <-> supervisor: `Start Ready Fatal EngineUp
-EngineDown Seen Refresh Agreed DrainWanted Drain Drained Stats`. A request ends with exactly one event that is `final`;
-that event is the only way back up. Times are seconds on CLOCK_MONOTONIC, which all processes of one host share.
+A request ends with exactly one event that is `final`; that event is the only way back up. Times are seconds on
+CLOCK_MONOTONIC, which all processes of one host share. Which frames go which way is said in `codec.py`.
 """
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from adamix.errors import AdamixError, Code
 from adamix.manifest import BackboneSpec
-from adamix_server.config import EngineSettings, FrontEndSettings, LogLevel
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -175,166 +172,3 @@ class Reply(Frame, frozen=True, kw_only=True):
     call: int
     value: Value = None
     error: WireError | None = None
-
-
-class Start(Frame, frozen=True, kw_only=True):
-    """Supervisor -> child, first: what it needs to know beside its settings.
-
-    `tokenizer` is the path of the `tokenizer.json` without truncation and padding, which the engine writes and front
-    ends read.
-    """
-
-    store: Path
-    tokenizer: Path
-    log_level: LogLevel
-
-
-class StartEngine(Start, frozen=True, kw_only=True):
-    """`address` is where to answer, `front_ends` among how many the queue's room is shared."""
-
-    settings: EngineSettings
-    engine_id: str
-    generation: int
-    address: str
-    front_ends: int
-
-
-class StartFrontEnd(Start, frozen=True, kw_only=True):
-    """`name` stands in its log lines; `shares_port` says that others bind `listen` too, by SO_REUSEPORT."""
-
-    settings: FrontEndSettings
-    name: str
-    listen: str
-    reflection: bool
-    shares_port: bool
-
-
-class Ready(Frame, frozen=True):
-    """Child -> supervisor: I serve. The engine sends its Hello, a front end the address it bound."""
-
-    address: str = ""
-    hello: Hello | None = None
-
-
-class Fatal(Frame, frozen=True):
-    """Child -> supervisor: I cannot start, and starting me again will not help. Shown to the operator."""
-
-    message: str
-
-
-class EngineUp(Frame, frozen=True):
-    """Supervisor -> front end: connect here. Sent at start and after every engine restart."""
-
-    address: str
-    hello: Hello
-
-
-class EngineDown(Frame, frozen=True):
-    """Supervisor -> front end: this generation of this engine is gone; fail what waits for it."""
-
-    generation: int
-    engine_id: str
-
-
-class Seen(Frame, frozen=True, kw_only=True):
-    """Front end -> supervisor: the catalog revision it serves, and the oldest that a running call of it still uses.
-
-    The first one makes a front end a party to every agreement; it is sent before the port is bound.
-    """
-
-    revision: int
-    oldest: int
-
-
-class Refresh(Frame, frozen=True, kw_only=True):
-    """Supervisor -> front end: the catalog has reached this revision; read it and say `Seen`."""
-
-    revision: int
-
-
-class Agreed(Frame, frozen=True, kw_only=True):
-    """Supervisor -> front end: the smallest `revision` and the smallest `oldest` among all live front ends."""
-
-    revision: int
-    oldest: int
-
-
-class DrainWanted(Frame, frozen=True):
-    """Front end -> supervisor: an operator asked this server to drain and end."""
-
-
-class Drain(Frame, frozen=True):
-    """Supervisor -> child: stop taking new work, finish what runs, say `Drained`, exit.
-
-    A front end reports itself unhealthy at once, goes on for `delay_s` (so that load balancers look elsewhere), then
-    refuses new calls and gives running ones `grace_s`.
-    """
-
-    delay_s: float
-    grace_s: float
-
-
-class Drained(Frame, frozen=True):
-    """Child -> supervisor: nothing is left running here."""
-
-
-class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One metric's change since the last Stats: an increment, a new gauge value, or new observations."""
-
-    name: str
-    labels: tuple[str, ...]
-    values: list[float]
-
-
-class Stats(Frame, frozen=True):
-    """Child -> supervisor, every second: metric samples. Also the heartbeat of the child's main loop."""
-
-    samples: list[Sample]
-
-
-AnyFrame = (
-    Hello
-    | Submit
-    | Cancel
-    | Emit
-    | Credit
-    | Control
-    | Reply
-    | StartEngine
-    | StartFrontEnd
-    | Ready
-    | Fatal
-    | EngineUp
-    | EngineDown
-    | Seen
-    | Refresh
-    | Agreed
-    | DrainWanted
-    | Drain
-    | Drained
-    | Stats
-)
-
-
-def _to_plain(value: object) -> str:
-    """Paths travel as text."""
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError
-
-
-def _from_plain(kind: type, value: str) -> object:
-    return kind(value)
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)
-_decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame, dec_hook=_from_plain)
-
-
-def encode(frame: AnyFrame) -> bytes:
-    return _encoder.encode(frame)
-
-
-def decode(data: bytes) -> AnyFrame:
-    """Raises msgspec.DecodeError or ValidationError on bytes that are no frame."""
-    return _decoder.decode(data)
