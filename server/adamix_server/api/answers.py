@@ -100,10 +100,11 @@ def read(head: Head, payload: bytes) -> Result:
         )
     match kind:
         case "classification":
-            best = output.index(max(output))
-            return Classification(head.label(best), best, softmax(output))
+            highest = max(output)
+            best = output.index(highest)
+            return Classification(head.label(best), best, _softmax(output, highest))
         case "multilabel":
-            scores, threshold = sigmoid(output), head.effective_threshold
+            scores, threshold = _sigmoid(output), head.effective_threshold
             chosen = tuple([index for index, score in enumerate(scores) if score >= threshold])
             return MultiLabel(tuple(map(head.label, chosen)), chosen, scores)
         case "regression":
@@ -121,9 +122,8 @@ def unpack(payload: bytes) -> tuple[float, ...]:
     return struct.unpack(f"<{len(payload) // 4}f", payload)
 
 
-def softmax(logits: Sequence[float]) -> tuple[float, ...]:
-    """Probabilities of one row of logits [C], computed in fp64."""
-    highest = max(logits)
+def _softmax(logits: Sequence[float], highest: float) -> tuple[float, ...]:
+    """Probabilities of one row of logits [C], of which `highest` is the largest, computed in fp64."""
     if len(logits) > _FEW_VALUES:
         # Imported only here: a client process never needs it.
         import numpy as np
@@ -135,7 +135,7 @@ def softmax(logits: Sequence[float]) -> tuple[float, ...]:
     return tuple([power / total for power in few])
 
 
-def sigmoid(logits: Sequence[float]) -> tuple[float, ...]:
+def _sigmoid(logits: Sequence[float]) -> tuple[float, ...]:
     """Independent probabilities [C], without overflow for any finite logit."""
     return tuple([0.5 * (1.0 + math.tanh(0.5 * value)) for value in logits])
 
