@@ -300,6 +300,21 @@ def test_the_loop_does_not_sleep_while_a_waiting_adapter_could_have_a_slot() -> 
         assert steps < 50
 
 
+def test_a_file_that_cannot_be_read_is_read_once_for_all_who_wait() -> None:
+    simulation = Simulation(seed=0)
+    simulation.unreadable = {"adapter-0"}
+    read, reads = simulation.loader._read, []
+    simulation.loader._read = lambda digest: reads.append(digest) or read(digest)  # type: ignore[func-returns-value]
+    token_ids = np.zeros(4, "<i4").tobytes()
+    rows = [Row(id=i, tenant="t", digest="adapter-0", token_ids=token_ids, deadline=1e12) for i in range(3)]
+    simulation.live = {row.id: row.digest for row in rows}
+    simulation.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
+    simulation.settle()
+    for _ in range(20):
+        simulation.step()
+    assert reads == ["adapter-0"]
+
+
 def _limits() -> Limits:
     return Limits(max_batch_tokens=64, max_queue_inputs=10**6, max_queue_tokens=10**7, slots=5)
 
