@@ -75,10 +75,10 @@ class Rehearsal:
 
     def _plans(self, rank: int, features: int, *, is_norm: bool) -> Iterator[Segments]:
         # Imports Triton, which a CPU does without.
-        from adamix_kernels import triton_ops
+        from adamix_kernels.gpu import ops
 
         bank = self._bank
-        return triton_ops.rehearsals(rank, features, bank.dtype, bank.device, self._max_rows, is_norm=is_norm)
+        return ops.rehearsals(rank, features, bank.dtype, bank.device, self._max_rows, is_norm=is_norm)
 
     def _rehearse_head(self, head: HeadWeights) -> None:
         """Heads of few and of many outputs, on few rows and on many: those are the plans there are."""
