@@ -287,7 +287,10 @@ def test_of_two_processes_the_first_one_pushes(server: Any, body: Path, animals:
     train = ["-m", "adamix_server", "train", "--backbone", str(body), "--data", str(animals), *TRAIN, "--out", str(out)]
     push = ["--push", server.address, "--task", "both", "--gate", "accuracy>=0", "--json", "--max-steps", "4"]
     done = subprocess.run([*launch, *train, *push], capture_output=True, text=True, check=True, timeout=300)
-    document = json.loads(done.stdout)["push"]
+    trained = json.loads(done.stdout)
+    assert trained["steps"] == 4
+    assert trained["validation"]
+    document = trained["push"]
     assert (document["registered"], document["already_exists"]) == (True, False)
     with server.client() as client:
         assert [version.digest for version in client.versions("both")] == [document["digest"]]
