@@ -28,7 +28,7 @@ TESTS = [
 RUN = """
 import os, sys
 from pathlib import Path
-import hypothesis, numpy, pytest, torch, triton, triton.language
+import hypothesis, numpy, pytest, torch, torch._dynamo, triton, triton.language
 
 def run(folder, tests):
     sys.path.insert(0, folder)
