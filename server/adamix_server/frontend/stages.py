@@ -100,7 +100,7 @@ class Stages:
             if (tenant, task) in self.view.snapshot.tasks:
                 item.resource = version_name(tenant, task, digest)
         version = self.view.resolve(tenant, task, digest)
-        if version.manifest.head.type not in convert.PREDICT_HEADS:
+        if version.head.type not in convert.PREDICT_HEADS:
             raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
         item.task, item.version = task, version
         return version
@@ -167,7 +167,7 @@ class Stages:
         """Fill an empty message with the answer, or with the error in its place."""
         if item.event is not None and item.version is not None and item.error is None:
             try:
-                head = item.version.manifest.head
+                head = item.version.head
                 convert.fill_prediction(prediction, head, item.event.payload, return_logits=return_logits)
             except AdamixError as error:
                 item.error = error
@@ -195,7 +195,7 @@ class Stages:
 
     def _take(self, item: Item, message: inference_pb2.PredictInput, field: str) -> None:
         """The content of an input: a text to tokenize, or token ids, which are taken as they are."""
-        max_tokens = 0 if item.version is None else item.version.manifest.max_length
+        max_tokens = 0 if item.version is None else item.version.max_length
         truncate = message.truncation == inference_pb2.TRUNCATION_RIGHT
         match message.WhichOneof("content"):
             case "text":

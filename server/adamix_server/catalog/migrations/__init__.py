@@ -1,0 +1,5 @@
+"""The steps from each schema of the catalog to the next, as alembic scripts: `rNNNN_*.py`.
+
+`NNNN` is the schema that a step leads to, and the number that `PRAGMA user_version` has afterwards. A step says what it
+does in full and imports nothing of the catalog: it must do tomorrow what it does today. `upgrade.py` runs them.
+"""
