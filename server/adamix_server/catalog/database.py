@@ -81,15 +81,17 @@ class Database:
         would delete what refers to its rows; and they can only be switched outside of a transaction.
         """
         with translated(), self._write_lock, self._writing.connect() as connection:
-            driver = connection.connection.dbapi_connection
-            driver.execute("PRAGMA foreign_keys = OFF")
+            # Not by `connection.execute`, which would begin a transaction.
+            cursor = connection.connection.cursor()
+            cursor.execute("PRAGMA foreign_keys = OFF")
             try:
                 with connection.begin():
                     yield connection
                     if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
                         raise _corrupt()
             finally:
-                driver.execute("PRAGMA foreign_keys = ON")
+                cursor.execute("PRAGMA foreign_keys = ON")
+                cursor.close()
 
     def verify(self) -> None:
         """Read the whole file and check it. Raises DataLoss (`CATALOG_CORRUPT`)."""

@@ -20,6 +20,8 @@ from adamix.manifest import HeadSpec
 from adamix_server.catalog.lifecycle import State
 
 Row = TypeVar("Row")
+# (tenant, task)
+Name = tuple[str, str]
 UnavailableReason = Literal["", "BACKBONE_CHANGED", "NO_LIVE_VERSION"]
 Action = Literal["register", "set_traffic", "rollback", "delete_task", "delete_version", "pin", "unpin", "fail"]
 
@@ -165,9 +167,9 @@ class Snapshot:
     """
 
     revision: int
-    tasks: Mapping[tuple[str, str], TaskRow]
+    tasks: Mapping[Name, TaskRow]
     since: int = field(default=-1, compare=False)
-    touched: Set[tuple[str, str]] = field(default=frozenset(), compare=False)
+    touched: Set[Name] = field(default=frozenset(), compare=False)
 
     def task(self, tenant: str, task: str) -> TaskRow:
         """Raises NotFound, the same for what does not exist and for what another tenant has."""
@@ -176,11 +178,15 @@ class Snapshot:
         except KeyError:
             raise task_not_found() from None
 
-    def touched_since(self, older: "Snapshot") -> Set[tuple[str, str]]:
+    def touched_since(self, older: "Snapshot") -> Set[Name]:
         """All tasks that are not the very same rows in an older snapshot, and perhaps others."""
         if older.revision == self.since:
             return self.touched
         return older.tasks.keys() | self.tasks.keys()
+
+    def gone_since(self, older: "Snapshot") -> Set[Name]:
+        """The tasks of an older snapshot that are no more."""
+        return {name for name in self.touched_since(older) if name in older.tasks and name not in self.tasks}
 
 
 def check_same_form(versions: Iterable[VersionRow]) -> None:

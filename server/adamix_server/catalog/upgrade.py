@@ -48,7 +48,10 @@ def upgrade(database: Database) -> None:
         old = schema_version(connection)
         kept = _keep(database.path, old)
         migrate(connection, schema.SCHEMA_VERSION)
-    log.info("the catalog was brought up to date", extra={"from": old, "to": schema.SCHEMA_VERSION, "kept": kept.name})
+    log.info(
+        "the catalog was brought up to date",
+        extra={"from_schema": old, "to_schema": schema.SCHEMA_VERSION, "kept": kept.name},
+    )
 
 
 def migrate(connection: Connection, version: int) -> None:
