@@ -56,11 +56,11 @@ def upgrade(database: Database) -> None:
 
 def migrate(connection: Connection, version: int) -> None:
     """Run the migrations from the schema that the file has up to `version`, inside `Database.alter`."""
+    # It tells the log of its own steps, from its import on; `upgrade` says what there is to say.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
 
-    # It tells the log of its own steps; `upgrade` says what there is to say.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     old = schema_version(connection)
     with Operations.context(MigrationContext.configure(connection)):
         for number, script in _scripts():
