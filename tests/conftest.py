@@ -7,10 +7,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+# What it asserts is explained as what tests assert.
+pytest.register_assert_rewrite("adamix_testing")
 
 # Before anything imports torch or transformers.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -41,93 +44,23 @@ def make_backbone() -> "Callable[[], Backbone]":
     """Every call returns the same weights in a new module tree: runners take their backbone over."""
 
     def make() -> "Backbone":
-        import torch
-        from transformers import BertConfig, BertModel
-
         from adamix import backbone
+        from adamix_testing.bodies import tiny_bert
 
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=64,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=48,
-            max_position_embeddings=64,
-            attn_implementation="sdpa",
-        )
-        return backbone.from_model(BertModel(config))
+        return backbone.from_model(tiny_bert(attn_implementation="sdpa"))
 
     return make
 
 
 @pytest.fixture
 def make_adapter(make_backbone: "Callable[[], Backbone]") -> "Callable[..., AdapterFile]":
-    import numpy as np
-
-    from adamix import adapter_file
-    from adamix.adapter_file import TensorData
-    from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
+    """(seed, …) -> an adapter of `make_backbone`'s backbone, or of the `spec` that is given."""
+    from adamix_testing.adapters import random_adapter
 
     tiny = make_backbone().spec
 
-    def make(
-        seed: int,
-        kind: str = "bottleneck",
-        sites: tuple[str, ...] = ("mlp_out",),
-        rank: int = 4,
-        num_labels: int = 3,
-        pooling: str = "mean",
-        dense: str = "none",
-        spec: "BackboneSpec" = tiny,
-    ) -> "AdapterFile":
-        random = np.random.default_rng(seed)
-
-        def normal(*shape: int) -> "TensorData":
-            return TensorData.from_float32(random.normal(0, 0.3, shape))
-
-        tensors = {}
-        for layer in range(spec.num_layers):
-            for site in sites:
-                width_in, width_out = spec.sites[site]
-                name = f"layers.{layer}.{site}."
-                if kind == "lora":
-                    tensors[name + "lora_A"] = normal(rank, width_in)
-                    tensors[name + "lora_B"] = normal(width_out, rank)
-                else:
-                    tensors[name + "down_proj.weight"] = normal(rank, width_out)
-                    tensors[name + "down_proj.bias"] = normal(rank)
-                    tensors[name + "up_proj.weight"] = normal(width_out, rank)
-                    tensors[name + "up_proj.bias"] = normal(width_out)
-        if dense == "own":
-            tensors["head.dense.weight"] = normal(spec.hidden_size, spec.hidden_size)
-            tensors["head.dense.bias"] = normal(spec.hidden_size)
-        tensors["head.out_proj.weight"] = normal(num_labels, spec.hidden_size)
-        tensors["head.out_proj.bias"] = normal(num_labels)
-        manifest = Manifest(
-            kind=kind,  # type: ignore[arg-type]
-            activation="identity" if kind == "lora" else "gelu",
-            scaling=0.5,
-            backbone=BackboneRef(
-                model_type=spec.model_type,
-                fingerprint=spec.fingerprint,
-                tokenizer_fingerprint=spec.tokenizer_fingerprint,
-                pooler_fingerprint=spec.pooler_fingerprint,
-                hidden_size=spec.hidden_size,
-                num_layers=spec.num_layers,
-                name=spec.name,
-            ),
-            head=HeadSpec(
-                type="classification" if num_labels > 1 else "regression",
-                pooling=pooling,  # type: ignore[arg-type]
-                dense=dense,  # type: ignore[arg-type]
-                num_labels=num_labels,
-                activation="tanh" if dense == "own" else None,
-            ),
-            max_length=32,
-            training=TrainingRecord(method="random"),
-        )
-        return adapter_file.decode(adapter_file.encode(manifest, tensors))
+    def make(seed: int, *, spec: "BackboneSpec" = tiny, **what: Any) -> "AdapterFile":
+        return random_adapter(spec, seed, **what)
 
     return make
 

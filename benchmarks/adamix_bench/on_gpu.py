@@ -21,7 +21,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SOURCES = [str(_ROOT / name) for name in ("adamix", "kernels", "server", "protos", "benchmarks")]
+_SOURCES = [str(_ROOT / name) for name in ("adamix", "kernels", "server", "protos", "benchmarks", "tests/support")]
 
 _KERNELS = ("numpy", "torch", "triton")
 _METHOD = (*_KERNELS, "msgspec", "transformers", "tokenizers", "safetensors", "accelerate", "sklearn", "typer", "rich")

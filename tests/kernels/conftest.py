@@ -1,49 +1,12 @@
 """Fixtures of the op tests: one batch per awkward shape, with weights for its slots."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from adamix_kernels.segments import Segments
-from adamix_kernels.testing import ODD_SHAPES, BatchShape, WeightMaker
-
-FEATURES, OUT_FEATURES = 48, 80
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Packed rows x [T, 48] and y [T, 80] and, for each slot, a bottleneck on x and a LoRA from x to y."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-    segments: Segments
-    bottlenecks: list
-    loras: list
-
-    @property
-    def identity_rows(self) -> torch.Tensor:
-        """bool [T]: rows that no adapter may touch."""
-        slots = torch.repeat_interleave(
-            torch.from_numpy(self.segments.slots.copy()).long(), torch.from_numpy(self.segments.lengths.copy())
-        )
-        return torch.tensor([weights is None for weights in self.bottlenecks])[slots]
-
-
-def build_batch(shape: BatchShape, dtype: torch.dtype) -> Batch:
-    maker = WeightMaker(dtype=dtype)
-    bottlenecks, loras = [], []
-    for slot, rank in enumerate(shape.ranks):
-        scale = (1.0, 0.5)[slot % 2]
-        activation = ("gelu", "silu")[slot % 3 == 2]
-        biases = slot % 4 != 3
-        bottlenecks.append(
-            maker.bottleneck(rank, FEATURES, scale=scale, activation=activation, biases=biases) if rank else None
-        )
-        loras.append(maker.lora(rank, FEATURES, OUT_FEATURES, scale=scale) if rank else None)
-    segments = shape.segments
-    rows = segments.num_rows
-    return Batch(maker.rows(rows, FEATURES), maker.rows(rows, OUT_FEATURES), segments, bottlenecks, loras)
+from adamix_kernels.testing import ODD_SHAPES, BatchShape
+from adamix_testing.kernel_batches import Batch, build_batch
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -62,10 +25,10 @@ def device() -> str:
 
 
 @pytest.fixture
-def make_batch():
+def make_batch() -> Callable[[BatchShape, torch.dtype], Batch]:
     return build_batch
 
 
 @pytest.fixture(params=ODD_SHAPES.values(), ids=ODD_SHAPES.keys())
-def shape(request) -> BatchShape:
+def shape(request: pytest.FixtureRequest) -> BatchShape:
     return request.param

@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from adamix import adapter_file
 from adamix.adapter_file import TensorData
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
+from adamix.manifest import HeadSpec, Manifest, TrainingRecord
+from adamix_testing.manifests import make_manifest, make_spec
 
 DIGEST = st.text("0123456789abcdef", min_size=64, max_size=64)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -46,28 +47,28 @@ def adapters(draw: st.DrawFn) -> tuple[Manifest, dict[str, TensorData]]:
         for name, shape in shapes.items()
     }
     names = draw(st.none() | st.lists(TEXT, min_size=labels, max_size=labels))
-    manifest = Manifest(
+    spec = make_spec(
+        fingerprint=draw(DIGEST),
+        tokenizer_fingerprint=draw(DIGEST),
+        pooler_fingerprint=draw(st.none() | DIGEST),
+        hidden_size=hidden,
+        num_layers=layers,
+    )
+    head = HeadSpec(
+        type="multilabel",
+        pooling=draw(st.sampled_from(["cls", "mean"])),
+        num_labels=labels,
+        id2label=None if names is None else {str(i): name for i, name in enumerate(names)},
+        threshold=draw(st.none() | st.floats(0, 1)),
+    )
+    manifest = make_manifest(
+        spec,
+        head,
         kind=kind,
         activation="identity" if kind == "lora" else draw(st.sampled_from(["gelu", "relu", "tanh"])),
         scaling=draw(
             st.floats(-1e4, 1e4)
             | st.dictionaries(st.sampled_from(["mlp_in", "layers.2.mlp_out"]), WEIGHTS.map(lambda x: x / 8))
-        ),
-        backbone=BackboneRef(
-            model_type="bert",
-            fingerprint=draw(DIGEST),
-            tokenizer_fingerprint=draw(DIGEST),
-            hidden_size=hidden,
-            num_layers=layers,
-            name="tiny",
-            pooler_fingerprint=draw(st.none() | DIGEST),
-        ),
-        head=HeadSpec(
-            type="multilabel",
-            pooling=draw(st.sampled_from(["cls", "mean"])),
-            num_labels=labels,
-            id2label=None if names is None else {str(i): name for i, name in enumerate(names)},
-            threshold=draw(st.none() | st.floats(0, 1)),
         ),
         max_length=draw(st.integers(1, 512)),
         training=TrainingRecord(

@@ -1,80 +1,18 @@
-"""Tiny random classifiers of every family, as the libraries that adapt them get them."""
+"""Tiny classifiers of every family, and rows for them."""
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    DistilBertConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    RobertaConfig,
-    XLMRobertaConfig,
-)
 
-from adamix import backbone as backbones
-from adamix.backbone import Backbone
-
-PAD = 1
-_SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 40,
-    "pad_token_id": PAD,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "initializer_range": 0.3,
-    "num_labels": 3,
-}
-CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
-    "bert": lambda **given: BertConfig(**_SIZES | given),
-    "roberta": lambda **given: RobertaConfig(**_SIZES | {"type_vocab_size": 1} | given),
-    "distilbert": lambda **given: DistilBertConfig(
-        **{"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 40}
-        | {"pad_token_id": PAD, "initializer_range": 0.3, "num_labels": 3}
-        | given
-    ),
-    "gpt2": lambda **given: GPT2Config(
-        **{"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": 40}
-        | {"pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 2, "initializer_range": 0.3, "num_labels": 3}
-        | given
-    ),
-    "xlm-roberta": lambda **given: XLMRobertaConfig(**_SIZES | {"type_vocab_size": 1} | given),
-    "llama": lambda **given: LlamaConfig(**_SIZES | {"num_key_value_heads": 1} | given),
-    "mistral": lambda **given: MistralConfig(**_SIZES | {"num_key_value_heads": 1, "sliding_window": None} | given),
-    "qwen2": lambda **given: Qwen2Config(**_SIZES | {"num_key_value_heads": 1} | given),
-}
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A classifier of transformers, and its body as our backbone: of the same weights, in another module tree."""
-
-    model: PreTrainedModel
-    backbone: Backbone
+from adamix_testing import classifiers
+from adamix_testing.classifiers import PAD, Classifier
 
 
 @pytest.fixture
 def make_classifier() -> Callable[..., Classifier]:
-    def make(family: str, **config: object) -> Classifier:
-        torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_config(CONFIGS[family](**config)).eval()
-        body = copy.deepcopy(getattr(model, model.base_model_prefix))
-        return Classifier(model, backbones.from_model(body, name="tiny"))
-
-    return make
+    return classifiers.make_classifier
 
 
 @pytest.fixture

@@ -17,30 +17,20 @@ from adamix.batches import tokenize
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
 from adamix.evaluation import attach, evaluate
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord, label_map
+from adamix.manifest import HeadSpec, Manifest, label_map
 from adamix.metrics import positive_class, score
+from adamix_testing.manifests import make_manifest
 
 
 def _adapter(backbone: Backbone, head: HeadSpec, seed: int = 0, **manifest: Any) -> AdapterFile:
     """A random adapter at mlp_out of layer 1 alone, without the biases that a file may leave out."""
     rng = np.random.default_rng(seed)
-    spec = backbone.spec
-    ref = BackboneRef(
-        model_type=spec.model_type,
-        fingerprint=spec.fingerprint,
-        tokenizer_fingerprint=spec.tokenizer_fingerprint,
-        hidden_size=spec.hidden_size,
-        num_layers=spec.num_layers,
-        name=spec.name,
-    )
-    described = Manifest(
-        kind="bottleneck",
+    described = make_manifest(
+        backbone.spec,
+        head,
         activation="relu",
         scaling={"mlp_out": 0.5},
-        backbone=ref,
-        head=head,
         max_length=manifest.pop("max_length", 16),
-        training=TrainingRecord(method="adamix"),
     )
     shapes = {
         "layers.1.mlp_out.down_proj.weight": (4, 32),

@@ -41,11 +41,12 @@ from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.evaluation import attach, predict
 from adamix.heads import recompute_activations, shared_copy
-from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Manifest, TrainingRecord
+from adamix.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
 from adamix.mixture import Mixture
 from adamix.sites import Point, insert, points
 from adamix.trainer import train
 from adamix.training.run_directory import newest_checkpoint
+from adamix_testing.manifests import make_manifest
 
 _SIZES: dict[str, Any] = {"vocab_size": 256, "max_position_embeddings": 64, "initializer_range": 0.2}
 _ENCODER = _SIZES | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -109,20 +110,11 @@ def _adapter(
             else:
                 shapes |= {f"{name}.down_proj.weight": (2, width_out), f"{name}.down_proj.bias": (2,)}
                 shapes |= {f"{name}.up_proj.weight": (width_out, 2), f"{name}.up_proj.bias": (width_out,)}
-    manifest = Manifest(
+    manifest = make_manifest(
+        spec,
+        HeadSpec(type="classification", pooling=pooling, num_labels=3),  # type: ignore[arg-type]
         kind=kind,  # type: ignore[arg-type]
-        activation="identity" if kind == "lora" else "gelu",
         scaling=0.5,
-        backbone=BackboneRef(
-            model_type=spec.model_type,
-            fingerprint=spec.fingerprint,
-            tokenizer_fingerprint=spec.tokenizer_fingerprint,
-            hidden_size=spec.hidden_size,
-            num_layers=spec.num_layers,
-            name=spec.name,
-        ),
-        head=HeadSpec(type="classification", pooling=pooling, num_labels=3),  # type: ignore[arg-type]
-        max_length=32,
         training=TrainingRecord(method="random"),
     )
     tensors = {name: TensorData.from_float32(random.normal(0, 0.3, shape)) for name, shape in shapes.items()}

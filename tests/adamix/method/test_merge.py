@@ -14,9 +14,10 @@ import torch
 from adamix import adapter_file
 from adamix.adapter_file import TensorData
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
+from adamix.manifest import HeadSpec, TrainingRecord
 from adamix.merge import MIXTURE_FILE, MergeConfig, MixtureFile, MixtureManifest, merge, read_mixture
 from adamix.merging import fisher
+from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, RANK = 6, 2
 
@@ -42,20 +43,10 @@ def _mixture(kind: str = "bottleneck", share: str = "up", num_experts: int = 3, 
         else:
             tensors[f"{site}.up_proj.{expert}.weight"] = draw(HIDDEN, RANK)
             tensors[f"{site}.up_proj.{expert}.bias"] = draw(HIDDEN)
-    manifest = Manifest(
+    manifest = make_manifest(
+        make_spec(hidden_size=HIDDEN),
+        HeadSpec(type="classification", pooling="mean", num_labels=2),
         kind=kind,
-        activation="identity" if kind == "lora" else "gelu",
-        scaling=1.0,
-        backbone=BackboneRef(
-            model_type="bert",
-            fingerprint="a" * 64,
-            tokenizer_fingerprint="b" * 64,
-            hidden_size=HIDDEN,
-            num_layers=2,
-            name="tiny",
-        ),
-        head=HeadSpec(type="classification", pooling="mean", num_labels=2),
-        max_length=32,
         training=TrainingRecord(method="adamix", num_experts=num_experts, share=share, seed=seed),
     )
     mixed = MixtureManifest(adapter=manifest, num_experts=num_experts, share=share, routing_granularity="batch")

@@ -17,11 +17,12 @@ from adamix.backbone import Backbone, from_model
 from adamix.batches import collate
 from adamix.data import TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord, label_map
+from adamix.manifest import HeadSpec, TrainingRecord, label_map
 from adamix.merge import DATA_METHODS, MergeConfig, MixtureFile, MixtureManifest, merge
 from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.samples import Samples
 from adamix.mixture_file import expert_key
+from adamix_testing.manifests import make_manifest
 
 RANK = 3
 NUM_EXPERTS = 3
@@ -63,24 +64,15 @@ def _mixture(
     num_labels = max(1, len(task.labels))
     tensors["head.out_proj.weight"] = TensorData.from_float32(rng.normal(0, 0.4, (num_labels, spec.hidden_size)))
     tensors["head.out_proj.bias"] = TensorData.from_float32(rng.normal(0, 0.4, num_labels))
-    manifest = Manifest(
-        kind=kind,  # type: ignore[arg-type]
-        activation="identity" if kind == "lora" else "gelu",
-        scaling=1.0,
-        backbone=BackboneRef(
-            model_type=spec.model_type,
-            fingerprint=spec.fingerprint,
-            tokenizer_fingerprint=spec.tokenizer_fingerprint,
-            hidden_size=spec.hidden_size,
-            num_layers=spec.num_layers,
-            name=spec.name,
-        ),
-        head=HeadSpec(
+    manifest = make_manifest(
+        spec,
+        HeadSpec(
             type=task.task_type,
             pooling="mean",
             num_labels=num_labels,
             id2label=label_map(list(task.labels)) if task.labels else None,
         ),
+        kind=kind,  # type: ignore[arg-type]
         max_length=16,
         training=TrainingRecord(method="adamix", num_experts=NUM_EXPERTS),
     )

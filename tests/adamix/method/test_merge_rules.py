@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from adamix import adapter_file
 from adamix.adapter_file import TensorData
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
+from adamix.manifest import HeadSpec, TrainingRecord
 from adamix.merge import MergeConfig, MixtureFile, MixtureManifest, merge
 from adamix.merging import rules
 from adamix.merging.rules import Information, MergedProjection, Moments
 from adamix.mixture_file import ExpertStack, Projection, expert_key, initial_key
+from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, RANK = 5, 2
 KEY = "layers.0.mlp_out.down_proj"
@@ -50,20 +51,10 @@ def _mixture(
             tensors[initial_key(projection, part)] = TensorData.from_float32(rng.standard_normal(size))
     tensors["head.out_proj.weight"] = TensorData.from_float32(rng.standard_normal((2, HIDDEN)))
     tensors["head.out_proj.bias"] = TensorData.from_float32(rng.standard_normal(2))
-    manifest = Manifest(
+    manifest = make_manifest(
+        make_spec(hidden_size=HIDDEN, num_layers=1),
+        HeadSpec(type="classification", pooling="mean", num_labels=2),
         kind=kind,  # type: ignore[arg-type]
-        activation="identity" if kind == "lora" else "gelu",
-        scaling=1.0,
-        backbone=BackboneRef(
-            model_type="bert",
-            fingerprint="a" * 64,
-            tokenizer_fingerprint="b" * 64,
-            hidden_size=HIDDEN,
-            num_layers=1,
-            name="tiny",
-        ),
-        head=HeadSpec(type="classification", pooling="mean", num_labels=2),
-        max_length=32,
         training=TrainingRecord(method="adamix", num_experts=num_experts, metrics={"validation_accuracy": 0.5}),
     )
     mixed = MixtureManifest(

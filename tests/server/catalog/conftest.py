@@ -6,34 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from adamix.adapter_file import canonical_json
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import make_manifest_json
 
 HERE, ELSEWHERE = "a" * 64, "b" * 64
 
 Add = Callable[..., VersionRow]
-
-
-def make_manifest_json(fingerprint: str, labels: int = 2) -> str:
-    manifest = Manifest(
-        kind="bottleneck",
-        activation="gelu",
-        scaling=1.0,
-        backbone=BackboneRef(
-            model_type="bert",
-            fingerprint=fingerprint,
-            tokenizer_fingerprint="c" * 64,
-            hidden_size=8,
-            num_layers=2,
-            name="tiny",
-        ),
-        head=HeadSpec(type="classification", pooling="mean", num_labels=labels),
-        max_length=32,
-        training=TrainingRecord(method="adamix"),
-    )
-    return canonical_json(manifest.to_json())
 
 
 @pytest.fixture

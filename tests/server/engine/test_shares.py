@@ -5,24 +5,14 @@ from typing import Any
 
 import pytest
 
-from adamix.manifest import BackboneSpec
 from adamix_server.channel import Peer
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.frames import AnyFrame, Control, Credit, EngineLoad, Hello, Limits, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
+from adamix_testing.manifests import no_model_spec
 
-SPEC = BackboneSpec(
-    model_type="bert",
-    fingerprint="0" * 64,
-    tokenizer_fingerprint="0" * 64,
-    hidden_size=1,
-    num_layers=1,
-    name="none",
-    sites={},
-    vocab_size=8,
-    max_tokens=512,
-)
+SPEC = no_model_spec(max_tokens=512)
 
 
 class Wire:

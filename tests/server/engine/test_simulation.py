@@ -25,6 +25,7 @@ from adamix_server.engine.engine import Engine
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.frames import AnyFrame, Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
+from adamix_testing.manifests import no_model_spec
 
 STEPS = 250
 PEER = b"front end"
@@ -297,14 +298,4 @@ def _limits() -> Limits:
 
 
 def _spec() -> BackboneSpec:
-    return BackboneSpec(
-        model_type="bert",
-        fingerprint="0" * 64,
-        tokenizer_fingerprint="0" * 64,
-        hidden_size=1,
-        num_layers=1,
-        name="none",
-        sites={},
-        vocab_size=1,
-        max_tokens=512,
-    )
+    return no_model_spec(max_tokens=512)

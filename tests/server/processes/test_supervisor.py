@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -10,103 +9,23 @@ from typing import Any
 import pytest
 
 from adamix.errors import FailedPrecondition, InvalidConfig
-from adamix.manifest import BackboneSpec
 from adamix_server import app, keeper
 from adamix_server.app import Supervisor
 from adamix_server.config import ServerConfig
 from adamix_server.frames import (
     Agreed,
     AnyFrame,
-    Drain,
-    Drained,
     DrainWanted,
     EngineDown,
     EngineUp,
     Fatal,
-    Hello,
-    Limits,
     Ready,
     Refresh,
     Seen,
-    Start,
     Stats,
 )
 from adamix_server.port import cannot_listen
-
-SPEC = BackboneSpec(
-    model_type="bert",
-    fingerprint="0" * 64,
-    tokenizer_fingerprint="0" * 64,
-    hidden_size=1,
-    num_layers=1,
-    name="none",
-    sites={},
-    vocab_size=1,
-    max_tokens=16,
-)
-LIMITS = Limits(max_batch_tokens=16, max_queue_inputs=1, max_queue_tokens=16, slots=1)
-
-
-class Played:
-    """A child that says what the stage tells it to."""
-
-    def __init__(self, stage: "Stage", name: str, start: Start) -> None:
-        self.stage, self.name, self.start_frame = stage, name, start
-        self.is_ready = False
-        self.says: asyncio.Queue[AnyFrame | None] = asyncio.Queue()
-        self.heard: list[AnyFrame] = []
-        self.gone = False
-
-    def send(self, frame: AnyFrame) -> None:
-        self.heard.append(frame)
-        if isinstance(frame, Drain) and not self.gone:
-            self.stage.told_to_drain.append(self.name)
-            if self.stage.drains_at_once:
-                self.drain()
-
-    def drain(self) -> None:
-        self.stage.drained.append(self.name)
-        self.says.put_nowait(Drained())
-
-    async def receive(self) -> AnyFrame | None:
-        return await self.says.get()
-
-    async def kill(self) -> int:
-        self.gone = True
-        return -9
-
-    async def stop(self, grace_s: float) -> int:
-        self.gone = True
-        return 0
-
-    def die(self) -> None:
-        self.gone = True
-        self.says.put_nowait(None)
-
-
-class Stage:
-    """Starts played children. `first_words(name, n)` is what the n-th child of a kind says (None: it dies)."""
-
-    def __init__(self, first_words: Callable[[str, int], AnyFrame | None]) -> None:
-        self.children: dict[str, list[Played]] = defaultdict(list)
-        self.told_to_drain: list[str] = []
-        self.drained: list[str] = []
-        self.drains_at_once = True
-        self._first_words = first_words
-
-    async def start(self, module: str, start: Start, environment: dict[str, str]) -> Played:
-        name = "engine" if module == "adamix_server.engine" else start.config["name"]
-        child = Played(self, name, start)
-        self.children[name].append(child)
-        child.says.put_nowait(self._first_words(name, len(self.children[name])))
-        return child
-
-
-def healthy(name: str, number: int) -> AnyFrame:
-    if name.startswith("frontend"):
-        return Ready(address="127.0.0.1:4711")
-    hello = Hello(engine_id="0", generation=number, spec=SPEC, limits=LIMITS, dtype="float32", device="cpu")
-    return Ready(address=f"ipc://engine-{number}", hello=hello)
+from adamix_testing.stage import Played, Stage, healthy
 
 
 def play(

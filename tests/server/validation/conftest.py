@@ -5,44 +5,22 @@ import numpy as np
 import pytest
 
 from adamix.adapter_file import TensorData, encode
-from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Manifest, TrainingRecord
+from adamix.manifest import BackboneSpec, Manifest, TrainingRecord
+from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, INNER, LAYERS = 8, 12, 2
 
 
 @pytest.fixture
 def spec() -> BackboneSpec:
-    return BackboneSpec(
-        model_type="bert",
-        fingerprint="a" * 64,
-        tokenizer_fingerprint="b" * 64,
-        hidden_size=HIDDEN,
-        num_layers=LAYERS,
-        name="tiny",
-        sites={"mlp_out": (INNER, HIDDEN), "attn_out": (HIDDEN, HIDDEN)},
-        vocab_size=64,
-        max_tokens=64,
+    return make_spec(
+        hidden_size=HIDDEN, num_layers=LAYERS, sites={"mlp_out": (INNER, HIDDEN), "attn_out": (HIDDEN, HIDDEN)}
     )
 
 
 @pytest.fixture
 def manifest(spec: BackboneSpec) -> Manifest:
-    return Manifest(
-        kind="bottleneck",
-        activation="gelu",
-        scaling=1.0,
-        backbone=BackboneRef(
-            model_type=spec.model_type,
-            fingerprint=spec.fingerprint,
-            tokenizer_fingerprint=spec.tokenizer_fingerprint,
-            hidden_size=spec.hidden_size,
-            num_layers=spec.num_layers,
-            name=spec.name,
-        ),
-        head=HeadSpec(type="classification", pooling="mean", num_labels=3),
-        max_length=32,
-        training=TrainingRecord(method="adamix", num_experts=4),
-    )
+    return make_manifest(spec, training=TrainingRecord(method="adamix", num_experts=4))
 
 
 @pytest.fixture

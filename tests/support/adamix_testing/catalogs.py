@@ -1,0 +1,34 @@
+"""Catalogs with versions in them, put there without a front end."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from adamix import adapter_file
+from adamix.adapter_file import canonical_json
+from adamix.manifest import HeadSpec
+from adamix_server.catalog.store import Catalog
+from adamix_testing.manifests import make_manifest, make_spec
+
+
+def make_manifest_json(fingerprint: str, labels: int = 2) -> str:
+    """What the catalog keeps of a classifier on the backbone with this fingerprint."""
+    head = HeadSpec(type="classification", pooling="mean", num_labels=labels)
+    return canonical_json(make_manifest(make_spec(fingerprint=fingerprint), head).to_json())
+
+
+def register(
+    store: Path, task: str, data: bytes, *, here: str, tenant: str = "default", fingerprint: str | None = None
+) -> str:
+    """Put the file of an adapter into the catalog of a server whose backbone is `here`; gives its digest.
+
+    `fingerprint` is the backbone that the catalog says it is for; by default the one that its manifest says.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    catalog = Catalog(store, backbone_fingerprint=here)
+    catalog.blobs.put(data, digest)
+    manifest = adapter_file.decode(data).manifest
+    backbone = fingerprint or manifest.backbone.fingerprint
+    catalog.register(tenant, task, digest, json.dumps(manifest.to_json()), len(data), backbone)
+    catalog.close()
+    return digest

@@ -1,0 +1,178 @@
+"""An engine that is played: a front end's partner on a channel without a socket, whose numbers are made up."""
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+
+from adamix.errors import AdamixError, Overloaded
+from adamix.manifest import BackboneSpec
+from adamix_server.frames import (
+    AnyFrame,
+    Cancel,
+    Control,
+    Credit,
+    Emit,
+    EngineLoad,
+    EngineUp,
+    Event,
+    Hello,
+    Limits,
+    Reply,
+    Row,
+    Submit,
+    Timing,
+    Value,
+    WireError,
+)
+
+ENGINE_ID = "engine-0"
+
+
+class FakeEngine:
+    """The engine's part of the conversation, on a channel of its own.
+
+    Answers every row with `width` logits `0, 1, 2, …` times the number of tokens, unless `hold` is set; then rows wait
+    in `held`. A front end gets `credit` once, and back what each event used.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        self.spec = spec
+        self.generation = 0
+        self.load = EngineLoad(queued_inputs=0, queued_tokens=0, running_inputs=0, resident_adapters=0, slots=4)
+        self.credit = (1000, 100_000)
+        self.widths: dict[str, int] = {}
+        self.fail: Callable[[Row], AdamixError | None] = lambda row: None
+        self.hold = False
+        self.held: list[Row] = []
+        self.submits: list[Submit] = []
+        self.cancelled: list[int] = []
+        self.controls: list[Control] = []
+        self.control_error: AdamixError | None = None
+        self.in_use: set[str] = set()
+        self.on_device: set[str] = set()
+        self.kept: set[str] = set()
+        self.most_kept = 2
+        # What is not answered until the test calls `reply`.
+        self.silent_on: set[str] = set()
+        self.channel: FakeChannel | None = None
+
+    def up(self) -> EngineUp:
+        """A new generation of this engine."""
+        self.generation += 1
+        self.held.clear()
+        self.on_device.clear()
+        self.kept.clear()
+        hello = Hello(
+            engine_id=ENGINE_ID,
+            generation=self.generation,
+            spec=self.spec,
+            limits=Limits(max_batch_tokens=64, max_queue_inputs=1000, max_queue_tokens=100_000, slots=4),
+            dtype="float32",
+            device="cpu",
+        )
+        return EngineUp(address="ipc:///nowhere", hello=hello)
+
+    async def connect(self, address: str, generation: int, engine_id: str) -> "FakeChannel":
+        self.channel = FakeChannel(self)
+        await self.channel.frames.put(
+            Credit(engine_id=ENGINE_ID, generation=generation, inputs=self.credit[0], tokens=self.credit[1])
+        )
+        return self.channel
+
+    def take(self, frame: AnyFrame) -> None:
+        match frame:
+            case Submit():
+                self.submits.append(frame)
+                self.held.extend(frame.rows)
+                if not self.hold:
+                    self.answer_all()
+            case Cancel():
+                self.cancelled.extend(frame.ids)
+                self.answer([row for row in self.held if row.id in frame.ids])
+            case Control():
+                # Asked every second, whatever else happens.
+                if frame.op != "pins":
+                    self.controls.append(frame)
+                if frame.op not in self.silent_on:
+                    self.reply(frame)
+
+    def reply(self, control: Control) -> None:
+        """Do what a control call asks, and answer it."""
+        error: AdamixError | None
+        value: Value
+        if control.op == "pins":
+            error, value = None, sorted(self.kept)
+        elif control.op == "pin" and control.digest not in self.kept and len(self.kept) >= self.most_kept:
+            error, value = Overloaded("too many are pinned", reason="TOO_MANY_PINNED"), None
+        else:
+            error, value = self.control_error, self._act(control)
+        wire = None if error is None else WireError.of(error)
+        self.emit(Reply(engine_id=ENGINE_ID, generation=self.generation, call=control.call, value=value, error=wire))
+
+    def _act(self, control: Control) -> Value:
+        digest = control.digest
+        if self.control_error is None and control.op in ("activate", "pin"):
+            self.on_device.add(digest)
+        match control.op:
+            case "pin" if self.control_error is None:
+                self.kept.add(digest)
+            case "unpin":
+                self.kept.discard(digest)
+            case "unload":
+                self.on_device.discard(digest)
+                return "store"
+            case "in_use":
+                return digest in self.in_use
+            case "report":
+                return self.load
+        return "device" if digest in self.on_device else "host"
+
+    def answer_all(self) -> None:
+        self.answer(list(self.held))
+
+    def answer(self, rows: list[Row]) -> None:
+        self.held = [row for row in self.held if row not in rows]
+        if rows:
+            self.emit(
+                Emit(
+                    engine_id=ENGINE_ID,
+                    generation=self.generation,
+                    events=[self._event(row, len(rows)) for row in rows],
+                    credit_inputs=len(rows),
+                    credit_tokens=sum(len(row.token_ids) // 4 for row in rows),
+                )
+            )
+
+    def emit(self, frame: AnyFrame) -> None:
+        assert self.channel is not None
+        self.channel.frames.put_nowait(frame)
+
+    def _event(self, row: Row, num_rows: int) -> Event:
+        error = self.fail(row)
+        if error is not None:
+            return Event(id=row.id, error=WireError.of(error))
+        logits = np.arange(self.widths.get(row.digest, 3), dtype="<f4") * (len(row.token_ids) // 4)
+        timing = Timing(queue_s=0.001, compute_s=0.002, batch_requests=num_rows, batch_tokens=7, batch_tasks=1)
+        return Event(id=row.id, payload=logits.tobytes(), timing=timing)
+
+
+class FakeChannel:
+    """The front end's end. A frame that is an exception is raised: the connection breaks."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self.frames: asyncio.Queue[AnyFrame | Exception] = asyncio.Queue()
+        self.closed = False
+
+    async def send(self, frame: AnyFrame) -> None:
+        self._engine.take(frame)
+
+    async def receive(self) -> AnyFrame:
+        frame = await self.frames.get()
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def close(self) -> None:
+        self.closed = True

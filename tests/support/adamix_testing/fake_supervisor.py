@@ -1,0 +1,38 @@
+"""A supervisor that is played: the other end of a front end's pipe, in the same process."""
+
+import asyncio
+from typing import TypeVar
+
+from adamix_server.frames import Agreed, AnyFrame, Frame, Seen
+
+Kind = TypeVar("Kind", bound=Frame)
+
+
+class FakeSupervisor:
+    """The other end of the pipe. Agrees to everything, as if there were no other front end, unless told not to."""
+
+    def __init__(self) -> None:
+        self.agrees = True
+        self._loop = asyncio.get_running_loop()
+        self._to_child: asyncio.Queue[AnyFrame | None] = asyncio.Queue()
+        self.from_child: asyncio.Queue[AnyFrame] = asyncio.Queue()
+
+    def send(self, frame: AnyFrame) -> None:
+        self._loop.call_soon_threadsafe(self._take, frame)
+
+    async def receive(self) -> AnyFrame | None:
+        return await self._to_child.get()
+
+    def _take(self, frame: AnyFrame) -> None:
+        if isinstance(frame, Seen) and self.agrees:
+            self.tell(Agreed(revision=frame.revision, oldest=frame.oldest))
+        self.from_child.put_nowait(frame)
+
+    def tell(self, frame: AnyFrame | None) -> None:
+        self._to_child.put_nowait(frame)
+
+    async def expect(self, kind: type[Kind]) -> Kind:
+        """The next frame of this kind; others are passed over."""
+        while not isinstance(frame := await self.from_child.get(), kind):
+            pass
+        return frame

@@ -1,0 +1,106 @@
+"""A whole front end on a real port, with the engine and the supervisor played.
+
+The catalog, the blob store, the tokenizer and the validation child are the real ones; only the numbers are made up.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+import msgspec
+
+from adamix.manifest import BackboneSpec
+from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
+from adamix_server.config import FrontEndConfig
+from adamix_server.frames import Drain, EngineDown, Ready
+from adamix_server.frontend.server import FrontEnd
+from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
+from adamix_testing.fake_supervisor import FakeSupervisor
+
+
+class Harness:
+    """What a test has in hand: stubs on an open channel, and the strings behind the scene."""
+
+    def __init__(
+        self, engine: FakeEngine, supervisor: FakeSupervisor, front_end: FrontEnd, address: str, store: Path
+    ) -> None:
+        self.engine = engine
+        self.supervisor = supervisor
+        self.front_end = front_end
+        self.address = address
+        self.store = store
+        self.channel = grpc.aio.insecure_channel(address)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
+        self.server = server_pb2_grpc.ServerServiceStub(self.channel)
+
+    def drain(self, delay_s: float = 0.0, grace_s: float = 5.0) -> None:
+        self.supervisor.tell(Drain(delay_s=delay_s, grace_s=grace_s))
+
+    def kill_engine(self) -> None:
+        self.supervisor.tell(EngineDown(engine_id=ENGINE_ID, generation=self.engine.generation))
+
+    def start_engine(self) -> None:
+        self.supervisor.tell(self.engine.up())
+
+    def blobs(self) -> list[str]:
+        return sorted(path.name for path in (self.store / "blobs" / "sha256").glob("??/*"))
+
+    def temporaries(self) -> list[str]:
+        return sorted(path.name for path in (self.store / "blobs" / "tmp").iterdir())
+
+    @staticmethod
+    async def until(condition: Callable[[], bool]) -> None:
+        """Wait for something that has no event of its own; the test's timeout is the limit."""
+        while not condition():  # noqa: ASYNC110 - the condition may be anything
+            await asyncio.sleep(0.005)
+
+
+def front_end_config(store: Path, tokenizer: Path) -> FrontEndConfig:
+    """Settings of a front end on a port that the system chooses."""
+    return FrontEndConfig(
+        listen="127.0.0.1:0",
+        store=str(store),
+        tokenizer=str(tokenizer),
+        tokenizer_threads=1,
+        reflection=False,
+        shares_port=False,
+        adapter_root=None,
+        log_level="info",
+    )
+
+
+@asynccontextmanager
+async def serving(
+    store: Path,
+    tokenizer: Path,
+    spec: BackboneSpec,
+    *,
+    prepare: Callable[[FakeEngine], None] = lambda engine: None,
+    adapter_root: Path | None = None,
+) -> AsyncIterator[Harness]:
+    """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
+    engine, supervisor = FakeEngine(spec), FakeSupervisor()
+    prepare(engine)
+    config = msgspec.structs.replace(
+        front_end_config(store, tokenizer),
+        tokenizer_threads=2,
+        reflection=True,
+        adapter_root=None if adapter_root is None else str(adapter_root),
+    )
+    front_end = FrontEnd(config, supervisor, connect=engine.connect)
+    running = asyncio.create_task(front_end.run())
+    supervisor.tell(engine.up())
+    ready = await supervisor.expect(Ready)
+    harness = Harness(engine, supervisor, front_end, ready.address, store)
+    try:
+        yield harness
+    finally:
+        await harness.channel.close(None)
+        engine.hold = False
+        engine.answer_all()
+        if not running.done():
+            harness.drain()
+        assert await running == 0
