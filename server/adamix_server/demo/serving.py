@@ -32,6 +32,11 @@ class ServerProcess:
         self._serving = threading.Event()
         self.address = ""
 
+    @property
+    def pid(self) -> int:
+        """The process id of the supervisor, once it runs."""
+        return self._process.pid
+
     def __enter__(self) -> Self:
         # A session of its own: Ctrl-C reaches the demo, which then stops the server in order.
         self._process = subprocess.Popen(
