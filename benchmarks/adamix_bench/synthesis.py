@@ -99,7 +99,8 @@ def fill_store(store: Path, spec: BackboneSpec, tasks: Iterable[SynthTask], on_t
 def fill_names(store: Path, spec: BackboneSpec, task: SynthTask, numbers: range) -> None:
     """Put one adapter into a store as the tasks of these numbers, in one transaction; a server may use it meanwhile.
 
-    The rows are those that registering leaves, but for the logs of it: whoever follows the catalog reads all of it.
+    The rows are those that registering leaves, but for its logs of all but the first: whoever follows the catalog finds
+    that changes are missing there, and reads everything.
 
     Args:
         numbers: consecutive, and new to the store.
@@ -129,7 +130,8 @@ def fill_names(store: Path, spec: BackboneSpec, task: SynthTask, numbers: range)
             connection.execute(insert(schema.versions), [{"task_id": id_, **columns} for id_ in ids])
             columns = {"backbone_fingerprint": fingerprint, "current": current, "earlier": earlier}
             connection.execute(insert(schema.traffic), [{"task_id": id_, **columns} for id_ in ids])
-            connection.execute(update(schema.state).values(revision=schema.state.c.revision + len(ids)))
+            connection.execute(update(schema.state).values(revision=schema.state.c.revision + len(rest)))
+            changes.record(connection, DEFAULT_TENANT, task_name(numbers[0]), "register", digest, "live")
     finally:
         database.close()
 
