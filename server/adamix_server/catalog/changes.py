@@ -145,7 +145,7 @@ def record(
         .where(_tasks.tenant == tenant, _tasks.task == task)
         .values(etag=secrets.token_hex(8), update_time_us=now_us())
     )
-    _write_audit(connection, tenant, task, action, digest, detail)
+    _write_audit(connection, revision, tenant, task, action, digest, detail)
 
 
 def changed_since(connection: Connection, revision: int, kind: Kind) -> set[tuple[str, str]] | None:
@@ -171,7 +171,7 @@ def forget_changes(connection: Connection) -> None:
 
 def record_failure(connection: Connection, tenant: str, task: str, reason: str) -> None:
     """Write a refusal down, and drop the oldest of the tenant's. Changes nothing that is served."""
-    _write_audit(connection, tenant, task, "fail", None, reason)
+    _write_audit(connection, read_revision(connection), tenant, task, "fail", None, reason)
     failures = (_audit.tenant == tenant) & (_audit.action == "fail")
     oldest_kept = (
         select(_audit.id)
@@ -189,12 +189,12 @@ def _log_change(connection: Connection, revision: int, kind: Kind, tenant: str, 
 
 
 def _write_audit(
-    connection: Connection, tenant: str, task: str, action: Action, digest: str | None, detail: str
+    connection: Connection, revision: int, tenant: str, task: str, action: Action, digest: str | None, detail: str
 ) -> None:
     connection.execute(
         insert(schema.audit).values(
             time_us=now_us(),
-            revision=read_revision(connection),
+            revision=revision,
             tenant=tenant,
             task=task,
             action=action,

@@ -27,7 +27,11 @@ _head = msgspec.json.Decoder(HeadSpec)
 
 
 def read_served(manifest_json: str) -> tuple[HeadSpec, int]:
-    """(head, max_length in tokens) of a manifest that was checked when it was stored."""
+    """(head, max_length in tokens) of a manifest that was checked when it was stored.
+
+    Raises:
+        msgspec.MsgspecError: it is of another adamix, whose heads this one does not know.
+    """
     served = _served.decode(manifest_json)
     key = hashlib.sha256(served.head).digest()
     if (head := _heads.get(key)) is None:

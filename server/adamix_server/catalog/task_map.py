@@ -32,6 +32,9 @@ class TaskMap(Mapping[Name, TaskRow]):
     def __getitem__(self, name: Name) -> TaskRow:
         return self._parts[hash(name) % _PARTS][name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts[hash(name) % _PARTS]
+
     def __iter__(self) -> Iterator[Name]:
         for part in self._parts:
             yield from part

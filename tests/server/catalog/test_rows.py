@@ -1,7 +1,9 @@
 """Rows as they lie in the memory of every front end: small, shared where they are alike, and never changed."""
 
 import gc
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from adamix_server.catalog import reading
 from adamix_server.catalog.rows import TaskRow, VersionRow
-from adamix_server.catalog.store import Catalog
+from adamix_server.catalog.store import CATALOG_FILE, Catalog
 from adamix_server.catalog.task_map import TaskMap
 
 Add = Callable[..., VersionRow]
@@ -101,3 +103,21 @@ def test_tasks_are_read_a_few_at_a_time_and_none_is_missed(
     snapshot = catalog.snapshot()
     assert {name for _, name in snapshot.tasks} == set(names)
     assert all(len(task.versions) == 2 and task == catalog.get_task(ME, task.task) for task in snapshot.tasks.values())
+
+
+def test_a_manifest_that_cannot_be_read_costs_its_own_version_alone(
+    catalog: Catalog, add: Add, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = add("t", b"v1"), add("t", b"v2")
+    other = add("u", b"v3")
+    connection = sqlite3.connect(store / CATALOG_FILE)
+    with connection:
+        unknown = "UPDATE versions SET manifest_json = replace(manifest_json, 'classification', 'of tomorrow')"
+        connection.execute(f"{unknown} WHERE digest = ?", [second.digest])
+    connection.close()
+    tasks = catalog.snapshot().tasks
+    assert tasks[ME, "u"].live == (other,)
+    assert (set(tasks[ME, "t"].versions), tasks[ME, "t"].unavailable_reason) == ({first.digest}, "NO_LIVE_VERSION")
+    assert [record.digest for record in caplog.records] == [second.digest]
+    assert catalog.rollback(ME, "t").live[0].digest == first.digest
+    assert [row.digest for row in catalog.list_versions(ME, "t").rows] == [first.digest]
