@@ -66,7 +66,7 @@ class BackboneSpec(BackboneRef, frozen=True, forbid_unknown_fields=True, kw_only
     type_vocab_size: int = 0
 
 
-class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, weakref=True):
     """The layers on top of the pooled hidden state, and how to read their output.
 
     A `cloze` head has none: it is the backbone's own language-model head. `template` is the text that a row becomes,
