@@ -23,7 +23,7 @@ from adamix_bench import equality, machine, mixed, tiny
 from adamix_bench import targets as _targets
 from adamix_bench.report import Report, plot
 from adamix_bench.settings import Settings
-from adamix_kernels.host_memory import keep_freed_memory
+from adamix_server.engine.host_memory import keep_freed_memory
 
 # Numbers that are cut off say nothing: a narrow terminal breaks the lines instead.
 _WIDTH = 132
