@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
+from adamix_server.codec import NotAFrame
 from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
 from adamix_server.supervisor_frames import EngineUp
@@ -212,7 +213,7 @@ def test_whatever_ends_the_connection_fails_everything_that_waits(act: Any, how:
                 wire.send_error = OSError("broken")
                 scene.link.submit([scene.row()])
             case "garbage":
-                wire.incoming.put_nowait(Submit(engine_id=ENGINE_ID, generation=1, rows=[]))
+                wire.incoming.put_nowait(NotAFrame("not one of an engine's"))
             case "replaced":
                 await scene.up(generation=2)
             case "closed":
