@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adamix.errors import AdamixError, NotFound, Unavailable
+from adamix_bench.against import Processes, running_processes
 from adamix_bench.servers import Say
 from adamix_bench.settings import Settings
 from adamix_bench.synthesis import fill_names, task_name
 from adamix_bench.workbench import Workbench
 from adamix_server.client import Client, Input
-from adamix_server.demo.serving import ServerProcess
+from adamix_server.local_server import LocalServer
 
-_FRONT_END = "adamix_server.frontend"
 _SEEN_WITHIN_S = 120.0
 # A front end reads the catalog once a second, and then has things to put away.
 _SETTLES_S = 3.0
@@ -48,13 +48,14 @@ def footprint(settings: Settings, bench: Workbench, few: int, many: int, log_pat
         store = Path(directory) / "store"
         fill_names(store, bench.backbone.spec, task, range(few))
         flags = ["--device", "cpu", "--dtype", "float32", "--threads", str(settings.num_threads)]
-        with ServerProcess(settings.backbone, store, log_path, *flags) as server, Client(server.address) as client:
+        with LocalServer(settings.backbone, store, log_path, *flags) as server, Client(server.address) as client:
             found = []
             for count in (few, many):
                 if count > few:
                     fill_names(store, bench.backbone.spec, task, range(few, count))
                 _wait_until_served(client, task_name(count - 1))
-                found.append(_resident_bytes(_front_end(server.pid)))
+                (front_end,) = Processes.of("g", server.pid, running_processes(), 1).pids["front ends"]
+                found.append(_resident_bytes(front_end))
                 say(f"g: a front end with {count} tasks has {found[-1] >> 20} MiB")
     return Footprint(few, many, *found)
 
@@ -71,13 +72,6 @@ def _wait_until_served(client: Client, task: str) -> None:
                 raise Unavailable(f"{task} is not served") from None
             time.sleep(0.1)
     time.sleep(_SETTLES_S)
-
-
-def _front_end(supervisor: int) -> int:
-    """The process id of a server's only front end."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text(encoding="ascii").split()
-    (found,) = [pid for pid in children if _FRONT_END in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
-    return int(found)
 
 
 def _resident_bytes(pid: int) -> int:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from adamix import adapter_file
-from adamix.adapter_file import MIXTURE_FORMAT, AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
 from adamix.manifest import BackboneSpec
+from adamix.tensors import MIXTURE_FORMAT, TensorData, encode_tensors
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc, inference_pb2, inference_pb2_grpc
 from adamix_server.client import Input
 
@@ -78,7 +79,7 @@ def bit_flipped_header(good: AdapterFile) -> bytes:
 
 
 def mixture(good: AdapterFile) -> bytes:
-    return adapter_file.encode_tensors(MIXTURE_FORMAT, {"anything": 1}, good.tensors)
+    return encode_tensors(MIXTURE_FORMAT, {"anything": 1}, good.tensors)
 
 
 BAD_FILES: dict[str, tuple[Callable[[AdapterFile], bytes], str]] = {

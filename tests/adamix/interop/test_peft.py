@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
+from adamix.attach import attach
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig
-from adamix.evaluation import attach
 from adamix.interop.assembly import ImportOptions
 from adamix.interop.peft import import_peft
 from adamix.interop.peft_export import export_peft
+from adamix.tensors import TensorData
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2"]
 # `all-linear` would take DistilBERT's second layer of the head too, which PEFT saves whole.

@@ -243,7 +243,7 @@ def test_a_front_end_that_restarts_pins_what_the_catalog_says(serve: Any, seed: 
     serve(second_life)
 
 
-def test_a_pin_that_nobody_remembers_is_let_go(serve: Any, seed: Any, make_adapter: Make) -> None:
+def test_a_pin_that_nobody_remembers_is_unpinned(serve: Any, seed: Any, make_adapter: Make) -> None:
     seed("sst2", make_adapter())
 
     async def scenario(harness: Any) -> None:
@@ -362,7 +362,7 @@ class SlowWorld:
             pinned=task in self.pins,
         )
 
-    def hold(self) -> Any:
+    def reading(self) -> Any:
         return nullcontext()
 
     # The catalog.

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from adamix import adapter_file
-from adamix.adapter_file import canonical_json
 from adamix.manifest import HeadSpec
+from adamix.tensors import canonical_json
 from adamix_server.catalog.store import Catalog
 from adamix_testing.manifests import make_manifest, make_spec
 
