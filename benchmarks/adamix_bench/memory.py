@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adamix.errors import AdamixError, NotFound, Unavailable
-from adamix_bench.against import Processes, running_processes
+from adamix.errors import NotFound, Unavailable
+from adamix_bench.processes import Processes, running_processes
 from adamix_bench.servers import Say
 from adamix_bench.settings import Settings
 from adamix_bench.synthesis import fill_names, task_name
@@ -54,8 +54,8 @@ def footprint(settings: Settings, bench: Workbench, few: int, many: int, log_pat
                 if count > few:
                     fill_names(store, bench.backbone.spec, task, range(few, count))
                 _wait_until_served(client, task_name(count - 1))
-                (front_end,) = Processes.of("g", server.pid, running_processes(), 1).pids["front ends"]
-                found.append(_resident_bytes(front_end))
+                processes = Processes.of(str(log_path), server.pid, running_processes(), front_ends=1)
+                found.append(processes.resident_bytes("front ends"))
                 say(f"g: a front end with {count} tasks has {found[-1] >> 20} MiB")
     return Footprint(few, many, *found)
 
@@ -72,10 +72,3 @@ def _wait_until_served(client: Client, task: str) -> None:
                 raise Unavailable(f"{task} is not served") from None
             time.sleep(0.1)
     time.sleep(_SETTLES_S)
-
-
-def _resident_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) << 10
-    raise AdamixError("the front end has no memory of its own")
