@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adamix.errors import AdamixError, NotFound, Unavailable
+from adamix.errors import NotFound, Unavailable
+from adamix_bench.processes import Processes, running_processes
 from adamix_bench.servers import Say
 from adamix_bench.settings import Settings
 from adamix_bench.synthesis import fill_names, task_name
@@ -17,7 +18,6 @@ from adamix_bench.workbench import Workbench
 from adamix_server.client import Client, Input
 from adamix_server.local_server import LocalServer
 
-_FRONT_END = "adamix_server.frontend"
 _SEEN_WITHIN_S = 120.0
 # A front end reads the catalog once a second, and then has things to put away.
 _SETTLES_S = 3.0
@@ -54,7 +54,8 @@ def footprint(settings: Settings, bench: Workbench, few: int, many: int, log_pat
                 if count > few:
                     fill_names(store, bench.backbone.spec, task, range(few, count))
                 _wait_until_served(client, task_name(count - 1))
-                found.append(_resident_bytes(_front_end(server.pid)))
+                processes = Processes.of(str(log_path), server.pid, running_processes(), front_ends=1)
+                found.append(processes.resident_bytes("front ends"))
                 say(f"g: a front end with {count} tasks has {found[-1] >> 20} MiB")
     return Footprint(few, many, *found)
 
@@ -71,17 +72,3 @@ def _wait_until_served(client: Client, task: str) -> None:
                 raise Unavailable(f"{task} is not served") from None
             time.sleep(0.1)
     time.sleep(_SETTLES_S)
-
-
-def _front_end(supervisor: int) -> int:
-    """The process id of a server's only front end."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text(encoding="ascii").split()
-    (found,) = [pid for pid in children if _FRONT_END in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
-    return int(found)
-
-
-def _resident_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) << 10
-    raise AdamixError("the front end has no memory of its own")
