@@ -17,6 +17,7 @@ from adamix.manifest import (
     SITES,
     Activation,
     Dense,
+    HeadSpec,
     Kind,
     Pooling,
     RoutingGranularity,
@@ -183,7 +184,7 @@ class HeadConfig:
     activation: Activation = "tanh"
     dropout: float = 0.1
     clip: tuple[float, float] | None = None
-    threshold: float = 0.5
+    threshold: float = HeadSpec.DEFAULT_THRESHOLD
     cloze: ClozeConfig | None = None
 
     def __post_init__(self) -> None:

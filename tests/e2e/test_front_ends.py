@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,6 @@ def files(make_adapter: Callable[..., Any], spec: BackboneSpec) -> dict[str, byt
 @pytest.fixture(scope="module")
 def pair(start_module_server: Callable[..., Any]) -> Any:
     return start_module_server("--front-ends", "2", "--metrics-port", "0")
-
-
-@pytest.fixture(scope="module")
-def start_module_server(
-    backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory, server_type: Any
-) -> Iterator[Callable[..., Any]]:
-    with ExitStack() as stack:
-
-        def start(*flags: str) -> Any:
-            server = server_type(backbone_directory, tmp_path_factory.mktemp("store"), *flags)
-            stack.callback(server.kill)
-            return server.wait()
-
-        yield start
 
 
 def front_ends(server: Any) -> list[int]:

@@ -305,6 +305,7 @@ def test_a_process_keeps_stdout_for_results(tmp_path: Path, backbone_directory: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_one_mixture(tmp_path: Path, backbone_directory: Path, csv: Path) -> None:
     """Under torchrun each process takes its share of the rows on a common route, and the first one writes."""
     script = tmp_path / "train.py"

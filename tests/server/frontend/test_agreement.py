@@ -9,11 +9,21 @@ import pytest
 
 from adamix.errors import Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
+from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.config import FrontEndConfig
-from adamix_server.frames import Agreed, Drain, Drained, DrainWanted, EngineLoad, Ready, Refresh, Seen, Stats
-from adamix_server.frontend.agreement import Agreement
+from adamix_server.engine_frames import EngineLoad
 from adamix_server.frontend.server import FrontEnd
+from adamix_server.supervisor_frames import (
+    Agreed,
+    Drain,
+    Drained,
+    DrainWanted,
+    Ready,
+    Refresh,
+    Seen,
+    StartFrontEnd,
+    Stats,
+)
 
 Make = Callable[..., bytes]
 ONE = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="w1")])
@@ -35,9 +45,9 @@ async def seen(supervisor: Any, revision: int, *, ended: bool = True) -> Seen:
 
 
 def test_the_oldest_is_the_one_of_the_call_that_began_first() -> None:
-    books = Agreement()
+    books = Party()
     books.serve(5)
-    first, second, third = books.hold(), books.hold(), books.hold()
+    first, second, third = books.reading(), books.reading(), books.reading()
     first.__enter__()
     second.__enter__()
     assert books.seen == Seen(revision=5, oldest=5)
@@ -54,7 +64,7 @@ def test_the_oldest_is_the_one_of_the_call_that_began_first() -> None:
 
 
 def test_one_that_joins_is_admitted_when_it_serves_what_was_agreed_on() -> None:
-    books = Agreement()
+    books = Party()
     books.serve(3)
     assert not books.is_admitted
     books.take(Agreed(revision=5, oldest=2))
@@ -65,18 +75,18 @@ def test_one_that_joins_is_admitted_when_it_serves_what_was_agreed_on() -> None:
 
 def test_news_comes_once_and_only_when_there_is_some(play: Any) -> None:
     async def scene() -> None:
-        books = Agreement()
+        books = Party()
         books.serve(1)
         assert await books.news() == Seen(revision=1, oldest=1)
-        with books.hold():
+        with books.reading():
             waiting = asyncio.create_task(books.news())
             await asyncio.sleep(0)
-            with books.hold():
+            with books.reading():
                 books.serve(2)
             assert await waiting == Seen(revision=2, oldest=1)
         assert await books.news() == Seen(revision=2, oldest=2)
         waiting = asyncio.create_task(books.news())
-        with books.hold():
+        with books.reading():
             await asyncio.sleep(0)
         for _ in range(5):
             await asyncio.sleep(0)
@@ -88,7 +98,7 @@ def test_news_comes_once_and_only_when_there_is_some(play: Any) -> None:
 
 def test_waiting_ends_with_the_agreement_or_with_patience(play: Any) -> None:
     async def scene() -> None:
-        books = Agreement()
+        books = Party()
         serving = asyncio.create_task(books.all_serve(4, 30))
         unused = asyncio.create_task(books.none_uses_less(4, 30))
         await asyncio.sleep(0)
@@ -105,7 +115,7 @@ def test_waiting_ends_with_the_agreement_or_with_patience(play: Any) -> None:
 
 def test_no_call_is_answered_before_the_others_have_let_it_in(
     play: Any,
-    settings: FrontEndConfig,
+    settings: StartFrontEnd,
     supervisor_type: Any,
     engine_type: Any,
     spec: Any,
@@ -136,7 +146,7 @@ def test_no_call_is_answered_before_the_others_have_let_it_in(
 
 @pytest.mark.parametrize("order", [None, Drain(delay_s=0, grace_s=1)])
 def test_told_to_end_before_the_others_have_let_it_in(
-    play: Any, order: Drain | None, settings: FrontEndConfig, supervisor_type: Any, engine_type: Any, spec: Any
+    play: Any, order: Drain | None, settings: StartFrontEnd, supervisor_type: Any, engine_type: Any, spec: Any
 ) -> None:
     async def scene() -> None:
         engine, supervisor = engine_type(spec), supervisor_type()

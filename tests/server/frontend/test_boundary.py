@@ -239,7 +239,7 @@ def test_calls_are_counted_by_method_and_code(run: Run) -> None:
             (PREDICT[1:], "INTERNAL"): 1.0,
             (PREDICT[1:], "UNAVAILABLE"): 1.0,
         }
-        assert bare.admission.running == 0
+        assert bare.admission._running == 0
 
     run(scenario)
 

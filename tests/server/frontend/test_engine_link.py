@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
-from adamix_server.frames import Cancel, Control, Credit, Emit, EngineUp, Event, Hello, Limits, Reply, Row, Submit
+from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
+from adamix_server.supervisor_frames import EngineUp
 
 ENGINE_ID = "engine-0"
 
@@ -211,7 +212,7 @@ def test_whatever_ends_the_connection_fails_everything_that_waits(act: Any, how:
                 wire.send_error = OSError("broken")
                 scene.link.submit([scene.row()])
             case "garbage":
-                wire.incoming.put_nowait(Submit(generation=1, rows=[]))
+                wire.incoming.put_nowait(Submit(engine_id=ENGINE_ID, generation=1, rows=[]))
             case "replaced":
                 await scene.up(generation=2)
             case "closed":
@@ -302,7 +303,7 @@ def test_an_engine_that_grants_nothing_is_not_up(act: Any, monkeypatch: pytest.M
 
 
 def test_control_returns_the_value_or_raises_the_engines_error(act: Any) -> None:
-    from adamix_server.frames import WireError
+    from adamix_server.engine_frames import WireError
 
     async def scenario(scene: Scene) -> None:
         wire = await scene.up()

@@ -13,9 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2
-from adamix_server.config import FrontEndConfig
-from adamix_server.frames import Drain, Drained, EngineDown, Fatal, Ready, Stats
 from adamix_server.frontend.server import FrontEnd
+from adamix_server.supervisor_frames import Drain, Drained, EngineDown, Fatal, Ready, StartFrontEnd, Stats
 
 ONE = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="w1")])
 
@@ -152,7 +151,7 @@ def test_the_heartbeat_brings_metrics(serve: Any, seed: Any, make_adapter: Calla
     serve(scenario)
 
 
-def test_a_port_that_is_taken_is_fatal_with_the_address(serve: Any, settings: FrontEndConfig) -> None:
+def test_a_port_that_is_taken_is_fatal_with_the_address(serve: Any, settings: StartFrontEnd) -> None:
     async def scenario(harness: Any) -> None:
         supervisor = type(harness.supervisor)()
         engine = type(harness.engine)(harness.engine.spec)
@@ -166,7 +165,7 @@ def test_a_port_that_is_taken_is_fatal_with_the_address(serve: Any, settings: Fr
 
 
 def test_an_engine_that_grants_nothing_at_first_is_asked_again(
-    play: Any, settings: FrontEndConfig, supervisor_type: Any, engine_type: Any, spec: Any, monkeypatch: Any
+    play: Any, settings: StartFrontEnd, supervisor_type: Any, engine_type: Any, spec: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.05)
 
@@ -196,7 +195,7 @@ def test_an_engine_that_grants_nothing_at_first_is_asked_again(
 
 
 def test_an_engine_that_was_called_down_is_not_asked_again(
-    play: Any, settings: FrontEndConfig, supervisor_type: Any, engine_type: Any, spec: Any, monkeypatch: Any
+    play: Any, settings: StartFrontEnd, supervisor_type: Any, engine_type: Any, spec: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.01)
     monkeypatch.setattr("adamix_server.frontend.server.HEARTBEAT_S", 0.01)
@@ -241,7 +240,7 @@ def test_an_engine_that_was_called_down_is_not_asked_again(
 )
 def test_only_what_trying_again_cannot_cure_is_fatal(
     play: Any,
-    settings: FrontEndConfig,
+    settings: StartFrontEnd,
     supervisor_type: Any,
     engine_type: Any,
     spec: Any,
@@ -270,7 +269,7 @@ def test_only_what_trying_again_cannot_cure_is_fatal(
 
 @pytest.mark.parametrize("order", [None, Drain(delay_s=0, grace_s=1)])
 def test_told_to_end_before_there_was_an_engine(
-    play: Any, order: Drain | None, settings: FrontEndConfig, supervisor_type: Any
+    play: Any, order: Drain | None, settings: StartFrontEnd, supervisor_type: Any
 ) -> None:
     async def scene() -> None:
         supervisor = supervisor_type()

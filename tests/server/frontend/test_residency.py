@@ -7,13 +7,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import grpc.aio
+import msgspec
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Overloaded, Unavailable
+from adamix.manifest import HeadSpec
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.rows import VersionRecord, VersionRow
 from adamix_server.frontend.residency import Residency
 from adamix_server.telemetry.metrics import Recorder
 
@@ -241,7 +243,7 @@ def test_a_front_end_that_restarts_pins_what_the_catalog_says(serve: Any, seed: 
     serve(second_life)
 
 
-def test_a_pin_that_nobody_remembers_is_let_go(serve: Any, seed: Any, make_adapter: Make) -> None:
+def test_a_pin_that_nobody_remembers_is_unpinned(serve: Any, seed: Any, make_adapter: Make) -> None:
     seed("sst2", make_adapter())
 
     async def scenario(harness: Any) -> None:
@@ -354,17 +356,22 @@ class SlowWorld:
             create_time_us=0,
             num_bytes=1,
             backbone_fingerprint="a" * 64,
-            manifest_json="{}",
+            head=HeadSpec(type="classification", pooling="mean"),
+            max_length=16,
             live=True,
             pinned=task in self.pins,
         )
 
-    def hold(self) -> Any:
+    def reading(self) -> Any:
         return nullcontext()
 
     # The catalog.
     def pinned(self) -> tuple[str, ...]:
         return ("d",) if self.pins else ()
+
+    def get_version(self, tenant: str, task: str, digest: str) -> VersionRecord:
+        row = self.resolve(tenant, task, digest)
+        return VersionRecord(**msgspec.structs.asdict(row), manifest_json="{}")
 
     def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool) -> VersionRow:
         if pinned:

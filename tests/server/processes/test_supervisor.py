@@ -11,10 +11,11 @@ import pytest
 from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix_server import app, keeper
 from adamix_server.app import Supervisor
-from adamix_server.config import ServerConfig
-from adamix_server.frames import (
+from adamix_server.codec import FromChild
+from adamix_server.config import EngineSettings, ServerConfig
+from adamix_server.port import cannot_listen
+from adamix_server.supervisor_frames import (
     Agreed,
-    AnyFrame,
     DrainWanted,
     EngineDown,
     EngineUp,
@@ -24,14 +25,13 @@ from adamix_server.frames import (
     Seen,
     Stats,
 )
-from adamix_server.port import cannot_listen
 from adamix_testing.stage import Played, Stage, healthy
 
 
 def play(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    first_words: Callable[[str, int], AnyFrame | None],
+    first_words: Callable[[str, int], FromChild | None],
     scene: Callable[[Supervisor, Stage, asyncio.Event], Coroutine[Any, Any, None]],
     *,
     front_ends: int = 1,
@@ -47,7 +47,7 @@ def play(
     async def run() -> None:
         serving = asyncio.Event()
         config = ServerConfig(
-            backbone="x",
+            engine=EngineSettings(backbone="x"),
             store=tmp_path / "store",
             listen="127.0.0.1:0",
             drain_delay_s=0,
@@ -104,7 +104,7 @@ def test_a_front_end_that_dies_is_replaced_on_the_same_port(monkeypatch: pytest.
         await serving.wait()
         stage.children["frontend-0"][0].die()
         await until(lambda: len(stage.children["frontend-0"]) == 2)
-        assert stage.children["frontend-0"][1].start_frame.config["listen"] == "127.0.0.1:4711"
+        assert stage.children["frontend-0"][1].start_frame.listen == "127.0.0.1:4711"
         await until(lambda: stage.children["frontend-0"][1].is_ready)
         supervisor.stop()
 
@@ -130,7 +130,7 @@ def test_a_stop_before_anything_is_ready_ends_at_once(monkeypatch: pytest.Monkey
         await until(lambda: bool(stage.children["engine"]))
         supervisor.stop()
 
-    def silent(name: str, number: int) -> AnyFrame:
+    def silent(name: str, number: int) -> FromChild:
         return app.Stats(samples=[])
 
     stage = play(monkeypatch, tmp_path, silent, scene)
@@ -157,7 +157,7 @@ def test_a_child_that_never_comes_up_is_given_up_on(monkeypatch: pytest.MonkeyPa
 def test_a_replacement_that_cannot_start_for_a_while_does_not_end_the_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def flaky(name: str, number: int) -> AnyFrame | None:
+    def flaky(name: str, number: int) -> FromChild | None:
         if name == "engine" and number in range(2, 9):
             return Fatal(message="disk hiccup") if number % 2 else None
         return healthy(name, number)
@@ -219,7 +219,7 @@ def test_a_machine_without_room_for_a_process_is_asked_again(monkeypatch: pytest
 def test_a_machine_without_room_for_the_first_process_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
 
-    def no_room(name: str, number: int) -> AnyFrame:
+    def no_room(name: str, number: int) -> FromChild:
         raise OSError(errno.EMFILE, "Too many open files")
 
     with pytest.raises(FailedPrecondition, match="the engine process cannot be started: Too many open files"):
@@ -258,18 +258,18 @@ def test_an_operator_may_ask_for_the_drain_through_a_front_end(monkeypatch: pyte
 def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def second_is_late(name: str, number: int) -> AnyFrame:
+    def second_is_late(name: str, number: int) -> FromChild:
         return Stats(samples=[]) if name == "frontend-1" else healthy(name, number)
 
     async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
         await until(lambda: len(stage.children) == 3 and stage.children["frontend-0"][0].is_ready)
         assert not serving.is_set()
         ((first,), (second,)) = stage.children["frontend-0"], stage.children["frontend-1"]
-        second.says.put_nowait(Ready(address=first.start_frame.config["listen"]))
+        second.says.put_nowait(Ready(address=first.start_frame.listen))
         await serving.wait()
         for child in (first, second):
-            assert child.start_frame.config["shares_port"]
-            assert child.start_frame.config["listen"] == first.start_frame.config["listen"] != "127.0.0.1:0"
+            assert child.start_frame.shares_port
+            assert child.start_frame.listen == first.start_frame.listen != "127.0.0.1:0"
         supervisor.stop()
 
     play(monkeypatch, tmp_path, second_is_late, scene, front_ends=2)
@@ -321,7 +321,7 @@ def test_front_ends_agree_through_the_supervisor_and_without_a_dead_one(
 def test_one_front_end_that_cannot_start_ends_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
 
-    def second_cannot(name: str, number: int) -> AnyFrame:
+    def second_cannot(name: str, number: int) -> FromChild:
         return Fatal(message="no more ports") if name == "frontend-1" else healthy(name, number)
 
     with pytest.raises(FailedPrecondition, match="no more ports"):
