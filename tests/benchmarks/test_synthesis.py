@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from adamix import adapter_file
-from adamix.adapter_file import canonical_json
 from adamix.manifest import BackboneSpec
+from adamix.tensors import canonical_json
 from adamix_bench.synthesis import SynthTask, fill_names, fill_store, make_task, task_name
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adamix.adapter_file import AdapterFile, canonical_json, encode
+from adamix.adapter_file import AdapterFile, encode
 from adamix.manifest import BackboneSpec
+from adamix.tensors import canonical_json
 from adamix_server.client import Input
 
 OLD = Path(__file__).parent.parent / "server" / "catalog" / "old_stores" / "schema_2"
