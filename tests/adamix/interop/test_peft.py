@@ -250,8 +250,8 @@ def lora(make_adapter: Any, backbone: Any, sites: tuple[str, ...], pooling: str,
     """A LoRA of different ranks and scales, with the head of its family's sequence classifier."""
     import msgspec
 
-    parts = [make_adapter(seed, "lora", (site,), 2 + seed, 3, pooling, dense, backbone.spec) for seed, site in
-             enumerate(sites)]  # fmt: skip
+    shape = {"kind": "lora", "pooling": pooling, "dense": dense, "spec": backbone.spec}
+    parts = [make_adapter(seed, sites=(site,), rank=2 + seed, **shape) for seed, site in enumerate(sites)]
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     family = backbone.spec.model_type
     if backbone.family.is_decoder:
@@ -331,6 +331,6 @@ def test_what_peft_has_no_words_for_is_refused(
         export_peft(lora(make_adapter, base.backbone, ("attn_q",), "cls", "own"), tmp_path / "full")
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep me"
     decoder = make_classifier("llama").backbone
-    with_bias = make_adapter(0, "lora", ("attn_q",), 2, 3, "last", "none", decoder.spec)
+    with_bias = make_adapter(0, kind="lora", sites=("attn_q",), rank=2, pooling="last", spec=decoder.spec)
     with pytest.raises(FailedPrecondition, match="output layer has a bias, transformers' has none"):
         export_peft(with_bias, tmp_path / "peft")
