@@ -146,7 +146,8 @@ def test_the_counts_are_those_of_pytest(tmp_path: Path) -> None:
 
 def test_a_command_that_takes_too_long_is_ended() -> None:
     assert on_gpu._run(["-c", "import time; time.sleep(60)"], 0.5) is None
-    assert on_gpu._run(["-c", "import adamix, adamix_kernels, adamix_bench, adamix_testing; raise SystemExit(3)"], 60) == 3
+    imports = "import adamix, adamix_kernels, adamix_bench, adamix_testing"
+    assert on_gpu._run(["-c", f"{imports}; raise SystemExit(3)"], 60) == 3
 
 
 def test_folders_that_are_named_exist() -> None:
