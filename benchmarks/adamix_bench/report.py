@@ -1,6 +1,5 @@
 """The outcome of a run: one JSON document that is saved after every part, tables for people, one plot."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from adamix.errors import AdamixError
+from adamix_bench import reports
 from adamix_bench.load import Outcome
 from adamix_bench.measure import Goal, Spread, rates
 from adamix_bench.workload import Requests
@@ -124,15 +124,12 @@ class Report:
 
     def save(self) -> None:
         """Write what there is; a run that is cut short later leaves this behind."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        temporary = self.out / ".serving.json"
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.out / "serving.json")
+        reports.save(self.to_json(), self.out / "serving.json")
 
     def tables(self) -> Group:
         parts = [_ways_table(self.ways)] if self.ways else []
         if self.goals:
-            parts.append(_goals_table(self.goals))
+            parts.append(reports.goals_table(self.goals))
         if self.shares:
             parts.append(_shares_table(self.shares))
         return Group(*parts)
@@ -142,20 +139,11 @@ def plot(report: Report) -> Path | None:
     """Throughput of every way, and how long calls took; None if nothing was measured."""
     if not report.ways:
         return None
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (speed, wait) = plt.subplots(1, 2, figsize=(11, 1.6 + 0.32 * len(report.ways)), layout="constrained")
-    names = list(report.ways)
-    medians = [report.ways[name].inputs_per_s.median for name in names]
-    lows = [report.ways[name].inputs_per_s.median - report.ways[name].inputs_per_s.lowest for name in names]
-    highs = [report.ways[name].inputs_per_s.highest - report.ways[name].inputs_per_s.median for name in names]
-    bars = speed.barh(range(len(names)), medians, xerr=[lows, highs], color="#1f6f8b", ecolor="#55636b")
-    speed.bar_label(bars, [f" {value:,.0f}" for value in medians], fontsize=7)
-    speed.set_yticks(range(len(names)), names, fontsize=7)
-    speed.invert_yaxis()
+    figure, (speed, wait) = reports.pyplot().subplots(
+        1, 2, figsize=(11, 1.6 + 0.32 * len(report.ways)), layout="constrained"
+    )
+    rates = {name: way.inputs_per_s for name, way in report.ways.items()}
+    speed.bar_label(reports.bars(speed, rates), [f" {rate.median:,.0f}" for rate in rates.values()], fontsize=7)
     speed.margins(x=0.15)
     speed.set(title="Inputs a second (median, lowest, highest)")
     for name, way in report.ways.items():
@@ -165,12 +153,7 @@ def plot(report: Report) -> Path | None:
     wait.set(title="Calls answered within", xlabel="ms", xscale="log", ylim=(0, 1.02))
     if wait.lines:
         wait.legend(fontsize=6, frameon=False)
-    for axes in (speed, wait):
-        axes.spines[["top", "right"]].set_visible(False)
-    path = report.out / "serving.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return reports.save_figure(figure, report.out / "serving.png")
 
 
 def _ways_table(ways: dict[str, Way]) -> Table:
@@ -188,21 +171,6 @@ def _ways_table(ways: dict[str, Way]) -> Table:
                 ", ".join(f"{count} {code}" for code, count in way.errors.items()) or "0",
             ]
         table.add_row(*cells)
-    return table
-
-
-def _goals_table(goals: Sequence[Goal]) -> Table:
-    table = Table("", "what", "target", "median", "min", "max", "holds?")
-    for goal in goals:
-        bound = "" if goal.target is None else f"{'>=' if goal.at_least else '<='} {goal.target:g}"
-        found = ("-", "-", "-")
-        if goal.measured is not None:
-            values = (goal.measured.median, goal.measured.lowest, goal.measured.highest)
-            found = (f"{values[0]:.3g}", f"{values[1]:.3g}", f"{values[2]:.3g}")
-        verdict = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[goal.holds]
-        if goal.target is not None and goal.measured is None:
-            verdict = "not measured"
-        table.add_row(goal.name, goal.what + (f" ({goal.note})" if goal.note else ""), bound, *found, verdict)
     return table
 
 

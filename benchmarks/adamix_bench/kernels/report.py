@@ -1,6 +1,5 @@
 """The outcome of a run: one JSON document, tables for people, and a roofline plot."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from adamix_bench import reports
 from adamix_bench.kernels.cells import Cell
 from adamix_bench.kernels.verdicts import Measured, decode_goals, floor_goals, judge_rule
 from adamix_bench.measure import Goal
@@ -69,15 +69,12 @@ class Report:
 
     def save(self) -> None:
         """Write what there is."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / ".kernels.json"
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.directory / "kernels.json")
+        reports.save(self.to_json(), self.directory / "kernels.json")
 
     def tables(self) -> Group:
         parts = [_cells_table(self)]
         if self.goals:
-            parts.append(_goals_table(self.goals))
+            parts.append(reports.goals_table(self.goals))
         if self.rule:
             parts.append(_rule_table(self.rule))
         return Group(*parts)
@@ -89,12 +86,7 @@ def plots(report: Report) -> list[Path]:
     known = [(each, each.us) for each in report.cells.values() if each.us is not None]
     if not known or find_spec("matplotlib") is None:
         return []
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    figure, axes = reports.pyplot().subplots(figsize=(9, 6), layout="constrained")
 
     def dots(found: list[tuple[int, float]], label: str, size: float, color: str | None = None) -> None:
         moved = [num_bytes for num_bytes, _ in found]
@@ -122,11 +114,7 @@ def plots(report: Report) -> list[Path]:
     axes.set(xscale="log", yscale="log", xlabel="bytes that have to be moved", ylabel="GB/s")
     axes.set_title(f"Bottlenecks of a mixed batch, {report.device}")
     axes.legend(fontsize=7, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    path = report.directory / "kernels.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return [path]
+    return [reports.save_figure(figure, report.directory / "kernels.png")]
 
 
 def _cells_table(report: Report) -> Table:
@@ -143,18 +131,6 @@ def _cells_table(report: Report) -> Table:
             text = "-" if us is None else f"{us:,.1f}"
             row.append(f"[bold]{text}[/]" if form == each.best_form else text)
         table.add_row(*row)
-    return table
-
-
-def _goals_table(goals: Sequence[Goal]) -> Table:
-    table = Table("", "what", "target", "measured", "holds?")
-    for goal in goals:
-        bound = "" if goal.target is None else f"{'>=' if goal.at_least else '<='} {goal.target:g}"
-        measured = "-" if goal.measured is None else f"{goal.measured.median:.3g}"
-        verdict = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[goal.holds]
-        if goal.target is not None and goal.measured is None:
-            verdict = "not measured"
-        table.add_row(goal.name, goal.what + (f" ({goal.note})" if goal.note else ""), bound, measured, verdict)
     return table
 
 

@@ -1,6 +1,5 @@
 """Write what a store holds: `quality.json`, `quality.md` and three pictures, and print the tables."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from adamix import adapter_file
 from adamix.errors import InvalidData
+from adamix_bench import reports
 from adamix_bench.machine import describe
 from adamix_bench.quality import plots, report, tuning
 from adamix_bench.quality.settings import QualitySettings
@@ -41,7 +41,7 @@ def write(
     )
     tables, lines = report.tables(records), report.claim_lines(document["claim"])
     text = "\n".join(["\n".join(f"- {line}" for line in lines), "", *(table.markdown() for table in tables)])
-    adapter_file.write(out / "quality.json", (json.dumps(document, indent=1) + "\n").encode())
+    reports.save(document, out / "quality.json")
     adapter_file.write(out / "quality.md", text.encode())
     plots.violins(records, out / "quality-routes.png")
     plots.paired_differences(records, out / "quality-differences.png")

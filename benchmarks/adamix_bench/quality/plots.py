@@ -7,17 +7,16 @@ its own besides.
 import statistics as plain
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adamix_bench import reports
 from adamix_bench.quality.statistics import Record, RunKey, differences, mean_of, runs, values
 from adamix_bench.quality.trainings import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072b2", "#d55e00", "#009e73", "#b8c4ca", "#2b3338"
-_DPI = 130
 # Fewer values than this are drawn as points: a density of them would be invented.
 _LEAST_FOR_A_VIOLIN = 4
 _MOST_IN_A_LINE = 4
@@ -36,7 +35,7 @@ def violins(records: Sequence[Record], path: Path) -> Path | None:
     draws = {k: r["draws"] for k, r in runs(records, "random").items() if r.get("draws") and k in merged}
     if not draws:
         return None
-    plt = _pyplot()
+    plt = reports.pyplot()
     tasks = list(dict.fromkeys(task for task, _, _ in draws))
     columns = len(tasks) if len(tasks) <= _MOST_IN_A_LINE else -(-len(tasks) // 2)
     lines = -(-len(tasks) // columns)
@@ -59,7 +58,7 @@ def violins(records: Sequence[Record], path: Path) -> Path | None:
     }
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle("Merged adapter and random routes (runs moved to the mean of their merged values)", fontsize=10)
-    return _saved(figure, path)
+    return reports.save_figure(figure, path)
 
 
 def paired_differences(
@@ -77,7 +76,7 @@ def paired_differences(
     for (task, rows, _), difference in found.items():
         groups.setdefault(f"{task}, {rows}", []).append(100 * difference)
     groups["all runs"] = [100 * difference for difference in found.values()]
-    plt = _pyplot()
+    plt = reports.pyplot()
     figure, axes = plt.subplots(figsize=(8, 1.4 + 0.36 * len(groups)), layout="constrained")
     for line, (name, points) in enumerate(groups.items()):
         colour = _ORANGE if name == "all runs" else _BLUE
@@ -93,8 +92,7 @@ def paired_differences(
     axes.set_yticks(range(len(groups)), [f"{name} ({len(points)})" for name, points in groups.items()], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"{first} minus {second}, points; mean and 95 % interval, dots are runs", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    return _saved(figure, path)
+    return reports.save_figure(figure, path)
 
 
 def ablations(records: Sequence[Record], path: Path, against: str = "merged") -> Path | None:
@@ -107,7 +105,7 @@ def ablations(records: Sequence[Record], path: Path, against: str = "merged") ->
     found = {method: mean for method, mean in compared.items() if method != against and mean.count}
     if not found:
         return None
-    plt = _pyplot()
+    plt = reports.pyplot()
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(found)), layout="constrained")
     for line, mean in enumerate(found.values()):
         middle = 100 * (mean.mean_difference or 0.0)
@@ -117,8 +115,7 @@ def ablations(records: Sequence[Record], path: Path, against: str = "merged") ->
     axes.set_yticks(range(len(found)), [f"{method} ({mean.count})" for method, mean in found.items()], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"minus {against}, points; mean and 95 % interval over (runs that both have)", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    return _saved(figure, path)
+    return reports.save_figure(figure, path)
 
 
 def _violins_of_task(
@@ -154,7 +151,6 @@ def _violins_of_task(
     axes.set_xticks(range(len(sizes)), [f"{size} rows" for size in sizes], fontsize=8)
     axes.set_xlim(-0.6, len(sizes) - 0.4)
     axes.tick_params(axis="y", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _violin(axes: "Axes", place: int, found: Sequence[float]) -> None:
@@ -165,22 +161,3 @@ def _violin(axes: "Axes", place: int, found: Sequence[float]) -> None:
     for body in axes.violinplot([found], [place], widths=0.7, showextrema=False)["bodies"]:  # type: ignore[attr-defined]
         body.set(facecolor=_BLUE, alpha=0.35, edgecolor=_BLUE, label=label)
     axes.plot([place] * len(found), found, ".", color=_BLUE, markersize=2.5, alpha=0.6)
-
-
-def _pyplot() -> Any:
-    """matplotlib.pyplot, for files alone."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _saved(figure: "Figure", path: Path) -> Path:
-    from matplotlib import pyplot as plt
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
-    return path

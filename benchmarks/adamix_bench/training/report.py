@@ -1,6 +1,5 @@
 """The outcome of a run: one JSON document, a table for people, one plot."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from adamix_bench import reports
 from adamix_bench.measure import Goal, Spread
 from adamix_bench.training.rounds import Found, over
 from adamix_bench.training.ways import MIXTURE, PEER, Way
@@ -59,13 +59,10 @@ class Report:
 
     def save(self) -> None:
         """Write what there is; a run that is cut short later leaves this behind."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        temporary = self.out / ".training.json"
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.out / "training.json")
+        reports.save(self.to_json(), self.out / "training.json")
 
     def tables(self) -> Group:
-        return Group(self._ways_table(), _goals_table(self.goals))
+        return Group(self._ways_table(), reports.goals_table(self.goals))
 
     def _way_json(self, name: str) -> dict[str, Any]:
         found, mixture = self.found[name], self.ways[name].mixture
@@ -107,25 +104,16 @@ def plot(report: Report) -> Path | None:
     """Time of a step and memory of every way; None before the first round."""
     if over(report.found, MIXTURE, PEER) is None:
         return None
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     names = list(report.found)
-    figure, (speed, room) = plt.subplots(1, 2, figsize=(11, 1.8 + 0.34 * len(names)), layout="constrained", sharey=True)
-    spreads = [Spread(tuple(1e3 * value for value in report.found[name].step_s)) for name in names]
-    lows = [spread.median - spread.lowest for spread in spreads]
-    highs = [spread.highest - spread.median for spread in spreads]
+    size = (11, 1.8 + 0.34 * len(names))
+    figure, (speed, room) = reports.pyplot().subplots(1, 2, figsize=size, layout="constrained", sharey=True)
+    spreads = {name: Spread(tuple(1e3 * value for value in report.found[name].step_s)) for name in names}
     colours = ["#1f6f8b" if name == MIXTURE else "#55636b" if name == PEER else "#a9c3cc" for name in names]
-    medians = [spread.median for spread in spreads]
-    bars = speed.barh(range(len(names)), medians, xerr=[lows, highs], color=colours, ecolor="#333333")
+    bars = reports.bars(speed, spreads, colours)
     ratios = [ratio.median for name in names if (ratio := over(report.found, name, PEER)) is not None]
     speed.bar_label(bars, [f" {ratio:.2f}" for ratio in ratios], fontsize=8)
-    limit = TARGET * medians[names.index(PEER)]
+    limit = TARGET * spreads[PEER].median
     speed.axvline(limit, color="#b03a2e", linestyle="--", linewidth=1, label=f"{TARGET} x the peer")
-    speed.set_yticks(range(len(names)), names, fontsize=8)
-    speed.invert_yaxis()
     speed.margins(x=0.12)
     speed.set(title="A step (median, lowest, highest; times the peer's)", xlabel="ms", xlim=(0, None))
     speed.legend(fontsize=7, frameon=False, loc="lower right")
@@ -137,23 +125,4 @@ def plot(report: Report) -> Path | None:
         left = [total + size for total, size in zip(left, sizes, strict=True)]
     room.set(title="Kept in memory while training", xlabel="MiB beside the backbone")
     room.legend(fontsize=7, frameon=False, loc="lower right", ncols=len(_STACK))
-    for axes in (speed, room):
-        axes.spines[["top", "right"]].set_visible(False)
-    path = report.out / "training.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
-
-
-def _goals_table(goals: Sequence[Goal]) -> Table:
-    table = Table("", "what", "target", "median", "min", "max", "holds?")
-    for goal in goals:
-        found = ("-", "-", "-")
-        if goal.measured is not None:
-            values = (goal.measured.median, goal.measured.lowest, goal.measured.highest)
-            found = (f"{values[0]:.3f}", f"{values[1]:.3f}", f"{values[2]:.3f}")
-        verdict = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[goal.holds]
-        if goal.target is not None and goal.measured is None:
-            verdict = "not measured"
-        table.add_row(goal.name, goal.what, "" if goal.target is None else f"<= {goal.target:g}", *found, verdict)
-    return table
+    return reports.save_figure(figure, report.out / "training.png")
