@@ -1,5 +1,7 @@
 """Adapters of random weights for a given backbone."""
 
+from typing import Protocol
+
 import msgspec
 import numpy as np
 from numpy.random import Generator
@@ -78,6 +80,20 @@ def adapter_bytes(
         spec = msgspec.structs.replace(spec, fingerprint=fingerprint)
     manifest = make_manifest(spec, head, max_length=max_length, training=training)
     return adapter_file.encode(manifest, {name: TensorData("F32", array) for name, array in arrays.items()})
+
+
+class MakeAdapter(Protocol):
+    """The fixture `make_adapter` of the front end's tests: `adapter_bytes` for the backbone that is played."""
+
+    def __call__(
+        self,
+        head: HeadSpec = ...,
+        *,
+        seed: int = 0,
+        max_length: int = 16,
+        bad: float | None = None,
+        fingerprint: str | None = None,
+    ) -> bytes: ...
 
 
 def _weights_at(name: str, kind: Kind, rank: int, widths: tuple[int, int], random: Generator) -> dict[str, TensorData]:
