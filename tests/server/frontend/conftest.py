@@ -3,12 +3,10 @@
 The catalog, the blob store, the tokenizer and the validation child are the real ones; only the numbers are made up.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,9 +15,8 @@ from adamix_server.config import FrontEndConfig
 from adamix_testing import catalogs
 from adamix_testing.adapters import MakeAdapter, adapter_bytes
 from adamix_testing.catalogs import Seed
-from adamix_testing.event_loop import TEST_TIMEOUT_S, clean_loop
+from adamix_testing.event_loop import clean_loop
 from adamix_testing.fake_engine import FakeEngine
-from adamix_testing.fake_supervisor import FakeSupervisor
 from adamix_testing.harness import Harness, StartServing, front_end_config, serving
 from adamix_testing.manifests import make_spec
 from adamix_testing.word_tokenizers import BERT_SPECIAL, bert_words
@@ -90,49 +87,3 @@ async def start_serving(
 async def harness(start_serving: StartServing) -> Harness:
     """A front end that serves an empty catalog."""
     return await start_serving()
-
-
-@pytest.fixture(scope="session")
-def supervisor_type() -> type[FakeSupervisor]:
-    return FakeSupervisor
-
-
-@pytest.fixture(scope="session")
-def engine_type() -> type[FakeEngine]:
-    return FakeEngine
-
-
-Scenario = Callable[[Harness], Awaitable[None]]
-
-
-@pytest.fixture(scope="session")
-def play() -> Iterator[Callable[[Coroutine[Any, Any, None]], None]]:
-    """Run a coroutine to its end, within the time limit. One event loop for all: grpc.aio wants no second one."""
-
-    async def limited(scene: Coroutine[Any, Any, None]) -> None:
-        async with asyncio.timeout(TEST_TIMEOUT_S):
-            await scene
-
-    with asyncio.Runner() as runner:
-        yield lambda scene: runner.run(limited(scene))
-
-
-@pytest.fixture
-def serve(
-    store: Path, tokenizer_file: Path, spec: BackboneSpec, play: Callable[[Coroutine[Any, Any, None]], None]
-) -> Callable[..., None]:
-    """Run a scenario against a front end that serves; by default it is drained afterwards and must end cleanly."""
-
-    def run(
-        scenario: Scenario,
-        *,
-        prepare: Callable[[FakeEngine], None] = lambda engine: None,
-        adapter_root: Path | None = None,
-    ) -> None:
-        async def scene() -> None:
-            async with serving(store, tokenizer_file, spec, prepare=prepare, adapter_root=adapter_root) as harness:
-                await scenario(harness)
-
-        play(scene())
-
-    return run
