@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError
 from adamix.manifest import BackboneSpec
 from adamix_server.client import Input, Predictions
+from adamix_testing.servers import Callers, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -44,7 +44,7 @@ def permitted(swaps: list[Swap], began: float, ended: float) -> set[str]:
 
 @pytest.mark.slow
 def test_three_hundred_swaps_under_load(
-    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec, callers: Any
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec, callers: type[Callers]
 ) -> None:
     server = start_server().wait()
     inputs = [Input(task="swapped", text=text) for text in TEXTS]

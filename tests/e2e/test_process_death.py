@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import grpc
 import numpy as np
@@ -18,9 +17,9 @@ from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
 from adamix.manifest import BackboneSpec
 from adamix_server.client import Input, Predictions
+from adamix_testing.servers import Callers, Eventually, Outcome, Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
-Eventually = Callable[..., None]
 
 TASKS = ("one", "two", "three")
 TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird", "fish", "not the quick blue cat and a small dog"]
@@ -36,7 +35,7 @@ def data_of(adapter: AdapterFile) -> bytes:
 class Expected:
     """Three tasks with two versions each, and what they answer before anything goes wrong."""
 
-    def __init__(self, server: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+    def __init__(self, server: Server, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
         self.inputs = [[Input(task=task, text=text) for text in TEXTS * 8] for task in TASKS]
         self._answers: dict[str, list[tuple[str, tuple[float, ...]]]] = {}
         with server.client() as client:
@@ -60,7 +59,7 @@ class Expected:
 
 
 @contextmanager
-def health_of(server: Any) -> Iterator[Callable[[], int | None]]:
+def health_of(server: Server) -> Iterator[Callable[[], int | None]]:
     """What the health service says now; None when nobody answers."""
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -74,17 +73,17 @@ def health_of(server: Any) -> Iterator[Callable[[], int | None]]:
         yield ask
 
 
-def told_s(outcomes: list[Any], killed: float) -> float:
+def told_s(outcomes: list[Outcome], killed: float) -> float:
     """The longest that a call which was under way at the kill had to wait for its end."""
     return max((o.ended - killed for o in outcomes if o.began < killed < o.ended), default=0.0)
 
 
 @pytest.mark.slow
 def test_an_engine_killed_under_load(
-    start_server: Callable[..., Any],
+    start_server: StartServer,
     make_adapter: MakeAdapter,
     spec: BackboneSpec,
-    callers: Any,
+    callers: type[Callers],
     eventually: Eventually,
 ) -> None:
     server = start_server("--metrics-port", "0").wait()
@@ -125,10 +124,10 @@ def test_an_engine_killed_under_load(
 
 @pytest.mark.slow
 def test_a_front_end_killed_under_load(
-    start_server: Callable[..., Any],
+    start_server: StartServer,
     make_adapter: MakeAdapter,
     spec: BackboneSpec,
-    callers: Any,
+    callers: type[Callers],
     eventually: Eventually,
 ) -> None:
     server = start_server("--metrics-port", "0").wait()

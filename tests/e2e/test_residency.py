@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
 from adamix.manifest import BackboneSpec
 from adamix_server.client import Client, Version
+from adamix_testing.servers import StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -43,7 +43,7 @@ def until_device(client: Client, task: str, digest: str) -> Version:
 
 
 def test_load_unload_and_the_limit_of_pins(
-    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     adapters = [make_adapter(i, spec=spec) for i in range(3)]
     server = start_server("--slots", "4").wait()
@@ -72,7 +72,7 @@ def test_load_unload_and_the_limit_of_pins(
 
 
 def test_what_requests_use_is_not_unloaded(
-    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     adapter = make_adapter(10, spec=spec)
     server = start_server().wait()
@@ -106,7 +106,7 @@ def test_what_requests_use_is_not_unloaded(
 
 
 def test_pins_outlive_the_engine_and_the_server(
-    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     pinned, other = make_adapter(20, spec=spec), make_adapter(21, spec=spec)
     server = start_server("--slots", "2").wait()
