@@ -22,6 +22,7 @@ from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing
 from adamix_testing.refusals import failure, reason, status_of
 
+Context = grpc.aio.ServicerContext[Any, Any]
 PREDICT = "/adamix.v1.InferenceService/Predict"
 
 
@@ -32,15 +33,19 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
         self.behave: Callable[[], Any] = inference_pb2.PredictResponse
         self.closed = asyncio.Event()
 
-    async def Predict(self, request: Any, context: Any) -> Any:
+    async def Predict(self, request: inference_pb2.PredictRequest, context: Context) -> Any:
         return self.behave()
 
-    async def PredictStream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def PredictStream(
+        self, requests: AsyncIterator[inference_pb2.PredictStreamRequest], context: Context
+    ) -> AsyncIterator[inference_pb2.PredictStreamResponse]:
         async for _ in requests:
             self.behave()
             yield inference_pb2.PredictStreamResponse(id="x")
 
-    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         try:
             for _ in range(10_000):
                 yield inference_pb2.GenerateResponse(text_delta="x" * 10_000)
@@ -214,7 +219,7 @@ async def test_a_call_without_a_deadline_ends_with_the_servers(bare: Bare, monke
     monkeypatch.setattr("adamix_server.frontend.interceptors.DEFAULT_TIMEOUT_S", 0.05)
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def predict(request: Any, context: Any) -> Any:
+    async def predict(request: inference_pb2.PredictRequest, context: Context) -> Any:
         await never
 
     bare.servicer.Predict = predict  # type: ignore[method-assign]

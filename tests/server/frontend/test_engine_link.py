@@ -8,7 +8,20 @@ import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
 from adamix.manifest import BackboneSpec
-from adamix_server.frames import Cancel, Control, Credit, Emit, EngineUp, Event, Hello, Limits, Reply, Row, Submit
+from adamix_server.frames import (
+    AnyFrame,
+    Cancel,
+    Control,
+    Credit,
+    Emit,
+    EngineUp,
+    Event,
+    Hello,
+    Limits,
+    Reply,
+    Row,
+    Submit,
+)
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
 
 ENGINE_ID = "engine-0"
@@ -23,7 +36,7 @@ class Wire:
         self.closed = False
         self.send_error: Exception | None = None
 
-    async def send(self, frame: Any) -> None:
+    async def send(self, frame: AnyFrame) -> None:
         if self.send_error is not None:
             raise self.send_error
         self.sent.append(frame)

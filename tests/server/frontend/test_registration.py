@@ -204,7 +204,7 @@ async def test_an_upload_that_stands_still_is_ended(
 async def test_a_full_disk_says_so_and_leaves_nothing(
     start_serving: StartServing, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch, of: type, step: str
 ) -> None:
-    def full(*_arguments: Any) -> None:
+    def full(*_arguments: object) -> None:
         raise StoreFull("the server's disk is full")
 
     monkeypatch.setattr(of, step, full)

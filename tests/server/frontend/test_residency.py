@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.rows import VersionRow
+from adamix_server.frames import Control
 from adamix_server.frontend.residency import Residency
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
@@ -57,7 +58,7 @@ async def test_load_says_how_far_the_version_came(
 
 @pytest.mark.parametrize("call", [load, unload, pin])
 async def test_what_is_not_there_is_not_found(
-    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, call: Any
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, call: Callable[..., Awaitable[object]]
 ) -> None:
     digest = seed("sst2", make_adapter())
     other = seed("other", make_adapter(seed=1), tenant="stranger")
@@ -184,7 +185,7 @@ async def test_an_engine_that_dies_right_after_its_answer_changes_nothing_about_
     harness = await start_serving()
     engine, reply = harness.engine, harness.engine.reply
 
-    def reply_once(control: Any) -> None:
+    def reply_once(control: Control) -> None:
         reply(control)
         if control.op == "pin":
             engine.silent_on = {"pin"}
@@ -286,7 +287,7 @@ async def test_a_pin_changes_the_etag_of_its_task(
 class SlowWorld:
     """A catalog of two tasks with the same bytes, and an engine; every step takes a few turns of the loop."""
 
-    spec: BackboneSpec = None
+    spec: BackboneSpec | None = None
 
     def __init__(self, generator: random.Random) -> None:
         self.random = generator

@@ -81,7 +81,7 @@ def test_equal_to_transformers_with_and_without_truncation(tmp_path: Path) -> No
 )
 @pytest.mark.parametrize("pair", [("w1 w2 w9", None), ("w1 w2 w9", "w3 w4 w5 w6 w7"), ("w3 w4 w5 w6", "w1")])
 def test_equal_to_the_tokenizer_itself_for_every_way_to_join(
-    tmp_path: Path, processor: Any, pair: tuple[str, str | None]
+    tmp_path: Path, processor: processors.PostProcessor | None, pair: tuple[str, str | None]
 ) -> None:
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(10))])}
     theirs = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

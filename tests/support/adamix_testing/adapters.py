@@ -1,6 +1,6 @@
 """Adapters of random weights for a given backbone."""
 
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import msgspec
 import numpy as np
@@ -94,6 +94,23 @@ class MakeAdapter(Protocol):
         bad: float | None = None,
         fingerprint: str | None = None,
     ) -> bytes: ...
+
+
+class AdapterShape(TypedDict, total=False):
+    """What `random_adapter` makes, each part optional."""
+
+    kind: Kind
+    sites: tuple[str, ...]
+    rank: int
+    num_labels: int
+    pooling: Pooling
+    dense: Dense
+
+
+class MakeRandomAdapter(Protocol):
+    """The fixture `make_adapter` of all other tests: `random_adapter`, for a tiny BERT if no `spec` is given."""
+
+    def __call__(self, seed: int, *, spec: BackboneSpec = ..., **shape: Unpack[AdapterShape]) -> AdapterFile: ...
 
 
 def _weights_at(name: str, kind: Kind, rank: int, widths: tuple[int, int], random: Generator) -> dict[str, TensorData]:
