@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo bench test test-full check aot aot-versions protos gpu clean
+.PHONY: help setup demo bench test test-full check check-protos aot aot-versions protos gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,10 +46,11 @@ demo: $(SETUP)
 
 # Two at a time, because most tests of whole servers wait for processes to start; the tests of one file stay together.
 test: $(SETUP)
-	@$(BIN)/pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
+	@$(BIN)/pytest -q -n 2 --dist loadfile --durations=10 -m "not long" $(ARGS)
 
 # The table of what the kernels take on each target comes first: a test asks whether it is the table of these kernels.
-test-full: aot test
+test-full: aot
+	@$(BIN)/pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
 
 # Compiles every entry of the plans for every target; commit the result.
 aot: $(SETUP)
@@ -73,6 +74,10 @@ check: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory check-protos
+
+# The schema's lint, and whether the generated code is that of the schema.
+check-protos: $(SETUP)
 	PYTHON=$(BIN)/python protos/generate.sh --lint
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
 	    PYTHON=$(BIN)/python protos/generate.sh "$$fresh" && \

@@ -59,6 +59,10 @@ def serving(
     server: Annotated[str | None, typer.Option(help="HOST:PORT of a running server to ask.  [default: own]")] = None,
     peers: Annotated[bool, typer.Option("--peers", help="Also padded transformers and PEFT, in process.")] = False,
     targets: Annotated[bool, typer.Option("--targets", help="Measure everything that has a target.")] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Compare processor time with the server of another checkout and its .venv."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run: tiny random backbone, few requests.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, texts, tasks and arrivals.")] = _DEFAULTS.seed,
     out: Annotated[Path, typer.Option(help="Directory of the JSON and the plot.")] = Path("bench-output"),
@@ -90,7 +94,8 @@ def serving(
         )
         from adamix_bench.serving import run
 
-        document = run(settings, targets=targets, quick=quick, out=out, command=sys.argv[1:], quiet=json_)
+        command = sys.argv[1:]
+        document = run(settings, targets=targets, against=against, quick=quick, out=out, command=command, quiet=json_)
         if json_:
             typer.echo(json.dumps(document))
         if not document["complete"]:

@@ -44,12 +44,17 @@ def of_engine(bench: Workbench, engine: MixedEngine, requests: Requests) -> dict
 def of_server(engine: MixedEngine, load: LoadProcess, address: str, requests: Requests) -> dict[str, float]:
     """The server's logits against the engine's in process. Raises AdamixError when an input fails."""
     sample = _first(requests, _SAMPLE)
-    payloads = predict_payloads(sample, MAX_INPUTS_PER_CALL, return_logits=True)
+    in_process = engine.logits(sample, sample.batches(_TOKEN_BUDGET))
+    return {"server, engine in process": largest(server_logits(load, address, requests), in_process)}
+
+
+def server_logits(load: LoadProcess, address: str, requests: Requests) -> list[NDArray[np.float32]]:
+    """What a server answers to a sample. Raises AdamixError when an input fails."""
+    payloads = predict_payloads(_first(requests, _SAMPLE), MAX_INPUTS_PER_CALL, return_logits=True)
     outcome = load.run(Plan(address=address, payloads=payloads, keep_answers=True))
     if outcome.errors:
         raise AdamixError(f"the server did not answer a sample of requests: {', '.join(outcome.errors)}")
-    in_process = engine.logits(sample, sample.batches(_TOKEN_BUDGET))
-    return {"server, engine in process": largest(read_logits(outcome.answers), in_process)}
+    return read_logits(outcome.answers)
 
 
 def of_peft(peft: PeftBackbone, engine: MixedEngine, requests: Requests) -> dict[str, float]:

@@ -85,17 +85,21 @@ def in_turns(
     ways: Mapping[str, Callable[[], T]],
     repetitions: int,
     on_turn: Callable[[int, Mapping[str, Sequence[T]]], None],
+    *,
+    there_and_back: bool = False,
 ) -> dict[str, list[T]]:
     """Call every way once a turn, in the order given; one turn more before the first that counts.
 
     Args:
+        there_and_back: every second turn goes in the opposite order, so that no way always comes after the same one.
         on_turn: called before each turn with its number (0 is the one that warms up) and the results of all whole
             turns so far, so that a run that is cut short has them.
     """
     found: dict[str, list[T]] = {name: [] for name in ways}
     for turn in range(repetitions + 1):
         on_turn(turn, found)
-        for name, run in ways.items():
+        order = list(ways.items())
+        for name, run in reversed(order) if there_and_back and turn % 2 else order:
             result = run()
             if turn > 0:
                 found[name].append(result)

@@ -91,6 +91,7 @@ class Report:
 
     Attributes:
         equal: largest difference of logits, or of hidden states, by pair of ways.
+        cpu_ms: milliseconds of processor time by way: what each kind of process spent on an input, and on a call.
         facts: what else a reader of the numbers needs.
         failures: parts that could not be measured, with the reason.
     """
@@ -103,6 +104,7 @@ class Report:
     goals: list[Goal] = field(default_factory=list)
     equal: dict[str, float] = field(default_factory=dict)
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    cpu_ms: dict[str, dict[str, Spread]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
@@ -118,6 +120,7 @@ class Report:
             "goals": [goal.to_json() for goal in self.goals],
             "equal": {"max_abs_diff": self.equal},
             "shares_of_time": self.shares,
+            "cpu_ms": {way: {what: s.to_json() for what, s in costs.items()} for way, costs in self.cpu_ms.items()},
             "facts": self.facts,
             "failures": self.failures,
         }
@@ -132,6 +135,8 @@ class Report:
             parts.append(reports.goals_table(self.goals))
         if self.shares:
             parts.append(_shares_table(self.shares))
+        if self.cpu_ms:
+            parts.append(_cpu_table(self.cpu_ms))
         return Group(*parts)
 
 
@@ -178,4 +183,11 @@ def _shares_table(shares: dict[str, dict[str, float]]) -> Table:
     table = Table("where the time goes", *shares)
     for kind in dict.fromkeys(kind for way in shares.values() for kind in way):
         table.add_row(kind, *(f"{way.get(kind, 0.0):.1%}" for way in shares.values()))
+    return table
+
+
+def _cpu_table(cpu_ms: dict[str, dict[str, Spread]]) -> Table:
+    table = Table("ms of processor time", *cpu_ms)
+    for what in dict.fromkeys(what for costs in cpu_ms.values() for what in costs):
+        table.add_row(what, *(f"{costs[what].median:.3f}" for costs in cpu_ms.values()))
     return table

@@ -30,11 +30,7 @@ def own_server(
     log_path: Path,
     say: Say,
 ) -> Iterator[str]:
-    """`adamix serve` in processes of its own with these tasks in its store; yields its address.
-
-    Host memory is given room for every adapter, the arena for every slot. The server computes on the CPU in fp32, as
-    the ways in this process do: else it would be compared with another machine. Its log goes to `log_path`.
-    """
+    """`adamix serve` in processes of its own with these tasks in its store; yields its address. Its log: `log_path`."""
     with tempfile.TemporaryDirectory(prefix="adamix-bench-") as name:
         directory, done = Path(name), 0
 
@@ -45,19 +41,28 @@ def own_server(
                 say(f"{done} of {num_tasks} adapters written")
 
         fill_store(directory / "store", spec, tasks, count)
-        flags = {
-            "--device": "cpu",
-            "--dtype": "float32",
-            "--slots": settings.num_slots,
-            "--arena-mib": max(64, 2 * min(settings.num_slots, num_tasks) * adapter_bytes // _MIB),
-            "--host-cache-mib": max(64, 2 * num_tasks * adapter_bytes // _MIB),
-            "--max-batch-tokens": settings.max_batch_tokens,
-            "--threads": settings.num_threads,
-            "--front-ends": settings.front_ends,
-        }
-        words = [word for flag, value in flags.items() for word in (flag, str(value))]
-        with ServerProcess(settings.backbone, directory / "store", log_path, *words) as server:
+        flags = serve_flags(settings, num_tasks, adapter_bytes)
+        with ServerProcess(settings.backbone, directory / "store", log_path, *flags) as server:
             yield server.address
+
+
+def serve_flags(settings: Settings, num_tasks: int, adapter_bytes: int) -> list[str]:
+    """Flags of `adamix serve` for so many adapters of so many bytes.
+
+    Host memory is given room for every adapter, the arena for every slot. The server computes on the CPU in fp32, as
+    the ways in this process do: else it would be compared with another machine.
+    """
+    flags = {
+        "--device": "cpu",
+        "--dtype": "float32",
+        "--slots": settings.num_slots,
+        "--arena-mib": max(64, 2 * min(settings.num_slots, num_tasks) * adapter_bytes // _MIB),
+        "--host-cache-mib": max(64, 2 * num_tasks * adapter_bytes // _MIB),
+        "--max-batch-tokens": settings.max_batch_tokens,
+        "--threads": settings.num_threads,
+        "--front-ends": settings.front_ends,
+    }
+    return [word for flag, value in flags.items() for word in (flag, str(value))]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`adamix bench serving`: puts a run together, and keeps what there is when it is cut short.
 
-The parts do the measuring: `mixed.py` one setting of tasks, popularity and loop; `targets.py` everything with a target.
+The parts do the measuring: `mixed.py` one setting of tasks, popularity and loop; `targets.py` everything with a target;
+`against.py` this checkout beside another one.
 """
 
 import tempfile
@@ -17,11 +18,12 @@ from rich.markup import escape
 
 from adamix.cli import stderr
 from adamix.errors import InvalidConfig
+from adamix_bench import against as _against
 from adamix_bench import equality, machine, mixed, tiny
 from adamix_bench import targets as _targets
 from adamix_bench.report import Report, plot
 from adamix_bench.settings import Settings
-from adamix_kernels.host_memory import keep_freed_memory
+from adamix_server.engine.host_memory import keep_freed_memory
 
 # Numbers that are cut off say nothing: a narrow terminal breaks the lines instead.
 _WIDTH = 132
@@ -32,9 +34,19 @@ _QUICK = {"tasks": 6, "requests": 48, "repetitions": 2, "inputs_per_call": 8}
 
 
 def run(
-    settings: Settings, *, targets: bool, quick: bool, out: Path, command: Sequence[str], quiet: bool
+    settings: Settings,
+    *,
+    targets: bool = False,
+    against: Path | None = None,
+    quick: bool,
+    out: Path,
+    command: Sequence[str],
+    quiet: bool,
 ) -> dict[str, Any]:
     """Measure, write `out/serving.json` and `out/serving.png`, print tables unless `quiet`.
+
+    Args:
+        against: the directory of another checkout to compare with.
 
     Returns:
         The JSON document; `complete` is False after Ctrl-C or when a part failed, and then it holds what was measured.
@@ -44,9 +56,14 @@ def run(
         AdamixError: the server did not start, or did not answer.
         OSError: `out` cannot be written.
     """
-    given = [f"--{name.replace('_', '-')}" for name in _CHOSEN if getattr(settings, name) != getattr(Settings(), name)]
-    if targets and given:
-        raise InvalidConfig(f"--targets chooses its own servers, tasks and loops: leave {' and '.join(given)} out")
+    if targets and against is not None:
+        raise InvalidConfig("--targets and --against measure different things: give one of them")
+    if targets:
+        _refuse("--targets chooses its own servers, tasks and loops", _CHOSEN, settings)
+    other = None
+    if against is not None:
+        _refuse("--against starts both servers and gives both the same calls to answer", _against.CHOSEN, settings)
+        other = _against.Checkout.at(against)
     # Before the operators start their threads. As in the engine's process, so that both sides have the same.
     torch.set_num_threads(settings.num_threads)
     keep_freed_memory()
@@ -59,7 +76,12 @@ def run(
         elif described["load_average"] > described["cores"] / 4:
             _say(f"this machine is busy (load {described['load_average']:.1f}): do not trust these numbers")
         try:
-            _measure(sized, report, targets=targets, quick=quick)
+            if targets:
+                _targets.measure(sized, _targets.QUICK if quick else _targets.FULL, report, _say)
+            elif other is not None:
+                _against.measure(sized, other, report, _say)
+            else:
+                mixed.measure(sized, report, _say)
             if sized.server is None:
                 # Another machine's server may compute in another dtype.
                 for pair, why in equality.failures(report.equal).items():
@@ -78,11 +100,11 @@ def run(
     return report.to_json()
 
 
-def _measure(settings: Settings, report: Report, *, targets: bool, quick: bool) -> None:
-    if targets:
-        _targets.measure(settings, _targets.QUICK if quick else _targets.FULL, report, _say)
-    else:
-        mixed.measure(settings, report, _say)
+def _refuse(why: str, chosen: Sequence[str], settings: Settings) -> None:
+    """Raise InvalidConfig if one of the settings that are chosen for the user was given."""
+    given = [f"--{name.replace('_', '-')}" for name in chosen if getattr(settings, name) != getattr(Settings(), name)]
+    if given:
+        raise InvalidConfig(f"{why}: leave {' and '.join(given)} out")
 
 
 @contextmanager

@@ -44,16 +44,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamix_kernels import reference
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, activation
-
-
-def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
-    """See `reference.bottleneck`."""
-    out = torch.empty_like(x)
-    _adapt(out, x, x, segments, reference.adapters_of(segments, weights))
-    return out
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, RoutedProjection, activation
 
 
 def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
@@ -79,17 +71,6 @@ def bottleneck_norm(
     out = torch.empty_like(s)
     _adapt(out, s, normed, segments, adapters)
     return F.layer_norm(out, shape, norm_weight, norm_bias, eps)
-
-
-def lora(
-    y: Tensor,
-    x: Tensor,
-    segments: Segments,
-    weights: Sequence[LoraWeights | None],
-    window: tuple[int, int] | None = None,
-) -> Tensor:
-    """See `reference.lora`."""
-    return lora_(y.clone(), x, segments, weights, window)
 
 
 def lora_(

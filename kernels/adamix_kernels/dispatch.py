@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, activation
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, RoutedProjection, activation
 
 __all__ = [
     "BottleneckWeights",
@@ -26,12 +25,10 @@ __all__ = [
     "LoraWeights",
     "RoutedProjection",
     "activation",
-    "bottleneck",
     "bottleneck_",
     "bottleneck_norm",
     "head",
     "implementations",
-    "lora",
     "lora_",
     "lora_slices_",
     "routed_low_rank",
@@ -47,12 +44,12 @@ class _Implementation:
     differentiable: frozenset[str]
 
 
-_ON_ROWS = frozenset({"bottleneck", "bottleneck_", "bottleneck_norm", "lora", "lora_", "lora_slices_", "head"})
+_ON_ROWS = frozenset({"bottleneck_", "bottleneck_norm", "lora_", "lora_slices_", "head"})
 _ROUTED = frozenset({"routed_low_rank"})
 _OPS = _ON_ROWS | _ROUTED
 _IMPLEMENTATIONS = {
     # Imported where it is used: it imports Triton, and on a CPU its kernels run in Triton's interpreter alone.
-    "triton": _Implementation("adamix_kernels.triton_ops", _ON_ROWS | _ROUTED, _ROUTED),
+    "triton": _Implementation("adamix_kernels.gpu.ops", _ON_ROWS | _ROUTED, _ROUTED),
     "cpu": _Implementation("adamix_kernels.cpu", _OPS, _ROUTED | {"head"}),
     "reference": _Implementation("adamix_kernels.reference", _OPS, _OPS),
 }
@@ -66,32 +63,6 @@ def implementations(device_type: str = "cpu") -> tuple[str, ...]:
     return _ORDER_ON_DEVICE.get(device_type, _ORDER_ELSEWHERE)
 
 
-def bottleneck(
-    x: Tensor,
-    segments: Segments,
-    weights: Sequence[BottleneckWeights | None],
-    *,
-    implementation: str | None = None,
-) -> Tensor:
-    """Add each row's bottleneck adapter: `y = x + scale * (act(x down^T + down_bias) up + up_bias)`.
-
-    Houlsby et al. 2019 where AdaMix puts it: a linear point, whose wrapped linear gives x.
-
-    Args:
-        x: [T, D], fp32, fp64, bf16 or fp16; the weights share its dtype and device. Not modified.
-        segments: the slot of each of the T rows.
-
-    Returns:
-        [T, D], a new tensor. Identity rows are equal to those of x bit for bit.
-
-    Raises:
-        ValueError: rows or slots do not fit `segments`, or the implementation does not exist.
-    """
-    _check_batch(x, segments, weights)
-    result: Tensor = _pick("bottleneck", x, implementation)(x, segments, weights)
-    return result
-
-
 def bottleneck_(
     x: Tensor,
     segments: Segments,
@@ -99,7 +70,21 @@ def bottleneck_(
     *,
     implementation: str | None = None,
 ) -> Tensor:
-    """`bottleneck`, in place on x, which is returned: identity rows cost nothing. For inference, as `lora_`."""
+    """Add each row's bottleneck adapter to it: `x += scale * (act(x down^T + down_bias) up + up_bias)`.
+
+    Houlsby et al. 2019 where AdaMix puts it: a linear point, whose wrapped linear gives x. For inference, as `lora_`.
+
+    Args:
+        x: [T, D], fp32, fp64, bf16 or fp16; the weights share its dtype and device. Modified: identity rows are left
+            as they are, bit for bit, and cost nothing.
+        segments: the slot of each of the T rows.
+
+    Returns:
+        x.
+
+    Raises:
+        ValueError: rows or slots do not fit `segments`, or the implementation does not exist.
+    """
     _check_batch(x, segments, weights)
     result: Tensor = _pick("bottleneck_", x, implementation)(x, segments, weights)
     return result
@@ -136,34 +121,6 @@ def bottleneck_norm(
     return result
 
 
-def lora(
-    y: Tensor,
-    x: Tensor,
-    segments: Segments,
-    weights: Sequence[LoraWeights | None],
-    window: tuple[int, int] | None = None,
-    *,
-    implementation: str | None = None,
-) -> Tensor:
-    """Add each row's low-rank update to a linear's output: `y[:, w0:w1] + scale * (x a^T) b` (Hu et al. 2021, eq. 3).
-
-    Args:
-        y: [T, out], the output of the wrapped linear. Not modified.
-        x: [T, in], its input.
-        segments: the slot of each of the T rows.
-        window: the columns (w0, w1) of y that the update belongs to, for one part of a fused QKV; None is all.
-
-    Returns:
-        [T, out], a new tensor. Identity rows and columns outside the window are equal to those of y bit for bit.
-
-    Raises:
-        ValueError: rows, slots or the window do not fit, or the implementation does not exist.
-    """
-    _check_lora(y, x, segments, weights, window)
-    result: Tensor = _pick("lora", y, implementation)(y, x, segments, weights, window)
-    return result
-
-
 def lora_(
     y: Tensor,
     x: Tensor,
@@ -173,7 +130,23 @@ def lora_(
     *,
     implementation: str | None = None,
 ) -> Tensor:
-    """`lora`, in place on y, which is returned. For inference: y must not be needed by autograd."""
+    """Add each row's low-rank update to a linear's output: `y[:, w0:w1] += scale * (x a^T) b` (Hu et al. 2021, eq. 3).
+
+    For inference: y must not be needed by autograd.
+
+    Args:
+        y: [T, out], the output of the wrapped linear. Modified: identity rows and columns outside the window are left
+            as they are, bit for bit.
+        x: [T, in], its input.
+        segments: the slot of each of the T rows.
+        window: the columns (w0, w1) of y that the update belongs to, for one part of a fused QKV; None is all.
+
+    Returns:
+        y.
+
+    Raises:
+        ValueError: rows, slots or the window do not fit, or the implementation does not exist.
+    """
     _check_lora(y, x, segments, weights, window)
     result: Tensor = _pick("lora_", y, implementation)(y, x, segments, weights, window)
     return result
@@ -195,7 +168,7 @@ def lora_slices_(
         windows: for each slice, its columns of y; they do not overlap.
 
     Raises:
-        ValueError: as `lora`, or the numbers of slices differ.
+        ValueError: as `lora_`, or the numbers of slices differ.
     """
     if not weights or len(weights) != len(windows) or len({len(each) for each in weights}) != 1:
         raise ValueError("lora_slices_ needs one window for each slice, and weights for as many slots in each")

@@ -12,19 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, activation
-
-
-def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
-    """`y = x + A(x)` per row, [T, D] -> [T, D]; identity rows come out bit for bit."""
-    return _add_bottleneck(x, x, segments, weights)
+from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, RoutedProjection, activation
 
 
 def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
-    """`bottleneck`, in place on x."""
-    return x.copy_(bottleneck(x, segments, weights))
+    """`x += A(x)` per row, in place on x [T, D]; identity rows stay bit for bit."""
+    # Autograd keeps the rows that went in, so those must not be overwritten.
+    rows = x.clone()
+    return x.copy_(_add_bottleneck(rows, rows, segments, weights))
 
 
 def bottleneck_norm(
@@ -41,17 +37,6 @@ def bottleneck_norm(
     return F.layer_norm(_add_bottleneck(s, normed, segments, weights), shape, norm_weight, norm_bias, eps)
 
 
-def lora(
-    y: Tensor,
-    x: Tensor,
-    segments: Segments,
-    weights: Sequence[LoraWeights | None],
-    window: tuple[int, int] | None = None,
-) -> Tensor:
-    """`y + scale * (x a^T) b` on the columns `window` of y [T, out], from x [T, in], in a new tensor."""
-    return lora_(y.clone(), x, segments, weights, window)
-
-
 def lora_(
     y: Tensor,
     x: Tensor,
@@ -59,7 +44,7 @@ def lora_(
     weights: Sequence[LoraWeights | None],
     window: tuple[int, int] | None = None,
 ) -> Tensor:
-    """`lora`, in place on y."""
+    """`y += scale * (x a^T) b` on the columns `window` of y [T, out], in place, from x [T, in]."""
     columns = slice(None) if window is None else slice(*window)
     for (_, start, end), adapter in zip(segments, adapters_of(segments, weights), strict=True):
         if adapter is not None:

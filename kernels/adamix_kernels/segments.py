@@ -93,12 +93,6 @@ class Segments:
         object.__setattr__(self, "indptr", _frozen(indptr))
 
     @classmethod
-    def from_rows(cls, slot_of_row: "Sequence[int] | NDArray[Any]") -> Self:
-        """Contiguous runs of equal slots in `slot_of_row` [T]. Rows are not reordered: order them first."""
-        rows = _integers(slot_of_row, "slot_of_row")
-        return cls.from_lengths(rows, np.ones(len(rows), np.int64))
-
-    @classmethod
     def from_lengths(
         cls,
         slots: "Sequence[int] | NDArray[Any]",

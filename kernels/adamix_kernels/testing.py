@@ -4,9 +4,9 @@ Shapes: T rows, D features, R rank, H pooled features, C outputs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights
 
 Weights = TypeVar("Weights", BottleneckWeights, LoraWeights, HeadWeights)
+Arguments = ParamSpec("Arguments")
 
 
 def error_ratio(actual: Tensor, expected: Tensor) -> float:
@@ -41,6 +42,16 @@ def assert_close(actual: Tensor, expected: Tensor, name: str = "result") -> None
     ratio, limit = error_ratio(actual, expected), tolerance(actual.dtype)
     if not ratio <= limit:
         raise AssertionError(f"{name}: error ratio {ratio:.3g} exceeds {limit:.3g} ({actual.dtype})")
+
+
+def on_a_copy(
+    op: Callable[Concatenate[Tensor, Arguments], Tensor],
+    rows: Tensor,
+    *arguments: Arguments.args,
+    **options: Arguments.kwargs,
+) -> Tensor:
+    """What an op that changes its first argument in place makes of `rows`, which stay as they are."""
+    return op(rows.clone(), *arguments, **options)
 
 
 @dataclass(frozen=True)

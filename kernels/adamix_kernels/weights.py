@@ -1,10 +1,12 @@
-"""The tensors of one slot at one site, as views into wherever they live. Knows no slots and no files.
+"""The tensors of one slot at one site, as views into wherever they live; in training, those of all experts of a
+projection. Knows no slots and no files.
 
-Shapes: D hidden size, R bottleneck dim or LoRA rank, H width of the pooled features, C outputs of a head.
+Shapes: D hidden size, R bottleneck dim or LoRA rank, H width of the pooled features, C outputs of a head, M experts,
+G groups of rows.
 Bottleneck and LoRA matrices are both stored [R, features], so that the long side is contiguous in both products.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -168,6 +170,38 @@ class HeadWeights:
             raise ValueError(f"dense gives {self.dense.shape[0]} features but out takes {self.out.shape[1]}")
         if self.activation is not None:
             activation(self.activation)
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedProjection:
+    """`y[g] = x[g] W[experts[g]]^T + b[experts[g]]` for each group g of rows (AdaMix, section 3.1).
+
+    Attributes:
+        weights: M of them, [out, in] each, as `torch.nn.Linear` keeps them.
+        biases: M of them, [out] each, or None.
+        experts: the expert of each of the G groups, on the host: its values choose which weights are read.
+
+    Raises:
+        ValueError: there is no weight, the number of biases is another, or an expert does not exist.
+    """
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor] | None
+    experts: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not self.weights or (self.biases is not None and len(self.biases) != len(self.weights)):
+            raise ValueError("a routed projection needs at least one weight, and as many biases or none")
+        if self.experts and not 0 <= min(self.experts) <= max(self.experts) < len(self.weights):
+            raise ValueError(f"route names an expert outside 0..{len(self.weights) - 1}")
+
+    @property
+    def out_features(self) -> int:
+        return len(self.weights[0])
+
+    @property
+    def in_features(self) -> int:
+        return self.weights[0].shape[1]
 
 
 def _require_matrix(tensor: Tensor, name: str) -> None:

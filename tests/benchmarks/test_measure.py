@@ -22,6 +22,14 @@ def test_ways_take_turns_and_the_first_turn_does_not_count() -> None:
     assert found == {"a": [2, 4, 6], "b": [3, 5, 7]}
 
 
+def test_ways_may_go_there_and_back() -> None:
+    order: list[str] = []
+    ways = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    found = in_turns(ways, 3, lambda *_: None, there_and_back=True)
+    assert "".join(order) == "abbaabba"
+    assert {name: len(results) for name, results in found.items()} == {"a": 3, "b": 3}
+
+
 def test_ratios_are_taken_turn_by_turn() -> None:
     # Both ways were slow in the second turn: the ratio is not.
     ratio = Spread((8.0, 4.0, 9.0)).over(Spread((10.0, 5.0, 10.0)))

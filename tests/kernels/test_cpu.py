@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adamix_kernels import cpu, dispatch, reference
 from adamix_kernels.segments import Segments
-from adamix_kernels.testing import ODD_SHAPES, BatchShape, WeightMaker, assert_close, cast
+from adamix_kernels.testing import ODD_SHAPES, BatchShape, WeightMaker, assert_close, cast, on_a_copy
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 FORMS = ["loop_on_one_thread", "loop", "tiles"]
@@ -30,18 +30,13 @@ def _no_grad():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bottleneck_equals_the_reference(shape, dtype, form, make_batch):
     batch = make_batch(shape, dtype)
-    before = batch.x.clone()
-    y = dispatch.bottleneck(batch.x, batch.segments, batch.bottlenecks, implementation="cpu")
     wide = cast(batch.bottlenecks, torch.float64)
-    assert_close(y, reference.bottleneck(batch.x.double(), batch.segments, wide))
-    assert y.dtype == dtype
-    assert torch.equal(batch.x, before)
-    assert torch.equal(y[batch.identity_rows], batch.x[batch.identity_rows])
+    expected = on_a_copy(reference.bottleneck_, batch.x.double(), batch.segments, wide)
     for implementation in ("cpu", "reference"):
         rows = batch.x.clone()
         assert dispatch.bottleneck_(rows, batch.segments, batch.bottlenecks, implementation=implementation) is rows
-        assert_close(rows, reference.bottleneck(batch.x.double(), batch.segments, wide))
-        assert torch.equal(rows[batch.identity_rows], before[batch.identity_rows])
+        assert_close(rows, expected)
+        assert torch.equal(rows[batch.identity_rows], batch.x[batch.identity_rows])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -62,17 +57,16 @@ def test_lora_equals_the_reference_and_leaves_the_rest_alone(shape, dtype, windo
     batch = make_batch(shape, dtype)
     wide_y = WeightMaker(seed=5, dtype=dtype).rows(len(batch.y), 112)
     y = batch.y if window is None else wide_y
-    expected = reference.lora(y.double(), batch.x.double(), batch.segments, cast(batch.loras, torch.float64), window)
+    expected = on_a_copy(
+        reference.lora_, y.double(), batch.x.double(), batch.segments, cast(batch.loras, torch.float64), window
+    )
     before = y.clone()
-    out_of_place = dispatch.lora(y, batch.x, batch.segments, batch.loras, window, implementation="cpu")
-    assert torch.equal(y, before)
     assert dispatch.lora_(y, batch.x, batch.segments, batch.loras, window, implementation="cpu") is y
-    for result in (y, out_of_place):
-        assert_close(result, expected)
-        assert torch.equal(result[batch.identity_rows], before[batch.identity_rows])
-        if window is not None:
-            assert torch.equal(result[:, :16], before[:, :16])
-            assert torch.equal(result[:, 96:], before[:, 96:])
+    assert_close(y, expected)
+    assert torch.equal(y[batch.identity_rows], before[batch.identity_rows])
+    if window is not None:
+        assert torch.equal(y[:, :16], before[:, :16])
+        assert torch.equal(y[:, 96:], before[:, 96:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,19 +85,21 @@ def test_heads_of_different_widths_share_a_batch(dtype):
 def test_views_with_gaps_between_their_rows_are_fine(form):
     maker = WeightMaker()
     weights = [None, maker.bottleneck(4, 24), maker.bottleneck(4, 24)]
-    x = maker.rows(10, 64)[:, 8:32]
+    array = maker.rows(10, 64)
+    before, x = array.clone(), array[:, 8:32]
     segments = Segments.from_lengths([1, 2], [4, 6])
-    y = dispatch.bottleneck(x, segments, weights, implementation="cpu")
-    assert_close(y, reference.bottleneck(x.double(), segments, cast(weights, torch.float64)))
+    expected = on_a_copy(reference.bottleneck_, x.double(), segments, cast(weights, torch.float64))
+    assert_close(dispatch.bottleneck_(x, segments, weights, implementation="cpu"), expected)
+    assert torch.equal(array[:, :8], before[:, :8])
+    assert torch.equal(array[:, 32:], before[:, 32:])
 
 
 def test_negative_zero_and_nan_pass_an_identity_row_unchanged(form):
     maker = WeightMaker()
     x = maker.rows(4, 16)
     x[0, 0], x[0, 1] = -0.0, float("nan")
-    y = dispatch.bottleneck(
-        x, Segments.from_lengths([0, 1], [1, 3]), [None, maker.bottleneck(2, 16)], implementation="cpu"
-    )
+    segments, weights = Segments.from_lengths([0, 1], [1, 3]), [None, maker.bottleneck(2, 16)]
+    y = on_a_copy(dispatch.bottleneck_, x, segments, weights, implementation="cpu")
     assert y[0].view(torch.int32).tolist() == x[0].view(torch.int32).tolist()
     assert bool(y[1:].isfinite().all())
 
@@ -113,9 +109,9 @@ def test_one_row_that_is_not_finite_stays_alone(form):
     weights = [None, maker.bottleneck(4, 16), maker.bottleneck(4, 16)]
     x = maker.rows(7, 16)
     segments = Segments.from_lengths([1, 2], [3, 4])
-    clean = dispatch.bottleneck(x, segments, weights, implementation="cpu")
+    clean = on_a_copy(dispatch.bottleneck_, x, segments, weights, implementation="cpu")
     x[2, 5] = float("inf")
-    y = dispatch.bottleneck(x, segments, weights, implementation="cpu")
+    y = on_a_copy(dispatch.bottleneck_, x, segments, weights, implementation="cpu")
     others = [0, 1, 3, 4, 5, 6]
     assert_close(y[others], clean[others].double())
     assert not bool(y[2].isfinite().all())
@@ -132,18 +128,18 @@ def test_a_bias_that_lies_above_its_projection_makes_no_difference(dtype, form):
         weights.append(replace(apart, up=joined[1:], up_bias=joined[0]))
     assert all(w.low_rank.bias_and_up is not None for w in weights[1:])
     x, segments = maker.rows(12, 16), Segments.from_lengths([1, 0, 2, 3], [3, 1, 4, 4])
-    y = dispatch.bottleneck(x, segments, weights, implementation="cpu")
-    assert_close(y, reference.bottleneck(x.double(), segments, cast(weights, torch.float64)))
+    y = on_a_copy(dispatch.bottleneck_, x, segments, weights, implementation="cpu")
+    assert_close(y, on_a_copy(reference.bottleneck_, x.double(), segments, cast(weights, torch.float64)))
 
 
 def test_overwritten_weights_take_effect_in_the_next_call(form):
     maker = WeightMaker()
     weights = [None, maker.bottleneck(4, 16), maker.bottleneck(4, 16)]
     x, segments = maker.rows(7, 16), Segments.from_lengths([1, 2], [3, 4])
-    dispatch.bottleneck(x, segments, weights, implementation="cpu")
+    on_a_copy(dispatch.bottleneck_, x, segments, weights, implementation="cpu")
     weights[1].up.copy_(maker.rows(4, 16))
-    y = dispatch.bottleneck(x, segments, weights, implementation="cpu")
-    assert_close(y, reference.bottleneck(x.double(), segments, cast(weights, torch.float64)))
+    y = on_a_copy(dispatch.bottleneck_, x, segments, weights, implementation="cpu")
+    assert_close(y, on_a_copy(reference.bottleneck_, x.double(), segments, cast(weights, torch.float64)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -159,9 +155,9 @@ def test_any_mixture_equals_the_reference_under_the_rule(runs, ranks, threads, m
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "pick_form", lambda **facts: rule(**{**facts, "threads": threads}))
         with torch.no_grad():
-            y = dispatch.bottleneck(batch.x, batch.segments, batch.bottlenecks)
+            y = on_a_copy(dispatch.bottleneck_, batch.x, batch.segments, batch.bottlenecks)
     wide = cast(batch.bottlenecks, torch.float64)
-    assert_close(y, reference.bottleneck(batch.x.double(), batch.segments, wide))
+    assert_close(y, on_a_copy(reference.bottleneck_, batch.x.double(), batch.segments, wide))
     assert torch.get_num_threads() == before
 
 
@@ -209,9 +205,9 @@ def test_the_number_of_threads_is_restored_when_a_product_fails(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        wrong = WeightMaker().bottleneck(2, 8)
+        wrong, segments = WeightMaker().bottleneck(2, 8), Segments.from_lengths([1], [3])
         with pytest.raises(RuntimeError):
-            dispatch.bottleneck(torch.ones(3, 9), Segments.from_rows([1, 1, 1]), [None, wrong], implementation="cpu")
+            dispatch.bottleneck_(torch.ones(3, 9), segments, [None, wrong], implementation="cpu")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -225,8 +221,8 @@ def test_the_same_forms_run_on_cuda_without_waiting_for_the_device(name, form, m
     x, on_device = batch.x.cuda(), cast(batch.bottlenecks, torch.float32, "cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        y = dispatch.bottleneck(x, batch.segments, on_device)
+        y = on_a_copy(dispatch.bottleneck_, x, batch.segments, on_device)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     wide = cast(batch.bottlenecks, torch.float64)
-    assert_close(y.cpu(), reference.bottleneck(batch.x.double(), batch.segments, wide))
+    assert_close(y.cpu(), on_a_copy(reference.bottleneck_, batch.x.double(), batch.segments, wide))

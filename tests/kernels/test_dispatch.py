@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adamix_kernels import dispatch
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
-from adamix_kernels.testing import WeightMaker, assert_close, error_ratio, tolerance
+from adamix_kernels.testing import WeightMaker, assert_close, error_ratio, on_a_copy, tolerance
+from adamix_kernels.weights import RoutedProjection
 
 
 @pytest.fixture
@@ -15,10 +15,10 @@ def maker():
 
 
 def test_an_implementation_that_does_not_exist_is_refused_by_name(maker):
-    with pytest.raises(ValueError, match=r"bottleneck has no implementation 'cuda'; it has: triton, cpu, reference"):
-        dispatch.bottleneck(maker.rows(1, 4), Segments.from_rows([0]), [None], implementation="cuda")
+    with pytest.raises(ValueError, match=r"bottleneck_ has no implementation 'cuda'; it has: triton, cpu, reference"):
+        dispatch.bottleneck_(maker.rows(1, 4), Segments.from_lengths([0], [1]), [None], implementation="cuda")
     with pytest.raises(ValueError, match="no implementation"):
-        dispatch.head(maker.rows(1, 4), Segments.from_rows([0]), [None], implementation="fast")
+        dispatch.head(maker.rows(1, 4), Segments.from_lengths([0], [1]), [None], implementation="fast")
 
 
 def test_every_listed_implementation_runs_every_op(maker):
@@ -29,10 +29,10 @@ def test_every_listed_implementation_runs_every_op(maker):
     for name in dispatch.implementations("cpu"):
         with torch.no_grad():
             results[name] = [
-                dispatch.bottleneck(x, segments, [None, adapter], implementation=name),
+                on_a_copy(dispatch.bottleneck_, x, segments, [None, adapter], implementation=name),
                 dispatch.bottleneck_norm(x, segments, [None, adapter], gain, None, 1e-5, implementation=name),
-                dispatch.lora(x, x, segments, [None, update], implementation=name),
-                dispatch.lora_(x.clone(), x, segments, [None, update], implementation=name),
+                on_a_copy(dispatch.lora_, x, x, segments, [None, update], implementation=name),
+                on_a_copy(dispatch.lora_slices_, x, x, segments, [[None, update]], [(0, 8)], implementation=name),
                 *dispatch.head(x, segments, [None, head], implementation=name),
                 dispatch.routed_low_rank(x[:, None], None, *routed, 0.5, "gelu", implementation=name),
             ]
@@ -51,24 +51,24 @@ def test_devices_without_fast_forms_get_the_reference():
     [(3, [1, 1], "does not fit"), (2, [1, 2], "slot 2 but there are weights for 2"), (2, [0, 7], "slot 7")],
 )
 def test_a_batch_that_does_not_fit_its_segments_is_refused(rows, slots, message, maker):
-    adapter = maker.bottleneck(2, 8)
+    adapter, segments = maker.bottleneck(2, 8), Segments.from_lengths(slots, [1] * len(slots))
     with pytest.raises(ValueError, match=message):
-        dispatch.bottleneck(maker.rows(rows, 8), Segments.from_rows(slots), [None, adapter])
+        dispatch.bottleneck_(maker.rows(rows, 8), segments, [None, adapter])
     with pytest.raises(ValueError, match=message):
-        dispatch.head(maker.rows(rows, 8), Segments.from_rows(slots), [None, None])
+        dispatch.head(maker.rows(rows, 8), segments, [None, None])
     with pytest.raises(ValueError, match="does not fit"):
-        dispatch.bottleneck(maker.rows(1, rows, 8), Segments.from_rows(slots), [None] * 9)
+        dispatch.bottleneck_(maker.rows(1, rows, 8), segments, [None] * 9)
 
 
 @pytest.mark.parametrize("window", [(-1, 3), (3, 3), (0, 9), (5, 2)])
 def test_a_window_outside_the_columns_is_refused(window, maker):
     with pytest.raises(ValueError, match="window"):
-        dispatch.lora_(maker.rows(1, 8), maker.rows(1, 4), Segments.from_rows([0]), [None], window)
+        dispatch.lora_(maker.rows(1, 8), maker.rows(1, 4), Segments.from_lengths([0], [1]), [None], window)
 
 
 def test_lora_refuses_rows_that_do_not_match(maker):
     with pytest.raises(ValueError, match="does not fit x"):
-        dispatch.lora(maker.rows(2, 8), maker.rows(1, 4), Segments.from_rows([0]), [None])
+        dispatch.lora_(maker.rows(2, 8), maker.rows(1, 4), Segments.from_lengths([0], [1]), [None])
 
 
 def projection(maker, experts, num_experts=3, shape=(4, 6), biased=True):
@@ -156,6 +156,6 @@ class TestErrorMeasure:
 
     def test_a_neighbouring_slot_is_far_outside_the_tolerance(self, maker):
         x, adapters = maker.rows(4, 32), [None, maker.bottleneck(4, 32), maker.bottleneck(4, 32)]
-        right = dispatch.bottleneck(x, Segments.from_rows([1] * 4), adapters)
-        wrong = dispatch.bottleneck(x, Segments.from_rows([1, 1, 1, 2]), adapters)
+        right = on_a_copy(dispatch.bottleneck_, x, Segments.from_lengths([1], [4]), adapters)
+        wrong = on_a_copy(dispatch.bottleneck_, x, Segments.from_lengths([1, 2], [3, 1]), adapters)
         assert error_ratio(wrong, right) > 100 * tolerance(torch.float32)

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adamix_kernels import dispatch, triton_ops
+from adamix_kernels import dispatch
 from adamix_kernels.attention import SequenceLayout, varlen_attention
-from adamix_kernels.gpu import attention, head_launch, heads, launch, low_rank, training
+from adamix_kernels.gpu import attention, head_launch, heads, launch, low_rank, ops, training
 from adamix_kernels.plans import Plan
 from adamix_kernels.segments import Segments
-from adamix_kernels.testing import WeightMaker, assert_close, cast
+from adamix_kernels.testing import WeightMaker, assert_close, cast, on_a_copy
 
 D = 48
 SEGMENTS = Segments.from_lengths([1, 0], [3, 2])
@@ -60,8 +60,8 @@ def test_every_launch_chooses_the_device_of_its_operands(launched, monkeypatch, 
     weights = cast([None, maker.bottleneck(5, D)], torch.float32, device)
     for plan in PLANS:
         with monkeypatch.context() as patch:
-            patch.setattr(triton_ops, "pick", lambda op, architecture, facts, only=None, plan=plan: PLANS[only or plan])
-            dispatch.bottleneck(x, SEGMENTS, weights, implementation="triton")
+            patch.setattr(ops, "pick", lambda op, architecture, facts, only=None, plan=plan: PLANS[only or plan])
+            on_a_copy(dispatch.bottleneck_, x, SEGMENTS, weights, implementation="triton")
             dispatch.bottleneck_norm(x, SEGMENTS, weights, gain, None, 1e-5, implementation="triton")
     head = dispatch.HeadWeights(None, None, None, torch.ones(3, D, device=device), None)
     dispatch.head(x, SEGMENTS, [None, head], implementation="triton")
@@ -92,10 +92,10 @@ def test_the_current_device_is_left_alone_where_it_is_the_right_one(index, expec
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("plan", PLANS)
 def test_ops_compute_on_a_device_that_is_not_the_current_one(plan, monkeypatch):
-    monkeypatch.setattr(triton_ops, "pick", lambda *_: PLANS[plan])
+    monkeypatch.setattr(ops, "pick", lambda *_: PLANS[plan])
     maker = WeightMaker()
     x, weights = maker.rows(5, D).to("cuda:1"), cast([None, maker.bottleneck(5, D)], torch.float32, "cuda:1")
     with torch.cuda.device(0):
-        y = dispatch.bottleneck(x, SEGMENTS, weights, implementation="triton")
+        y = on_a_copy(dispatch.bottleneck_, x, SEGMENTS, weights, implementation="triton")
     wide = cast(weights, torch.float64, "cuda:1")
-    assert_close(y, dispatch.bottleneck(x.double(), SEGMENTS, wide, implementation="reference"))
+    assert_close(y, on_a_copy(dispatch.bottleneck_, x.double(), SEGMENTS, wide, implementation="reference"))

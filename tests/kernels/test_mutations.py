@@ -99,7 +99,7 @@ MUTATIONS = [
         "tl.store(out + at_rows * OUT_STRIDE + cols[None, :]",
     ),
     Mutation("the norm keeps the mean", KERNELS, "(block - mean[:, None]) * rstd", "block * rstd"),
-    Mutation("copies of weights are freed before the launch", "triton_ops.py", "together.kept)", "())"),
+    Mutation("copies of weights are freed before the launch", "gpu/ops.py", "together.kept)", "())"),
 ]  # fmt: skip
 
 
@@ -113,7 +113,9 @@ def run(directory: Path, mutation: Mutation | None) -> subprocess.CompletedProce
         assert text.count(mutation.old) == 1, f"{mutation.old!r} is there {text.count(mutation.old)} times"
         path.write_text(text.replace(mutation.old, mutation.new), "utf-8")
     tests = [str(Path(__file__).parent / each) for each in TESTS]
-    environment = os.environ | {"PYTHONPATH": str(directory), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    # The copy before everything else; what the tests share is found where this process finds it.
+    search_path = os.pathsep.join((str(directory), *filter(None, [os.environ.get("PYTHONPATH")])))
+    environment = os.environ | {"PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RUN, str(copy), *tests]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 

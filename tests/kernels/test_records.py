@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from adamix_kernels import dispatch, triton_ops
+from adamix_kernels import dispatch
+from adamix_kernels.gpu import ops
 from adamix_kernels.gpu.launch import stacked
 from adamix_kernels.gpu.records import ABSENT, CODES, SlotTable, offset, record_of, records_of
 from adamix_kernels.plans import Plan
 from adamix_kernels.segments import Segments
-from adamix_kernels.testing import WeightMaker, assert_close, cast
+from adamix_kernels.testing import WeightMaker, assert_close, cast, on_a_copy
 from adamix_kernels.weights import ACTIVATIONS, BottleneckWeights, LoraWeights
 
 
@@ -132,14 +133,14 @@ def test_weights_that_lie_badly_are_copied_and_the_copies_outlive_the_launch(how
         hostile.extend(torch.full((numel,), torch.nan, device=device) for numel in (5 * 48, 48, 5) for _ in range(8))
         return low_rank_(*arguments)
 
-    hostile, low_rank_ = [], triton_ops.low_rank_
-    monkeypatch.setattr(triton_ops, "low_rank_", fill_what_was_freed)
+    hostile, low_rank_ = [], ops.low_rank_
+    monkeypatch.setattr(ops, "low_rank_", fill_what_was_freed)
     weights = [None, misplaced(cast([maker.bottleneck(5, 48)], torch.float32, device)[0], how)]
     assert records_of(weights).kept
     x, segments = maker.rows(3, 48).to(device), Segments.from_lengths([1], [3])
-    y = dispatch.bottleneck(x, segments, weights, implementation="triton")
+    y = on_a_copy(dispatch.bottleneck_, x, segments, weights, implementation="triton")
     wide = cast(weights, torch.float64, device)
-    assert_close(y, dispatch.bottleneck(x.double(), segments, wide, implementation="reference"))
+    assert_close(y, on_a_copy(dispatch.bottleneck_, x.double(), segments, wide, implementation="reference"))
     assert hostile
 
 
@@ -158,9 +159,9 @@ class TestSlotTable:
 
         def run() -> Tensor:
             self.upload(table)
-            y = dispatch.bottleneck(x, segments, table, implementation="triton")
+            y = on_a_copy(dispatch.bottleneck_, x, segments, table, implementation="triton")
             plain = cast(list(table), torch.float64, device)
-            assert_close(y, dispatch.bottleneck(x.double(), segments, plain, implementation="reference"))
+            assert_close(y, on_a_copy(dispatch.bottleneck_, x.double(), segments, plain, implementation="reference"))
             return y
 
         assert torch.equal(run(), x)
@@ -202,7 +203,7 @@ class TestSlotTable:
 @pytest.mark.parametrize("place", ["one arena", "two arenas", "a list and a table", "tables apart"])
 def test_slices_find_their_weights_wherever_their_tables_lie(place, kernel, maker, device, monkeypatch):
     plan = Plan(kernel, block_m=16, block_h=32, num_warps=4, num_stages=2, block_n=32, splits=2)
-    monkeypatch.setattr(triton_ops, "pick", lambda *_: plan)
+    monkeypatch.setattr(ops, "pick", lambda *_: plan)
     arenas = [torch.zeros(4096, device=device) for _ in range(2)]
     tables = torch.zeros(3, 3, 8, dtype=torch.int64, device=device)
     first, second = maker.lora(5, 48, 16), maker.lora(3, 48, 24)
@@ -230,7 +231,7 @@ def test_slices_find_their_weights_wherever_their_tables_lie(place, kernel, make
     expected = y.double()
     for weights, window in zip((first, second), windows, strict=True):
         wide = cast([None, None, weights], torch.float64, device)
-        expected = dispatch.lora(expected, x.double(), segments, wide, window, implementation="reference")
+        expected = on_a_copy(dispatch.lora_, expected, x.double(), segments, wide, window, implementation="reference")
     assert_close(dispatch.lora_slices_(y, x, segments, slices, windows, implementation="triton"), expected)
 
 

@@ -23,7 +23,7 @@ def rows_of(pairs):
 @given(runs)
 def test_lengths_and_rows_describe_the_same_segments(pairs):
     rows = rows_of(pairs)
-    by_length, by_row = build(pairs), Segments.from_rows(rows)
+    by_length, by_row = build(pairs), Segments.from_lengths(rows, [1] * len(rows))
     for segments in (by_length, by_row):
         assert np.repeat(segments.slots, segments.lengths).tolist() == rows
         assert segments.num_rows == len(rows)
@@ -153,9 +153,9 @@ def test_negative_lengths_and_unequal_lists_are_refused():
     with pytest.raises(ValueError, match="2 slots but 1 lengths"):
         Segments.from_lengths([1, 2], [3])
     with pytest.raises(ValueError, match="slots must be"):
-        Segments.from_rows([0, -1])
+        Segments.from_lengths([0, -1], [1, 1])
 
 
 def test_a_tile_needs_at_least_one_row():
     with pytest.raises(ValueError, match="block_rows"):
-        Segments.from_rows([1]).tile_map(0)
+        Segments.from_lengths([1], [1]).tile_map(0)

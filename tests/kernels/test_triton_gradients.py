@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adamix_kernels import dispatch, reference, triton_ops
+from adamix_kernels import dispatch, reference
 from adamix_kernels.dispatch import RoutedProjection
-from adamix_kernels.gpu import training
+from adamix_kernels.gpu import ops, training
 from adamix_kernels.gpu.launch import numbers
 from adamix_kernels.plans import Plan
 from adamix_kernels.testing import WeightMaker, assert_close, error_ratio
@@ -160,7 +160,7 @@ def test_widths_that_no_block_divides(rank: int, device: str) -> None:
 def test_rows_in_parts_have_a_plane_each(biases: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five tiles of one expert and one of another, in four parts: some parts have none."""
     plans = {"low_rank": Plan("fused", 16, 32, 4, 2), "weight_gradients": Plan("grouped", 16, 16, 4, 2, 32, splits=4)}
-    monkeypatch.setattr(triton_ops, "pick", lambda op, *_, **__: plans[op])
+    monkeypatch.setattr(ops, "pick", lambda op, *_, **__: plans[op])
     check(make_case(route=((0, 0, 0, 0, 0, 1), (1, 0, 0, 0, 0, 0)), rows=9, biases=biases), device)
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from adamix_kernels import dispatch, triton_ops
+from adamix_kernels import dispatch
+from adamix_kernels.gpu import ops
 from adamix_kernels.gpu.launch import low_rank_, low_rank_norm, numbers, precision
 from adamix_kernels.gpu.records import SlotTable
 from adamix_kernels.gpu.tiles import Room, reserve, tiles_of
 from adamix_kernels.plans import Plan
 from adamix_kernels.segments import Segments
-from adamix_kernels.testing import WeightMaker, assert_close, cast
+from adamix_kernels.testing import WeightMaker, assert_close, cast, on_a_copy
 from adamix_kernels.weights import BottleneckWeights
 
 D = 48
@@ -112,7 +113,7 @@ def no_waiting() -> Iterator[Callable[[], None]]:
 @pytest.fixture
 def forced(plan, monkeypatch) -> None:
     """Makes every op run as `plan`, unless the op itself asks for a kernel."""
-    monkeypatch.setattr(triton_ops, "pick", lambda op, architecture, facts, only=None: PLANS[only or plan.kernel])
+    monkeypatch.setattr(ops, "pick", lambda op, architecture, facts, only=None: PLANS[only or plan.kernel])
 
 
 @pytest.mark.gpu
@@ -124,7 +125,7 @@ def test_no_op_waits_for_the_device(forced, no_waiting):
     loras = cast([None, maker.lora(5, D, D), maker.lora(3, D, D)], torch.float32, "cuda")
     fresh = Segments.from_lengths([1, 0, 2], [3, 1, 18])
     no_waiting()
-    y = dispatch.bottleneck(x, fresh, table, implementation="triton")
+    y = on_a_copy(dispatch.bottleneck_, x, fresh, table, implementation="triton")
     dispatch.bottleneck_(y, fresh, table, implementation="triton")
     dispatch.bottleneck_norm(y, fresh, table, gain, None, 1e-5, implementation="triton")
     dispatch.lora_(y, x, fresh, loras, implementation="triton")
@@ -139,7 +140,7 @@ def test_a_captured_graph_serves_the_batches_that_are_put_in_later(forced):
     tiles = reserve(captured, x.device, Room(max_segments=6, max_rank=16))
 
     def step(segments: Segments) -> Tensor:
-        y = dispatch.bottleneck(x, segments, table, implementation="triton")
+        y = on_a_copy(dispatch.bottleneck_, x, segments, table, implementation="triton")
         y = dispatch.bottleneck_norm(y, segments, table, gain, None, 1e-5, implementation="triton")
         return dispatch.bottleneck_(y, segments, table, implementation="triton")
 

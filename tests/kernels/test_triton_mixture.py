@@ -12,7 +12,8 @@ from adamix.bottleneck import BottleneckAtLinear
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.lora import LoraAtLinear
 from adamix.mixture import DOWN, UP, ExpertLinear, Mixture, RoutedBottleneck, RoutedLora, RouteTable
-from adamix_kernels import dispatch, triton_ops
+from adamix_kernels import dispatch
+from adamix_kernels.gpu import ops
 
 
 def routed_sides() -> tuple[ExpertLinear, ExpertLinear]:
@@ -33,13 +34,13 @@ def gradients_by_implementation(
     model: nn.Module, forward: Callable[[], Tensor], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, dict[str, tuple[Tensor | None, Tensor | None]]]:
     """How often kernels were launched forward, and the (kernels', reference's) gradients of all trained parameters."""
-    launches, adapt = [], triton_ops.adapt
+    launches, adapt = [], ops.adapt
 
     def spy(*args: object) -> Tensor:
         launches.append(args)
         return adapt(*args)
 
-    monkeypatch.setattr(triton_ops, "adapt", spy)
+    monkeypatch.setattr(ops, "adapt", spy)
     found: dict[str, list[Tensor | None]] = {}
     for implementation in ("triton", "reference"):
         monkeypatch.setitem(dispatch._ORDER_ON_DEVICE, device, (implementation,))

@@ -48,7 +48,7 @@ class Cuda:
 
     def chosen(self, cell: Cell, dtype: str) -> dict[str, Any]:
         """What the rules choose for a cell: the `form` and the `plan` of its kernel."""
-        from adamix_kernels.triton_ops import architecture
+        from adamix_kernels.gpu.ops import architecture
 
         facts = Facts(dtype, rank_class(cell.rank), cell.features, cell.rows, cell.adapters)
         return {"form": "fused", "plan": label(pick("low_rank", architecture(self._device), facts))}
@@ -105,7 +105,7 @@ class Cpu:
         batch = Batch.random(cell, DTYPES[dtype], torch.device("cpu"))
         with torch.inference_mode():
             calls = {form: forms.calls(form, [batch])[0] for form in wanted}
-            return clocks.in_turns_on_cpu(calls, cell.features, batch.x.dtype)
+            return clocks.in_turns_on_cpu(calls, batch.x)
 
 
 Device = Cuda | Cpu

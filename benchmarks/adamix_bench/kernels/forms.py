@@ -4,6 +4,10 @@ What does not depend on the rows and weights of a batch (index tensors, say) is 
 layers of a model. The weights of a batch lie in slots among others, so a way that wants them side by side has to gather
 them, except `grouped_mm`, which is shown at its best: with the slots of the batch next to one another.
 
+On CUDA every form writes rows of its own: a graph is replayed hundreds of times, and rows that took the adapter's
+output as often would be numbers as no model has them. On a CPU the ops change the rows of the batch, as they do in a
+model, and whoever times them puts the rows back in between.
+
 Shapes: T rows, A adapters, L rows of the longest segment, H features, R rank, E elements of a slot.
 """
 
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from adamix_bench.kernels.batches import Batch, parts
 from adamix_kernels import cpu, reference
+from adamix_kernels.plans import Facts, Plan, pick, rank_class
 
 Call = Callable[[], Tensor]
 
@@ -25,7 +30,10 @@ ON_CPU = ("reference", "loop", "loop_on_one_thread", "tiles")
 
 
 def calls(form: str, batches: Sequence[Batch]) -> list[Call]:
-    """Batches of one cell, each computed by `form`; a call returns `x + A(x)` per row, [T, H]."""
+    """Batches of one cell, each computed by `form`; a call returns `x + A(x)` per row, [T, H].
+
+    A form of `ON_CPU` returns the rows of the batch itself, changed.
+    """
     return _compiled(batches) if form == "compiled" else [_CALLS[form](batch) for batch in batches]
 
 
@@ -38,10 +46,29 @@ def why_not(form: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _fused(batch: Batch) -> Call:
-    from adamix_kernels import triton_ops
+def launched(batch: Batch, plan: Plan, rank: int) -> Tensor:
+    """`x + A(x)` by the kernels as `bottleneck_` launches them, but into rows of its own, [T, H].
 
-    return lambda: triton_ops.bottleneck(batch.x, batch.segments, batch.adapters.table)
+    Args:
+        rank: the rank class of the launch.
+    """
+    from adamix_kernels.gpu.launch import low_rank_, numbers
+    from adamix_kernels.gpu.tiles import tiles_of
+
+    out, records = torch.empty_like(batch.x), batch.adapters.table.records
+    tiles = tiles_of(batch.segments, batch.x.device).of(plan.block_m)
+    windows = [0, batch.cell.features]
+    low_rank_(out, batch.x, batch.x, records.base, records.table[None], tiles, windows, rank, numbers(plan))
+    return out
+
+
+def _fused(batch: Batch) -> Call:
+    from adamix_kernels.gpu.ops import DTYPES, architecture
+
+    cell = batch.cell
+    facts = Facts(DTYPES[batch.x.dtype], rank_class(cell.rank), cell.features, cell.rows, cell.adapters)
+    plan = pick("low_rank", architecture(batch.x.device), facts)
+    return lambda: launched(batch, plan, facts.rank)
 
 
 def _unfused(batch: Batch) -> Call:
@@ -110,7 +137,7 @@ def _grouped_mm(batch: Batch) -> Call:
 
 
 def _reference(batch: Batch) -> Call:
-    return lambda: reference.bottleneck(batch.x, batch.segments, batch.adapters.weights)
+    return lambda: reference.bottleneck_(batch.x, batch.segments, batch.adapters.weights)
 
 
 def _one_of_cpu(form: str) -> Callable[[Batch], Call]:
@@ -119,7 +146,7 @@ def _one_of_cpu(form: str) -> Callable[[Batch], Call]:
     def of(batch: Batch) -> Call:
         def run() -> Tensor:
             with patch.object(cpu, "pick_form", lambda **_: form):
-                return cpu.bottleneck(batch.x, batch.segments, batch.adapters.weights)
+                return cpu.bottleneck_(batch.x, batch.segments, batch.adapters.weights)
 
         return run
 

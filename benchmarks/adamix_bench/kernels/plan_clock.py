@@ -14,8 +14,9 @@ from triton.errors import TritonError
 from adamix_bench.kernels import clocks
 from adamix_bench.kernels.batches import DTYPES, Batch
 from adamix_bench.kernels.cells import Cell
+from adamix_bench.kernels.forms import launched
 from adamix_kernels import reference
-from adamix_kernels.gpu.launch import low_rank_, low_rank_norm, numbers
+from adamix_kernels.gpu.launch import low_rank_norm, numbers
 from adamix_kernels.gpu.tiles import tiles_of
 from adamix_kernels.plans import Facts, Plan
 from adamix_kernels.testing import cast, error_ratio, tolerance
@@ -47,11 +48,7 @@ class PlanClock:
 
     def run(self, plan: Plan, facts: Facts, batch: Batch) -> Tensor:
         """[T, D]."""
-        out, records = torch.empty_like(batch.x), batch.adapters.table.records
-        tiles = tiles_of(batch.segments, self._device).of(plan.block_m)
-        windows = [0, facts.features]
-        low_rank_(out, batch.x, batch.x, records.base, records.table[None], tiles, windows, facts.rank, numbers(plan))
-        return out
+        return launched(batch, plan, facts.rank)
 
     def _norm_is_right(self, plan: Plan, facts: Facts, batch: Batch) -> bool:
         weight, bias = torch.ones_like(batch.x[0]), torch.zeros_like(batch.x[0])
@@ -68,7 +65,7 @@ class PlanClock:
         cell = Cell(facts.rows, facts.segments, facts.features, facts.rank)
         batches = Batch.several(cell, DTYPES[facts.dtype], self._device, _MOST_CALLS)
         wide = cast(batches[0].adapters.weights, torch.float64, str(self._device))
-        return batches, reference.bottleneck(batches[0].x.double(), batches[0].segments, wide)
+        return batches, reference.bottleneck_(batches[0].x.double(), batches[0].segments, wide)
 
 
 def _is_right(actual: Tensor, expected: Tensor) -> bool:

@@ -16,7 +16,7 @@ _MEASURED = (
     "gpu/low_rank.py",
     "gpu/launch.py",
     "gpu/tiles.py",
-    "triton_ops.py",
+    "gpu/ops.py",
     "cpu.py",
     "reference.py",
 )

@@ -41,7 +41,7 @@ def run_tuning(
         if not torch.cuda.is_available():
             raise FailedPrecondition("--tune times kernels and needs a CUDA device")
         from adamix_bench.kernels.plan_clock import PlanClock
-        from adamix_kernels.triton_ops import architecture as architecture_of
+        from adamix_kernels.gpu.ops import architecture as architecture_of
 
         device = torch.device("cuda", torch.cuda.current_device())
         architecture, time_plan = architecture_of(device), PlanClock(device)

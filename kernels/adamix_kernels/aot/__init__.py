@@ -7,6 +7,6 @@ never torch, and loads Triton when something is compiled.
 """
 
 from adamix_kernels.aot.resources import Resources, problems, resources
-from adamix_kernels.aot.specimen import TARGETS, Specimen, compile_specimen
+from adamix_kernels.gpu.specimen import TARGETS, Specimen, compile_specimen
 
 __all__ = ["TARGETS", "Resources", "Specimen", "compile_specimen", "problems", "resources"]

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamix_kernels.aot.specimen import TARGETS
 from adamix_kernels.aot.table import Choice, Row, rows, sources_digest
+from adamix_kernels.gpu.specimen import TARGETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

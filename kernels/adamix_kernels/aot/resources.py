@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adamix_kernels.aot.loads import Load, block_loads
-from adamix_kernels.aot.specimen import TARGETS, Specimen
+from adamix_kernels.gpu.specimen import TARGETS, Specimen
 
 # The instructions that multiply matrices; those after the first exist for tiles of 64 rows and more.
 _MATRIX_INSTRUCTIONS = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import adamix_kernels
 from adamix_kernels.aot.resources import Resources, problems, resources
-from adamix_kernels.aot.specimen import Specimen, compile_specimen
+from adamix_kernels.gpu.specimen import Specimen, compile_specimen
 
 _PACKAGE = Path(adamix_kernels.__file__).parent
 
@@ -51,7 +51,7 @@ class Choice:
     only: str = ""
 
     def of(self, target: str) -> list[Specimen]:
-        from adamix_kernels.gpu.specimens import specimens
+        from adamix_kernels.aot.specimens import specimens
 
         named = [each for each in specimens(target) if self.only in f"{each.kernel}, {each.plan}"]
         if self.full:
@@ -98,7 +98,7 @@ def sources_digest() -> str:
     kernels = [path for path in _PACKAGE.glob("gpu/*.py") if b"@triton.jit" in path.read_bytes()]
     digest = hashlib.sha256()
     for path in sorted(
-        [*kernels, *_PACKAGE.glob("plans/*.json"), _PACKAGE / "plans.py", _PACKAGE / "gpu" / "specimens.py"]
+        [*kernels, *_PACKAGE.glob("plans/*.json"), _PACKAGE / "plans.py", _PACKAGE / "aot" / "specimens.py"]
     ):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from adamix_kernels.aot.specimen import Specimen
 from adamix_kernels.gpu.low_rank import dot
+from adamix_kernels.gpu.specimen import Specimen
 
 INTERPRETED = triton.knobs.runtime.interpret
 

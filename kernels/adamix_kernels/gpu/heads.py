@@ -29,9 +29,9 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from adamix_kernels.aot.specimen import Specimen
 from adamix_kernels.gpu.activations import activate
 from adamix_kernels.gpu.low_rank import dot, field, load_rows, load_vector, offset_of, slot_exists
+from adamix_kernels.gpu.specimen import Specimen
 
 DENSE, DENSE_BIAS, MATRIX, BIAS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 WIDTH, ACTIVATION = tl.constexpr(4), tl.constexpr(5)

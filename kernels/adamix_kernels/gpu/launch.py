@@ -2,7 +2,7 @@
 
 `torch.compile` and CUDA graphs see single operators with known results. Each op takes the shape of its launch with it
 (`plan`, a `Plan` as a list of numbers), so that what is captured is what runs. Which plan, and which tiles, is decided
-above (`triton_ops.py`).
+above (`ops.py`).
 
 Shapes: T rows, N tiles, S slots, P slices, R rank class.
 """

@@ -28,9 +28,8 @@ from adamix_kernels.gpu.launch import INTERPRETED, fused, numbers, on_device_of,
 from adamix_kernels.gpu.records import FIELDS, record_of
 from adamix_kernels.gpu.weight_gradients import grouped
 from adamix_kernels.plans import Plan
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import ACTIVATIONS, LowRank
+from adamix_kernels.weights import ACTIVATIONS, LowRank, RoutedProjection
 
 # Pieces of an arena begin on 16 bytes in every dtype.
 _ALIGNMENT = 8

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from adamix_kernels.aot.specimen import Specimen
 from adamix_kernels.gpu.low_rank import (
     DOWN,
     DOWN_BIAS,
@@ -32,6 +31,7 @@ from adamix_kernels.gpu.low_rank import (
     offset_of,
     scale_of,
 )
+from adamix_kernels.gpu.specimen import Specimen
 from adamix_kernels.plans import Facts, Rule
 
 

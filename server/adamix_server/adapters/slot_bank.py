@@ -198,10 +198,10 @@ class BankSite(nn.Module, ABC):
 
     def _rehearsals(self, rank: int, features: int, max_rows: int) -> Iterator[Segments]:
         # Imports Triton, which a CPU does without.
-        from adamix_kernels import triton_ops
+        from adamix_kernels.gpu import ops
 
         bank, is_norm = self._bank, isinstance(self, NormSite)
-        return triton_ops.rehearsals(rank, features, bank.dtype, bank.device, max_rows, is_norm=is_norm)
+        return ops.rehearsals(rank, features, bank.dtype, bank.device, max_rows, is_norm=is_norm)
 
     def _rows(self, num_rows: int, num_features: int) -> torch.Tensor:
         return torch.zeros(num_rows, num_features, dtype=self._bank.dtype, device=self._bank.device)

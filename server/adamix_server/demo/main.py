@@ -16,11 +16,11 @@ from adamix import backbone as backbones
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 from adamix.evaluation import evaluate
-from adamix_kernels.host_memory import keep_freed_memory
 from adamix_server.client import Client, Input, Predictions
 from adamix_server.demo import report, throughput
 from adamix_server.demo.serving import ServerProcess, Tally, Traffic
 from adamix_server.demo.training import BACKBONE, BASELINE_TASK, BETTER, SEED, TASKS, DemoTrainer, Trained
+from adamix_server.engine.host_memory import keep_freed_memory
 
 MARKER = ".adamix-demo"
 # fp32 on both sides; the order of sums is all that differs (packed rows against padded ones).

@@ -23,11 +23,25 @@ _STOP_S = 20.0
 
 
 class ServerProcess:
-    """`adamix serve` on a free port of the loopback interface; its log goes to `log_path`."""
+    """`adamix serve` on a free port of the loopback interface; its log goes to `log_path`.
 
-    def __init__(self, backbone: str, store: Path, log_path: Path, *flags: str) -> None:
-        self._command = [sys.executable, "-m", "adamix_server", "serve", "--backbone", backbone]
+    Args:
+        python: the interpreter, of whose adamix it is.
+        environment: of the processes.  (default: that of this one)
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        store: Path,
+        log_path: Path,
+        *flags: str,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command = [python, "-m", "adamix_server", "serve", "--backbone", backbone]
         self._command += ["--listen", "127.0.0.1:0", "--store", str(store), "--drain-delay", "0", *flags]
+        self._environment = environment
         self._log_path = log_path
         self._serving = threading.Event()
         self.address = ""
@@ -35,7 +49,12 @@ class ServerProcess:
     def __enter__(self) -> Self:
         # A session of its own: Ctrl-C reaches the demo, which then stops the server in order.
         self._process = subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+            self._command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+            start_new_session=True,
         )
         threading.Thread(target=self._follow_log, daemon=True).start()
         if not self._serving.wait(_START_S) or not self.address:
@@ -54,6 +73,11 @@ class ServerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        return self._process.pid
 
     def _follow_log(self) -> None:
         stderr = self._process.stderr

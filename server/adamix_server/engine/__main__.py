@@ -7,11 +7,11 @@ import threading
 import msgspec
 
 from adamix.errors import AdamixError
-from adamix_kernels.host_memory import keep_freed_memory
 from adamix_server.channel import SocketEngineChannel
 from adamix_server.config import EngineConfig
 from adamix_server.engine.assembly import assemble, load_backbone
 from adamix_server.engine.engine import Engine
+from adamix_server.engine.host_memory import keep_freed_memory
 from adamix_server.frames import Drain, Drained, Fatal, Ready, Start, Stats
 from adamix_server.process import SupervisorPipe
 from adamix_server.telemetry import logs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adamix_bench.kernels import forms
+from adamix_bench.kernels import clocks, forms
 from adamix_bench.kernels.batches import Adapters, Batch
 from adamix_bench.kernels.cells import Cell
 from adamix_bench.kernels.forms import ON_CPU, ON_CUDA
@@ -15,7 +15,7 @@ CELLS = (Cell(1, 1, 64, 8), Cell(8, 8, 64, 16), Cell(21, 4, 96, 8))
 
 def expected(batch: Batch) -> torch.Tensor:
     weights = cast(batch.adapters.weights, torch.float64, str(batch.x.device))
-    return reference.bottleneck(batch.x.double(), batch.segments, weights)
+    return reference.bottleneck_(batch.x.double(), batch.segments, weights)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -28,7 +28,8 @@ def test_a_form_computes_what_the_reference_computes(
     batches = [Batch.random(cell, torch.float32, torch.device(device)) for _ in range(2)]
     with torch.inference_mode():
         for call, batch in zip(forms.calls(form, batches), batches, strict=True):
-            assert_close(call(), expected(batch), form)
+            wanted = expected(batch)
+            assert_close(call(), wanted, form)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -63,3 +64,24 @@ def test_adapters_lie_where_the_kernels_can_read_them_and_differ(device: str) ->
 def test_grouped_mm_is_compared_in_bf16_only() -> None:
     assert forms.why_not("grouped_mm", torch.bfloat16) is None
     assert forms.why_not("grouped_mm", torch.float32) is not None
+
+
+def test_on_a_cpu_every_call_finds_the_rows_as_they_were() -> None:
+    rows, seen = torch.ones(3, 4), []
+
+    def change() -> None:
+        seen.append(rows.clone())
+        rows.add_(1)
+
+    clocks.in_turns_on_cpu({"one": change, "other": change}, rows)
+    assert len(seen) > 4
+    assert all(torch.equal(each, torch.ones(3, 4)) for each in seen)
+
+
+@pytest.mark.parametrize("form", [*ON_CUDA[:3], "grouped_mm"])
+def test_forms_that_a_graph_replays_leave_their_rows_alone(form: str, device: str) -> None:
+    batch = Batch.random(CELLS[2], torch.bfloat16, torch.device(device))
+    before = batch.x.clone()
+    with torch.inference_mode():
+        forms.calls(form, [batch])[0]()
+    assert torch.equal(batch.x, before)

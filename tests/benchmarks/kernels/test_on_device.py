@@ -12,6 +12,7 @@ from adamix_bench.kernels.plan_clock import PlanClock
 from adamix_bench.kernels.run import run
 from adamix_bench.kernels.settings import Settings
 from adamix_bench.measure import Goal, Spread
+from adamix_kernels.gpu import launch
 from adamix_kernels.plans import Facts, Plan
 
 FUSED = Plan("fused", block_m=16, block_h=32, num_warps=4, num_stages=2)
@@ -93,13 +94,13 @@ def test_a_plan_that_computes_what_it_should_has_a_time(plan: Plan, on_device) -
 
 
 def test_a_plan_that_computes_something_else_has_none(on_device, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = plan_clock.low_rank_
+    right = launch.low_rank_
 
     def wrong(out: torch.Tensor, *operands: object) -> None:
         right(out, *operands)
         out[-1, -1] += 1
 
-    monkeypatch.setattr(plan_clock, "low_rank_", wrong)
+    monkeypatch.setattr(launch, "low_rank_", wrong)
     assert PlanClock(on_device)(SPLIT, FACTS) is None
 
 
@@ -115,5 +116,5 @@ def test_a_plan_that_cannot_be_launched_has_none(on_device, monkeypatch: pytest.
     def refuses(*_: object) -> None:
         raise OutOfResources(300_000, 232_448, "shared memory")
 
-    monkeypatch.setattr(plan_clock, "low_rank_", refuses)
+    monkeypatch.setattr(launch, "low_rank_", refuses)
     assert PlanClock(on_device)(FUSED, FACTS) is None

@@ -8,8 +8,8 @@ import torch
 
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
-from adamix_kernels import dispatch, triton_ops
-from adamix_kernels.gpu import heads, low_rank
+from adamix_kernels import dispatch
+from adamix_kernels.gpu import heads, low_rank, ops
 from adamix_kernels.plans import Facts, Plan
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
@@ -54,7 +54,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[object]:
     seen: set[object] = set()
     for module, name in ((low_rank, "fused"), (low_rank, "shrink"), (low_rank, "expand"), (heads, "heads")):
         monkeypatch.setattr(module, name, Watched(name, seen))
-    monkeypatch.setattr(triton_ops, "pick", pick)
+    monkeypatch.setattr(ops, "pick", pick)
     monkeypatch.setitem(dispatch._ORDER_ON_DEVICE, "cpu", ("triton", "cpu", "reference"))
     return seen
 

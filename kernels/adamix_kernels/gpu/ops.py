@@ -22,16 +22,13 @@ from adamix_kernels.gpu.records import FIELDS, Adapter, Records, described, reco
 from adamix_kernels.gpu.tiles import Room, reserve, tiles_of
 from adamix_kernels.gpu.training import adapt
 from adamix_kernels.plans import RANK_CLASSES, Facts, Plan, pick, rank_class
-from adamix_kernels.routing import RoutedProjection
 from adamix_kernels.segments import Segments
-from adamix_kernels.weights import BottleneckWeights, LoraWeights
+from adamix_kernels.weights import BottleneckWeights, LoraWeights, RoutedProjection
 
 __all__ = [
-    "bottleneck",
     "bottleneck_",
     "bottleneck_norm",
     "head",
-    "lora",
     "lora_",
     "lora_slices_",
     "rehearsals",
@@ -39,19 +36,6 @@ __all__ = [
 ]
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-
-def bottleneck(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
-    """See `reference.bottleneck`."""
-    launch = _launch(x, segments, [weights], [(0, x.shape[1])])
-    if isinstance(launch, _Refused):
-        return cpu.bottleneck(x, segments, weights)
-    if launch is None:
-        return x.clone()
-    x = _with_contiguous_rows(x)
-    out = torch.empty_like(x)
-    low_rank_(out, x, x, launch.base, launch.records, launch.tiles, [0, x.shape[1]], launch.rank, launch.plan)
-    return out
 
 
 def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
@@ -82,17 +66,6 @@ def bottleneck_norm(
     operands = (launch.base, launch.records[0], launch.tiles)
     out: Tensor = low_rank_norm(s, norm_weight, norm_bias, eps, *operands, launch.rank, launch.plan)
     return out
-
-
-def lora(
-    y: Tensor,
-    x: Tensor,
-    segments: Segments,
-    weights: Sequence[LoraWeights | None],
-    window: tuple[int, int] | None = None,
-) -> Tensor:
-    """See `reference.lora`."""
-    return lora_(y.clone(), x, segments, weights, window)
 
 
 def lora_(

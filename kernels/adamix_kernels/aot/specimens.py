@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from adamix_kernels.aot.specimen import Specimen
 from adamix_kernels.gpu import attention, heads, low_rank, weight_gradients
+from adamix_kernels.gpu.specimen import Specimen
 from adamix_kernels.plans import Facts, Rule, table
 
 _DTYPES = ("bf16", "fp32")
