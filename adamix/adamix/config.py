@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from adamix.errors import InvalidConfig
-from adamix.manifest import MAX_CLIP, MAX_TEMPLATE, NORM_SITES, SITES, Activation, Dense, Kind, Pooling
+from adamix.manifest import MAX_CLIP, MAX_TEMPLATE, NORM_SITES, SITES, Activation, Dense, HeadSpec, Kind, Pooling
 
 Share = Literal["up", "down", "none"]
 RoutingGranularity = Literal["batch", "instance"]
@@ -171,7 +171,7 @@ class HeadConfig:
     activation: Activation = "tanh"
     dropout: float = 0.1
     clip: tuple[float, float] | None = None
-    threshold: float = 0.5
+    threshold: float = HeadSpec.DEFAULT_THRESHOLD
     cloze: ClozeConfig | None = None
 
     def __post_init__(self) -> None:

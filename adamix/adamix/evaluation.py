@@ -27,7 +27,6 @@ from adamix.metrics import positive_class, score
 from adamix.sites import Point, insert
 
 DEFAULT_BATCH_SIZE = 32
-DEFAULT_THRESHOLD = 0.5
 
 Prediction = str | float | list[str]
 
@@ -298,8 +297,7 @@ def _decide(spec: HeadSpec, logits: NDArray[np.float32]) -> NDArray[Any]:
     if label_type(spec) == "classification":
         return np.asarray(np.argmax(logits, axis=-1))
     if spec.type == "multilabel":
-        threshold = DEFAULT_THRESHOLD if spec.threshold is None else spec.threshold
-        return (1.0 / (1.0 + np.exp(-logits.astype(np.float64))) >= threshold).astype(np.int64)
+        return (1.0 / (1.0 + np.exp(-logits.astype(np.float64))) >= spec.effective_threshold).astype(np.int64)
     values: NDArray[Any] = logits[:, 0].astype(np.float64)
     return values if spec.clip is None else values.clip(*spec.clip)
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -71,6 +71,8 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     the id of the token that stands for each label.
     """
 
+    DEFAULT_THRESHOLD: ClassVar[float] = 0.5
+
     type: HeadType
     pooling: Pooling
     dense: Dense = "none"
@@ -87,8 +89,17 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of their ids; `LABEL_i` where the manifest gives none."""
-        given = self.id2label or {}
-        return tuple(given.get(str(i), f"LABEL_{i}") for i in range(self.num_labels))
+        return tuple(map(self.label, range(self.num_labels)))
+
+    @property
+    def effective_threshold(self) -> float:
+        """Score from which on a label of a `multilabel` head counts as given."""
+        return self.DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+
+    def label(self, index: int) -> str:
+        """One of `labels`, without making all of them."""
+        named = None if self.id2label is None else self.id2label.get(str(index))
+        return f"LABEL_{index}" if named is None else named
 
 
 class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

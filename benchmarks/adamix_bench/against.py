@@ -27,7 +27,7 @@ from adamix_bench.settings import Settings
 from adamix_bench.wire import predict_payloads
 from adamix_bench.workbench import Workbench
 from adamix_bench.workload import Requests
-from adamix_server.demo.serving import ServerProcess
+from adamix_server.local_server import LocalServer
 
 THIS, OTHER = "this", "other"
 # What the comparison chooses itself: the same work for both, whatever time it takes.
@@ -227,7 +227,7 @@ def _server(
     with tempfile.TemporaryDirectory(prefix="adamix-bench-") as name:
         flags = serve_flags(settings, settings.tasks, adapter_bytes)
         log_path = out / f"server-{whose}.log"
-        process = ServerProcess(
+        process = LocalServer(
             settings.backbone,
             Path(name) / "store",
             log_path,

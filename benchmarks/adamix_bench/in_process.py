@@ -19,7 +19,8 @@ from adamix_bench.synthesis import SynthTask
 from adamix_bench.workload import Requests
 from adamix_server.adapters.packing import PackedAdapter, pack
 from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.request import Request
 
 _ALIGNMENT_BYTES = 4096
 # Heads and biases differ between tasks, so adapters differ by a little in size.
@@ -45,14 +46,14 @@ class MixedEngine:
     def run(self, requests: Requests, batches: Sequence[Sequence[int]]) -> None:
         """Answer everything, batch by batch."""
         for batch in batches:
-            self._runner.run(_rows(requests, batch))
+            self._runner.run(_asked(requests, batch))
 
     def logits(self, requests: Requests, batches: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """As `run`; what each request was answered."""
         found: dict[int, NDArray[np.float32]] = {}
         for batch in batches:
             ordered = _by_task(requests, batch)
-            found.update(zip(ordered, self._runner.run(_rows(requests, batch)), strict=True))
+            found.update(zip(ordered, self._runner.run(_asked(requests, batch)), strict=True))
         return [found[index] for index in range(len(requests))]
 
 
@@ -65,14 +66,14 @@ class BareEngine:
 
     def run(self, requests: Requests, batches: Sequence[Sequence[int]]) -> None:
         for batch in batches:
-            self._runner.hidden_states(_rows(requests, batch, has_adapter=False))
+            self._runner.hidden_states(_asked(requests, batch, has_adapter=False))
 
     def first_states(self, requests: Requests, batches: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The last hidden state `[requests, H]` of each request's first token."""
         found = np.empty((len(requests), 0), np.float32)
         for batch in batches:
             ordered = _by_task(requests, batch)
-            hidden = self._runner.hidden_states(_rows(requests, batch, has_adapter=False))
+            hidden = self._runner.hidden_states(_asked(requests, batch, has_adapter=False))
             starts = np.cumsum([0, *(len(requests.token_ids[i]) for i in ordered[:-1])])
             if not found.shape[1]:
                 found = np.empty((len(requests), hidden.shape[1]), np.float32)
@@ -98,8 +99,8 @@ def _by_task(requests: Requests, batch: Sequence[int]) -> list[int]:
     return sorted(batch, key=lambda index: requests.tasks[index])
 
 
-def _rows(requests: Requests, batch: Sequence[int], *, has_adapter: bool = True) -> list[PackedRow]:
+def _asked(requests: Requests, batch: Sequence[int], *, has_adapter: bool = True) -> list[Request]:
     return [
-        PackedRow(requests.token_ids[index], None, requests.tasks[index] + 1 if has_adapter else 0)
+        Request.of_tokens(requests.token_ids[index], slot=requests.tasks[index] + 1 if has_adapter else 0)
         for index in _by_task(requests, batch)
     ]

@@ -14,7 +14,7 @@ from adamix_bench.wire import predict_payloads
 from adamix_bench.workbench import Workbench
 from adamix_server.client import Client
 from adamix_server.config import MAX_INPUTS_PER_CALL
-from adamix_server.demo.serving import ServerProcess
+from adamix_server.local_server import LocalServer
 
 _MIB = 1 << 20
 Say = Callable[[str], None]
@@ -42,7 +42,7 @@ def own_server(
 
         fill_store(directory / "store", spec, tasks, count)
         flags = serve_flags(settings, num_tasks, adapter_bytes)
-        with ServerProcess(settings.backbone, directory / "store", log_path, *flags) as server:
+        with LocalServer(settings.backbone, directory / "store", log_path, *flags) as server:
             yield server.address
 
 

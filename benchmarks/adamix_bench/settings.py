@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from adamix.errors import InvalidConfig
-from adamix_server.config import MAX_INPUTS_PER_CALL, ServerConfig
+from adamix_server.config import MAX_INPUTS_PER_CALL, EngineSettings
 
 Popularity = Literal["distinct", "uniform", "zipf", "identical"]
 Loop = Literal["closed", "open"]
-
-_SERVER = ServerConfig(backbone="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class Settings:
     requests: int = 800
     seconds: float | None = None
     repetitions: int = 7
-    max_batch_tokens: int = _SERVER.max_batch_tokens
+    max_batch_tokens: int = EngineSettings.max_batch_tokens
     threads: int = 0
     front_ends: int = 1
     server: str | None = None
@@ -98,7 +96,7 @@ class Settings:
         """Slots of the server that is started."""
         if self.resident_share is not None:
             return max(1, round(self.resident_share * self.tasks))
-        return _SERVER.slots if self.slots is None else self.slots
+        return EngineSettings.slots if self.slots is None else self.slots
 
     @property
     def num_threads(self) -> int:

@@ -16,25 +16,26 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from adamix_server.agreement import Agreement, Letter
+from adamix_server.agreement import Books, Letter
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import recover
-from adamix_server.config import EngineConfig, FrontEndConfig, ServerConfig, is_loopback, split_address, to_plain
-from adamix_server.frames import (
-    AnyFrame,
+from adamix_server.child import Child
+from adamix_server.codec import FromChild, ToChild
+from adamix_server.config import ServerConfig, is_loopback, split_address
+from adamix_server.engine_frames import Hello
+from adamix_server.keeper import Keeper
+from adamix_server.port import cannot_listen, held_port
+from adamix_server.supervisor_frames import (
     Drain,
     DrainWanted,
     EngineDown,
     EngineUp,
-    Hello,
     Ready,
     Seen,
-    Start,
+    StartEngine,
+    StartFrontEnd,
     Stats,
 )
-from adamix_server.keeper import Keeper
-from adamix_server.port import cannot_listen, held_port
-from adamix_server.process import Child
 from adamix_server.telemetry.metrics import Registry
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Supervisor:
         self._generation = 0
         self._engine_up: EngineUp | None = None
         self._engine_ready = asyncio.Event()
-        self._agreement = Agreement()
+        self._books = Books()
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
         self._engine = Keeper(
@@ -89,7 +90,7 @@ class Supervisor:
             start=partial(self._start_front_end, name),
             on_frame=partial(self._take, name),
             # Only now, when it can answer nobody any more, does the agreement go on without it.
-            on_end=lambda: self._deliver(self._agreement.left(name)),
+            on_end=lambda: self._deliver(self._books.left(name)),
             stopping=self._stop,
         )
 
@@ -153,12 +154,31 @@ class Supervisor:
 
     async def _start_engine(self) -> Child:
         self._generation += 1
-        start = Start(config=to_plain(self._engine_config()))
+        start = StartEngine(
+            settings=self._config.engine,
+            engine_id=_ENGINE_ID,
+            generation=self._generation,
+            # A path of its own for every generation: what is left of the last one cannot answer.
+            address=f"ipc://{self._runtime}/engine-{self._generation}.sock",
+            front_ends=self._config.front_ends,
+            store=self._config.store,
+            tokenizer=self._tokenizer,
+            log_level=self._config.log_level,
+        )
         return await Child.start("adamix_server.engine", start, self._environment())
 
     async def _start_front_end(self, name: str) -> Child:
         await self._engine_ready.wait()
-        start = Start(config=to_plain(self._front_end_config(name)))
+        start = StartFrontEnd(
+            settings=self._config.front_end,
+            name=name,
+            listen=self._listen,
+            reflection=is_loopback(split_address(self._listen)[0]),
+            shares_port=self._config.front_ends > 1,
+            store=self._config.store,
+            tokenizer=self._tokenizer,
+            log_level=self._config.log_level,
+        )
         environment = {
             **self._environment(),
             "OMP_NUM_THREADS": "1",
@@ -171,13 +191,13 @@ class Supervisor:
             child.send(self._engine_up)
         return child
 
-    def _take(self, name: str, frame: AnyFrame) -> None:
+    def _take(self, name: str, frame: FromChild) -> None:
         """Act on what a child says."""
         match frame:
             case Stats(samples=samples):
                 self._registry.apply(samples)
             case Seen():
-                self._deliver(self._agreement.seen(name, frame))
+                self._deliver(self._books.seen(name, frame))
             case Ready(address=address, hello=Hello() as hello):
                 log.info("engine ready", extra={"backbone": hello.spec.label, "device": hello.device})
                 self._engine_up = EngineUp(address=address, hello=hello)
@@ -198,7 +218,7 @@ class Supervisor:
         self._engine_up = None
         self._tell_front_ends(EngineDown(generation=self._generation, engine_id=_ENGINE_ID))
 
-    def _tell_front_ends(self, frame: AnyFrame) -> None:
+    def _tell_front_ends(self, frame: ToChild) -> None:
         for front_end in self._front_ends.values():
             front_end.send(frame)
 
@@ -226,48 +246,13 @@ class Supervisor:
         listen = self._config.listen
         return held_port(listen) if self._config.front_ends > 1 else contextlib.nullcontext(listen)
 
-    def _engine_config(self) -> EngineConfig:
-        config = self._config
-        return EngineConfig(
-            engine_id=_ENGINE_ID,
-            generation=self._generation,
-            # A path of its own for every generation: what is left of the last one cannot answer.
-            address=f"ipc://{self._runtime}/engine-{self._generation}.sock",
-            backbone=config.backbone,
-            tokenizer=str(self._tokenizer),
-            store=str(config.store),
-            device=config.device,
-            dtype=config.dtype,
-            max_batch_tokens=config.max_batch_tokens,
-            slots=config.slots,
-            arena_bytes=config.arena_bytes,
-            host_cache_bytes=config.host_cache_bytes,
-            max_queue_inputs=config.max_queue_inputs,
-            max_queue_tokens=config.max_queue_tokens,
-            front_ends=config.front_ends,
-            log_level=config.log_level,
-        )
-
-    def _front_end_config(self, name: str) -> FrontEndConfig:
-        return FrontEndConfig(
-            name=name,
-            listen=self._listen,
-            store=str(self._config.store),
-            tokenizer=str(self._tokenizer),
-            tokenizer_threads=self._config.tokenizer_threads,
-            reflection=is_loopback(split_address(self._listen)[0]),
-            shares_port=self._config.front_ends > 1,
-            adapter_root=None if self._config.adapter_root is None else str(self._config.adapter_root.resolve()),
-            log_level=self._config.log_level,
-        )
-
     @property
     def _tokenizer(self) -> Path:
         return self._runtime / "tokenizer.json"
 
     def _environment(self) -> dict[str, str]:
         """For children, before they import torch: threads set later do not bind threads started by others."""
-        threads = str(self._config.engine_threads or len(os.sched_getaffinity(0)))
+        threads = str(self._config.engine.threads or len(os.sched_getaffinity(0)))
         return {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,

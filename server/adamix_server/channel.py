@@ -7,6 +7,7 @@ whoever waits for it is told by the supervisor. Knows frames; knows neither requ
 
 import asyncio
 import contextlib
+import logging
 import queue
 import socket
 from collections import deque
@@ -14,7 +15,10 @@ from typing import Protocol
 
 import zmq
 
-from adamix_server.frames import AnyFrame, Control, decode, encode
+from adamix_server.codec import FromEngine, NotAFrame, ToEngine, from_engine, to_engine
+from adamix_server.engine_frames import Control
+
+log = logging.getLogger(__name__)
 
 # How long a closing side tries to deliver what it has already sent.
 _LINGER_MS = 1000
@@ -28,10 +32,10 @@ Peer = bytes
 class EngineChannel(Protocol):
     """The engine's end; many front ends."""
 
-    def poll(self, timeout_s: float) -> list[tuple[Peer, AnyFrame]]:
+    def poll(self, timeout_s: float) -> list[tuple[Peer, ToEngine]]:
         """All frames that have arrived; waits up to `timeout_s` for the first, or until `wake`."""
 
-    def send(self, peer: Peer, frame: AnyFrame) -> None:
+    def send(self, peer: Peer, frame: FromEngine) -> None:
         """Send to one front end; silently dropped if it is gone."""
 
     def wake(self) -> None:
@@ -43,9 +47,9 @@ class EngineChannel(Protocol):
 class FrontEndChannel(Protocol):
     """A front end's end."""
 
-    async def send(self, frame: AnyFrame) -> None: ...
+    async def send(self, frame: ToEngine) -> None: ...
 
-    async def receive(self) -> AnyFrame:
+    async def receive(self) -> FromEngine:
         """The next frame; waits for ever if the engine is gone (the supervisor says so by `EngineDown`)."""
 
     def close(self) -> None: ...
@@ -68,20 +72,24 @@ class SocketEngineChannel:
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._bell.fileno(), zmq.POLLIN)
 
-    def poll(self, timeout_s: float) -> list[tuple[Peer, AnyFrame]]:
+    def poll(self, timeout_s: float) -> list[tuple[Peer, ToEngine]]:
         self._poller.poll(max(0, round(timeout_s * 1000)))
         with contextlib.suppress(BlockingIOError):
             self._bell.recv(4096)
-        arrived: list[tuple[Peer, AnyFrame]] = []
+        arrived: list[tuple[Peer, ToEngine]] = []
         while True:
             try:
                 peer, data = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return arrived
-            arrived.append((peer, decode(data)))
+            try:
+                arrived.append((peer, to_engine.decode(data)))
+            except NotAFrame as error:
+                # The engine serves the others: no front end can end it by what it says.
+                log.error("a front end sent what is no frame: %s", error)  # noqa: TRY400 - the trace says nothing
 
-    def send(self, peer: Peer, frame: AnyFrame) -> None:
-        self._router.send_multipart([peer, encode(frame)])
+    def send(self, peer: Peer, frame: FromEngine) -> None:
+        self._router.send_multipart([peer, from_engine.encode(frame)])
 
     def wake(self) -> None:
         # A full pipe already holds a wake-up that nobody has read yet.
@@ -113,17 +121,17 @@ class SocketFrontEndChannel:
         self._dealer.connect(address)
         self._loop.add_reader(self._dealer.fileno(), self._take)
 
-    async def send(self, frame: AnyFrame) -> None:
+    async def send(self, frame: ToEngine) -> None:
         # Without a high-water mark it never has to wait.
-        self._dealer.send(encode(frame), zmq.NOBLOCK)
+        self._dealer.send(to_engine.encode(frame), zmq.NOBLOCK)
         # The socket says once that something has arrived, and says it to whatever call comes next: also to a send.
         self._take()
 
-    async def receive(self) -> AnyFrame:
+    async def receive(self) -> FromEngine:
         while not self._arrived:
             self._something_arrived.clear()
             await self._something_arrived.wait()
-        return decode(self._arrived.popleft())
+        return from_engine.decode(self._arrived.popleft())
 
     def close(self) -> None:
         if self._dealer.closed:
@@ -143,11 +151,11 @@ class InProcessEngineChannel:
     """The engine's end of `in_process_pair`: frames are handed over by reference."""
 
     def __init__(self) -> None:
-        self._arrived: queue.SimpleQueue[tuple[Peer, AnyFrame] | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[Peer, ToEngine] | None] = queue.SimpleQueue()
         self._front_ends: dict[Peer, InProcessFrontEndChannel] = {}
 
-    def poll(self, timeout_s: float) -> list[tuple[Peer, AnyFrame]]:
-        arrived: list[tuple[Peer, AnyFrame]] = []
+    def poll(self, timeout_s: float) -> list[tuple[Peer, ToEngine]]:
+        arrived: list[tuple[Peer, ToEngine]] = []
         try:
             item = self._arrived.get(timeout=timeout_s) if timeout_s > 0 else self._arrived.get_nowait()
             while True:
@@ -157,7 +165,7 @@ class InProcessEngineChannel:
         except queue.Empty:
             return arrived
 
-    def send(self, peer: Peer, frame: AnyFrame) -> None:
+    def send(self, peer: Peer, frame: FromEngine) -> None:
         if (front_end := self._front_ends.get(peer)) is not None:
             front_end.deliver(frame)
 
@@ -170,7 +178,7 @@ class InProcessEngineChannel:
     def attach(self, peer: Peer, front_end: "InProcessFrontEndChannel") -> None:
         self._front_ends[peer] = front_end
 
-    def put(self, peer: Peer, frame: AnyFrame) -> None:
+    def put(self, peer: Peer, frame: ToEngine) -> None:
         self._arrived.put((peer, frame))
 
 
@@ -181,35 +189,35 @@ class InProcessFrontEndChannel:
         self._engine = engine
         self._peer: Peer = id(self).to_bytes(8, "little")
         self._loop = asyncio.get_running_loop()
-        self._frames: asyncio.Queue[AnyFrame] = asyncio.Queue()
+        self._frames: asyncio.Queue[FromEngine] = asyncio.Queue()
         engine.attach(self._peer, self)
 
-    async def send(self, frame: AnyFrame) -> None:
+    async def send(self, frame: ToEngine) -> None:
         self._engine.put(self._peer, frame)
 
-    async def receive(self) -> AnyFrame:
+    async def receive(self) -> FromEngine:
         return await self._frames.get()
 
     def close(self) -> None:
         pass
 
-    def deliver(self, frame: AnyFrame) -> None:
+    def deliver(self, frame: FromEngine) -> None:
         """Called in the engine's thread."""
         # The loop may have closed between two steps of the engine: then nobody waits for the frame.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._frames.put_nowait, frame)
 
 
-async def connect(address: str, generation: int, engine_id: str = "0") -> SocketFrontEndChannel:
+async def connect(address: str, generation: int, engine_id: str) -> SocketFrontEndChannel:
     """Connect to an engine and introduce this front end; the engine answers with `Hello` and the first `Credit`."""
     channel = SocketFrontEndChannel(address)
     await channel.send(Control(engine_id=engine_id, generation=generation, call=0, op="hello"))
     return channel
 
 
-async def in_process_pair(generation: int = 1) -> tuple[InProcessEngineChannel, InProcessFrontEndChannel]:
+async def in_process_pair(engine_id: str, generation: int) -> tuple[InProcessEngineChannel, InProcessFrontEndChannel]:
     """Both ends in one process, for tests, notebooks and other hosts. Must run in the front end's event loop."""
     engine = InProcessEngineChannel()
     front_end = InProcessFrontEndChannel(engine)
-    await front_end.send(Control(generation=generation, call=0, op="hello"))
+    await front_end.send(Control(engine_id=engine_id, generation=generation, call=0, op="hello"))
     return engine, front_end

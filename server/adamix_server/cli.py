@@ -17,20 +17,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, stderr
-from adamix_server.config import ServerConfig, split_address
+from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig, split_address
 from adamix_server.push_flags import extend, push_sweep, push_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adamix_server.client import Client, Prediction
-    from adamix_server.frames import Hello
+    from adamix_server.engine_frames import Hello
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 # Packages that bring commands of their own, so that this one needs to import none of them.
 PLUGIN_GROUP = "adamix.commands"
-
-_DEFAULTS = ServerConfig(backbone="")
 
 # The method trains; where its adapters go is this package's part.
 extend(app, "train", push_training)
@@ -42,18 +40,22 @@ ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envv
 @app.command()
 def serve(
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, or `minilm`.")],
-    listen: Annotated[str, typer.Option(help="HOST:PORT to answer on; port 0 takes a free one.")] = _DEFAULTS.listen,
-    store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")] = _DEFAULTS.store,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = _DEFAULTS.device,
+    listen: Annotated[str, typer.Option(help="HOST:PORT to answer on; port 0 takes a free one.")] = ServerConfig.listen,
+    store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")] = ServerConfig.store,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = EngineSettings.device,
     dtype: Annotated[
         str, typer.Option(help="auto, float32, bfloat16 or float16.  [auto: fp32 on CPUs, bf16 on CUDA]")
-    ] = _DEFAULTS.dtype,
-    max_batch_tokens: Annotated[int, typer.Option(help="Token budget of a batch.")] = _DEFAULTS.max_batch_tokens,
-    slots: Annotated[int, typer.Option(help="Most adapters on the device at once.")] = _DEFAULTS.slots,
-    arena_mib: Annotated[int, typer.Option(help="Device memory for adapters, in MiB.")] = _DEFAULTS.arena_bytes >> 20,
-    host_cache_mib: Annotated[int, typer.Option(help="Host memory for adapters, in MiB.")] = _DEFAULTS.host_cache_bytes
+    ] = EngineSettings.dtype,
+    max_batch_tokens: Annotated[int, typer.Option(help="Token budget of a batch.")] = EngineSettings.max_batch_tokens,
+    slots: Annotated[int, typer.Option(help="Most adapters on the device at once.")] = EngineSettings.slots,
+    arena_mib: Annotated[int, typer.Option(help="Device memory for adapters, in MiB.")] = EngineSettings.arena_bytes
     >> 20,
-    front_ends: Annotated[int, typer.Option(help="Front-end processes, which share the port.")] = _DEFAULTS.front_ends,
+    host_cache_mib: Annotated[
+        int, typer.Option(help="Host memory for adapters, in MiB.")
+    ] = EngineSettings.host_cache_bytes >> 20,
+    front_ends: Annotated[
+        int, typer.Option(help="Front-end processes, which share the port.")
+    ] = ServerConfig.front_ends,
     adapter_root: Annotated[
         Path | None, typer.Option(help="Directory from which adapters may be registered by name.  [default: none]")
     ] = None,
@@ -63,32 +65,34 @@ def serve(
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address other machines can reach.")] = False,
     drain_delay: Annotated[
         float, typer.Option(help="Seconds between reporting unhealthy and refusing calls.")
-    ] = _DEFAULTS.drain_delay_s,
+    ] = ServerConfig.drain_delay_s,
     drain_grace: Annotated[
         float, typer.Option(help="Seconds that running calls are given to end.")
-    ] = _DEFAULTS.drain_grace_s,
-    threads: Annotated[int, typer.Option(help="Threads of the engine.  [0: one per core]")] = _DEFAULTS.engine_threads,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = _DEFAULTS.log_level,
+    ] = ServerConfig.drain_grace_s,
+    threads: Annotated[int, typer.Option(help="Threads of the engine.  [0: one per core]")] = EngineSettings.threads,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
 ) -> None:
     """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
     with exit_codes():
         config = ServerConfig(
-            backbone=backbone,
+            engine=EngineSettings(
+                backbone=backbone,
+                device=device,
+                dtype=dtype,  # type: ignore[arg-type]  # checked by the dataclass, as is the log level
+                max_batch_tokens=max_batch_tokens,
+                slots=slots,
+                arena_bytes=arena_mib << 20,
+                host_cache_bytes=host_cache_mib << 20,
+                threads=threads,
+            ),
+            front_end=FrontEndSettings(adapter_root=adapter_root),
             listen=listen,
             store=store,
-            device=device,
-            dtype=dtype,  # type: ignore[arg-type]  # checked by the dataclass, as is the log level
-            max_batch_tokens=max_batch_tokens,
-            slots=slots,
-            arena_bytes=arena_mib << 20,
-            host_cache_bytes=host_cache_mib << 20,
             front_ends=front_ends,
-            adapter_root=adapter_root,
             metrics_port=metrics_port,
             insecure=insecure,
             drain_delay_s=drain_delay,
             drain_grace_s=drain_grace,
-            engine_threads=threads,
             log_level=log_level,  # type: ignore[arg-type]
         )
         from adamix_server import app as application

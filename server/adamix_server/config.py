@@ -1,11 +1,12 @@
-"""Every setting of the server, each default written once. Command-line flags read their defaults from here."""
+"""Every setting of the server, written once: its default, its bounds and what it is.
+
+Command-line flags read their defaults from here; the supervisor hands the parts to its children as they are.
+"""
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import msgspec
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from adamix.errors import InvalidConfig
 
@@ -27,32 +28,87 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+@dataclass(frozen=True)
+class Within:
+    """The bounds of a number, both included; noted at the setting and checked when its value is made."""
+
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """Settings of `adamix serve`. Raises InvalidConfig on a value that cannot work."""
+class EngineSettings:
+    """What an engine computes with. Raises InvalidConfig on a value that cannot work.
+
+    Attributes:
+        backbone: a directory, a hub id, or `minilm`.
+        device: `auto`, `cpu` or `cuda[:N]`.
+        dtype: `auto` is fp32 on CPUs and bf16 on CUDA devices.
+        max_batch_tokens: token budget of a batch; a longer text runs alone.
+        slots: most adapters on the device at once.
+        arena_bytes: device memory for adapters.
+        host_cache_bytes: host memory for adapters.
+        max_queue_inputs: inputs that may wait, and `max_queue_tokens` their tokens; shared out to the front ends.
+        threads: of its operators; 0 is as many as there are cores.
+    """
 
     backbone: str
-    listen: str = "127.0.0.1:50051"
-    store: Path = Path("adamix-store")
     device: str = "auto"
     dtype: DtypeName = "auto"
-    max_batch_tokens: int = 1024
-    slots: int = 512
-    arena_bytes: int = 512 << 20
-    host_cache_bytes: int = 2 << 30
-    max_queue_inputs: int = 4096
-    max_queue_tokens: int = 262_144
-    # Front-end processes, which share the port; one answers about 1,000 calls a second.
-    front_ends: int = 1
-    # The only directory of this machine that `RegisterAdapter` may read files from; none if not given.
+    max_batch_tokens: Annotated[int, Within(16, 1 << 20)] = 1024
+    slots: Annotated[int, Within(1, 1 << 20)] = 512
+    arena_bytes: Annotated[int, Within(1 << 20, 1 << 40)] = 512 << 20
+    host_cache_bytes: Annotated[int, Within(0, 1 << 42)] = 2 << 30
+    max_queue_inputs: Annotated[int, Within(1, 1 << 20)] = 4096
+    max_queue_tokens: Annotated[int, Within(16, 1 << 30)] = 262_144
+    threads: Annotated[int, Within(0, 1024)] = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndSettings:
+    """How a front end answers. Raises InvalidConfig on a value that cannot work.
+
+    Attributes:
+        adapter_root: the only directory of this machine that `RegisterAdapter` may read files from; none if None.
+        tokenizer_threads: for texts too long to be encoded in passing.
+    """
+
     adapter_root: Path | None = None
-    # Tokenizer threads in the front end, and threads of the engine's own operators (0: as many as there are cores).
-    tokenizer_threads: int = 2
-    engine_threads: int = 0
-    metrics_port: int | None = None
+    tokenizer_threads: Annotated[int, Within(1, 256)] = 2
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """What `adamix serve` runs: the settings of its processes, and those that are the supervisor's own.
+
+    Raises InvalidConfig on a value that cannot work.
+
+    Attributes:
+        listen: `host:port` to answer on; port 0 takes a free one.
+        store: directory of the adapters and the catalog.
+        front_ends: front-end processes, which share the port; one answers about 1,000 calls a second.
+        metrics_port: of Prometheus, on 127.0.0.1; 0 takes a free one, None has none.
+        insecure: allow an address that other machines can reach.
+        drain_delay_s: between reporting unhealthy and refusing calls.
+        drain_grace_s: what running calls are given to end.
+        log_level: of every process.
+    """
+
+    engine: EngineSettings
+    front_end: FrontEndSettings = field(default_factory=FrontEndSettings)
+    listen: str = "127.0.0.1:50051"
+    store: Path = Path("adamix-store")
+    front_ends: Annotated[int, Within(1, 64)] = 1
+    metrics_port: Annotated[int | None, Within(0, 65_535)] = None
     insecure: bool = False
-    drain_delay_s: float = 5.0
-    drain_grace_s: float = 60.0
+    drain_delay_s: Annotated[float, Within(0, 3600)] = 5.0
+    drain_grace_s: Annotated[float, Within(0, 3600)] = 60.0
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -63,72 +119,23 @@ class ServerConfig:
                 "listen on 127.0.0.1 or say --insecure",
                 reason="INSECURE_ADDRESS",
             )
-        bounds = {
-            "max_batch_tokens": (16, 1 << 20),
-            "slots": (1, 1 << 20),
-            "arena_bytes": (1 << 20, 1 << 40),
-            "host_cache_bytes": (0, 1 << 42),
-            "max_queue_inputs": (1, 1 << 20),
-            "max_queue_tokens": (16, 1 << 30),
-            "front_ends": (1, 64),
-            "tokenizer_threads": (1, 256),
-            "engine_threads": (0, 1024),
-            "drain_delay_s": (0, 3600),
-            "drain_grace_s": (0, 3600),
-        }
-        for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:
-                raise InvalidConfig(f"{name} must be in {low}..{high}, not {getattr(self, name)}", field=name)
-        for name, choices in (("dtype", get_args(DtypeName)), ("log_level", get_args(LogLevel))):
-            if getattr(self, name) not in choices:
-                raise InvalidConfig(
-                    f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}", field=name
-                )
-        if self.adapter_root is not None and not self.adapter_root.is_dir():
-            raise InvalidConfig(f"--adapter-root {self.adapter_root} is not a directory", field="adapter_root")
-        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
-            raise InvalidConfig(f"metrics_port must be in 0..65535, not {self.metrics_port}", field="metrics_port")
+        _check(self)
+        # Asked here alone: a front end that is replaced goes on without a directory that has gone meanwhile.
+        root = self.front_end.adapter_root
+        if root is not None and not root.is_dir():
+            raise InvalidConfig(f"--adapter-root {root} is not a directory", field="adapter_root")
 
 
-class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the supervisor tells an engine process."""
-
-    engine_id: str
-    generation: int
-    address: str
-    backbone: str
-    tokenizer: str  # where to write the tokenizer.json that front ends use
-    store: str
-    device: str
-    dtype: DtypeName
-    max_batch_tokens: int
-    slots: int
-    arena_bytes: int
-    host_cache_bytes: int
-    max_queue_inputs: int
-    max_queue_tokens: int
-    front_ends: int  # among whom the queue's room is shared
-    log_level: str
-
-
-class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the supervisor tells a front-end process."""
-
-    name: str = "frontend-0"  # in its log lines
-    listen: str
-    store: str
-    tokenizer: str  # path of the exported tokenizer.json, truncation and padding stripped
-    tokenizer_threads: int
-    reflection: bool
-    shares_port: bool  # with other front ends, by SO_REUSEPORT
-    adapter_root: str | None
-    log_level: str
-
-
-def to_plain(config: EngineConfig | FrontEndConfig) -> dict[str, Any]:
-    """As the payload of a `Start` frame."""
-    result: dict[str, Any] = msgspec.to_builtins(config)
-    return result
+def _check(settings: object) -> None:
+    """Raise InvalidConfig unless every setting is within its bounds and one of its choices."""
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        for bounds in getattr(hint, "__metadata__", ()):
+            # Written so that a NaN is refused.
+            if value is not None and not bounds.low <= value <= bounds.high:
+                raise InvalidConfig(f"{name} must be in {bounds.low}..{bounds.high}, not {value}", field=name)
+        if get_origin(hint) is Literal and value not in (choices := get_args(hint)):
+            raise InvalidConfig(f"{name} must be one of {', '.join(choices)}, not {value!r}", field=name)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -9,8 +9,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from adamix.errors import FailedPrecondition
-from adamix_server.frames import AnyFrame, Drain, Drained, Fatal, Ready
-from adamix_server.process import Child
+from adamix_server.child import Child
+from adamix_server.codec import FromChild, ToChild
+from adamix_server.supervisor_frames import Drain, Drained, Fatal, Ready
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Keeper:
         silence_s: float,
         *,
         start: Callable[[], Awaitable[Child]],
-        on_frame: Callable[[AnyFrame], None],
+        on_frame: Callable[[FromChild], None],
         on_end: Callable[[], None],
         stopping: asyncio.Event,
     ) -> None:
@@ -58,7 +59,7 @@ class Keeper:
         """Whether the child that runs now has said that it serves."""
         return self._child is not None and self._child.is_ready
 
-    def send(self, frame: AnyFrame) -> None:
+    def send(self, frame: ToChild) -> None:
         """Send to the child that runs now, if there is one."""
         if self._child is not None:
             self._child.send(frame)

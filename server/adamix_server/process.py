@@ -1,102 +1,28 @@
-"""Child processes and the pipe that ties each to the supervisor.
+"""The pipe that ties a child process to the supervisor: the child's end, and how frames lie in it.
 
-Children are started by exec, never by fork: neither grpc nor torch survives a fork. The pipe carries frames and is the
-child's lifeline: when it closes, the other side is gone, and the child exits.
+It is the child's lifeline: when it closes, the other side is gone, and the child exits. Bytes that are no frame of the
+direction they came by mean the same. The supervisor's end is `child.py`.
 """
 
 import asyncio
-import contextlib
+import logging
 import os
-import sys
 import threading
-from collections.abc import Mapping
+from typing import TypeVar
 
-from adamix_server.frames import AnyFrame, Start, decode, encode
+from adamix_server.codec import Codec, FromChild, NotAFrame, ToChild, from_child, to_child
 
-_FDS_VARIABLE = "ADAMIX_SUPERVISOR_FDS"
+log = logging.getLogger(__name__)
+
+F = TypeVar("F")
+
+FDS_VARIABLE = "ADAMIX_SUPERVISOR_FDS"
 _LENGTH_BYTES = 4
 _MAX_FRAME_BYTES = 64 << 20
-_REAP_S = 0.5
-
-
-class Child:
-    """The supervisor's side of one child process. All methods belong to the supervisor's event loop.
-
-    Attributes:
-        is_ready: it has said so; until then there is nothing in it worth draining.
-    """
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.process = process
-        self.is_ready = False
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def start(cls, module: str, config: Start, environment: Mapping[str, str]) -> "Child":
-        """Run `python -m module` with the given additions to the environment and send it its `Start`.
-
-        Raises:
-            OSError: the machine has no room for one more process, or none for its pipes.
-        """
-        ends: list[int] = []
-        try:
-            ends += os.pipe()
-            ends += os.pipe()
-            child_reads, we_write, we_read, child_writes = ends
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                module,
-                env={**os.environ, **environment, _FDS_VARIABLE: f"{child_reads},{child_writes}"},
-                pass_fds=(child_reads, child_writes),
-                stdin=asyncio.subprocess.DEVNULL,
-                # An own group: Ctrl-C in a terminal reaches the supervisor alone, which then drains its children.
-                process_group=0,
-            )
-        except BaseException:
-            for end in ends:
-                os.close(end)
-            raise
-        os.close(child_reads)
-        os.close(child_writes)
-        child = cls(process, await _open_reader(we_read), await _open_writer(we_write))
-        child.send(config)
-        return child
-
-    def send(self, frame: AnyFrame) -> None:
-        """Queue a frame; lost without a word if the child is gone (`receive` says that)."""
-        if not self._writer.is_closing():
-            self._writer.write(_pack(frame))
-
-    async def receive(self) -> AnyFrame | None:
-        """The next frame, or None when the child is gone."""
-        return await _read_frame(self._reader)
-
-    async def stop(self, grace_s: float) -> int:
-        """Close the pipe, wait, kill after `grace_s`; returns the exit status."""
-        self._writer.close()
-        try:
-            return await asyncio.wait_for(self.process.wait(), grace_s)
-        except TimeoutError:
-            return await self.kill()
-
-    async def kill(self) -> int:
-        """End it now; returns the exit status (negative: the signal that ended it)."""
-        # One that has just died by itself is given time to be collected: the signal would take its status away from
-        # asyncio, and the log would say 255 where it should say that the kernel killed it for its memory.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.process.wait(), _REAP_S)
-        if self.process.returncode is None:
-            self.process.kill()
-        self._writer.close()
-        return await self.process.wait()
 
 
 class SupervisorPipe:
-    """The child's side."""
+    """The child's end."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd = read_fd
@@ -107,7 +33,7 @@ class SupervisorPipe:
     @classmethod
     def from_environment(cls) -> "SupervisorPipe":
         """Raises SystemExit with a sentence when the process was not started by a supervisor."""
-        text = os.environ.pop(_FDS_VARIABLE, "")
+        text = os.environ.pop(FDS_VARIABLE, "")
         try:
             read_fd, write_fd = (int(part) for part in text.split(","))
         except ValueError:
@@ -117,9 +43,9 @@ class SupervisorPipe:
         os.set_inheritable(write_fd, False)
         return cls(read_fd, write_fd)
 
-    def send(self, frame: AnyFrame) -> None:
+    def send(self, frame: FromChild) -> None:
         """Send from any thread. A supervisor that is gone is noticed by the reading side."""
-        data = memoryview(_pack(frame))
+        data = memoryview(pack(from_child.encode(frame)))
         with self._write_lock:
             try:
                 while data:
@@ -127,19 +53,19 @@ class SupervisorPipe:
             except BrokenPipeError:
                 return
 
-    def receive_blocking(self) -> AnyFrame | None:
+    def receive_blocking(self) -> ToChild | None:
         """The next frame, or None when the supervisor is gone."""
         head = self._read_exactly(_LENGTH_BYTES)
         if head is None:
             return None
         body = self._read_exactly(int.from_bytes(head, "little"))
-        return None if body is None else decode(body)
+        return None if body is None else _decode(body, to_child)
 
-    async def receive(self) -> AnyFrame | None:
+    async def receive(self) -> ToChild | None:
         """As `receive_blocking`, on the running event loop. Use one of the two, not both."""
         if self._reader is None:
-            self._reader = await _open_reader(self._read_fd)
-        return await _read_frame(self._reader)
+            self._reader = await open_reader(self._read_fd)
+        return await read_frame(self._reader, to_child)
 
     def _read_exactly(self, count: int) -> bytes | None:
         data = b""
@@ -151,22 +77,23 @@ class SupervisorPipe:
         return data
 
 
-def _pack(frame: AnyFrame) -> bytes:
-    data = encode(frame)
+def pack(data: bytes) -> bytes:
+    """A frame as it lies in the pipe, after its length."""
     return len(data).to_bytes(_LENGTH_BYTES, "little") + data
 
 
-async def _read_frame(reader: asyncio.StreamReader) -> AnyFrame | None:
+async def read_frame(reader: asyncio.StreamReader, codec: Codec[F]) -> F | None:
+    """The next frame; None when the other side is gone, or says what is none."""
     try:
         size = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "little")
         if size > _MAX_FRAME_BYTES:
             return None
-        return decode(await reader.readexactly(size))
+        return _decode(await reader.readexactly(size), codec)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
 
 
-async def _open_reader(fd: int) -> asyncio.StreamReader:
+async def open_reader(fd: int) -> asyncio.StreamReader:
     reader = asyncio.StreamReader(limit=_MAX_FRAME_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
@@ -174,9 +101,9 @@ async def _open_reader(fd: int) -> asyncio.StreamReader:
     return reader
 
 
-async def _open_writer(fd: int) -> asyncio.StreamWriter:
-    loop = asyncio.get_running_loop()
-    transport, protocol = await loop.connect_write_pipe(
-        asyncio.streams.FlowControlMixin, os.fdopen(fd, "wb", buffering=0)
-    )
-    return asyncio.StreamWriter(transport, protocol, None, loop)
+def _decode(data: bytes, codec: Codec[F]) -> F | None:
+    try:
+        return codec.decode(data)
+    except NotAFrame as error:
+        log.error("what came by the pipe is no frame: %s", error)  # noqa: TRY400 - the trace says nothing
+        return None

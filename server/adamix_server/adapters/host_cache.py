@@ -1,28 +1,21 @@
-"""Packed adapters in host memory, the least recently used dropped first. Pure bookkeeping over sized values."""
+"""Packed adapters in host memory, the least recently used dropped first. Knows of them only how large they are."""
 
 from collections import OrderedDict
-from typing import Generic, Protocol, TypeVar
+
+from adamix_server.adapters.packing import PackedAdapter
 
 
-class Sized(Protocol):
-    @property
-    def num_bytes(self) -> int: ...
+class HostCache:
+    """Packed adapters by digest, at most `capacity_bytes` in all.
 
-
-T = TypeVar("T", bound=Sized)
-
-
-class HostCache(Generic[T]):
-    """Values by digest, at most `capacity_bytes` in all.
-
-    One value larger than the capacity is refused by `put`, not an error: it is then loaded again when next needed.
+    One adapter larger than the capacity is refused by `put`, not an error: it is then loaded again when next needed.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.evictions = 0
-        self._values: OrderedDict[str, T] = OrderedDict()
+        self._values: OrderedDict[str, PackedAdapter] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -30,14 +23,14 @@ class HostCache(Generic[T]):
     def __contains__(self, digest: str) -> bool:
         return digest in self._values
 
-    def get(self, digest: str) -> T | None:
+    def get(self, digest: str) -> PackedAdapter | None:
         """The value, marked as just used."""
         value = self._values.get(digest)
         if value is not None:
             self._values.move_to_end(digest)
         return value
 
-    def put(self, digest: str, value: T) -> None:
+    def put(self, digest: str, value: PackedAdapter) -> None:
         self.discard(digest)
         if value.num_bytes > self.capacity_bytes:
             return

@@ -1,8 +1,8 @@
 """Brings adapters to the device: store -> host in threads, host -> slot between two steps of the engine.
 
-Whoever wants an adapter takes a `Hold` on its digest and gives it back when done. A hold is pinned as soon as the
-adapter has a slot, and from then on the slot cannot be taken away. Slots are given in the order of the wishes, so no
-adapter waits for ever. What an operator pins is held by the loader itself, until let go. Everything but the reading
+Whoever wants an adapter takes a `Hold` on its digest and gives it back when done. A hold has the slot as soon as
+the adapter does, and from then on the slot cannot be taken away. Slots are given in the order of the wishes, so no
+adapter waits for ever. What an operator pins is held by the loader itself, until unpinned. Everything but the reading
 happens in the engine's thread. Knows neither who asks nor how they are answered (`orders.py`).
 """
 
@@ -11,28 +11,17 @@ import queue
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from adamix.errors import AdamixError, FailedPrecondition, InternalError, Overloaded
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.packing import PackedAdapter
 from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.adapters.slots import Slots, SlotState
+from adamix_server.adapters.slots import Hold, Slots, SlotState
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
 
 _READERS = 2
-
-
-@dataclass(eq=False)
-class Hold:
-    """One request's claim on one adapter. `waited_s` is how long it took until the adapter had a slot."""
-
-    digest: str
-    since: float
-    pinned: bool = False
-    waited_s: float = 0.0
 
 
 class AdapterLoader:
@@ -48,7 +37,7 @@ class AdapterLoader:
         self,
         slots: Slots,
         bank: SlotBank,
-        cache: HostCache[PackedAdapter],
+        cache: HostCache,
         read: Callable[[str], PackedAdapter],
         wake: Callable[[], None],
         recorder: Recorder,
@@ -67,8 +56,8 @@ class AdapterLoader:
         self._waiting: dict[str, list[Hold]] = {}
         # Read for somebody who waits; kept apart from the cache, which may drop anything at any time.
         self._arrived: dict[str, PackedAdapter] = {}
-        # What operators pinned. One hold for each, so that pins stay balanced.
-        self._kept: dict[str, Hold] = {}
+        # What operators pinned. One hold for each, so that holds stay balanced.
+        self._pinned: dict[str, Hold] = {}
         # To be given a slot if one can be had for nothing; else they end in host memory.
         self._wanted: set[str] = set()
         # Unloaded while they were read.
@@ -77,85 +66,85 @@ class AdapterLoader:
     def hold(self, digest: str) -> Hold:
         """Claim an adapter; if it has no slot, the next `advance` starts bringing it."""
         hold = Hold(digest, since=time.monotonic())
-        if self._slots.pin(digest) is not None:
-            hold.pinned = True
+        if self._slots.hold(digest) is not None:
+            hold.has_slot = True
         else:
             self._waiting.setdefault(digest, []).append(hold)
         return hold
 
     def release(self, hold: Hold) -> None:
-        """Give a hold back, pinned or not. Exactly once."""
-        if hold.pinned:
-            self._slots.unpin(hold.digest)
-            hold.pinned = False
+        """Give a hold back, with a slot or without. Exactly once."""
+        if hold.has_slot:
+            self._slots.release(hold.digest)
+            hold.has_slot = False
         else:
             self._stop_waiting(hold)
 
-    def pin(self, hold: Hold) -> int:
-        """The slot of a ready adapter, pinned for this hold until it is released."""
+    def slot_for(self, hold: Hold) -> int:
+        """The slot of a ready adapter, which this hold has until it is released."""
         slot = self._slots.get(hold.digest)
         if slot is None or slot.state is not SlotState.READY:
             raise InternalError(f"adapter {hold.digest[:12]} was scheduled without a slot")
-        if not hold.pinned:
+        if not hold.has_slot:
             self._stop_waiting(hold)
-            self._slots.pin(hold.digest, even_closing=True)
-            hold.pinned = True
+            self._slots.hold(hold.digest, even_closing=True)
+            hold.has_slot = True
         return slot.index
 
-    def keep(self, digest: str) -> None:
-        """Hold an adapter until `let_go`. It waits for its slot like a request; `secure` says how that went.
+    def pin(self, digest: str) -> None:
+        """Hold an adapter until `unpin`. It waits for its slot like a request; `settle_pins` says how that went.
 
         Raises:
-            Overloaded: half of the slots are kept already (`TOO_MANY_PINNED`).
+            Overloaded: half of the slots are pinned already (`TOO_MANY_PINNED`).
         """
-        if digest not in self._kept:
-            self._slots.check_keepable(len(self._kept) + 1)
-            self._kept[digest] = self.hold(digest)
+        if digest not in self._pinned:
+            self._slots.check_pinnable(len(self._pinned) + 1)
+            self._pinned[digest] = self.hold(digest)
 
-    def let_go(self, digest: str) -> None:
-        """Give up what `keep` took; nothing if it took nothing."""
-        if (hold := self._kept.pop(digest, None)) is not None:
-            self._slots.let_go(digest)
+    def unpin(self, digest: str) -> None:
+        """Give up what `pin` took; nothing if it took nothing."""
+        if (hold := self._pinned.pop(digest, None)) is not None:
+            self._slots.unpin(digest)
             self.release(hold)
 
-    def secure(self, failed: Mapping[str, AdamixError]) -> dict[str, AdamixError]:
-        """Mark the slots of the kept adapters as such, and let go of those that cannot be kept.
+    def settle_pins(self, failed: Mapping[str, AdamixError]) -> dict[str, AdamixError]:
+        """Mark the slots of the pinned adapters as such, and unpin those that cannot stay.
 
         Args:
             failed: as `advance` returned it.
 
         Returns:
-            what was let go, with the reason: it cannot be brought, or its bytes are too many (`TOO_MANY_PINNED`).
+            what was unpinned, with the reason: it cannot be brought, or its bytes are too many (`TOO_MANY_PINNED`).
         """
         refused: dict[str, AdamixError] = {}
-        for digest, hold in list(self._kept.items()):
+        for digest, hold in list(self._pinned.items()):
             try:
-                if hold.pinned:
-                    self._slots.keep(digest)
+                if hold.has_slot:
+                    self._slots.pin(digest)
                 elif digest in failed:
                     raise failed[digest]
             except AdamixError as error:
-                self.let_go(digest)
+                self.unpin(digest)
                 refused[digest] = error
         return refused
 
-    def is_kept(self, digest: str) -> bool:
-        """Whether `keep` holds it, with a slot or still without."""
-        return digest in self._kept
+    def is_pinned(self, digest: str) -> bool:
+        """Whether `pin` holds it, with a slot or still without."""
+        return digest in self._pinned
 
-    def secured(self) -> list[str]:
-        """The adapters that are kept in their slots now."""
-        return [slot.digest for slot in self._slots if slot.kept]
+    def pinned(self) -> list[str]:
+        """The adapters that are pinned in their slots now."""
+        return [slot.digest for slot in self._slots if slot.pinned]
 
-    def is_secured(self, digest: str) -> bool:
+    def has_pinned_slot(self, digest: str) -> bool:
         slot = self._slots.get(digest)
-        return slot is not None and slot.kept
+        return slot is not None and slot.pinned
 
     def activate(self, digest: str) -> None:
         """Bring an adapter to host memory, and into a slot if none has to be closed for it; `is_wanted` until then."""
-        if self._slots.pin(digest) is not None:
-            # It has one. The pin only marks it as just used.
-            self._slots.unpin(digest)
+        if self._slots.hold(digest) is not None:
+            # It has one. The hold only marks it as just used.
+            self._slots.release(digest)
         else:
             self._wanted.add(digest)
 
@@ -166,9 +155,9 @@ class AdapterLoader:
         """Take an adapter out of its slot and out of host memory.
 
         Raises:
-            FailedPrecondition: it is kept (`VERSION_PINNED`), or a request holds it (`VERSION_IN_USE`).
+            FailedPrecondition: it is pinned (`VERSION_PINNED`), or a request holds it (`VERSION_IN_USE`).
         """
-        if digest in self._kept:
+        if digest in self._pinned:
             raise FailedPrecondition(
                 "the version is pinned, here or by another task with the same bytes; unpin it first",
                 reason="VERSION_PINNED",
@@ -205,10 +194,10 @@ class AdapterLoader:
         return "host" if digest in self._cache or digest in self._arrived else "store"
 
     def is_held(self, digest: str) -> bool:
-        """Whether any request holds this adapter. That it is kept does not count."""
-        slot, kept = self._slots.get(digest), self._kept.get(digest)
-        pins = 0 if slot is None else slot.pins
-        return pins > (kept is not None and kept.pinned) or any(h is not kept for h in self._waiting.get(digest, ()))
+        """Whether any request holds this adapter. That it is pinned does not count."""
+        slot, pin = self._slots.get(digest), self._pinned.get(digest)
+        holds = 0 if slot is None else slot.holds
+        return holds > (pin is not None and pin.has_slot) or any(h is not pin for h in self._waiting.get(digest, ()))
 
     @property
     def num_resident(self) -> int:
@@ -246,9 +235,9 @@ class AdapterLoader:
 
     def report(self) -> None:
         """Record how many adapters are where."""
-        pinned = sum(slot.pins > 0 for slot in self._slots)
-        self._recorder.set("adamix_slots", "pinned", value=pinned)
-        self._recorder.set("adamix_slots", "idle", value=len(self._slots) - pinned)
+        held = sum(slot.holds > 0 for slot in self._slots)
+        self._recorder.set("adamix_slots", "pinned", value=held)
+        self._recorder.set("adamix_slots", "idle", value=len(self._slots) - held)
         self._recorder.set("adamix_slots", "free", value=self._slots.count - len(self._slots))
         self._recorder.set("adamix_resident_adapters", "device", value=len(self._slots))
         self._recorder.set("adamix_resident_adapters", "host", value=len(self._cache))
@@ -263,8 +252,8 @@ class AdapterLoader:
         return not self._arrived or sum(p.num_bytes for p in self._arrived.values()) < self._cache.capacity_bytes
 
     def _is_shut_out(self, digest: str, packed: PackedAdapter | None) -> bool:
-        """Whether the kept adapters lie so that this one would wait for ever."""
-        if packed is None or digest in self._slots or not self._kept:
+        """Whether the pinned adapters lie so that this one would wait for ever."""
+        if packed is None or digest in self._slots or not self._pinned:
             return False
         return not self._slots.can_have_room(packed.num_bytes)
 
@@ -283,13 +272,13 @@ class AdapterLoader:
                 self._arrived.pop(digest, None)
 
     def _activate(self, digest: str, packed: PackedAdapter | None) -> bool:
-        """Give an adapter a slot, or take the one it has again, and pin its holds; False while pins leave no room."""
+        """Give an adapter a slot, or take the one it has again, for all its holds; False while others leave no room."""
         slot = self._slots.get(digest)
         if slot is None:
             if packed is None:
                 raise InternalError(f"adapter {digest[:12]} is neither in a slot nor in host memory")
             started = time.monotonic()
-            slot, evicted = self._slots.reserve(digest, packed.num_bytes, at_end=digest in self._kept)
+            slot, evicted = self._slots.reserve(digest, packed.num_bytes, at_end=digest in self._pinned)
             for old in evicted:
                 self._bank.clear(old.index)
                 self._recorder.inc("adamix_adapter_evictions_total", "device")
@@ -303,8 +292,8 @@ class AdapterLoader:
         slot.closing = False
         now = time.monotonic()
         for hold in self._waiting.pop(digest, ()):
-            self._slots.pin(digest)
-            hold.pinned, hold.waited_s = True, now - hold.since
+            self._slots.hold(digest)
+            hold.has_slot, hold.waited_s = True, now - hold.since
         self._arrived.pop(digest, None)
         return True
 

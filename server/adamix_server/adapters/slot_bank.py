@@ -5,11 +5,10 @@ Beside each table lie its records, from which kernels read where in the arena th
 device is the CPU, an adapter in host memory is where it has to be already: a slot then refers to it, nothing is copied,
 and ranges are only counted.
 During a forward pass the sites read which rows belong to which slot from the bank's current batch: a with-block that
-refuses nesting. The bank neither chooses slots (`slots.py`) nor reads files (`loader.py`).
+refuses nesting. The bank neither chooses slots (`slots.py`) nor reads files (`loader.py`), nor does it have kernels
+compiled (`rehearsal.py`).
 """
 
-import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,7 +22,6 @@ from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
 from adamix_kernels.frozen_linear import FrozenLinear
 from adamix_kernels.gpu.records import FIELDS, SlotTable
-from adamix_kernels.plans import RANK_CLASSES, rank_class
 from adamix_kernels.segments import Segments
 from adamix_server.adapters.packing import PackedAdapter
 
@@ -54,7 +52,8 @@ class SlotBank:
         self._records: torch.Tensor | None = None
         if (device.type != "cpu") if has_arena is None else has_arena:
             self._arena = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
-        self._sites: dict[tuple[int, str], BankSite] = {}
+        # By layer and name.
+        self.sites: dict[tuple[int, str], LinearSite | NormSite] = {}
         # Which sites each occupied slot has weights at.
         self._occupied: dict[int, tuple[tuple[int, str], ...]] = {}
         self.heads: list[HeadWeights | None] = [None] * (num_slots + 1)
@@ -63,46 +62,16 @@ class SlotBank:
         # attention.
         self.apart: set[int] = set()
         self._segments: Segments | None = None
-        # Kernels are compiled beside the engine's thread, one adapter's after another's.
-        self._rehearsing = threading.Lock()
-        self._rehearsed: set[tuple[object, ...]] = set()
 
     def install(self, model: nn.Module, sites: list[str]) -> None:
         """Put a site of this bank at each of `sites` in every layer of a backbone's body."""
         insert(model, sites, self._make_site)
         if self._arena is not None:
             # All sites in one tensor: the records of a slot are one write, whatever the number of layers.
-            shape = (len(self._sites), 2, self.num_slots + 1, FIELDS)
+            shape = (len(self.sites), 2, self.num_slots + 1, FIELDS)
             self._records = torch.zeros(shape, dtype=torch.int64, device=self.device)
-            for site, of_site in zip(self._sites.values(), self._records, strict=True):
+            for site, of_site in zip(self.sites.values(), self._records, strict=True):
                 site.put_records(of_site, self._arena)
-
-    @torch.inference_mode()
-    def rehearse(self, packed: PackedAdapter, max_rows: int) -> None:
-        """Have the kernels compiled that batches of up to `max_rows` rows with this adapter will need.
-
-        Takes seconds for the first adapter of its kind and rank, and nothing for the next. Touches no slot, so it may
-        run in another thread than the forward passes, which it would otherwise hold up.
-        """
-        if "triton" not in dispatch.implementations(self.device.type):
-            return
-        with self._rehearsing:
-            for at, weights in packed.weights.sites.items():
-                site = self._sites[at]
-                low_rank = weights.low_rank
-                if len(low_rank.down) > RANK_CLASSES[-1]:
-                    continue  # computed without kernels
-                rank, features = rank_class(len(low_rank.down)), (low_rank.down.shape[1], low_rank.up.shape[1])
-                what = (type(site), type(weights), rank, features, site.num_columns)
-                if what not in self._rehearsed:
-                    site.rehearse(type(weights), rank, features, max_rows)
-                    self._rehearsed.add(what)
-            head = packed.weights.head
-            if (layer := head.out if head.dense is None else head.dense) is not None:
-                width = layer.shape[1]
-                if ("heads", width) not in self._rehearsed:
-                    self._rehearse_heads(width)
-                    self._rehearsed.add(("heads", width))
 
     def write(self, slot: int, offset_bytes: int, packed: PackedAdapter) -> None:
         """Bring an adapter to the device and enter it in the tables. Its range of the arena is the caller's to choose.
@@ -119,7 +88,7 @@ class SlotBank:
             extent.copy_(packed.data, non_blocking=True)
             weights = packed.weights_in(extent)
         for at, site_weights in weights.sites.items():
-            self._sites[at].enter(slot, site_weights)
+            self.sites[at].enter(slot, site_weights)
         self._write_records(slot)
         self.heads[slot] = weights.head
         self.head_specs[slot] = packed.manifest.head
@@ -128,24 +97,16 @@ class SlotBank:
     def clear(self, slot: int) -> None:
         """Take a slot's adapter out of the tables. Its bytes stay until the extent is overwritten, unreachable."""
         for key in self._occupied.pop(slot):
-            self._sites[key].enter(slot, None)
+            self.sites[key].enter(slot, None)
         self._write_records(slot)
         self.heads[slot] = self.head_specs[slot] = None
         self.apart.discard(slot)
-
-    def _rehearse_heads(self, width: int) -> None:
-        """Heads of few and of many outputs, on few rows and on many: those are the plans there are."""
-        for num_rows, num_outputs in ((1, 1), (1, 65), (65, 1)):
-            weight = torch.zeros(num_outputs, width, dtype=self.dtype, device=self.device)
-            features = torch.zeros(num_rows, width, dtype=self.dtype, device=self.device)
-            weights = [None, HeadWeights(None, None, None, weight, None)]
-            dispatch.head(features, Segments.from_lengths([1], [num_rows]), weights)
 
     def _write_records(self, slot: int) -> None:
         """Bring what the sites say of a slot to the device, on the current stream."""
         if self._records is None:
             return
-        rows = torch.tensor([site.records_of(slot) for site in self._sites.values()])
+        rows = torch.tensor([site.records_of(slot) for site in self.sites.values()])
         if self.device.type == "cuda":
             rows = rows.pin_memory()
         self._records[:, :, slot].copy_(rows, non_blocking=True)
@@ -167,13 +128,13 @@ class SlotBank:
             raise InternalError("a site ran outside `with bank.batch(…)`")
         return self._segments
 
-    def _make_site(self, point: Point) -> "BankSite":
+    def _make_site(self, point: Point) -> "LinearSite | NormSite":
         made = NormSite(self, point) if point.is_norm else LinearSite(self, point)
-        self._sites[point.layer, point.site] = made
+        self.sites[point.layer, point.site] = made
         return made
 
 
-class BankSite(nn.Module, ABC):
+class BankSite(nn.Module):
     """One site of one layer: the wrapped module, and each slot's weights there."""
 
     def __init__(self, bank: SlotBank, point: Point) -> None:
@@ -191,20 +152,6 @@ class BankSite(nn.Module, ABC):
     def num_columns(self) -> int:
         """Of what the wrapped module gives, all windows together."""
         return features_of(self.inner)[1]
-
-    @abstractmethod
-    def rehearse(self, kind: type, rank: int, features: tuple[int, int], max_rows: int) -> None:
-        """Launch what adapters of this kind and rank class need here: see `SlotBank.rehearse`."""
-
-    def _rehearsals(self, rank: int, features: int, max_rows: int) -> Iterator[Segments]:
-        # Imports Triton, which a CPU does without.
-        from adamix_kernels.gpu import ops
-
-        bank, is_norm = self._bank, isinstance(self, NormSite)
-        return ops.rehearsals(rank, features, bank.dtype, bank.device, max_rows, is_norm=is_norm)
-
-    def _rows(self, num_rows: int, num_features: int) -> torch.Tensor:
-        return torch.zeros(num_rows, num_features, dtype=self._bank.dtype, device=self._bank.device)
 
     def put_records(self, records: torch.Tensor, arena: torch.Tensor) -> None:
         """Keep weights in tables whose records, int64 `[2, slots + 1, 8]`, say where in the arena they lie."""
@@ -238,21 +185,19 @@ class LinearSite(BankSite):
         rows: torch.Tensor = (self.inner(x) if frozen is None else frozen.linear(x))[0]
         segments = self._bank.segments
         if self._num_loras:
-            rows = dispatch.lora_(rows, x[0], segments, self._loras, self._window)
+            rows = self.add_loras(rows, x[0], segments)
         if self._num_bottlenecks:
-            dispatch.bottleneck_(self._columns(rows), segments, self._bottlenecks)
+            self.add_bottlenecks(rows, segments)
         return rows[None] if frozen is None else frozen.activate(rows)[None]
 
-    def rehearse(self, kind: type, rank: int, features: tuple[int, int], max_rows: int) -> None:
-        for segments in self._rehearsals(rank, max(features), max_rows):
-            rows = self._rows(segments.num_rows, self.num_columns)
-            if kind is LoraWeights:
-                dispatch.lora_(rows, self._rows(len(rows), features[0]), segments, self._loras, self._window)
-            else:
-                dispatch.bottleneck_(self._columns(rows), segments, self._bottlenecks)
+    def add_loras(self, rows: torch.Tensor, x: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """`rows [T, out]` with `s·B(Ax)` added, from `x [T, in]`, where a segment's slot has a LoRA here."""
+        return dispatch.lora_(rows, x, segments, self._loras, self._window)
 
-    def _columns(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows if self._window is None else rows[:, slice(*self._window)]
+    def add_bottlenecks(self, rows: torch.Tensor, segments: Segments) -> None:
+        """Add `s·up(act(down(y)))` to `rows [T, out]`, where a segment's slot has a bottleneck here."""
+        columns = rows if self._window is None else rows[:, slice(*self._window)]
+        dispatch.bottleneck_(columns, segments, self._bottlenecks)
 
 
 class NormSite(BankSite):
@@ -265,12 +210,9 @@ class NormSite(BankSite):
         if not self._num_bottlenecks:
             plain: torch.Tensor = self.inner(s)
             return plain
-        return self._adapted(s[0], self._bank.segments)[None]
+        return self.adapt(s[0], self._bank.segments)[None]
 
-    def rehearse(self, kind: type, rank: int, features: tuple[int, int], max_rows: int) -> None:  # noqa: ARG002
-        for segments in self._rehearsals(rank, max(features), max_rows):
-            self._adapted(self._rows(segments.num_rows, features[0]), segments)
-
-    def _adapted(self, rows: torch.Tensor, segments: Segments) -> torch.Tensor:
+    def adapt(self, rows: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """`[T, hidden] -> [T, hidden]`, with what each segment's slot has here."""
         norm = self.inner
         return dispatch.bottleneck_norm(rows, segments, self._bottlenecks, norm.weight, norm.bias, norm.eps)

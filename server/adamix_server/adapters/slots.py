@@ -1,14 +1,14 @@
-"""Which adapter sits in which slot, and where in the arena: pins, eviction and free space. Pure bookkeeping.
+"""Which adapter sits in which slot, and where in the arena: holds, pins, eviction and free space. Pure bookkeeping.
 
 Knows no tensors, no devices and no clocks ("recently used" is an order), so that every rule below is tested in
 microseconds. Slot 0 is the identity and is never handed out.
 
-    reserve(digest, size)   FREE -> LOADING, evicting unpinned slots, least recently used first
+    reserve(digest, size)   FREE -> LOADING, evicting slots that nobody holds, least recently used first
     ready(digest)           LOADING -> READY
-    pin / unpin             a request that is queued or running holds one pin; a pinned slot is never evicted
+    hold / release          a request that is queued or running has one hold; a slot that is held is never evicted
     drop(digest)            LOADING or READY -> FREE
-    close_one()             no victim left? the least recently used slot takes no new pins and becomes one
-    keep / let_go           an operator's pin: never closed, at most half of the slots and half of the arena
+    close_one()             no victim left? the least recently used slot takes no new holds and becomes one
+    pin / unpin             by an operator: never closed, at most half of the slots and half of the arena
 """
 
 import bisect
@@ -27,16 +27,29 @@ class SlotState(Enum):
 
 @dataclass
 class Slot:
-    """One occupied slot. `offset` and `num_bytes` are its extent in the arena; `kept` says it is never to be closed."""
+    """One occupied slot. `offset` and `num_bytes` are its extent in the arena; one that is `pinned` is never closed."""
 
     index: int
     digest: str
     offset: int
     num_bytes: int
     state: SlotState = SlotState.LOADING
-    pins: int = 0
+    holds: int = 0
     closing: bool = False
-    kept: bool = False
+    pinned: bool = False
+
+
+@dataclass(eq=False)
+class Hold:
+    """A claim on one adapter, of a request or of an operator's pin. Made and given back by the loader (`loader.py`).
+
+    `has_slot`: it counts among the holds of the adapter's slot. `waited_s` is how long that took.
+    """
+
+    digest: str
+    since: float
+    has_slot: bool = False
+    waited_s: float = 0.0
 
 
 class Extents:
@@ -99,26 +112,26 @@ class Slots:
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._by_digest.values())
 
-    def pin(self, digest: str, *, even_closing: bool = False) -> Slot | None:
-        """Hold the adapter's slot for one request; None if it has none or (unless told so) takes no new pins."""
+    def hold(self, digest: str, *, even_closing: bool = False) -> Slot | None:
+        """Hold the adapter's slot for one request; None if it has none or (unless told so) takes no new holds."""
         slot = self._by_digest.get(digest)
         if slot is None or (slot.closing and not even_closing):
             return None
-        slot.pins += 1
+        slot.holds += 1
         self._by_digest.move_to_end(digest)
         return slot
 
-    def unpin(self, digest: str) -> None:
+    def release(self, digest: str) -> None:
         slot = self._by_digest[digest]
-        if slot.pins == 0:
-            raise InternalError(f"slot {slot.index} released more often than pinned")
-        slot.pins -= 1
+        if slot.holds == 0:
+            raise InternalError(f"slot {slot.index} released more often than held")
+        slot.holds -= 1
 
     def reserve(self, digest: str, num_bytes: int, *, at_end: bool = False) -> tuple[Slot | None, list[Slot]]:
-        """A slot in state LOADING (None while pins leave no room), and the slots evicted on the way.
+        """A slot in state LOADING (None while holds leave no room), and the slots evicted on the way.
 
         Args:
-            at_end: for an adapter that will be kept: those gather at one end of the arena, and leave the rest whole.
+            at_end: for an adapter that will be pinned: those gather at one end of the arena, and leave the rest whole.
 
         Raises:
             InternalError: it has a slot already, or is larger than the whole arena and would wait for ever.
@@ -129,7 +142,7 @@ class Slots:
             raise InternalError(f"adapter {digest[:12]} is larger than the arena")
         evicted: list[Slot] = []
         while (offset := self._extents.allocate(num_bytes, at_end=at_end) if self._free_indices else None) is None:
-            idle = (s for s in self._by_digest.values() if s.pins == 0 and s.state is SlotState.READY)
+            idle = (s for s in self._by_digest.values() if s.holds == 0 and s.state is SlotState.READY)
             if (victim := next(idle, None)) is None:
                 return None, evicted
             self.drop(victim.digest)
@@ -142,53 +155,53 @@ class Slots:
         self._by_digest[digest].state = SlotState.READY
 
     def drop(self, digest: str) -> None:
-        """Free an unpinned slot. Raises InternalError while it is pinned."""
+        """Free a slot that nobody holds. Raises InternalError while it is held."""
         slot = self._by_digest[digest]
-        if slot.pins:
-            raise InternalError(f"slot {slot.index} freed while pinned")
+        if slot.holds:
+            raise InternalError(f"slot {slot.index} freed while held")
         del self._by_digest[digest]
         self._extents.release(slot.offset, slot.num_bytes)
         self._free_indices.append(slot.index)
 
     def close_one(self) -> None:
-        """Stop the least recently used pinned slot from taking new pins, unless one is closing already.
+        """Stop the least recently used slot from taking new holds, unless one is closing already.
 
         Without this, adapters in constant use would keep a waiting one out for ever.
         """
         slots = self._by_digest.values()
         if not any(slot.closing for slot in slots):
-            candidates = (slot for slot in slots if slot.state is SlotState.READY and not slot.kept)
+            candidates = (slot for slot in slots if slot.state is SlotState.READY and not slot.pinned)
             if (slot := next(candidates, None)) is not None:
                 slot.closing = True
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether `reserve` would find a slot now, by evicting nothing that is pinned."""
-        return self._fits_beside([s for s in self if s.pins or s.state is SlotState.LOADING], num_bytes)
+        """Whether `reserve` would find a slot now, by evicting nothing that is held."""
+        return self._fits_beside([s for s in self if s.holds or s.state is SlotState.LOADING], num_bytes)
 
     def can_have_room(self, num_bytes: int) -> bool:
-        """Whether `reserve` will find a slot once every pin is gone that is not kept."""
-        return self._fits_beside([s for s in self if s.kept], num_bytes)
+        """Whether `reserve` will find a slot once nothing is held that is not pinned."""
+        return self._fits_beside([s for s in self if s.pinned], num_bytes)
 
-    def keep(self, digest: str) -> None:
-        """Never close this READY slot, until `let_go`. The pin that keeps it from eviction is the caller's.
+    def pin(self, digest: str) -> None:
+        """Never close this READY slot, until `unpin`. The hold that keeps it from eviction is the caller's.
 
         Raises:
-            Overloaded: more than half of the slots, or of the arena, would be kept (`TOO_MANY_PINNED`).
+            Overloaded: more than half of the slots, or of the arena, would be pinned (`TOO_MANY_PINNED`).
         """
         slot = self._by_digest[digest]
-        if slot.kept:
+        if slot.pinned:
             return
-        kept = [s for s in self if s.kept]
-        self.check_keepable(len(kept) + 1, sum(self._extents.rounded(s.num_bytes) for s in [*kept, slot]))
-        slot.kept, slot.closing = True, False
+        pinned = [s for s in self if s.pinned]
+        self.check_pinnable(len(pinned) + 1, sum(self._extents.rounded(s.num_bytes) for s in [*pinned, slot]))
+        slot.pinned, slot.closing = True, False
 
-    def let_go(self, digest: str) -> None:
-        """The slot may be closed again. One that is not kept, or no longer there, is left alone."""
+    def unpin(self, digest: str) -> None:
+        """The slot may be closed again. One that is not pinned, or no longer there, is left alone."""
         if (slot := self._by_digest.get(digest)) is not None:
-            slot.kept = False
+            slot.pinned = False
 
-    def check_keepable(self, count: int, num_bytes: int = 0) -> None:
-        """Whether so many slots with so many bytes in all may be kept. Raises Overloaded (`TOO_MANY_PINNED`)."""
+    def check_pinnable(self, count: int, num_bytes: int = 0) -> None:
+        """Whether so many slots with so many bytes in all may be pinned. Raises Overloaded (`TOO_MANY_PINNED`)."""
         if count > self.count // 2 or num_bytes > self.capacity_bytes // 2:
             # No hint when to try again: waiting does not help.
             raise Overloaded(

@@ -1,11 +1,12 @@
-"""Which names, digests and request ids the catalog accepts. Checked here again, whoever checked before.
+"""Which names, digests and request ids the catalog accepts, and the words for those that nothing is found under.
 
-Names never become file names (blobs are named by digest), so this is the second wall, not the only one.
+Checked here again, whoever checked before. Names never become file names (blobs are named by digest), so this is the
+second wall, not the only one.
 """
 
 import re
 
-from adamix.errors import InvalidRequest
+from adamix.errors import InvalidRequest, NotFound
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -37,3 +38,12 @@ def check_request_id(value: str, field: str = "request_id") -> str:
             f"{field} is not a valid id; use 1 to 64 of A-Z a-z 0-9 . _ -", reason="REQUEST_ID_INVALID", field=field
         )
     return value
+
+
+def task_not_found() -> NotFound:
+    """The same for what does not exist and for what another tenant has."""
+    return NotFound("task not found")
+
+
+def version_not_found() -> NotFound:
+    return NotFound("version not found")

@@ -9,9 +9,10 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-from adamix.errors import FailedPrecondition, NotFound
+from adamix.errors import FailedPrecondition
 from adamix.manifest import Manifest
 from adamix_server.catalog.lifecycle import State
+from adamix_server.catalog.names import task_not_found, version_not_found
 
 Row = TypeVar("Row")
 UnavailableReason = Literal["", "BACKBONE_CHANGED", "NO_LIVE_VERSION"]
@@ -173,11 +174,3 @@ def check_same_form(versions: Iterable[VersionRow]) -> None:
 
 def to_datetime(time_us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=time_us)
-
-
-def task_not_found() -> NotFound:
-    return NotFound("task not found")
-
-
-def version_not_found() -> NotFound:
-    return NotFound("version not found")

@@ -19,7 +19,7 @@ from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lifecycle import State, move
-from adamix_server.catalog.names import check_digest, check_name, check_request_id
+from adamix_server.catalog.names import check_digest, check_name, check_request_id, version_not_found
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
 from adamix_server.catalog.reading import read_tasks
@@ -30,7 +30,6 @@ from adamix_server.catalog.rows import (
     TaskRow,
     VersionRow,
     check_same_form,
-    version_not_found,
 )
 
 CATALOG_FILE = "catalog.db"

@@ -1,17 +1,13 @@
 """A small typed client of the server: `Client`, and the values it takes and gives."""
 
+from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_server.client.client import Client
 from adamix_server.client.values import (
-    Classification,
-    Embedding,
     Input,
     Load,
-    MultiLabel,
     Prediction,
     Predictions,
     Registered,
-    Regression,
-    Result,
     ServerFile,
     ServerInfo,
     StreamedPrediction,

@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 
 from adamix.errors import AdamixError, InvalidConfig, InvalidData
 from adamix_protos.v1 import adapters_pb2, inference_pb2
+from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_server.frontend import status
 
 
@@ -39,37 +40,6 @@ class StreamInput:
     input: Input
     return_logits: bool = False
     timeout_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Classification:
-    """`scores` are the probabilities of all labels, in label-id order."""
-
-    label: str
-    label_id: int
-    scores: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class MultiLabel:
-    """The labels at or above the task's threshold; `scores` of all labels, in label-id order."""
-
-    labels: tuple[str, ...]
-    label_ids: tuple[int, ...]
-    scores: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Regression:
-    score: float
-
-
-@dataclass(frozen=True)
-class Embedding:
-    values: tuple[float, ...]
-
-
-Result = Classification | MultiLabel | Regression | Embedding
 
 
 @dataclass(frozen=True)

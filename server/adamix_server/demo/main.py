@@ -18,9 +18,10 @@ from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 from adamix.evaluation import evaluate
 from adamix_server.client import Client, Input, Predictions
 from adamix_server.demo import report, throughput
-from adamix_server.demo.serving import ServerProcess, Tally, Traffic
+from adamix_server.demo.serving import Tally, Traffic
 from adamix_server.demo.training import BACKBONE, BASELINE_TASK, BETTER, SEED, TASKS, DemoTrainer, Trained
 from adamix_server.engine.host_memory import keep_freed_memory
+from adamix_server.local_server import LocalServer
 
 MARKER = ".adamix-demo"
 # fp32 on both sides; the order of sums is all that differs (packed rows against padded ones).
@@ -57,7 +58,7 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     texts = {name: [example.text for example in data.examples] for name, data in tests.items()}
 
     console.print("\n[bold]Starting the server[/] (its log: " + str(out / "server.log") + ")")
-    with ServerProcess(BACKBONE, out / "store", out / "server.log") as server, Client(server.address) as client:
+    with LocalServer(BACKBONE, out / "store", out / "server.log") as server, Client(server.address) as client:
         with Traffic(server.address, texts) as traffic:
             steps["register"] = _register(client, traffic, trained)
             console.print(report.registration_text(steps["register"], server.address))

@@ -1,98 +1,15 @@
-"""Demo, steps c to f: a server in a process of its own, and clients that never pause while adapters change."""
+"""Demo, steps c to f: clients that never pause while adapters change, and what they saw."""
 
-import contextlib
 import itertools
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from adamix.errors import AdamixError, Unavailable
+from adamix.errors import AdamixError
 from adamix_server.client import Client, Input
-
-_START_S = 120.0
-_STOP_S = 20.0
-
-
-class ServerProcess:
-    """`adamix serve` on a free port of the loopback interface; its log goes to `log_path`.
-
-    Args:
-        python: the interpreter, of whose adamix it is.
-        environment: of the processes.  (default: that of this one)
-    """
-
-    def __init__(
-        self,
-        backbone: str,
-        store: Path,
-        log_path: Path,
-        *flags: str,
-        python: str = sys.executable,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self._command = [python, "-m", "adamix_server", "serve", "--backbone", backbone]
-        self._command += ["--listen", "127.0.0.1:0", "--store", str(store), "--drain-delay", "0", *flags]
-        self._environment = environment
-        self._log_path = log_path
-        self._serving = threading.Event()
-        self.address = ""
-
-    def __enter__(self) -> Self:
-        # A session of its own: Ctrl-C reaches the demo, which then stops the server in order.
-        self._process = subprocess.Popen(
-            self._command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self._environment,
-            start_new_session=True,
-        )
-        threading.Thread(target=self._follow_log, daemon=True).start()
-        if not self._serving.wait(_START_S) or not self.address:
-            self.__exit__(None, None, None)
-            raise Unavailable(f"the server did not start; see {self._log_path}")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-    @property
-    def pid(self) -> int:
-        """Of the supervisor."""
-        return self._process.pid
-
-    def _follow_log(self) -> None:
-        stderr = self._process.stderr
-        if stderr is None:
-            return
-        with self._log_path.open("w", encoding="utf-8") as log:
-            for line in stderr:
-                log.write(line)
-                log.flush()
-                with contextlib.suppress(ValueError):
-                    record = json.loads(line)
-                    if record.get("process") == "supervisor" and record.get("message") == "serving":
-                        self.address = str(record["address"])
-                        self._serving.set()
-        self._serving.set()
 
 
 @dataclass

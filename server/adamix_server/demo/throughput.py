@@ -26,7 +26,8 @@ from adamix.evaluation import attach
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.client import Client, Input
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.engine import request as engine_request
+from adamix_server.engine.model_runner import ModelRunner
 
 ROUNDS = 3
 INPUTS_PER_CALL = 32
@@ -141,12 +142,12 @@ def _packed(
 
     def mixed() -> None:
         for batch in batches:
-            rows = [_row(tokens[i], slots[requests[i].task]) for i in batch]
-            runner.run(sorted(rows, key=lambda row: row.slot))
+            asked = [_asked(tokens[i], slots[requests[i].task]) for i in batch]
+            runner.run(sorted(asked, key=lambda request: request.slot))
 
     def bare() -> None:
         for batch in batches:
-            runner.hidden_states([_row(tokens[i], 0) for i in batch])
+            runner.hidden_states([_asked(tokens[i], 0) for i in batch])
 
     return mixed, bare
 
@@ -184,6 +185,6 @@ def _within_budget(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _row(row: TokenRow, slot: int) -> PackedRow:
+def _asked(row: TokenRow, slot: int) -> engine_request.Request:
     types = None if row.type_ids is None else np.asarray(row.type_ids, np.int32)
-    return PackedRow(np.asarray(row.input_ids, np.int32), types, slot)
+    return engine_request.Request.of_tokens(np.asarray(row.input_ids, np.int32), types, slot)

@@ -4,16 +4,13 @@ import os
 import signal
 import threading
 
-import msgspec
-
 from adamix.errors import AdamixError
 from adamix_server.channel import SocketEngineChannel
-from adamix_server.config import EngineConfig
 from adamix_server.engine.assembly import assemble, load_backbone
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.host_memory import keep_freed_memory
-from adamix_server.frames import Drain, Drained, Fatal, Ready, Start, Stats
 from adamix_server.process import SupervisorPipe
+from adamix_server.supervisor_frames import Drain, Drained, Fatal, Ready, StartEngine, Stats
 from adamix_server.telemetry import logs
 from adamix_server.telemetry.metrics import Recorder
 
@@ -24,22 +21,21 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pipe = SupervisorPipe.from_environment()
     start = pipe.receive_blocking()
-    if not isinstance(start, Start):
+    if not isinstance(start, StartEngine):
         return
-    config = msgspec.convert(start.config, EngineConfig)
-    logs.configure(config.log_level, process=f"engine-{config.engine_id}")
+    logs.configure(start.log_level, process=f"engine-{start.engine_id}")
     keep_freed_memory()
     recorder = Recorder()
-    channel = SocketEngineChannel(config.address)
+    channel = SocketEngineChannel(start.address)
     beat = threading.Event()
     try:
-        engine = assemble(config, channel, load_backbone(config), recorder, beat.set)
+        engine = assemble(start, channel, load_backbone(start), recorder, beat.set)
     except AdamixError as error:
         pipe.send(Fatal(message=error.message))
         return
     threading.Thread(target=_obey, args=(pipe, engine), daemon=True, name="supervisor-pipe").start()
     threading.Thread(target=_report, args=(pipe, recorder, beat), daemon=True, name="statistics").start()
-    pipe.send(Ready(address=config.address, hello=engine.hello))
+    pipe.send(Ready(address=start.address, hello=engine.hello))
     engine.run()
     pipe.send(Stats(samples=recorder.drain()))
     channel.close()

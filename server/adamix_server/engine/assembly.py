@@ -12,15 +12,16 @@ from adamix.manifest import BackboneSpec
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.packing import PackedAdapter, pack
+from adamix_server.adapters.rehearsal import Rehearsal
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.adapters.slots import Slots
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.channel import EngineChannel
-from adamix_server.config import EngineConfig
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.frames import Hello, Limits
+from adamix_server.engine_frames import Hello, Limits
+from adamix_server.supervisor_frames import StartEngine
 from adamix_server.telemetry.metrics import Recorder
 
 
@@ -44,18 +45,19 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def load_backbone(config: EngineConfig) -> Backbone:
+def load_backbone(start: StartEngine) -> Backbone:
     """The backbone on its device, and its tokenizer written for front ends. Raises InvalidConfig, StoreFull."""
-    family = backbone.read_family(config.backbone)
+    settings = start.settings
+    family = backbone.read_family(settings.backbone)
     if family.is_decoder:
         raise InvalidConfig(
             f"this version serves encoders, and {family.model_type} is a decoder: "
             "train and evaluate with it, or serve another backbone",
             field="backbone",
         )
-    device = choose_device(config.device)
-    _write_tokenizer(Path(config.tokenizer), backbone.export_tokenizer(config.backbone))
-    return backbone.load(config.backbone, dtype=choose_dtype(config.dtype, device), device=device)
+    device = choose_device(settings.device)
+    _write_tokenizer(start.tokenizer, backbone.export_tokenizer(settings.backbone))
+    return backbone.load(settings.backbone, dtype=choose_dtype(settings.dtype, device), device=device)
 
 
 def _write_tokenizer(path: Path, text: str) -> None:
@@ -71,7 +73,7 @@ def _write_tokenizer(path: Path, text: str) -> None:
 
 
 def assemble(
-    config: EngineConfig,
+    start: StartEngine,
     channel: EngineChannel,
     loaded: Backbone,
     recorder: Recorder,
@@ -83,50 +85,53 @@ def assemble(
         FailedPrecondition: the backbone cannot be run packed.
         InvalidConfig: the queue could not hold one text of the backbone's full length.
     """
-    if config.max_queue_tokens < loaded.spec.max_tokens:
+    settings = start.settings
+    if settings.max_queue_tokens < loaded.spec.max_tokens:
         raise InvalidConfig(
-            f"max_queue_tokens {config.max_queue_tokens} is below the backbone's {loaded.spec.max_tokens} positions",
+            f"max_queue_tokens {settings.max_queue_tokens} is below the backbone's {loaded.spec.max_tokens} positions",
             field="max_queue_tokens",
         )
     device = next(loaded.model.parameters()).device
-    dtype = choose_dtype(config.dtype, device)
-    bank = SlotBank(config.slots, config.arena_bytes, dtype, device)
+    dtype = choose_dtype(settings.dtype, device)
+    bank = SlotBank(settings.slots, settings.arena_bytes, dtype, device)
     hello = Hello(
-        engine_id=config.engine_id,
-        generation=config.generation,
+        engine_id=start.engine_id,
+        generation=start.generation,
         spec=loaded.spec,
         limits=Limits(
-            max_batch_tokens=config.max_batch_tokens,
-            max_queue_inputs=config.max_queue_inputs,
-            max_queue_tokens=config.max_queue_tokens,
-            slots=config.slots,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queue_inputs=settings.max_queue_inputs,
+            max_queue_tokens=settings.max_queue_tokens,
+            slots=settings.slots,
         ),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
     )
-    blobs = BlobStore(Path(config.store) / "blobs")
+    blobs = BlobStore(start.store / "blobs")
     adapters = AdapterLoader(
-        slots=Slots(config.slots, config.arena_bytes),
+        slots=Slots(settings.slots, settings.arena_bytes),
         bank=bank,
-        cache=HostCache[PackedAdapter](config.host_cache_bytes),
+        cache=HostCache(settings.host_cache_bytes),
         # A text that is longer than the budget runs alone.
-        read=_reader(blobs, loaded.spec, bank, max(config.max_batch_tokens, loaded.spec.max_tokens)),
+        read=_reader(blobs, loaded.spec, bank, max(settings.max_batch_tokens, loaded.spec.max_tokens)),
         wake=channel.wake,
         recorder=recorder,
     )
     runner = ModelRunner(loaded, bank)
     return Engine(
-        channel, runner, adapters, Scheduler(config.max_batch_tokens), hello, recorder, on_stats, config.front_ends
+        channel, runner, adapters, Scheduler(settings.max_batch_tokens), hello, recorder, on_stats, start.front_ends
     )
 
 
 def _reader(blobs: BlobStore, spec: BackboneSpec, bank: SlotBank, max_rows: int) -> Callable[[str], PackedAdapter]:
+    rehearsal = Rehearsal(bank, max_rows)
+
     def read(digest: str) -> PackedAdapter:
         adapter = adapter_file.decode(blobs.get(digest))
         adapter_file.check_backbone(adapter, spec)
         packed = pack(adapter, bank.dtype, pin_memory=bank.device.type == "cuda")
         # Here, in a thread, nobody waits for the compiler but those who want this adapter.
-        bank.rehearse(packed, max_rows)
+        rehearsal.rehearse(packed)
         return packed
 
     return read

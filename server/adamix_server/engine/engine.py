@@ -6,22 +6,21 @@ exactly one final event. It knows digests, never task names; tenants only as a l
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from adamix.errors import AdamixError, Cancelled, DeadlineExceeded, InternalError, Overloaded
-from adamix_server.adapters.loader import AdapterLoader, Hold
+from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.orders import Orders
 from adamix_server.channel import EngineChannel, Peer
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.codec import ToEngine
+from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Batch, Request
-from adamix_server.engine.scheduler import Key, Scheduler
-from adamix_server.frames import (
-    AnyFrame,
+from adamix_server.engine.scheduler import Scheduler
+from adamix_server.engine_frames import (
     Cancel,
     Control,
     Credit,
@@ -42,15 +41,6 @@ log = logging.getLogger(__name__)
 # With nothing to do the loop still turns this often, to send statistics and to notice deadlines.
 _IDLE_S = 0.05
 _STATS_EVERY_S = 1.0
-
-
-@dataclass
-class _Finished:
-    """The end of one request: its logits or its error."""
-
-    request: Request
-    outcome: NDArray[np.float32] | AdamixError
-    timing: Timing = field(default_factory=Timing)
 
 
 class Engine:
@@ -84,16 +74,17 @@ class Engine:
         self._next_stats = 0.0
         self._largest_batch = 0
         self._largest_batch_before = 0
-        self._holds: dict[Key, Hold] = {}
-        # What front ends asked of adapters besides requests, by (peer, call).
-        self._orders: Orders[tuple[Peer, int]] = Orders(adapters)
+        # What front ends asked of adapters besides requests.
+        self._orders = Orders(adapters)
+        # The requests that have ended in this step, each with its final event.
+        self._outbox: dict[Peer, list[tuple[Request, Event]]] = {}
         self._draining = False
         self._stopped = False
 
     def run(self) -> None:
         """Serve until `stop`, or until everything queued is answered after `drain`."""
         try:
-            while not self._stopped and not (self._draining and not self._holds):
+            while not self._stopped and not (self._draining and not len(self._scheduler)):
                 self.step()
         finally:
             self._adapters.close()
@@ -110,46 +101,47 @@ class Engine:
 
     def step(self) -> None:
         """One turn: take in what has arrived, run one batch, send what is finished."""
-        # Before the loop may go to sleep: pins given back by the last step can have made room for a waiting adapter.
-        finished = self._bring_adapters()
-        finished += self._receive()
-        finished += self._bring_adapters()
-        finished += self._expire()
+        # Before the loop may go to sleep: holds given back by the last step can have made room for a waiting adapter.
+        self._bring()
+        self._receive()
+        self._bring()
+        self._expire()
         batch = self._scheduler.next_batch(self._adapters.is_ready)
         if batch is not None:
-            finished += self._run(batch)
-        self._emit(finished)
+            self._run(batch)
+        self._emit()
         self._report()
 
-    def _receive(self) -> list[_Finished]:
-        idle = not any(self._adapters.is_ready(request.digest) for request in self._scheduler)
-        finished: list[_Finished] = []
-        for peer, frame in self._channel.poll(_IDLE_S if idle else 0.0):
-            finished += self._handle(peer, frame)
-        return finished
+    def _bring(self) -> None:
+        """Fill slots with what was read; answer orders; end the requests whose adapter cannot be brought."""
+        failed = self._adapters.advance()
+        for answer in self._orders.settle(failed):
+            self._reply(*answer.caller, value=answer.residency, error=answer.error)
+        for digest, error in failed.items():
+            for request in self._scheduler.of(digest):
+                self._finish(request, error)
 
-    def _handle(self, peer: Peer, frame: AnyFrame) -> list[_Finished]:
-        """Act on one frame; returns the requests that it ends."""
+    def _receive(self) -> None:
+        is_idle = not any(map(self._adapters.is_ready, self._scheduler.digests))
+        for peer, frame in self._channel.poll(_IDLE_S if is_idle else 0.0):
+            self._take(peer, frame)
+
+    def _take(self, peer: Peer, frame: ToEngine) -> None:
+        """Act on one frame."""
         match frame:
             case Submit(rows=rows):
                 now = time.monotonic()
                 for row in rows:
-                    request = Request(
-                        peer, row.id, row.tenant, row.digest, row.token_ids, row.type_ids, row.deadline, now
-                    )
-                    self._scheduler.add(request)
-                    self._holds[request.key] = self._adapters.hold(request.digest)
+                    self._scheduler.add(Request(row, peer, now, self._adapters.hold(row.digest)))
             case Cancel(ids=ids):
-                gone = [self._scheduler.remove((peer, request_id)) for request_id in ids]
-                return [_Finished(r, Cancelled("the caller is gone")) for r in gone if r is not None]
+                for request_id in ids:
+                    if (request := self._scheduler.find(peer, request_id)) is not None:
+                        self._finish(request, Cancelled("the caller is gone"))
             case Control(op="hello"):
                 self._channel.send(peer, self.hello)
                 self._channel.send(peer, self._first_credit())
             case Control():
                 self._control(peer, frame)
-            case _:
-                log.error("unexpected frame", extra={"frame": type(frame).__name__})
-        return []
 
     def _control(self, peer: Peer, frame: Control) -> None:
         value: Value = None
@@ -158,7 +150,7 @@ class Engine:
                 self._orders.place(frame.op, frame.digest, (peer, frame.call))
                 return
             case "pins":
-                value = self._adapters.secured()
+                value = self._adapters.pinned()
             case "residency":
                 value = self._adapters.residency(frame.digest)
             case "in_use":
@@ -196,86 +188,73 @@ class Engine:
         )
         self._channel.send(peer, reply)
 
-    def _bring_adapters(self) -> list[_Finished]:
-        failed = self._adapters.advance()
-        for answer in self._orders.settle(failed):
-            self._reply(*answer.caller, value=answer.residency, error=answer.error)
-        return [
-            _Finished(request, error)
-            for digest, error in failed.items()
-            for request in self._scheduler.remove_digest(digest)
-        ]
+    def _expire(self) -> None:
+        for request in self._scheduler.expired(time.monotonic()):
+            self._finish(request, DeadlineExceeded("the deadline passed before the request ran"))
 
-    def _expire(self) -> list[_Finished]:
-        expired = self._scheduler.remove_expired(time.monotonic())
-        return [_Finished(r, DeadlineExceeded("the deadline passed before the request ran")) for r in expired]
-
-    def _run(self, batch: Batch) -> list[_Finished]:
+    def _run(self, batch: Batch) -> None:
         started = time.monotonic()
-        holds = [self._holds[request.key] for request in batch.requests]
-        slots = {hold.digest: self._adapters.pin(hold) for hold in holds}
+        for request in batch.requests:
+            request.slot = self._adapters.slot_for(request.hold)
         self._largest_batch = max(self._largest_batch, len(batch.requests))
-        outcomes = self._compute(batch, slots)
+        outcomes = self._compute(batch)
         compute_s = time.monotonic() - started
-        self._record(batch, started, compute_s)
-        return [
-            _Finished(
-                request,
-                outcome,
-                Timing(
-                    queue_s=started - request.arrived,
-                    load_s=hold.waited_s,
-                    compute_s=compute_s,
-                    batch_requests=len(batch.requests),
-                    batch_tokens=batch.num_tokens,
-                    batch_tasks=batch.num_adapters,
-                ),
+        for request, outcome in zip(batch.requests, outcomes, strict=True):
+            request.timing = Timing(
+                queue_s=started - request.arrived,
+                load_s=request.hold.waited_s,
+                compute_s=compute_s,
+                batch_requests=len(batch.requests),
+                batch_tokens=batch.num_tokens,
+                batch_tasks=batch.num_adapters,
             )
-            for request, hold, outcome in zip(batch.requests, holds, outcomes, strict=True)
-        ]
+            self._finish(request, outcome)
+        self._record(batch, compute_s)
 
-    def _compute(self, batch: Batch, slots: dict[str, int]) -> list[NDArray[np.float32] | AdamixError]:
+    def _compute(self, batch: Batch) -> list[NDArray[np.float32] | AdamixError]:
         """Run a batch. If it fails, run its halves, so that only the requests that fail alone fail."""
         try:
-            outputs = self._runner.run([_row(request, slots[request.digest]) for request in batch.requests])
-            return list(outputs)
+            return list(self._runner.run(batch.requests))
         except torch.OutOfMemoryError:
             if len(batch.requests) == 1:
                 return [Overloaded("not enough device memory for this request now", retry_after_s=1.0)]
         except Exception:
             # The boundary around one request's computation: whatever is raised inside belongs to that request alone.
             if len(batch.requests) == 1:
-                log.exception("a request failed", extra={"request": batch.requests[0].id})
+                log.exception("a request failed", extra={"request": batch.requests[0].row.id})
                 # Some device errors end the device's context. Then this raises, too: better a new engine than one
                 # that answers INTERNAL for ever.
                 self._runner.check_device()
                 return [InternalError("internal error")]
         first, second = batch.halves()
-        return self._compute(first, slots) + self._compute(second, slots)
+        return self._compute(first) + self._compute(second)
 
-    def _emit(self, finished: Iterable[_Finished]) -> None:
-        """Send every request's final event, one frame per front end, and give back slots and credit."""
-        by_peer: dict[Peer, list[_Finished]] = {}
-        for end in finished:
-            self._adapters.release(self._holds.pop(end.request.key))
-            by_peer.setdefault(end.request.peer, []).append(end)
-        for peer, ends in by_peer.items():
+    def _finish(self, request: Request, outcome: NDArray[np.float32] | AdamixError) -> None:
+        """End a request, once: give back its adapter, and put its final event into the outbox."""
+        self._scheduler.end(request)
+        self._adapters.release(request.hold)
+        self._outbox.setdefault(request.peer, []).append((request, _final_event(request, outcome)))
+
+    def _emit(self) -> None:
+        """Send what is in the outbox, one frame per front end, with the credit that comes back."""
+        outbox, self._outbox = self._outbox, {}
+        for peer, ended in outbox.items():
             emit = Emit(
                 generation=self.hello.generation,
                 engine_id=self.hello.engine_id,
-                events=[_event(end) for end in ends],
-                credit_inputs=len(ends),
-                credit_tokens=sum(end.request.num_tokens for end in ends),
+                events=[event for _, event in ended],
+                credit_inputs=len(ended),
+                credit_tokens=sum(request.num_tokens for request, _ in ended),
             )
             self._channel.send(peer, emit)
 
-    def _record(self, batch: Batch, started: float, compute_s: float) -> None:
+    def _record(self, batch: Batch, compute_s: float) -> None:
         self._recorder.observe("adamix_batch_tokens", value=batch.num_tokens)
         self._recorder.observe("adamix_batch_requests", value=len(batch.requests))
         self._recorder.observe("adamix_batch_tasks", value=batch.num_adapters)
         self._recorder.observe("adamix_compute_seconds", value=compute_s)
         for request in batch.requests:
-            self._recorder.observe("adamix_queue_seconds", value=started - request.arrived)
+            self._recorder.observe("adamix_queue_seconds", value=request.timing.queue_s)
 
     def _report(self) -> None:
         now = time.monotonic()
@@ -288,12 +267,7 @@ class Engine:
             self._on_stats()
 
 
-def _row(request: Request, slot: int) -> PackedRow:
-    types = None if request.type_ids is None else np.frombuffer(request.type_ids, "<i4")
-    return PackedRow(np.frombuffer(request.token_ids, "<i4"), types, slot)
-
-
-def _event(end: _Finished) -> Event:
-    if isinstance(end.outcome, AdamixError):
-        return Event(id=end.request.id, error=WireError.of(end.outcome), timing=end.timing)
-    return Event(id=end.request.id, payload=end.outcome.astype("<f4").tobytes(), timing=end.timing)
+def _final_event(request: Request, outcome: NDArray[np.float32] | AdamixError) -> Event:
+    if isinstance(outcome, AdamixError):
+        return Event(id=request.row.id, error=WireError.of(outcome), timing=request.timing)
+    return Event(id=request.row.id, payload=outcome.astype("<f4").tobytes(), timing=request.timing)

@@ -1,11 +1,11 @@
-"""Runs one batch through the packed backbone and the heads: rows in, logits out.
+"""Runs one batch through the packed backbone and the heads: requests in, logits out.
 
-Knows the device and the slot bank; knows neither queues nor digests nor who asked. The backbone is the unmodified
+Knows the device and the slot bank; reads of a request its tokens and its slot, and knows neither queues nor digests nor
+who asked. The backbone is the unmodified
 transformers model with a site of the bank at every point of its family.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
 from adamix_server.engine.attention import packed
 from adamix_server.engine.frozen import freeze_linears
+from adamix_server.engine.request import Request
 
 # Largest difference between packed and one-by-one hidden states at which a backbone is accepted, as a share of their
 # length, by dtype: single features of some backbones are far larger than the rest, and their rounding errors, too. fp32
@@ -32,16 +33,10 @@ _PARITY = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # Filling a batch up to a few more tokens takes several short sequences: the attention costs less.
 _LONGEST_FILLING = 16
 
+# Token and type ids are little-endian int32.
+_ID_BYTES = 4
+
 # T tokens, N sequences, H hidden features, C outputs of a head.
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """One sequence to run: its token ids (int32), its token types if it has any, and the slot of its adapter."""
-
-    token_ids: NDArray[np.int32]
-    type_ids: NDArray[np.int32] | None
-    slot: int
 
 
 class ModelRunner:
@@ -56,35 +51,35 @@ class ModelRunner:
         bank.install(backbone.model, list(backbone.family.sites))
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[PackedRow]) -> list[NDArray[np.float32]]:
-        """The raw head outputs (fp32 `[C]`, or `[H]` for an embedding head) of each row, in order of `rows`.
+    def run(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
+        """The raw head outputs (fp32 `[C]`, or `[H]` for an embedding head) of each request, in their order.
 
-        Rows of one slot should lie together: each change of slot starts a new segment. An adapter whose values are not
+        Those of one slot should lie together: each change of slot starts a new segment. An adapter whose values are not
         finite may, on a CPU, spoil its neighbours in the attention once: then the batch is run again, with it apart for
         good.
         """
-        outputs, known = self._outputs(rows), set(self._bank.apart)
+        outputs, known = self._outputs(requests), set(self._bank.apart)
         if attention.keeps_apart(self._bank.device):
             return outputs
-        if suspects := _not_finite(rows, outputs) - known:
+        if suspects := _not_finite(requests, outputs) - known:
             self._bank.apart |= suspects
-            outputs = self._outputs(rows)
-            if _not_finite(rows, outputs) - self._bank.apart:
+            outputs = self._outputs(requests)
+            if _not_finite(requests, outputs) - self._bank.apart:
                 # Something that spoils its neighbours and not itself has got new ones: now nobody has any.
-                self._bank.apart |= {row.slot for row in rows}
-                outputs = self._outputs(rows)
+                self._bank.apart |= {request.slot for request in requests}
+                outputs = self._outputs(requests)
             # If each gives finite values by itself, two of them together do not. Nobody knows which: all stay apart, or
             # every batch would be run again.
-            if guilty := _not_finite(rows, outputs):
+            if guilty := _not_finite(requests, outputs):
                 self._bank.apart = known | guilty
         return outputs
 
-    def _outputs(self, rows: Sequence[PackedRow]) -> list[NDArray[np.float32]]:
-        slots = [row.slot for row in rows]
-        hidden = self.hidden_states(rows)
-        lengths = [len(row.token_ids) for row in rows]
+    def _outputs(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
+        slots = [request.slot for request in requests]
+        hidden = self.hidden_states(requests)
+        lengths = [request.num_tokens for request in requests]
         features = self._pool(hidden, lengths, [self._head_spec(slot) for slot in slots])
-        grouped = Segments.from_lengths(slots, [1] * len(rows))
+        grouped = Segments.from_lengths(slots, [1] * len(slots))
         outputs = dispatch.head(features, grouped, self._bank.heads)
         # All in one copy, because for each the host waits until the device has nothing left to do.
         together = torch.cat([output.reshape(-1) for output in outputs]).float().cpu().numpy()
@@ -92,48 +87,50 @@ class ModelRunner:
         return [row for part, output in zip(parts, outputs, strict=True) for row in part.reshape(output.shape)]
 
     @torch.inference_mode()
-    def hidden_states(self, rows: Sequence[PackedRow]) -> torch.Tensor:
-        """The last hidden states `[T, H]` of all rows, one after another, with each row's adapter applied."""
-        num_tokens = sum(len(row.token_ids) for row in rows)
-        all_rows = [*rows, *self._fill_up(num_tokens)]
-        lengths = [len(row.token_ids) for row in all_rows]
-        with self._bank.batch(Segments.from_lengths([row.slot for row in all_rows], lengths)):
-            return self._forward(all_rows, lengths)[:num_tokens]
+    def hidden_states(self, requests: Sequence[Request]) -> torch.Tensor:
+        """The last hidden states `[T, H]` of all requests, one after another, with each one's adapter applied."""
+        lengths = [request.num_tokens for request in requests]
+        num_tokens = sum(lengths)
+        filling = self._filling(num_tokens)
+        lengths += filling
+        slots = [*(request.slot for request in requests), *(0 for _ in filling)]
+        fill_ids = bytes(_ID_BYTES * sum(filling))
+        token_ids = b"".join([*(request.row.token_ids for request in requests), fill_ids])
+        type_ids = b"".join([*map(self._type_ids, requests), fill_ids])
+        with self._bank.batch(Segments.from_lengths(slots, lengths)):
+            return self._forward(token_ids, type_ids, lengths, slots)[:num_tokens]
 
     def check_device(self) -> None:
         """Raise the device's own error if it can no longer compute."""
         if self._bank.device.type == "cuda":
             torch.cuda.synchronize(self._bank.device)
 
-    def _fill_up(self, num_tokens: int) -> list[PackedRow]:
-        """Sequences without an adapter that bring a batch to one of few sizes, where sizes cost memory and time."""
+    def _filling(self, num_tokens: int) -> list[int]:
+        """Lengths of sequences that bring a batch to one of few sizes, where sizes cost memory and time."""
         if not self._is_frozen:
             return []
         missing = padded_rows(num_tokens) - num_tokens
         longest = min(_LONGEST_FILLING, self._backbone.spec.max_tokens)
-        return [
-            PackedRow(np.zeros(min(longest, missing - done), np.int32), None, slot=0)
-            for done in range(0, missing, longest)
-        ]
+        return [min(longest, missing - done) for done in range(0, missing, longest)]
 
-    def _forward(self, rows: Sequence[PackedRow], lengths: Sequence[int]) -> torch.Tensor:
-        model, device = self._backbone.model, self._bank.device
-        first = self._backbone.first_position
+    def _type_ids(self, request: Request) -> bytes:
+        # A tokenizer may tell the texts of a pair apart where the backbone, with one type, does not.
+        if request.row.type_ids is None or self._backbone.spec.type_vocab_size <= 1:
+            return bytes(len(request.row.token_ids))
+        return request.row.type_ids
+
+    def _forward(self, token_ids: bytes, type_ids: bytes, lengths: Sequence[int], slots: Sequence[int]) -> torch.Tensor:
+        """The last hidden states `[T, H]` of sequences that lie one after another, their ids as in a `Row`."""
+        device = self._bank.device
         inputs: dict[str, Any] = {
-            "input_ids": _packed([row.token_ids for row in rows], device),
-            "position_ids": _packed([np.arange(first, first + n) for n in lengths], device),
+            "input_ids": _ids(token_ids, device),
+            "position_ids": _positions(lengths, self._backbone.first_position, device),
         }
         if self._backbone.spec.type_vocab_size:
-            # A tokenizer may tell the texts of a pair apart where the backbone, with one type, does not.
-            has_types = self._backbone.spec.type_vocab_size > 1
-            types = [
-                np.zeros(n, np.int32) if r.type_ids is None or not has_types else r.type_ids
-                for r, n in zip(rows, lengths, strict=True)
-            ]
-            inputs["token_type_ids"] = _packed(types, device)
-        apart = [row.slot in self._bank.apart for row in rows] if self._bank.apart else None
+            inputs["token_type_ids"] = _ids(type_ids, device)
+        apart = [slot in self._bank.apart for slot in slots] if self._bank.apart else None
         with packed(attention.lay_out(lengths, device, self._bank.dtype, apart)):
-            hidden: torch.Tensor = model(**inputs).last_hidden_state[0]
+            hidden: torch.Tensor = self._backbone.model(**inputs).last_hidden_state[0]
         return hidden
 
     def _pool(self, hidden: torch.Tensor, lengths: Sequence[int], specs: Sequence[HeadSpec]) -> torch.Tensor:
@@ -169,19 +166,18 @@ class ModelRunner:
         model, spec = self._backbone.model, self._backbone.spec
         generator = np.random.default_rng(0)
         lengths = [n for n in (7, 1, 12, 7) if n <= spec.max_tokens]
-        rows = [PackedRow(generator.integers(0, spec.vocab_size, n, dtype=np.int32), None, slot=0) for n in lengths]
-        device = self._bank.device
+        sequences = [generator.integers(0, spec.vocab_size, n, dtype=np.int32).tobytes() for n in lengths]
+        first, device = self._backbone.first_position, self._bank.device
         alone = [
-            model(
-                input_ids=_packed([row.token_ids], device),
-                position_ids=_packed([np.arange(len(row.token_ids)) + self._backbone.first_position], device),
-            ).last_hidden_state[0]
-            for row in rows
+            model(input_ids=_ids(ids, device), position_ids=_positions([n], first, device)).last_hidden_state[0]
+            for ids, n in zip(sequences, lengths, strict=True)
         ]
         self._is_frozen = freeze_linears(model, self._backbone.family)
         model.set_attn_implementation(attention.IMPLEMENTATION)
         expected = torch.cat(alone).float()
-        deviations = (self._forward(rows, lengths).float() - expected).norm(dim=1) / expected.norm(dim=1)
+        token_ids = b"".join(sequences)
+        together = self._forward(token_ids, bytes(len(token_ids)), lengths, [0] * len(lengths))
+        deviations = (together.float() - expected).norm(dim=1) / expected.norm(dim=1)
         difference = deviations.max().item()
         if not difference <= _PARITY[self._bank.dtype]:
             raise FailedPrecondition(
@@ -189,14 +185,20 @@ class ModelRunner:
             )
 
 
-def _not_finite(rows: Sequence[PackedRow], outputs: Sequence[NDArray[np.float32]]) -> set[int]:
+def _not_finite(requests: Sequence[Request], outputs: Sequence[NDArray[np.float32]]) -> set[int]:
     """The slots with an output that is not finite."""
-    return {row.slot for row, output in zip(rows, outputs, strict=True) if not np.isfinite(output).all()}
+    return {request.slot for request, output in zip(requests, outputs, strict=True) if not np.isfinite(output).all()}
 
 
-def _packed(parts: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor:
-    """Concatenate to `[1, T]` int64."""
-    return _to_device(np.concatenate(parts).astype(np.int64), device)[None]
+def _ids(data: bytes, device: torch.device) -> torch.Tensor:
+    """Ids as in a `Row`, as `[1, T]` int64."""
+    return _to_device(np.frombuffer(data, "<i4").astype(np.int64), device)[None]
+
+
+def _positions(lengths: Sequence[int], first: int, device: torch.device) -> torch.Tensor:
+    """`[1, T]` int64: in each sequence they count from `first`."""
+    starts = np.cumsum(lengths) - lengths
+    return _to_device(np.arange(sum(lengths)) - np.repeat(starts, lengths) + first, device)[None]
 
 
 def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:

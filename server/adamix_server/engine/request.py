@@ -1,34 +1,79 @@
-"""One inference request inside the engine, and the batch it is answered in. Plain data."""
+"""One inference request inside the engine, and the batch it is answered in.
+
+A request is one object from its arrival to its final event, and whoever has to do with it keeps a reference to it: what
+it asks for, what it holds, how far it is and where its time went. Nothing else remembers it. Knows neither tensors nor
+who answers it.
+"""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
+from adamix_server.adapters.slots import Hold
 from adamix_server.channel import Peer
+from adamix_server.engine_frames import Row, Timing
+
+_NOT_RUN = Timing()
 
 
-@dataclass(frozen=True, eq=False)
+class Status(Enum):
+    QUEUED = "queued"  # until a batch takes it
+    RUNNING = "running"
+    ENDED = "ended"  # its final event is on its way; for good
+
+
+@dataclass(eq=False, slots=True)
 class Request:
-    """One row of a `Submit` frame. Identity is (peer, id): ids are chosen by front ends.
+    """One row of a `Submit` frame. Two requests are never equal; front ends name theirs by (peer, id).
 
-    `token_ids` and `type_ids` are little-endian int32 bytes; times are seconds on CLOCK_MONOTONIC.
+    Attributes:
+        row: what was asked, as it came.
+        arrived: in seconds on CLOCK_MONOTONIC, as all times.
+        hold: on its adapter, from its arrival until it ends.
+        slot: of its adapter, once it runs; 0 is no adapter.
+        timing: where its time went, once it has run.
     """
 
+    row: Row = field(repr=False)
     peer: Peer
-    id: int
-    tenant: str
-    digest: str
-    token_ids: bytes = field(repr=False)
-    type_ids: bytes | None = field(repr=False)
-    deadline: float
     arrived: float
+    hold: Hold
+    slot: int = 0
+    status: Status = Status.QUEUED
+    timing: Timing = _NOT_RUN
 
-    @property
-    def key(self) -> tuple[Peer, int]:
-        return self.peer, self.id
+    @classmethod
+    def of_tokens(
+        cls, token_ids: NDArray[np.int32], type_ids: NDArray[np.int32] | None = None, slot: int = 0
+    ) -> "Request":
+        """A request of nobody, for those who run a model without an engine around it."""
+        types = None if type_ids is None else type_ids.astype("<i4").tobytes()
+        row = Row(
+            id=0,
+            tenant="",
+            digest="",
+            token_ids=token_ids.astype("<i4").tobytes(),
+            type_ids=types,
+            deadline=float("inf"),
+        )
+        return cls(row, peer=b"", arrived=0.0, hold=Hold("", since=0.0), slot=slot)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids) // 4
+        return len(self.row.token_ids) // 4
+
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """A view of the row's bytes."""
+        return np.frombuffer(self.row.token_ids, "<i4")
+
+    @property
+    def type_ids(self) -> NDArray[np.int32] | None:
+        """A view of the row's bytes, if it has types."""
+        return None if self.row.type_ids is None else np.frombuffer(self.row.type_ids, "<i4")
 
 
 @dataclass(frozen=True)
@@ -40,8 +85,8 @@ class Batch:
     @classmethod
     def of(cls, requests: list[Request]) -> "Batch":
         """Group by digest, keeping the order of first appearance and, within a digest, of arrival."""
-        order = {digest: i for i, digest in enumerate(dict.fromkeys(r.digest for r in requests))}
-        return cls(tuple(sorted(requests, key=lambda r: order[r.digest])))
+        order = {digest: i for i, digest in enumerate(dict.fromkeys(r.row.digest for r in requests))}
+        return cls(tuple(sorted(requests, key=lambda r: order[r.row.digest])))
 
     @cached_property
     def num_tokens(self) -> int:
@@ -49,7 +94,7 @@ class Batch:
 
     @cached_property
     def num_adapters(self) -> int:
-        return len({request.digest for request in self.requests})
+        return len({request.row.digest for request in self.requests})
 
     def halves(self) -> tuple["Batch", "Batch"]:
         middle = len(self.requests) // 2

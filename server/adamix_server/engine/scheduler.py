@@ -8,12 +8,11 @@ batch already needs, because fewer distinct adapters are worth more than any ker
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, KeysView
 
+from adamix.errors import InternalError
 from adamix_server.channel import Peer
-from adamix_server.engine.request import Batch, Request
-
-Key = tuple[Peer, int]
+from adamix_server.engine.request import Batch, Request, Status
 
 # Deadlines of requests that are gone are cleared away once they outnumber the queue by this many.
 _SPARE_DEADLINES = 1024
@@ -28,82 +27,97 @@ class Scheduler:
 
     def __init__(self, max_batch_tokens: int) -> None:
         self.max_batch_tokens = max_batch_tokens
-        self._queue: OrderedDict[Key, Request] = OrderedDict()
-        self._by_digest: dict[str, OrderedDict[Key, Request]] = {}
-        # Soonest first. Requests that left the queue stay here until their time comes.
-        self._deadlines: list[tuple[float, Key]] = []
+        # By what a `Cancel` frame calls them, oldest first.
+        self._queue: OrderedDict[tuple[Peer, int], Request] = OrderedDict()
+        self._by_digest: dict[str, OrderedDict[Request, None]] = {}
+        # Soonest first, and of equal ones the oldest. Requests that left the queue stay here until they are soonest.
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._arrivals = itertools.count()
 
     def __len__(self) -> int:
         return len(self._queue)
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._queue
 
     def __iter__(self) -> Iterator[Request]:
         """The queued requests, oldest first."""
         return iter(self._queue.values())
 
+    @property
+    def digests(self) -> KeysView[str]:
+        """The adapters that queued requests ask for."""
+        return self._by_digest.keys()
+
+    def find(self, peer: Peer, request_id: int) -> Request | None:
+        """The queued request that a front end calls so; None if there is none, or it runs already."""
+        return self._queue.get((peer, request_id))
+
+    def of(self, digest: str) -> list[Request]:
+        """The queued requests of one adapter, oldest first."""
+        return list(self._by_digest.get(digest, ()))
+
     def add(self, request: Request) -> None:
-        """Queue a request; its key must not be queued already."""
-        if request.key in self._queue:
-            raise KeyError(f"request {request.id} is queued already")
-        self._queue[request.key] = request
-        self._by_digest.setdefault(request.digest, OrderedDict())[request.key] = request
+        """Queue a request. Raises KeyError if its front end has queued another one of that id."""
+        key = request.peer, request.row.id
+        if key in self._queue:
+            raise KeyError(f"request {request.row.id} is queued already")
+        self._queue[key] = request
+        self._by_digest.setdefault(request.row.digest, OrderedDict())[request] = None
         if len(self._deadlines) > 2 * len(self._queue) + _SPARE_DEADLINES:
-            self._deadlines = [(queued.deadline, key) for key, queued in self._queue.items()]
+            self._deadlines = [entry for entry in self._deadlines if entry[-1].status is Status.QUEUED]
             heapq.heapify(self._deadlines)
-        else:
-            heapq.heappush(self._deadlines, (request.deadline, request.key))
+        heapq.heappush(self._deadlines, (request.row.deadline, next(self._arrivals), request))
 
-    def remove(self, key: Key) -> Request | None:
-        """Take a request out (cancelled, expired, failed); None if it is not queued."""
-        request = self._queue.pop(key, None)
-        if request is not None:
-            same = self._by_digest[request.digest]
-            del same[key]
-            if not same:
-                del self._by_digest[request.digest]
-        return request
+    def end(self, request: Request) -> None:
+        """A request has its outcome, whether it runs or is still queued. Raises InternalError the second time."""
+        if request.status is Status.ENDED:
+            raise InternalError(f"request {request.row.id} ended twice")
+        if request.status is Status.QUEUED:
+            self._take(request)
+        request.status = Status.ENDED
 
-    def remove_digest(self, digest: str) -> list[Request]:
-        """Take out every request of one adapter (it cannot be loaded)."""
-        keys = list(self._by_digest.get(digest, ()))
-        return [request for key in keys if (request := self.remove(key)) is not None]
-
-    def remove_expired(self, now: float) -> list[Request]:
-        """Take out every request whose deadline has passed."""
+    def expired(self, now: float) -> list[Request]:
+        """The queued requests whose deadline has passed. Each is told once, and is to be ended."""
         expired: list[Request] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, key = heapq.heappop(self._deadlines)
-            if (request := self._queue.get(key)) is not None and request.deadline <= now:
+        while self._deadlines:
+            deadline, _, request = self._deadlines[0]
+            if request.status is Status.QUEUED:
+                if deadline > now:
+                    break
                 expired.append(request)
-                self.remove(key)
+            heapq.heappop(self._deadlines)
         return expired
 
     def next_batch(self, is_ready: Callable[[str], bool]) -> Batch | None:
         """Take the next batch out of the queue; None if no request's adapter is ready."""
         chosen = _Chosen(self.max_batch_tokens)
-        oldest = (request for request in self._queue.values() if is_ready(request.digest))
+        oldest = (request for request in self._queue.values() if is_ready(request.row.digest))
         waiting = chosen.fill(oldest, self.max_batch_tokens // 2)
         if not chosen.requests:
             return None
-        same = itertools.chain.from_iterable(self._by_digest[digest].values() for digest in list(chosen.digests))
+        same = itertools.chain.from_iterable(self._by_digest[digest] for digest in list(chosen.digests))
         chosen.fill(same, self.max_batch_tokens)
         chosen.fill(waiting, self.max_batch_tokens)
-        for request in chosen.requests.values():
-            self.remove(request.key)
-        return Batch.of(list(chosen.requests.values()))
+        for request in chosen.requests:
+            self._take(request)
+        return Batch.of(chosen.requests)
+
+    def _take(self, request: Request) -> None:
+        """Out of the queue."""
+        del self._queue[request.peer, request.row.id]
+        same = self._by_digest[request.row.digest]
+        del same[request]
+        if not same:
+            del self._by_digest[request.row.digest]
 
 
 class _Chosen:
-    """A batch being filled."""
+    """A batch being filled. What it takes is RUNNING from then on."""
 
     # How many requests in a row may be too long for the room that is left before the search for a shorter one stops.
     _MISSES = 32
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.requests: dict[Key, Request] = {}
+        self.requests: list[Request] = []
         self.digests: dict[str, None] = {}
         self.tokens = 0
 
@@ -114,12 +128,14 @@ class _Chosen:
             request = next(rest, None)
             if request is None:
                 break
-            if request.key in self.requests:
+            if request.status is Status.RUNNING:
                 continue
-            if self.requests and self.tokens + request.num_tokens > self.budget:
+            num_tokens = request.num_tokens
+            if self.requests and self.tokens + num_tokens > self.budget:
                 misses += 1
                 continue
-            self.requests[request.key] = request
-            self.digests[request.digest] = None
-            self.tokens += request.num_tokens
+            request.status = Status.RUNNING
+            self.requests.append(request)
+            self.digests[request.row.digest] = None
+            self.tokens += num_tokens
         return rest

@@ -4,25 +4,21 @@ import asyncio
 import signal
 import sys
 
-import msgspec
-
-from adamix_server.config import FrontEndConfig
-from adamix_server.frames import Start
 from adamix_server.process import SupervisorPipe
+from adamix_server.supervisor_frames import StartFrontEnd
 from adamix_server.telemetry import logs
 
 
 async def serve(pipe: SupervisorPipe) -> int:
-    """Wait for `Start`, then serve; returns the exit status."""
+    """Wait for `StartFrontEnd`, then serve; returns the exit status."""
     # Imported only now: a process started by mistake has already said so, without the cost of grpc.
     from adamix_server.frontend.server import FrontEnd
 
     start = await pipe.receive()
-    if not isinstance(start, Start):
+    if not isinstance(start, StartFrontEnd):
         return 0 if start is None else 1
-    settings = msgspec.convert(start.config, FrontEndConfig)
-    logs.configure(settings.log_level, process=settings.name)
-    return await FrontEnd(settings, pipe).run()
+    logs.configure(start.log_level, process=start.name)
+    return await FrontEnd(start, pipe).run()
 
 
 def main() -> int:

@@ -141,7 +141,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         split = check_split((share.digest, share.weight) for share in request.traffic)
         # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
         check_same_form([self._view.resolve(tenant, task, digest) for digest, _ in split])
-        with self._view.hold():
+        with self._view.reading():
             await asyncio.gather(*(self._load(digest) for digest, _ in split))
         row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
         return adapters_pb2.SetTrafficResponse(task=convert.to_task(row))

@@ -20,10 +20,6 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @property
-    def running(self) -> int:
-        return self._running
-
     def enter(self) -> None:
         """Count a call in. Raises Unavailable (`DRAINING`) after `close`."""
         if self._closed.is_set():

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from adamix.errors import AdamixError, FailedPrecondition
 from adamix.manifest import BackboneSpec
+from adamix_server.agreement import Bell, Party
 from adamix_server.catalog.rows import Snapshot, VersionRow
 from adamix_server.catalog.store import Catalog
-from adamix_server.frontend.agreement import Agreement, Bell
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class CatalogView:
     Belongs to one event loop. `refresh` before the first use.
     """
 
-    def __init__(self, catalog: Catalog, spec: BackboneSpec, agreement: Agreement) -> None:
+    def __init__(self, catalog: Catalog, spec: BackboneSpec, agreement: Party) -> None:
         self.catalog = catalog
         self.spec = spec
         self._snapshot = Snapshot(revision=-1, tasks={})
@@ -97,12 +97,12 @@ class CatalogView:
             raise FailedPrecondition("the task has no live version; set its traffic", reason=row.unavailable_reason)
         return row.pick(self._draw)
 
-    def hold(self) -> AbstractContextManager[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Keep the bytes of what a call has just resolved, while it may still need the engine to load them.
 
         Entered in the same turn of the event loop as `resolve`.
         """
-        return self._agreement.hold()
+        return self._agreement.reading()
 
     def close(self) -> None:
         for pool in (self._pool, self._reader):

@@ -1,31 +1,19 @@
 """Internal values -> messages of `adamix.v1`. Pure functions; no I/O, no state.
 
-What a head's raw output means is decided here and nowhere else: the engine returns logits, the manifest says how to
-read them.
+What a head's raw output means is said in `api.answers`.
 """
 
-import math
-import struct
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from adamix.errors import FailedPrecondition, InternalError
-from adamix.manifest import BackboneSpec, HeadSpec
+from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
-from adamix_server import config, frames
+from adamix_server import config, engine_frames
+from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_server.catalog.rows import TaskRow, VersionRow
 from adamix_server.frontend.names import task_name, version_name
-
-DEFAULT_THRESHOLD = 0.5
-
-# Heads that `Predict` can read. The others speak through `Generate`.
-PREDICT_HEADS = frozenset({"classification", "multilabel", "regression", "embedding"})
-
-# Above so many, numpy is faster than plain floats.
-_FEW_VALUES = 64
 
 _RESIDENCY = {
     "store": adapters_pb2.RESIDENCY_STORE,
@@ -34,70 +22,25 @@ _RESIDENCY = {
 }
 
 
-def fill_prediction(
-    prediction: inference_pb2.Prediction, head: HeadSpec, payload: bytes, *, return_logits: bool
-) -> None:
-    """Write what a head's output says into an empty message; `task` and `version` are left to the caller.
-
-    Args:
-        prediction: left as it is by an error.
-        head: of the version that answered; one of `PREDICT_HEADS`.
-        payload: little-endian fp32 [C]: logits, the score, or the embedding.
-        return_logits: also give the raw output.
-
-    Raises:
-        FailedPrecondition: the output is not finite (`NON_FINITE_OUTPUT`).
-        InternalError: the output has another size than the head.
-    """
-    # Plain floats, because most heads have a few labels and each call of numpy costs more than all of them.
-    size, rest = divmod(len(payload), 4)
-    if rest or not (size == head.num_labels if head.type != "embedding" else _is_whole_embedding(head, size)):
-        raise InternalError(f"a {head.type} head answered with {size} values")
-    logits = struct.unpack(f"<{size}f", payload)
-    # No sum of finite fp32 values overflows a double, and any other value makes it infinite or NaN.
-    if not math.isfinite(sum(logits)):
-        raise FailedPrecondition(
-            "this version's output for the input is not finite; its weights are unusable",
-            reason="NON_FINITE_OUTPUT",
-        )
-    match head.type:
-        case "classification":
-            found = prediction.classification
-            best = logits.index(max(logits))
-            found.label, found.label_id = _label(head, best), best
-            found.scores.extend(softmax(logits))
-        case "multilabel":
-            _fill_multi_label(prediction.multi_label, head, logits)
-        case "regression":
-            low, high = head.clip or (-math.inf, math.inf)
-            prediction.regression.score = min(max(logits[0], low), high)
-        case "embedding":
-            norm = math.hypot(*logits) if head.normalize else 1.0
-            prediction.embedding.values.extend(logits if norm in (0.0, 1.0) else [value / norm for value in logits])
-        case _:
-            raise InternalError(f"a {head.type} head has no prediction")
-    if return_logits:
-        prediction.logits.extend(logits)
+def fill_result(prediction: inference_pb2.Prediction, result: Result) -> None:
+    """Write an answer into a message without one; `task`, `version` and `logits` are left to the caller."""
+    match result:
+        case Classification():
+            classes = prediction.classification
+            classes.label, classes.label_id = result.label, result.label_id
+            classes.scores.extend(result.scores)
+        case MultiLabel():
+            tags = prediction.multi_label
+            tags.labels.extend(result.labels)
+            tags.label_ids.extend(result.label_ids)
+            tags.scores.extend(result.scores)
+        case Regression():
+            prediction.regression.score = result.score
+        case Embedding():
+            prediction.embedding.values.extend(result.values)
 
 
-def softmax(logits: Sequence[float]) -> list[float]:
-    """Probabilities of one row of logits [C], computed in fp64."""
-    highest = max(logits)
-    if len(logits) > _FEW_VALUES:
-        powers = np.exp(np.subtract(logits, highest))
-        probabilities: list[float] = (powers / powers.sum()).tolist()
-        return probabilities
-    few = [math.exp(value - highest) for value in logits]
-    total = sum(few)
-    return [power / total for power in few]
-
-
-def sigmoid(logits: Sequence[float]) -> list[float]:
-    """Independent probabilities [C], without overflow for any finite logit."""
-    return [0.5 * (1.0 + math.tanh(0.5 * value)) for value in logits]
-
-
-def fill_timing(message: inference_pb2.Timing, timings: Sequence[frames.Timing], tokenize_s: float) -> None:
+def fill_timing(message: inference_pb2.Timing, timings: Sequence[engine_frames.Timing], tokenize_s: float) -> None:
     """Write the timing of a call: per stage that of the slowest input, and the batch of the last one."""
     message.tokenize_s = tokenize_s
     if timings:
@@ -171,7 +114,7 @@ def to_backbone(spec: BackboneSpec) -> server_pb2.Backbone:
     )
 
 
-def to_limits(limits: frames.Limits) -> server_pb2.Limits:
+def to_limits(limits: engine_frames.Limits) -> server_pb2.Limits:
     """The published limits of one call, and the engine's."""
     return server_pb2.Limits(
         max_inputs_per_call=config.MAX_INPUTS_PER_CALL,
@@ -184,24 +127,6 @@ def to_limits(limits: frames.Limits) -> server_pb2.Limits:
         default_timeout_s=config.DEFAULT_TIMEOUT_S,
         max_timeout_s=config.MAX_TIMEOUT_S,
     )
-
-
-def _is_whole_embedding(head: HeadSpec, size: int) -> bool:
-    return size == head.dim if head.dim is not None else size > 0
-
-
-def _fill_multi_label(found: inference_pb2.MultiLabel, head: HeadSpec, logits: Sequence[float]) -> None:
-    scores = sigmoid(logits)
-    threshold = DEFAULT_THRESHOLD if head.threshold is None else head.threshold
-    chosen = [index for index, score in enumerate(scores) if score >= threshold]
-    found.labels.extend([_label(head, index) for index in chosen])
-    found.label_ids.extend(chosen)
-    found.scores.extend(scores)
-
-
-def _label(head: HeadSpec, index: int) -> str:
-    # One of `head.labels`, without making all of them for every prediction.
-    return f"LABEL_{index}" if head.id2label is None else head.id2label[str(index)]
 
 
 def _timestamp(time_us: int) -> Any:

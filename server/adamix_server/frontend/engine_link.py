@@ -13,22 +13,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from adamix.errors import InternalError, Overloaded, Unavailable
+from adamix.errors import Overloaded, Unavailable
 from adamix_server import channel
-from adamix_server.frames import (
-    Cancel,
-    Control,
-    Credit,
-    Emit,
-    EngineUp,
-    Event,
-    Hello,
-    Op,
-    Reply,
-    Row,
-    Submit,
-    Value,
-)
+from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Op, Reply, Row, Submit, Value
+from adamix_server.supervisor_frames import EngineUp
 
 log = logging.getLogger(__name__)
 
@@ -270,8 +258,6 @@ class _Connection:
                 case Emit() | Credit() | Reply() | Hello():
                     # A greeting, which EngineUp has already brought, or a frame of an engine that is gone.
                     continue
-                case _:
-                    raise InternalError(f"unexpected {type(frame).__name__} frame from the engine")
 
     def _is_ours(self, frame: Emit | Credit | Reply) -> bool:
         return frame.generation == self.generation and frame.engine_id == self.engine_id

@@ -35,7 +35,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 reason="INPUT_COUNT",
                 field="inputs",
             )
-        with stages.view.hold():
+        with stages.view.reading():
             items = [
                 stages.read(message, f"inputs[{index}]", call.tenant, call.deadline)
                 for index, message in enumerate(messages)

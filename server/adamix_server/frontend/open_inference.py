@@ -10,16 +10,16 @@ import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, InvalidRequest, NotFound
 from adamix.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
-from adamix_protos.v1 import inference_pb2
+from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result, read
 from adamix_server.config import MAX_INPUTS_PER_CALL
 from adamix_server.frontend import call as calls
-from adamix_server.frontend import convert
 from adamix_server.frontend.call import Call
 from adamix_server.frontend.stages import Item, Stages
 from adamix_server.frontend.tokenization import Text
@@ -84,7 +84,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelInfer(self, request: pb.ModelInferRequest, _context: Any) -> pb.ModelInferResponse:
         call, stages, start = calls.current(), self._stages, time.monotonic()
-        with stages.view.hold():
+        with stages.view.reading():
             found, head = self._resolve(request.model_name, request.model_version, call, "model_name", "model_version")
             outputs = _requested(request.outputs, _outputs(head))
             items = _items(request, found)
@@ -92,12 +92,12 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             # One that cannot be answered fails them all, so the engine need not hear of the others.
             if _first_error(items) is None:
                 await stages.infer(items, call.tenant)
-        predictions = [_read(item, head) for item in items]
+        results = _read(items, head)
         stages.record(items, call.tenant, time.monotonic() - start)
         if (failed := _first_error(items)) is not None:
             index, error = failed
             raise _of_tensor(error, index)
-        return _response(request, found, outputs, _columns(head, predictions))
+        return _response(request, found, outputs, results)
 
     def _resolve(
         self, name: str, digest: str, call: Call, name_field: str, version_field: str
@@ -255,15 +255,16 @@ def _not_so_many(name: str, size: int) -> InvalidRequest:
     )
 
 
-def _read(item: Item, head: HeadSpec) -> inference_pb2.Prediction:
-    """What the engine's output says; an empty message and an error in the item where it says nothing."""
-    prediction = inference_pb2.Prediction()
-    if item.event is not None:
-        try:
-            convert.fill_prediction(prediction, head, item.event.payload, return_logits=False)
-        except AdamixError as error:
-            item.error = error
-    return prediction
+def _read(items: Iterable[Item], head: HeadSpec) -> list[Result]:
+    """What the engine's outputs say, one after the other; an error in the item where one says nothing."""
+    results: list[Result] = []
+    for item in items:
+        if item.event is not None:
+            try:
+                results.append(read(head, item.event.payload))
+            except AdamixError as error:
+                item.error = error
+    return results
 
 
 def _first_error(items: Iterable[Item]) -> tuple[int, AdamixError] | None:
@@ -279,27 +280,21 @@ def _of_tensor(error: AdamixError, index: int) -> AdamixError:
     return InvalidRequest(f"{field}: {error.message}", reason=error.reason, field=field)
 
 
-def _columns(head: HeadSpec, predictions: list[inference_pb2.Prediction]) -> dict[str, list[Any]]:
-    """The values of every output, row after row: str or float."""
-    match head.type:
-        case "classification":
-            return {
-                "label": [found.classification.label for found in predictions],
-                "scores": [score for found in predictions for score in found.classification.scores],
-            }
-        case "multilabel":
-            return {
-                "label": [",".join(found.multi_label.labels) for found in predictions],
-                "scores": [score for found in predictions for score in found.multi_label.scores],
-            }
-        case "regression":
-            return {"score": [found.regression.score for found in predictions]}
-        case _:
-            return {"embedding": [value for found in predictions for value in found.embedding.values]}
+def _values(result: Result) -> Mapping[str, Sequence[Any]]:
+    """The values of every output for one input: str or float."""
+    match result:
+        case Classification():
+            return {"label": (result.label,), "scores": result.scores}
+        case MultiLabel():
+            return {"label": (",".join(result.labels),), "scores": result.scores}
+        case Regression():
+            return {"score": (result.score,)}
+        case Embedding():
+            return {"embedding": result.values}
 
 
 def _response(
-    request: pb.ModelInferRequest, found: Item, outputs: tuple[_Output, ...], columns: Mapping[str, list[Any]]
+    request: pb.ModelInferRequest, found: Item, outputs: tuple[_Output, ...], results: Iterable[Result]
 ) -> pb.ModelInferResponse:
     """The answer, with raw contents if the request had them."""
     response = pb.ModelInferResponse(
@@ -309,8 +304,9 @@ def _response(
     )
     num_inputs = request.inputs[0].shape[0]
     is_raw = bool(request.raw_input_contents)
+    rows = [_values(result) for result in results]
     for output in outputs:
-        values = columns[output.name]
+        values = list(chain.from_iterable(row[output.name] for row in rows))
         tensor = response.outputs.add(name=output.name, datatype=output.datatype)
         tensor.shape.extend(output.shape(num_inputs, len(values) // num_inputs))
         if output.datatype == "FP32":

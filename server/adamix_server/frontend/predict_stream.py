@@ -23,7 +23,7 @@ from adamix_server.config import (
     MAX_STREAM_INPUTS,
     MAX_TIMEOUT_S,
 )
-from adamix_server.frames import Event
+from adamix_server.engine_frames import Event
 from adamix_server.frontend import convert, status
 from adamix_server.frontend.admission import Admission, draining
 from adamix_server.frontend.call import Call
@@ -35,7 +35,7 @@ IDLE_S = 300.0
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One input from its message to its answer. `hold` keeps what it resolved; `future` is the engine's part."""
+    """One input from its message to its answer. `reading` keeps what it resolved; `future` is the engine's part."""
 
     id: str
     item: Item
@@ -44,7 +44,7 @@ class _Entry:
     owns_id: bool = False
     is_ready: bool = False
     tokenize_s: float = 0.0
-    hold: AbstractContextManager[None] | None = None
+    reading: AbstractContextManager[None] | None = None
     timer: asyncio.TimerHandle | None = None
     future: asyncio.Future[Event] | None = None
 
@@ -154,10 +154,10 @@ class PredictStream:
             item.error = error
             entry = _Entry(entry_id, item, request.return_logits, now)
         else:
-            hold = self._stages.view.hold()
-            hold.__enter__()
+            reading = self._stages.view.reading()
+            reading.__enter__()
             item = self._stages.read(request.input, "input", self._call.tenant, deadline)
-            entry = _Entry(entry_id, item, request.return_logits, now, owns_id=True, hold=hold)
+            entry = _Entry(entry_id, item, request.return_logits, now, owns_id=True, reading=reading)
             self._live_ids.add(request.id)
             entry.timer = self._loop.call_at(deadline, self._expire, entry)
         self._entries.add(entry)
@@ -205,10 +205,10 @@ class PredictStream:
 
     def _let_go(self, entry: _Entry) -> None:
         """Give back what an entry holds. Does nothing the second time."""
-        hold, timer, future = entry.hold, entry.timer, entry.future
-        entry.hold = entry.timer = entry.future = None
-        if hold is not None:
-            hold.__exit__(None, None, None)
+        reading, timer, future = entry.reading, entry.timer, entry.future
+        entry.reading = entry.timer = entry.future = None
+        if reading is not None:
+            reading.__exit__(None, None, None)
         if timer is not None:
             timer.cancel()
         if future is not None:

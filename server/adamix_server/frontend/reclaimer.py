@@ -16,7 +16,7 @@ import logging
 from functools import partial
 
 from adamix.errors import AdamixError
-from adamix_server.frontend.agreement import Agreement
+from adamix_server.agreement import Party
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 
@@ -28,7 +28,7 @@ RETRY_S = 60.0
 class Reclaimer:
     """One background task of the front end."""
 
-    def __init__(self, view: CatalogView, agreement: Agreement, link: EngineLink) -> None:
+    def __init__(self, view: CatalogView, agreement: Party, link: EngineLink) -> None:
         self._view = view
         self._agreement = agreement
         self._link = link

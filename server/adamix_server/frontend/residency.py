@@ -16,7 +16,7 @@ from functools import partial
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition
 from adamix_protos.v1 import adapters_pb2
-from adamix_server.frames import Value
+from adamix_server.engine_frames import Value
 from adamix_server.frontend import convert
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
@@ -72,7 +72,7 @@ class Residency:
             AdamixError: the engine cannot load it, or there is none.
         """
         version = self._view.resolve(tenant, task, digest)
-        with self._view.hold():
+        with self._view.reading():
             residency = await self._link.control("activate", digest)
         return convert.to_version(version, residency)
 
@@ -92,16 +92,16 @@ class Residency:
         return convert.to_version(version, await self._link.control("unload", digest))
 
     async def pin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
-        """Bring a version into a slot and keep it there until `unpin`, over every restart.
+        """Bring a version into a slot and pin it there until `unpin`, over every restart.
 
         Raises:
             NotFound, FailedPrecondition: as `CatalogView.resolve`.
             Overloaded: half of the slots or of the arena are pinned already (`TOO_MANY_PINNED`).
             Aborted: it was unpinned while it waited for its slot.
-            AdamixError: the engine cannot load it, or there is none. As after every error, nothing is kept.
+            AdamixError: the engine cannot load it, or there is none. As after every error, nothing is pinned.
         """
         version = self._view.resolve(tenant, task, digest)
-        with self._doubted_on_error(digest), self._view.hold():
+        with self._doubted_on_error(digest), self._view.reading():
             await self._pin_in_engine(digest)
             change = partial(self._view.catalog.set_pinned, tenant, task, digest, True)
             version = await self._view.change(change)
@@ -157,8 +157,8 @@ class Residency:
             self._refusals.clear()
         pinned = await self._view.run(self._view.catalog.pinned)
         answer = await self._link.control("pins", "")
-        kept = frozenset(answer if isinstance(answer, list) else ())
-        differing = (*(digest for digest in pinned if digest not in kept), *(kept - frozenset(pinned)))
+        pinned_there = frozenset(answer if isinstance(answer, list) else ())
+        differing = (*(digest for digest in pinned if digest not in pinned_there), *(pinned_there - frozenset(pinned)))
         concerned = list(dict.fromkeys([*self._doubtful, *differing]))
         self._refusals = {digest: self._refusals[digest] for digest in concerned if digest in self._refusals}
         limit = asyncio.Semaphore(_SETTLED_AT_ONCE)

@@ -17,25 +17,12 @@ from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConf
 from adamix.manifest import BackboneSpec
 from adamix_server import channel
 from adamix_server.adapters.validation import Verdict, validate_async
+from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.config import FrontEndConfig
-from adamix_server.frames import (
-    Agreed,
-    AnyFrame,
-    Drain,
-    Drained,
-    DrainWanted,
-    EngineDown,
-    EngineUp,
-    Fatal,
-    Ready,
-    Refresh,
-    Stats,
-)
+from adamix_server.codec import FromChild, ToChild
 from adamix_server.frontend.adapter_root import AdapterRoot
 from adamix_server.frontend.adapters import AdapterServicer, Validate
 from adamix_server.frontend.admission import Admission
-from adamix_server.frontend.agreement import Agreement
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import Connect, EngineLink
@@ -47,6 +34,19 @@ from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.frontend.stages import Stages
 from adamix_server.frontend.tokenization import Tokenizer
 from adamix_server.frontend.watch import Watch
+from adamix_server.supervisor_frames import (
+    Agreed,
+    Drain,
+    Drained,
+    DrainWanted,
+    EngineDown,
+    EngineUp,
+    Fatal,
+    Ready,
+    Refresh,
+    StartFrontEnd,
+    Stats,
+)
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,9 @@ _INCURABLE = (InvalidConfig, FailedPrecondition, DataLoss)
 class Pipe(Protocol):
     """The supervisor, as `process.SupervisorPipe` gives it."""
 
-    def send(self, frame: AnyFrame) -> None: ...
+    def send(self, frame: FromChild) -> None: ...
 
-    async def receive(self) -> AnyFrame | None: ...
+    async def receive(self) -> ToChild | None: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class FrontEnd:
     """The life of one front end.
 
     Args:
-        settings: from the supervisor's `Start`.
+        start: the supervisor's first frame.
         pipe: to the supervisor.
         connect: (address, generation, engine id) -> channel to an engine.
         validate: judges uploads.
@@ -92,23 +92,23 @@ class FrontEnd:
 
     def __init__(
         self,
-        settings: FrontEndConfig,
+        start: StartFrontEnd,
         pipe: Pipe,
         *,
         connect: Connect = channel.connect,
         validate: Validate = validate_in_child,
     ) -> None:
-        self._settings = settings
+        self._start = start
         self._pipe = pipe
         self._validate = validate
         self._recorder = Recorder()
         self._link = EngineLink(connect)
-        self._agreement = Agreement()
+        self._agreement = Party()
         # Set when the supervisor says that the catalog has moved on.
         self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.
         self._engine: EngineUp | None = None
-        self._receiving: asyncio.Task[AnyFrame | None] | None = None
+        self._receiving: asyncio.Task[ToChild | None] | None = None
 
     async def run(self) -> int:
         """Serve until drained, or until the supervisor is gone; returns the exit status."""
@@ -145,8 +145,8 @@ class FrontEnd:
         """The catalog, as the engine's backbone sees it."""
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
-        store, fingerprint = Path(self._settings.store), hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, store, backbone_fingerprint=fingerprint)
+        fingerprint = hello.spec.fingerprint
+        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint)
         view = CatalogView(catalog, hello.spec, self._agreement)
         closing.callback(view.close)
         await view.refresh()
@@ -154,15 +154,16 @@ class FrontEnd:
 
     async def _bind(self, view: CatalogView, closing: contextlib.AsyncExitStack) -> _Parts:
         """Everything else, up to the bound port."""
-        settings, link, recorder = self._settings, self._link, self._recorder
-        tokenizer = await asyncio.to_thread(Tokenizer, settings.tokenizer, settings.tokenizer_threads)
+        start, link, recorder = self._start, self._link, self._recorder
+        settings = start.settings
+        tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
         stages = Stages(view, tokenizer, link, recorder)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
-        root = None if settings.adapter_root is None else AdapterRoot(Path(settings.adapter_root))
+        root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
         endpoint = Endpoint(
-            settings.listen,
+            start.listen,
             (
                 InferenceServicer(stages, admission),
                 AdapterServicer(view, link, self._validate, reclaimer, recorder, watch, root, residency),
@@ -171,8 +172,8 @@ class FrontEnd:
             ),
             admission,
             recorder,
-            with_reflection=settings.reflection,
-            shares_port=settings.shares_port,
+            with_reflection=start.reflection,
+            shares_port=start.shares_port,
         )
         return _Parts(reclaimer, residency, endpoint)
 
@@ -203,7 +204,7 @@ class FrontEnd:
                     await parts.endpoint.stop(0.0)
                     return
 
-    async def _next(self, timeout_s: float | None = None) -> AnyFrame | None:
+    async def _next(self, timeout_s: float | None = None) -> ToChild | None:
         """The supervisor's next frame, after doing what it asks for at any time. Raises TimeoutError."""
         frame = await self._receive(timeout_s)
         match frame:
@@ -306,7 +307,7 @@ class FrontEnd:
                 self._recorder.remove_task(tenant, task)
             known = newest
 
-    async def _receive(self, timeout_s: float | None = None) -> AnyFrame | None:
+    async def _receive(self, timeout_s: float | None = None) -> ToChild | None:
         """The supervisor's next frame; None when it is gone.
 
         Raises:
@@ -325,7 +326,7 @@ class FrontEnd:
         if self._receiving is not None:
             self._receiving.cancel()
 
-    async def _send(self, frame: AnyFrame) -> None:
+    async def _send(self, frame: FromChild) -> None:
         # A pipe that nobody reads fills up and then blocks: not on the event loop.
         await asyncio.to_thread(self._pipe.send, frame)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidRequest
 from adamix_protos.v1 import inference_pb2
+from adamix_server.api import answers
 from adamix_server.catalog.names import check_digest
 from adamix_server.catalog.rows import VersionRow
-from adamix_server.frames import Event, Row
+from adamix_server.engine_frames import Event, Row
 from adamix_server.frontend import convert, status
 from adamix_server.frontend.call import Call
 from adamix_server.frontend.catalog_view import CatalogView
@@ -100,7 +101,7 @@ class Stages:
             if (tenant, task) in self.view.snapshot.tasks:
                 item.resource = version_name(tenant, task, digest)
         version = self.view.resolve(tenant, task, digest)
-        if version.manifest.head.type not in convert.PREDICT_HEADS:
+        if version.manifest.head.type not in answers.PREDICT_HEADS:
             raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
         item.task, item.version = task, version
         return version
@@ -167,8 +168,10 @@ class Stages:
         """Fill an empty message with the answer, or with the error in its place."""
         if item.event is not None and item.version is not None and item.error is None:
             try:
-                head = item.version.manifest.head
-                convert.fill_prediction(prediction, head, item.event.payload, return_logits=return_logits)
+                payload = item.event.payload
+                convert.fill_result(prediction, answers.read(item.version.manifest.head, payload))
+                if return_logits:
+                    prediction.logits.extend(answers.unpack(payload))
             except AdamixError as error:
                 item.error = error
         elif item.error is None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from adamix.errors import AdamixError, DataLoss
 from adamix_server.adapters.host_cache import HostCache
-from adamix_server.adapters.loader import AdapterLoader, Hold
+from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.orders import Kind, Orders
-from adamix_server.adapters.slots import Slots
+from adamix_server.adapters.slots import Hold, Slots
 from adamix_server.telemetry.metrics import Recorder
 
 KIB = 1024
@@ -58,7 +58,7 @@ class World:
             Readers(),
             Recorder(),
         )
-        self.cache = HostCache[Any](cache_kib * KIB)
+        self.cache = HostCache(cache_kib * KIB)
         self.loader = AdapterLoader(
             self.slots,
             self.bank,  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ class World:
             self.recorder,
             self.readers,
         )
-        self.orders: Orders[int] = Orders(self.loader)
+        self.orders = Orders(self.loader)
         self.answers: dict[int, str] = {}
         self.failed: dict[str, AdamixError] = {}
         self._last = 0
@@ -80,15 +80,16 @@ class World:
 
     def place(self, kind: Kind, digest: str) -> int:
         self._last += 1
-        self.orders.place(kind, digest, self._last)
+        self.orders.place(kind, digest, (b"front end", self._last))
         return self._last
 
     def turn(self) -> None:
         """What the engine does between two steps."""
         self.failed = self.loader.advance()
         for answer in self.orders.settle(self.failed):
-            assert answer.caller not in self.answers
-            self.answers[answer.caller] = answer.residency if answer.error is None else answer.error.reason
+            _, call = answer.caller
+            assert call not in self.answers
+            self.answers[call] = answer.residency if answer.error is None else answer.error.reason
 
     def settle(self) -> None:
         while self.readers.pending or self.turn() or self.readers.pending:
@@ -104,7 +105,7 @@ class World:
         """A request's hold, with its slot."""
         hold = self.loader.hold(digest)
         self.settle()
-        assert hold.pinned
+        assert hold.has_slot
         return hold
 
 
@@ -142,7 +143,7 @@ def test_activate_does_not_overtake_those_who_wait() -> None:
     assert world.ask("activate", "4b") == "host"
     world.loader.release(hold)
     world.settle()
-    assert waiting.pinned
+    assert waiting.has_slot
     world.loader.release(waiting)
 
 
@@ -164,11 +165,11 @@ def test_a_pin_waits_its_turn_like_a_request() -> None:
     world.loader.release(first)
     world.settle()
     assert world.answers[call] == "device"
-    assert world.loader.secured() == ["4c"]
+    assert world.loader.pinned() == ["4c"]
     assert not world.loader.is_held("4c"), "no request holds it"
     world.loader.release(second)
     assert world.ask("unpin", "4c") == "device"
-    assert world.loader.secured() == []
+    assert world.loader.pinned() == []
     assert world.ask("unpin", "4c") == "device"
 
 
@@ -180,15 +181,15 @@ def test_a_pinned_adapter_stays_whatever_else_is_asked_for() -> None:
         assert world.ask("activate", f"8{name}") == "device"
         assert world.loader.residency("4a") == "device"
     assert world.ask("unpin", "4a") == "device"
-    assert all(slot.pins == 0 for slot in world.slots)
+    assert all(slot.holds == 0 for slot in world.slots)
 
 
-def test_a_pin_that_fails_keeps_nothing() -> None:
+def test_a_pin_that_fails_pins_nothing() -> None:
     world = World()
     assert world.ask("pin", "0a") == "BLOB_CORRUPT"
     assert world.ask("pin", "99a") == "ARENA_TOO_SMALL"
-    assert not world.loader.is_kept("0a")
-    assert not world.loader.is_kept("99a")
+    assert not world.loader.is_pinned("0a")
+    assert not world.loader.is_pinned("99a")
     assert not world.loader._waiting
 
 
@@ -210,11 +211,11 @@ def test_half_of_the_arena_is_the_limit_and_requests_do_not_notice() -> None:
     hold = world.loader.hold("20b")
     world.settle()
     assert world.answers[call] == "TOO_MANY_PINNED"
-    assert hold.pinned
+    assert hold.has_slot
     assert world.failed == {}
     world.loader.release(hold)
-    assert world.loader.secured() == ["20a"]
-    assert sum(slot.pins for slot in world.slots) == 1
+    assert world.loader.pinned() == ["20a"]
+    assert sum(slot.holds for slot in world.slots) == 1
 
 
 def test_two_pins_of_one_adapter_are_one_and_both_are_answered() -> None:
@@ -223,7 +224,7 @@ def test_two_pins_of_one_adapter_are_one_and_both_are_answered() -> None:
     world.settle()
     assert [world.answers[call] for call in calls] == ["device", "device", "BLOB_CORRUPT", "BLOB_CORRUPT"]
     assert world.ask("unpin", "4a") == "device"
-    assert not world.loader.is_kept("4a")
+    assert not world.loader.is_pinned("4a")
 
 
 def test_a_pin_that_is_taken_back_while_it_waits_is_answered() -> None:
@@ -235,7 +236,7 @@ def test_a_pin_that_is_taken_back_while_it_waits_is_answered() -> None:
     assert world.answers[call] == "UNPINNED"
     for hold in holds:
         world.loader.release(hold)
-    assert all(slot.pins == 0 for slot in world.slots)
+    assert all(slot.holds == 0 for slot in world.slots)
 
 
 def test_unload_refuses_what_is_used_or_pinned() -> None:
@@ -305,13 +306,13 @@ def test_whoever_is_shut_out_by_pins_is_told_so_instead_of_waiting_for_ever() ->
     world.loader.release(second)
     hold = world.loader.hold("9a")
     world.settle()
-    assert not hold.pinned
+    assert not hold.has_slot
     assert world.failed["9a"].reason == "NO_ROOM_BESIDE_PINNED"
     other = world.use("8a")
     world.loader.release(other)
     world.ask("unpin", "2a")
     world.settle()
-    assert hold.pinned
+    assert hold.has_slot
     world.loader.release(hold)
 
 
@@ -319,4 +320,4 @@ def test_what_is_pinned_before_it_is_loaded_leaves_the_arena_whole() -> None:
     world = World(slots=4, arena_kib=16)
     world.loader.release(world.use("6a"))
     assert world.ask("pin", "2a") == "device"
-    assert world.use("14a").pinned
+    assert world.use("14a").has_slot

@@ -52,19 +52,19 @@ def filled(*digests: str, count: int = 2, size: int = 256) -> Slots:
 class TestEviction:
     def test_the_least_recently_used_goes_first(self) -> None:
         slots = filled("a", "b")
-        slots.pin("a")
-        slots.unpin("a")
+        slots.hold("a")
+        slots.release("a")
         slot, evicted = slots.reserve("c", 256)
         assert slot is not None
         assert [s.digest for s in evicted] == ["b"]
         assert "a" in slots
 
-    def test_a_pinned_slot_is_never_taken(self) -> None:
+    def test_a_held_slot_is_never_taken(self) -> None:
         slots = filled("a", "b")
-        slots.pin("a")
-        slots.pin("b")
+        slots.hold("a")
+        slots.hold("b")
         assert slots.reserve("c", 256) == (None, [])
-        slots.unpin("b")
+        slots.release("b")
         slot, evicted = slots.reserve("c", 256)
         assert slot is not None
         assert [s.digest for s in evicted] == ["b"]
@@ -81,82 +81,82 @@ class TestEviction:
 
     def test_slots_run_out_before_bytes_do(self) -> None:
         slots = filled("a", "b", count=2, size=256)
-        slots.pin("a")
-        slots.pin("b")
+        slots.hold("a")
+        slots.hold("b")
         assert slots.reserve("c", 256)[0] is None
 
-    def test_a_closing_slot_takes_no_new_pins_so_that_a_waiting_adapter_gets_in(self) -> None:
+    def test_a_closing_slot_takes_no_new_holds_so_that_a_waiting_adapter_gets_in(self) -> None:
         slots = filled("a", "b")
-        slots.pin("a")
-        slots.pin("b")
+        slots.hold("a")
+        slots.hold("b")
         slots.close_one()
-        assert slots.pin("a") is None
-        assert slots.pin("b") is not None
+        assert slots.hold("a") is None
+        assert slots.hold("b") is not None
         slots.close_one()
-        assert slots.pin("b") is not None, "one at a time"
-        slots.unpin("a")
+        assert slots.hold("b") is not None, "one at a time"
+        slots.release("a")
         slot, evicted = slots.reserve("c", 256)
         assert slot is not None
         assert [s.digest for s in evicted] == ["a"]
 
     def test_unbalanced_releases_are_bugs(self) -> None:
         slots = filled("a")
-        with pytest.raises(InternalError, match="more often than pinned"):
-            slots.unpin("a")
-        slots.pin("a")
-        with pytest.raises(InternalError, match="freed while pinned"):
+        with pytest.raises(InternalError, match="more often than held"):
+            slots.release("a")
+        slots.hold("a")
+        with pytest.raises(InternalError, match="freed while held"):
             slots.drop("a")
 
 
-class TestKeeping:
-    def test_a_kept_slot_is_never_closed(self) -> None:
+class TestPinning:
+    def test_a_pinned_slot_is_never_closed(self) -> None:
         slots = filled("a", "b", count=2)
         for digest in "ab":
-            slots.pin(digest)
-        slots.keep("a")
+            slots.hold(digest)
+        slots.pin("a")
         slots.close_one()
-        assert slots.pin("a") is not None
-        assert slots.pin("b") is None
-        slots.let_go("a")
-        slots.let_go("unknown")
+        assert slots.hold("a") is not None
+        assert slots.hold("b") is None
+        slots.unpin("a")
+        slots.unpin("unknown")
 
-    def test_a_closing_slot_that_is_kept_opens_again(self) -> None:
+    def test_a_closing_slot_that_is_pinned_opens_again(self) -> None:
         slots = filled("a", "b", count=2)
         for digest in "ab":
-            slots.pin(digest)
+            slots.hold(digest)
         slots.close_one()
-        slots.keep("a")
-        assert slots.pin("a") is not None
+        slots.pin("a")
+        assert slots.hold("a") is not None
         slots.close_one()
-        assert slots.pin("b") is None, "another one closes instead"
+        assert slots.hold("b") is None, "another one closes instead"
 
     @pytest.mark.parametrize(
-        ("count", "sizes", "kept"),
+        ("count", "sizes", "pinned"),
         [(4, (256, 256, 256), 2), (8, (1024, 1024, 256), 2), (8, (2048, 1), 1), (1, (256,), 0), (8, (2049,), 0)],
     )
     def test_at_most_half_of_the_slots_and_half_of_the_arena(
-        self, count: int, sizes: tuple[int, ...], kept: int
+        self, count: int, sizes: tuple[int, ...], pinned: int
     ) -> None:
         slots = Slots(count, CAPACITY)
         for i, size in enumerate(sizes):
             slots.reserve(str(i), size)
             slots.ready(str(i))
-        for i in range(kept):
-            slots.keep(str(i))
-            slots.keep(str(i))
+        for i in range(pinned):
+            slots.pin(str(i))
+            slots.pin(str(i))
         with pytest.raises(Overloaded, match="unpin another version") as refused:
-            slots.keep(str(kept))
+            slots.pin(str(pinned))
         assert (refused.value.reason, refused.value.retry_after_s) == ("TOO_MANY_PINNED", None)
 
-    def test_what_will_be_kept_gathers_at_the_end_and_leaves_the_rest_whole(self) -> None:
+    def test_what_will_be_pinned_gathers_at_the_end_and_leaves_the_rest_whole(self) -> None:
         slots = Slots(8, CAPACITY)
         for i in range(6):
             slot, _ = slots.reserve(str(i), 256, at_end=i % 2 == 0)
             assert slot is not None
             slots.ready(str(i))
             if i % 2 == 0:
-                slots.keep(str(i))
-        assert [slot.offset for slot in slots if slot.kept] == [CAPACITY - 256, CAPACITY - 512, CAPACITY - 768]
+                slots.pin(str(i))
+        assert [slot.offset for slot in slots if slot.pinned] == [CAPACITY - 256, CAPACITY - 512, CAPACITY - 768]
         assert slots.can_have_room(CAPACITY - 768)
         assert not slots.can_have_room(CAPACITY - 767)
 
@@ -169,8 +169,8 @@ class SlotsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.slots = Slots(4, CAPACITY)
-        self.pins: dict[str, int] = {}
-        self.kept: set[str] = set()
+        self.holds: dict[str, int] = {}
+        self.pinned: set[str] = set()
 
     @rule(target=digests, name=st.sampled_from("abcdefgh"))
     def name(self, name: str) -> str:
@@ -184,76 +184,76 @@ class SlotsMachine(RuleBasedStateMachine):
         has_room, can_have_room = self.slots.has_room(size), self.slots.can_have_room(size)
         slot, evicted = self.slots.reserve(digest, size, at_end=size % 2 == 0)
         assert (slot is not None) == has_room <= can_have_room
-        assert all(self.pins.get(old.digest, 0) == 0 and old.digest not in self.kept for old in evicted)
+        assert all(self.holds.get(old.digest, 0) == 0 and old.digest not in self.pinned for old in evicted)
         assert {old.digest for old in evicted} <= before
         if slot is not None:
             assert slot.state is SlotState.LOADING
             self.slots.ready(digest)
 
     @rule(digest=digests)
-    def pin(self, digest: str) -> None:
+    def hold(self, digest: str) -> None:
         slot = self.slots.get(digest)
-        pinned = self.slots.pin(digest)
-        assert (pinned is None) == (slot is None or slot.closing)
-        if pinned is not None:
-            self.pins[digest] = self.pins.get(digest, 0) + 1
+        held = self.slots.hold(digest)
+        assert (held is None) == (slot is None or slot.closing)
+        if held is not None:
+            self.holds[digest] = self.holds.get(digest, 0) + 1
 
-    @precondition(lambda self: any(self.pins.values()))
+    @precondition(lambda self: any(self.holds.values()))
     @rule(data=st.data())
-    def unpin(self, data: st.DataObject) -> None:
-        digest = data.draw(st.sampled_from(sorted(d for d, n in self.pins.items() if n)))
-        self.slots.unpin(digest)
-        self.pins[digest] -= 1
+    def release(self, data: st.DataObject) -> None:
+        digest = data.draw(st.sampled_from(sorted(d for d, n in self.holds.items() if n)))
+        self.slots.release(digest)
+        self.holds[digest] -= 1
 
     @rule(digest=digests)
-    def keep(self, digest: str) -> None:
-        if digest not in self.slots or digest in self.kept or self.slots.pin(digest) is None:
+    def pin(self, digest: str) -> None:
+        if digest not in self.slots or digest in self.pinned or self.slots.hold(digest) is None:
             return
-        slots = [slot for slot in self.slots if slot.digest in {digest, *self.kept}]
+        slots = [slot for slot in self.slots if slot.digest in {digest, *self.pinned}]
         total = sum(-(-slot.num_bytes // 256) * 256 for slot in slots)
         if len(slots) <= 4 // 2 and total <= CAPACITY // 2:
-            self.slots.keep(digest)
-            self.kept.add(digest)
+            self.slots.pin(digest)
+            self.pinned.add(digest)
         else:
             with pytest.raises(Overloaded):
-                self.slots.keep(digest)
-            self.slots.unpin(digest)
+                self.slots.pin(digest)
+            self.slots.release(digest)
 
-    @precondition(lambda self: self.kept)
+    @precondition(lambda self: self.pinned)
     @rule()
-    def let_go(self) -> None:
-        digest = self.kept.pop()
-        self.slots.let_go(digest)
+    def unpin(self) -> None:
+        digest = self.pinned.pop()
         self.slots.unpin(digest)
+        self.slots.release(digest)
 
     @rule(size=st.integers(1, CAPACITY))
     def everybody_leaves(self, size: int) -> None:
-        for digest, pins in self.pins.items():
-            for _ in range(pins):
-                self.slots.unpin(digest)
-        self.pins.clear()
+        for digest, holds in self.holds.items():
+            for _ in range(holds):
+                self.slots.release(digest)
+        self.holds.clear()
         assert self.slots.can_have_room(size) == self.slots.has_room(size)
 
     @rule()
     def close_one(self) -> None:
         self.slots.close_one()
         assert sum(slot.closing for slot in self.slots) <= 1
-        assert not any(slot.closing and slot.kept for slot in self.slots)
+        assert not any(slot.closing and slot.pinned for slot in self.slots)
 
     @invariant()
-    def slots_are_disjoint_and_pinned_ones_stay(self) -> None:
+    def slots_are_disjoint_and_held_ones_stay(self) -> None:
         held = list(self.slots)
         assert len({slot.index for slot in held}) == len(held) <= 4
         assert all(1 <= slot.index <= 4 for slot in held)
         spans = sorted((slot.offset, slot.offset + slot.num_bytes) for slot in held)
         assert all(a[1] <= b[0] for a, b in pairwise(spans))
-        for digest in {*self.pins, *self.kept}:
-            pins = self.pins.get(digest, 0) + (digest in self.kept)
-            if pins:
+        for digest in {*self.holds, *self.pinned}:
+            holds = self.holds.get(digest, 0) + (digest in self.pinned)
+            if holds:
                 slot = self.slots.get(digest)
                 assert slot is not None
-                assert slot.pins == pins
-                assert slot.kept == (digest in self.kept)
+                assert slot.holds == holds
+                assert slot.pinned == (digest in self.pinned)
 
 
 TestSlotsMachine = SlotsMachine.TestCase

@@ -18,7 +18,8 @@ from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
 from adamix_server.engine.attention import PackedLayout, lay_out, packed
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.request import Request
 
 CPU = torch.device("cpu")
 EXTENT = 1 << 16
@@ -34,9 +35,11 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "varlen_attention", partial(varlen_attention, implementation="triton"))
 
 
-def rows_for(slots: list[int]) -> list[PackedRow]:
+def rows_for(slots: list[int]) -> list[Request]:
     random = np.random.default_rng(len(slots))
-    return [PackedRow(random.integers(0, 64, random.integers(1, 40), dtype=np.int32), None, slot) for slot in slots]
+    return [
+        Request.of_tokens(random.integers(0, 64, random.integers(1, 40), dtype=np.int32), None, slot) for slot in slots
+    ]
 
 
 def runner_with(

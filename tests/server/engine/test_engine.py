@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from adamix.errors import Code
 from adamix.evaluation import attach, predict
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.channel import InProcessFrontEndChannel, in_process_pair
-from adamix_server.config import EngineConfig
+from adamix_server.config import EngineSettings
 from adamix_server.engine.assembly import assemble
 from adamix_server.engine.engine import Engine
-from adamix_server.engine.model_runner import PackedRow
-from adamix_server.frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
+from adamix_server.engine.request import Request
+from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
+from adamix_server.supervisor_frames import StartEngine
 from adamix_server.telemetry.metrics import Recorder
 
+ENGINE_ID = "0"
 POISON = 63
 
 
@@ -41,7 +43,7 @@ class FrontEnd:
         self.hello: Hello | None = None
 
     async def submit(self, *rows: Row) -> None:
-        await self.channel.send(Submit(generation=1, rows=list(rows)))
+        await self.channel.send(Submit(engine_id=ENGINE_ID, generation=1, rows=list(rows)))
 
     async def until(self, done: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -66,13 +68,8 @@ class FrontEnd:
 class Harness:
     def __init__(self, tmp_path: Path, backbone: Backbone, slots: int, arena_bytes: int) -> None:
         self.blobs = BlobStore(tmp_path / "blobs")
-        self.config = EngineConfig(
-            engine_id="0",
-            generation=1,
-            address="",
+        settings = EngineSettings(
             backbone="in-memory",
-            tokenizer="",
-            store=str(tmp_path),
             device="cpu",
             dtype="float32",
             max_batch_tokens=64,
@@ -81,16 +78,24 @@ class Harness:
             host_cache_bytes=1 << 20,
             max_queue_inputs=1000,
             max_queue_tokens=10_000,
+        )
+        self.start = StartEngine(
+            settings=settings,
+            engine_id=ENGINE_ID,
+            generation=1,
+            address="",
             front_ends=1,
+            store=tmp_path,
+            tokenizer=tmp_path / "tokenizer.json",
             log_level="info",
         )
         self.backbone = backbone
 
     @asynccontextmanager
     async def running(self, prepare: Callable[[Engine], None] = lambda _: None) -> AsyncIterator[FrontEnd]:
-        engine_end, front_end_end = await in_process_pair()
+        engine_end, front_end_end = await in_process_pair(ENGINE_ID, generation=1)
         recorder = Recorder()
-        engine = assemble(self.config, engine_end, self.backbone, recorder, lambda: None)
+        engine = assemble(self.start, engine_end, self.backbone, recorder, lambda: None)
         prepare(engine)
         thread = threading.Thread(target=engine.run, daemon=True)
         thread.start()
@@ -102,8 +107,9 @@ class Harness:
             engine.drain()
             await asyncio.to_thread(thread.join, 20)
             assert not thread.is_alive()
-            assert not engine._holds
-            assert all(slot.pins == 0 for slot in engine._adapters._slots)
+            assert not len(engine._scheduler)
+            assert not engine._outbox
+            assert all(slot.holds == 0 for slot in engine._adapters._slots)
 
     def add(self, adapter: AdapterFile) -> str:
         data = adapter_file.encode(adapter.manifest, adapter.tensors)
@@ -139,10 +145,10 @@ def poisoned(engine: Engine, error: Callable[[], BaseException]) -> None:
     """Make every batch that holds the marker token fail."""
     run = engine._runner.run
 
-    def failing(rows: list[PackedRow]) -> Any:
-        if any(POISON in r.token_ids for r in rows):
+    def failing(requests: Sequence[Request]) -> Any:
+        if any(POISON in request.token_ids for request in requests):
             raise error()
-        return run(rows)
+        return run(requests)
 
     engine._runner.run = failing  # type: ignore[method-assign, assignment]
 
@@ -169,7 +175,8 @@ def test_answers_equal_offline_whatever_shares_the_batch(
             attach(adapters[i % 5], make_backbone()), [TokenRow(tuple(tokens(i)), None, is_truncated=False)], pad_id=0
         )[0].numpy()
         np.testing.assert_allclose(logits(front_end.events[i]), alone, atol=2e-5, rtol=1e-4)
-    assert front_end.credit == [harness.config.max_queue_inputs + 60, 10_000 + sum(len(tokens(i)) for i in range(60))]
+    room, given_back = harness.start.settings, sum(len(tokens(i)) for i in range(60))
+    assert front_end.credit == [room.max_queue_inputs + 60, room.max_queue_tokens + given_back]
     timing = front_end.events[59].timing
     assert timing.batch_requests >= 1
     assert timing.batch_tokens <= 64
@@ -261,11 +268,11 @@ def test_an_engine_whose_device_is_lost_ends(
         raise RuntimeError("the device is lost")
 
     async def scenario() -> None:
-        engine_end, front_end = await in_process_pair()
-        engine = assemble(harness.config, engine_end, harness.backbone, Recorder(), lambda: None)
+        engine_end, front_end = await in_process_pair(ENGINE_ID, generation=1)
+        engine = assemble(harness.start, engine_end, harness.backbone, Recorder(), lambda: None)
         engine._runner.run = lost  # type: ignore[method-assign]
         engine._runner.check_device = lost  # type: ignore[method-assign]
-        await front_end.send(Submit(generation=1, rows=[row(0, digest, tokens(0))]))
+        await front_end.send(Submit(engine_id=ENGINE_ID, generation=1, rows=[row(0, digest, tokens(0))]))
 
         def steps() -> None:
             for _ in range(200):
@@ -288,10 +295,10 @@ def test_cancelled_and_expired_requests_are_not_computed(
         poisoned(engine, AssertionError)
         run = engine._runner.run
 
-        def slow(rows: list[PackedRow]) -> Any:
+        def slow(requests: Sequence[Request]) -> Any:
             computes.set()
             assert go_on.wait(20)
-            return run(rows)
+            return run(requests)
 
         engine._runner.run = slow  # type: ignore[method-assign, assignment]
 
@@ -306,7 +313,7 @@ def test_cancelled_and_expired_requests_are_not_computed(
             await front_end.submit(row(1, digest, tokens(1)))
             await asyncio.to_thread(computes.wait, 20)
             await front_end.submit(row(2, digest, [POISON]))
-            await front_end.channel.send(Cancel(generation=1, ids=[2]))
+            await front_end.channel.send(Cancel(engine_id=ENGINE_ID, generation=1, ids=[2]))
             go_on.set()
             await front_end.until(lambda: front_end.events.keys() == {0, 1, 2})
             error = front_end.events[2].error
@@ -326,7 +333,7 @@ def test_control_calls(make_harness: Callable[..., Harness], make_adapter: Calla
         async with harness.running() as front_end:
 
             async def ask(call: int, op: Any, what: str) -> Reply:
-                await front_end.channel.send(Control(generation=1, call=call, op=op, digest=what))
+                await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=what))
                 await front_end.until(lambda: call in front_end.replies)
                 return front_end.replies[call]
 
@@ -353,7 +360,9 @@ def test_loading_unloading_and_pinning(
 
             async def ask(op: Any, digest: str = "") -> Any:
                 call = len(front_end.replies) + 1
-                await front_end.channel.send(Control(generation=1, call=call, op=op, digest=digest))
+                await front_end.channel.send(
+                    Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=digest)
+                )
                 await front_end.until(lambda: call in front_end.replies)
                 reply = front_end.replies[call]
                 return reply.value if reply.error is None else reply.error.reason
@@ -383,12 +392,13 @@ def test_loading_unloading_and_pinning(
 def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
     make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
 ) -> None:
-    harness = make_harness(arena_bytes=8192)
-    small, large = harness.add(make_adapter(0, rank=1)), harness.add(make_adapter(1, rank=32))
+    harness = make_harness(arena_bytes=1 << 20)
+    small = harness.add(make_adapter(0, rank=1))
+    large = harness.add(make_adapter(1, rank=1024, sites=("attn_q", "attn_out", "mlp_out")))
 
     async def scenario() -> None:
         async with harness.running() as front_end:
-            await front_end.channel.send(Control(generation=1, call=1, op="load", digest=large))
+            await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=1, op="load", digest=large))
             await front_end.until(lambda: 1 in front_end.replies)
             error = front_end.replies[1].error
             assert error is not None

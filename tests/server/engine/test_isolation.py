@@ -11,7 +11,8 @@ from adamix.adapter_file import MAX_MAGNITUDE, AdapterFile, TensorData
 from adamix.backbone import Backbone
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.request import Request
 
 CPU = torch.device("cpu")
 EXTENT = 1 << 16
@@ -52,7 +53,7 @@ def test_a_harmful_adapter_harms_its_own_rows_alone(
     harmless = make_adapter(9, **KINDS[number])
     generator = np.random.default_rng(number)
     rows = [
-        PackedRow(generator.integers(0, 64, length, dtype=np.int32), None, slot)
+        Request.of_tokens(generator.integers(0, 64, length, dtype=np.int32), None, slot)
         for slot, length in ((1, 5), (1, 9), (2, 7), (3, 1), (3, 12), (HARMFUL_SLOT, 8), (HARMFUL_SLOT, 2))
     ]
     neighbours = [i for i, row in enumerate(rows) if row.slot != HARMFUL_SLOT]

@@ -31,7 +31,8 @@ from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
 from adamix_server.engine.attention import PackedLayout, packed
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.request import Request
 
 CPU = torch.device("cpu")
 EXTENT = 1 << 16
@@ -58,17 +59,17 @@ def runner_with(backbone: Backbone, adapters: list[AdapterFile]) -> ModelRunner:
     return runner
 
 
-def rows_for(slots: list[int], seed: int, longest: int = 24) -> list[PackedRow]:
+def rows_for(slots: list[int], seed: int, longest: int = 24) -> list[Request]:
     random = np.random.default_rng(seed)
     rows = []
     for slot in slots:
         length = int(random.integers(1, longest + 1))
         types = (np.arange(length) > length // 2).astype(np.int32)
-        rows.append(PackedRow(random.integers(0, 64, length, dtype=np.int32), types, slot))
+        rows.append(Request.of_tokens(random.integers(0, 64, length, dtype=np.int32), types, slot))
     return rows
 
 
-def offline(adapter: AdapterFile, backbone: Backbone, row: PackedRow) -> np.ndarray:
+def offline(adapter: AdapterFile, backbone: Backbone, row: Request) -> np.ndarray:
     assert row.type_ids is not None
     token_row = TokenRow(tuple(row.token_ids.tolist()), tuple(row.type_ids.tolist()), is_truncated=False)
     return predict(attach(adapter, backbone), [token_row], pad_id=0)[0].numpy()
@@ -139,7 +140,7 @@ def test_batches_of_any_size_run_at_few_sizes(make_backbone: Callable[[], Backbo
     seen = set()
     runner._backbone.model.register_forward_hook(lambda _module, _inputs, out: seen.add(out.last_hidden_state.shape[1]))
     for length in range(1, 60):
-        row = PackedRow(np.arange(length, dtype=np.int32), None, slot=0)
+        row = Request.of_tokens(np.arange(length, dtype=np.int32), None, slot=0)
         assert runner.hidden_states([row, row]).shape[0] == 2 * length
     assert len(seen) <= 8 or not runner._is_frozen
 
@@ -198,7 +199,7 @@ def test_adapters_that_are_harmful_only_together_cost_the_others_one_batch(
     # The first two share a block; once the second is apart, the third fits into its place.
     generator = np.random.default_rng(0)
     rows = [
-        PackedRow(generator.integers(0, 64, length, dtype=np.int32), None, slot)
+        Request.of_tokens(generator.integers(0, 64, length, dtype=np.int32), None, slot)
         for slot, length in ((1, 36), (2, 24), (3, 20))
     ]
     alone = [runner.run([row])[0] for row in rows]
@@ -249,9 +250,9 @@ def test_other_families_of_encoders_equal_offline(family: str, make_adapter: Cal
 
     spec = make().spec
     adapters = [make_adapter(i, spec=spec, **kind) for i, kind in enumerate(KINDS) if kind.get("dense") != "backbone"]
-    rows = [PackedRow(row.token_ids, None, row.slot) for row in rows_for([1, 1, 2, 3, 4, 5, 6, 6], seed=2)]
+    rows = [Request.of_tokens(row.token_ids, None, row.slot) for row in rows_for([1, 1, 2, 3, 4, 5, 6, 6], seed=2)]
     # Token 1 is padding to RoBERTa, which gives it no position of its own; real texts do not contain it.
-    rows = [PackedRow(np.where(row.token_ids == 1, 2, row.token_ids), None, row.slot) for row in rows]
+    rows = [Request.of_tokens(np.where(row.token_ids == 1, 2, row.token_ids), None, row.slot) for row in rows]
     for row, answer in zip(rows, runner_with(make(), adapters).run(rows), strict=True):
         token_row = TokenRow(tuple(row.token_ids.tolist()), None, is_truncated=False)
         alone = predict(attach(adapters[row.slot - 1], make()), [token_row], pad_id=1)[0].numpy()

@@ -12,8 +12,10 @@ from adamix_kernels import dispatch
 from adamix_kernels.gpu import heads, low_rank, ops
 from adamix_kernels.plans import Facts, Plan
 from adamix_server.adapters.packing import pack
+from adamix_server.adapters.rehearsal import Rehearsal
 from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.request import Request
 
 EXTENT = 1 << 16
 MAX_ROWS = 48
@@ -65,15 +67,18 @@ def test_batches_of_every_size_launch_what_was_rehearsed(
     bank = SlotBank(len(KINDS), len(KINDS) * EXTENT, torch.float32, CPU, has_arena=True)
     runner = ModelRunner(make_backbone(), bank)
     adapters = [pack(make_adapter(i, **kind), torch.float32) for i, kind in enumerate(KINDS)]
+    rehearsal = Rehearsal(bank, MAX_ROWS)
     for adapter in adapters:
-        bank.rehearse(adapter, MAX_ROWS)
+        rehearsal.rehearse(adapter)
     rehearsed = set(launched)
     assert {name for name, *_ in rehearsed} == {"fused", "shrink", "expand", "heads"}
     for slot, adapter in enumerate(adapters, start=1):
         bank.write(slot, (slot - 1) * EXTENT, adapter)
     launched.clear()
     for lengths in ([1, 0, 0], [0, 5, 3], [2, 2, 2], [0, 40, 0], [16, 16, 16]):
-        rows = [PackedRow(np.arange(n, dtype=np.int32), None, slot) for slot, n in enumerate(lengths, start=1) if n]
+        rows = [
+            Request.of_tokens(np.arange(n, dtype=np.int32), None, slot) for slot, n in enumerate(lengths, start=1) if n
+        ]
         runner.run(rows)
     assert {name for name, *_ in launched} == {"fused", "shrink", "expand", "heads"}
     assert launched <= rehearsed
@@ -84,10 +89,11 @@ def test_another_adapter_of_the_same_shape_needs_no_rehearsal(
 ) -> None:
     bank = SlotBank(1, EXTENT, torch.float32, CPU, has_arena=True)
     ModelRunner(make_backbone(), bank)
-    bank.rehearse(pack(make_adapter(0, **KINDS[0]), torch.float32), MAX_ROWS)
+    rehearsal = Rehearsal(bank, MAX_ROWS)
+    rehearsal.rehearse(pack(make_adapter(0, **KINDS[0]), torch.float32))
     assert launched
     launched.clear()
-    bank.rehearse(pack(make_adapter(1, **{**KINDS[0], "rank": 11}), torch.float32), MAX_ROWS)
+    rehearsal.rehearse(pack(make_adapter(1, **{**KINDS[0], "rank": 11}), torch.float32))
     assert not launched
 
 
@@ -96,7 +102,7 @@ def test_an_adapter_above_the_largest_rank_of_the_kernels_is_read_all_the_same(
 ) -> None:
     bank = SlotBank(1, EXTENT, torch.float32, CPU, has_arena=True)
     ModelRunner(make_backbone(), bank)
-    bank.rehearse(pack(make_adapter(0, **{**KINDS[0], "rank": 257}), torch.float32), MAX_ROWS)
+    Rehearsal(bank, MAX_ROWS).rehearse(pack(make_adapter(0, **{**KINDS[0], "rank": 257}), torch.float32))
     assert {name for name, *_ in launched} == {"heads"}
 
 
@@ -109,5 +115,5 @@ def test_where_no_kernels_run_none_are_rehearsed(
     monkeypatch.setitem(dispatch._ORDER_ON_DEVICE, "cpu", ("cpu", "reference"))
     bank = SlotBank(1, EXTENT, torch.float32, CPU, has_arena=True)
     ModelRunner(make_backbone(), bank)
-    bank.rehearse(pack(make_adapter(0, **KINDS[0]), torch.float32), MAX_ROWS)
+    Rehearsal(bank, MAX_ROWS).rehearse(pack(make_adapter(0, **KINDS[0]), torch.float32))
     assert not launched

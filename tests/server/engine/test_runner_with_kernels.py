@@ -13,7 +13,8 @@ from adamix.evaluation import attach, predict
 from adamix_kernels import dispatch
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.engine.model_runner import ModelRunner, PackedRow
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.request import Request
 
 EXTENT = 1 << 16
 CPU = torch.device("cpu")
@@ -32,16 +33,16 @@ def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dispatch._ORDER_ON_DEVICE, "cpu", ("triton", "cpu", "reference"))
 
 
-def rows_for(slots: list[int], seed: int) -> list[PackedRow]:
+def rows_for(slots: list[int], seed: int) -> list[Request]:
     random = np.random.default_rng(seed)
     rows = []
     for slot in slots:
         length = int(random.integers(1, 20))
-        rows.append(PackedRow(random.integers(0, 64, length, dtype=np.int32), np.zeros(length, np.int32), slot))
+        rows.append(Request.of_tokens(random.integers(0, 64, length, dtype=np.int32), np.zeros(length, np.int32), slot))
     return rows
 
 
-def offline(adapter: AdapterFile, backbone: Backbone, row: PackedRow) -> np.ndarray:
+def offline(adapter: AdapterFile, backbone: Backbone, row: Request) -> np.ndarray:
     types = tuple(0 for _ in row.token_ids)
     return predict(
         attach(adapter, backbone), [TokenRow(tuple(row.token_ids.tolist()), types, is_truncated=False)], pad_id=0

@@ -1,20 +1,26 @@
 """The scheduler: whole requests, a token budget, nobody passed over, nobody lost."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix_server.engine.request import Request
+from adamix.errors import InternalError
+from adamix_server.adapters.slots import Hold
+from adamix_server.engine.request import Request, Status
 from adamix_server.engine.scheduler import Scheduler
+from adamix_server.engine_frames import Row
 
 
 def request(number: int, digest: str = "a", tokens: int = 10, deadline: float = 100.0) -> Request:
-    return Request(b"peer", number, "default", digest, bytes(4 * tokens), None, deadline, arrived=float(number))
+    row = Row(id=number, tenant="default", digest=digest, token_ids=bytes(4 * tokens), deadline=deadline)
+    return Request(row, b"peer", arrived=float(number), hold=Hold(digest, since=float(number)))
 
 
-def ids(batch: object) -> list[int]:
-    return [r.id for r in batch.requests]  # type: ignore[attr-defined]
+def ids(requests: Iterable[Request]) -> list[int]:
+    return [r.row.id for r in requests]
 
 
 def always(_: str) -> bool:
@@ -34,8 +40,9 @@ def test_every_request_runs_exactly_once_within_the_budget(queue: list[Request],
     seen: list[int] = []
     while (batch := scheduler.next_batch(always)) is not None:
         assert batch.num_tokens <= budget or len(batch.requests) == 1
-        seen += ids(batch)
-    assert sorted(seen) == [r.id for r in queue]
+        assert all(r.status is Status.RUNNING for r in batch.requests)
+        seen += ids(batch.requests)
+    assert sorted(seen) == ids(queue)
     assert len(scheduler) == 0
 
 
@@ -57,9 +64,10 @@ def test_requests_whose_adapter_is_not_ready_wait(queue: list[Request], ready: s
     for item in queue:
         scheduler.add(item)
     while (batch := scheduler.next_batch(ready.__contains__)) is not None:
-        assert {r.digest for r in batch.requests} <= ready
-    assert {r.digest for r in scheduler}.isdisjoint(ready)
-    assert len(scheduler) == sum(r.digest not in ready for r in queue)
+        assert {r.row.digest for r in batch.requests} <= ready
+    assert scheduler.digests == {r.row.digest for r in scheduler}
+    assert scheduler.digests.isdisjoint(ready)
+    assert len(scheduler) == sum(r.row.digest not in ready for r in queue)
 
 
 @given(requests)
@@ -69,7 +77,7 @@ def test_rows_of_one_adapter_lie_together(queue: list[Request]) -> None:
         scheduler.add(item)
     batch = scheduler.next_batch(always)
     assert batch is not None
-    digests = [r.digest for r in batch.requests]
+    digests = [r.row.digest for r in batch.requests]
     changes = sum(a != b for a, b in pairwise(digests))
     assert changes + 1 == batch.num_adapters
 
@@ -81,7 +89,7 @@ def test_the_second_half_of_the_budget_prefers_adapters_already_in_the_batch() -
     batch = scheduler.next_batch(always)
     assert batch is not None
     assert batch.num_adapters == 2
-    assert sorted(ids(batch)) == [0, 1, 4, 6]
+    assert sorted(ids(batch.requests)) == [0, 1, 4, 6]
 
 
 def test_a_request_longer_than_the_budget_runs_alone() -> None:
@@ -90,32 +98,58 @@ def test_a_request_longer_than_the_budget_runs_alone() -> None:
     scheduler.add(request(1, tokens=1))
     first = scheduler.next_batch(always)
     assert first is not None
-    assert ids(first) == [0]
+    assert ids(first.requests) == [0]
 
 
 def test_answered_requests_leave_no_deadlines_behind() -> None:
     scheduler = Scheduler(max_batch_tokens=100)
     for i in range(20_000):
-        scheduler.add(request(i, deadline=float(i % 7)))
-        scheduler.remove((b"peer", i))
+        answered = request(i, deadline=float(i % 7))
+        scheduler.add(answered)
+        scheduler.end(answered)
     scheduler.add(request(20_000, deadline=3.0))
     assert len(scheduler._deadlines) < 2_000
-    assert [r.id for r in scheduler.remove_expired(now=10.0)] == [20_000]
+    assert ids(scheduler.expired(now=10.0)) == [20_000]
 
 
 def test_expired_and_cancelled_requests_leave_the_queue() -> None:
     scheduler = Scheduler(100)
     for i, deadline in enumerate((5.0, 50.0, 5.0)):
         scheduler.add(request(i, deadline=deadline))
-    assert [r.id for r in scheduler.remove_expired(now=5.0)] == [0, 2]
-    assert scheduler.remove((b"peer", 1)) is not None
-    assert scheduler.remove((b"peer", 1)) is None
+    expired = scheduler.expired(now=5.0)
+    assert ids(expired) == [0, 2]
+    for item in expired:
+        scheduler.end(item)
+    assert scheduler.expired(now=5.0) == []
+    cancelled = scheduler.find(b"peer", 1)
+    assert cancelled is not None
+    assert scheduler.find(b"another", 1) is None
+    scheduler.end(cancelled)
+    assert scheduler.find(b"peer", 1) is None
     assert scheduler.next_batch(always) is None
+
+
+def test_a_request_ends_once_queued_or_running() -> None:
+    scheduler = Scheduler(100)
+    queued, running = request(0, "a"), request(1, "b")
+    scheduler.add(queued)
+    scheduler.add(running)
+    assert scheduler.next_batch("b".__eq__) is not None
+    assert scheduler.find(b"peer", 1) is None
+    for item in (queued, running):
+        scheduler.end(item)
+        with pytest.raises(InternalError, match="ended twice"):
+            scheduler.end(item)
+    assert len(scheduler) == 0
+    assert scheduler.expired(now=1000.0) == []
 
 
 def test_a_failed_adapter_takes_its_requests_out() -> None:
     scheduler = Scheduler(100)
     for i, digest in enumerate("abab"):
         scheduler.add(request(i, digest))
-    assert [r.id for r in scheduler.remove_digest("a")] == [0, 2]
-    assert [r.id for r in scheduler] == [1, 3]
+    assert ids(scheduler.of("a")) == [0, 2]
+    for item in scheduler.of("a"):
+        scheduler.end(item)
+    assert ids(scheduler) == [1, 3]
+    assert scheduler.of("a") == []

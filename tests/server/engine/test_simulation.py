@@ -8,7 +8,7 @@ unload and pin.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +21,15 @@ from adamix.manifest import BackboneSpec
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.slots import Slots
+from adamix_server.codec import FromEngine, ToEngine
 from adamix_server.engine.engine import Engine
+from adamix_server.engine.request import Request
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.frames import AnyFrame, Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
+from adamix_server.engine_frames import Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 
+ENGINE_ID = "0"
 STEPS = 250
 PEER = b"front end"
 OPS: tuple[Op, ...] = ("load", "activate", "pin", "unpin", "unload")
@@ -64,17 +67,17 @@ class CheckingBank:
 
 class MemoryChannel:
     def __init__(self) -> None:
-        self.inbox: list[tuple[bytes, AnyFrame]] = []
+        self.inbox: list[tuple[bytes, ToEngine]] = []
         self.events: list[Event] = []
         self.replies: list[Reply] = []
         self.slept = False
 
-    def poll(self, timeout_s: float) -> list[tuple[bytes, AnyFrame]]:
+    def poll(self, timeout_s: float) -> list[tuple[bytes, ToEngine]]:
         arrived, self.inbox = self.inbox, []
         self.slept = timeout_s > 0 and not arrived
         return arrived
 
-    def send(self, peer: bytes, frame: AnyFrame) -> None:
+    def send(self, peer: bytes, frame: FromEngine) -> None:
         if isinstance(frame, Reply):
             self.replies.append(frame)
         else:
@@ -132,7 +135,7 @@ class Simulation:
             self,  # type: ignore[arg-type]
             self.loader,
             Scheduler(self.random.choice([16, 64])),
-            Hello(engine_id="0", generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
+            Hello(engine_id=ENGINE_ID, generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
             Recorder(),
             lambda: None,
         )
@@ -142,11 +145,11 @@ class Simulation:
             raise DataLoss("gone")
         return Packed(digest, self.sizes[digest])
 
-    def run(self, rows: list[Any]) -> list[Any]:
-        """The model runner's part: every row must find its own adapter in its slot."""
-        for row in rows:
-            assert self.bank.held[row.slot][0] == f"adapter-{row.token_ids[0]}"
-        return [np.zeros(2, np.float32) for _ in rows]
+    def run(self, requests: Sequence[Request]) -> list[Any]:
+        """The model runner's part: every request must find its own adapter in its slot."""
+        for request in requests:
+            assert self.bank.held[request.slot][0] == f"adapter-{request.token_ids[0]}"
+        return [np.zeros(2, np.float32) for _ in requests]
 
     def settle(self) -> None:
         """Until everything that was asked is answered."""
@@ -166,11 +169,11 @@ class Simulation:
             digest = f"adapter-{which}"
             rows.append(Row(id=number, tenant="t", digest=digest, token_ids=tokens, deadline=deadline))
         self.live |= {row.id: row.digest for row in rows}
-        self.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
+        self.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
 
     def order(self, op: Op, digest: str) -> None:
         self.num_orders += 1
-        control = Control(generation=1, call=self.num_orders, op=op, digest=digest)
+        control = Control(engine_id=ENGINE_ID, generation=1, call=self.num_orders, op=op, digest=digest)
         self.orders[control.call] = control
         if op == "unpin":
             self.pinned.discard(digest)
@@ -209,23 +212,23 @@ class Simulation:
                 assert control.digest not in self.pinned
 
     def _check(self) -> None:
-        holds = list(self.engine._holds.values())
-        kept = list(self.loader._kept.values())
+        holds = [request.hold for request in self.engine._scheduler]
+        pins = list(self.loader._pinned.values())
         for slot in self.loader._slots:
-            assert slot.pins == sum(hold.pinned and hold.digest == slot.digest for hold in [*holds, *kept])
-            assert not (slot.kept and slot.closing)
+            assert slot.holds == sum(hold.has_slot and hold.digest == slot.digest for hold in [*holds, *pins])
+            assert not (slot.pinned and slot.closing)
         waiting = sum(len(waiting) for waiting in self.loader._waiting.values())
-        assert waiting == sum(not hold.pinned for hold in [*holds, *kept])
+        assert waiting == sum(not hold.has_slot for hold in [*holds, *pins])
         assert set(self.loader._arrived) <= set(self.loader._waiting)
         for digest in self.sizes:
             assert self.loader.is_held(digest) == any(hold.digest == digest for hold in holds)
         assert {slot: digest for slot, (digest, _, _) in self.bank.held.items()} == {
             slot.index: slot.digest for slot in self.loader._slots
         }
-        assert self.pinned <= set(self.loader.secured())
+        assert self.pinned <= set(self.loader.pinned())
         assert all(self.loader.residency(digest) == "device" for digest in self.pinned)
-        assert 2 * len(self.loader.secured()) <= self.loader._slots.count
-        assert 2 * sum(self.sizes[digest] for digest in self.loader.secured()) <= self.loader._slots.capacity_bytes
+        assert 2 * len(self.loader.pinned()) <= self.loader._slots.count
+        assert 2 * sum(self.sizes[digest] for digest in self.loader.pinned()) <= self.loader._slots.capacity_bytes
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -236,7 +239,7 @@ def test_random_traffic(seed: int) -> None:
             simulation.arrive()
         if simulation.live and simulation.random.random() < 0.2:
             ids = [simulation.random.choice(list(simulation.live))]
-            simulation.channel.inbox.append((PEER, Cancel(generation=1, ids=ids)))
+            simulation.channel.inbox.append((PEER, Cancel(engine_id=ENGINE_ID, generation=1, ids=ids)))
         if simulation.random.random() < 0.3:
             simulation.order(simulation.random.choice(OPS), simulation.random.choice(list(simulation.sizes)))
         simulation.step()
@@ -244,11 +247,15 @@ def test_random_traffic(seed: int) -> None:
     for digest in simulation.sizes:
         simulation.order("unpin", digest)
     simulation.settle()
-    assert not simulation.loader._kept
+    assert not simulation.loader._pinned
     assert not simulation.loader._waiting
     assert not simulation.loader._wanted
     assert not simulation.loader._arrived
-    assert all(slot.pins == 0 for slot in simulation.loader._slots)
+    assert all(slot.holds == 0 for slot in simulation.loader._slots)
+    # Nothing remembers a request that has ended.
+    simulation.step()
+    assert len(simulation.engine._scheduler) == len(simulation.engine._scheduler._deadlines) == 0
+    assert not simulation.engine._outbox
     readable = set(simulation.sizes) - simulation.unreadable
     assert not readable or any(event.error is None for event in simulation.answers.values())
 
@@ -284,13 +291,28 @@ def test_the_loop_does_not_sleep_while_a_waiting_adapter_could_have_a_slot() -> 
         for i in range(8)
     ]
     simulation.live = {row.id: row.digest for row in rows}
-    simulation.channel.inbox.append((PEER, Submit(generation=1, rows=rows)))
+    simulation.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
     steps = 0
     while simulation.live:
         simulation.step()
         steps += 1
         assert not simulation.channel.slept
         assert steps < 50
+
+
+def test_a_file_that_cannot_be_read_is_read_once_for_all_who_wait() -> None:
+    simulation = Simulation(seed=0)
+    simulation.unreadable = {"adapter-0"}
+    read, reads = simulation.loader._read, []
+    simulation.loader._read = lambda digest: reads.append(digest) or read(digest)  # type: ignore[func-returns-value]
+    token_ids = np.zeros(4, "<i4").tobytes()
+    rows = [Row(id=i, tenant="t", digest="adapter-0", token_ids=token_ids, deadline=1e12) for i in range(3)]
+    simulation.live = {row.id: row.digest for row in rows}
+    simulation.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
+    simulation.settle()
+    for _ in range(20):
+        simulation.step()
+    assert reads == ["adapter-0"]
 
 
 def _limits() -> Limits:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from adamix.manifest import BackboneSpec
-from adamix_server.config import FrontEndConfig
+from adamix_server.supervisor_frames import StartFrontEnd
 from adamix_testing import catalogs
 from adamix_testing.adapters import MakeAdapter, adapter_bytes
 from adamix_testing.catalogs import Seed
 from adamix_testing.event_loop import clean_loop
 from adamix_testing.fake_engine import FakeEngine
-from adamix_testing.harness import Harness, StartServing, front_end_config, serving
+from adamix_testing.harness import Harness, StartServing, serving, start_front_end
 from adamix_testing.manifests import make_spec
 from adamix_testing.word_tokenizers import BERT_SPECIAL, bert_words
 
@@ -48,9 +48,9 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(store: Path, tokenizer_file: Path) -> FrontEndConfig:
+def settings(store: Path, tokenizer_file: Path) -> StartFrontEnd:
     """For front ends that a test starts itself."""
-    return front_end_config(store, tokenizer_file)
+    return start_front_end(store, tokenizer_file)
 
 
 @pytest.fixture

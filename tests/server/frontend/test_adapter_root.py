@@ -25,7 +25,7 @@ from adamix.errors import (
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.client import Client, ServerFile
-from adamix_server.config import ServerConfig
+from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
 from adamix_server.frontend.adapter_root import AdapterRoot
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.harness import Harness, StartServing
@@ -182,10 +182,11 @@ def test_nobody_who_renames_things_meanwhile_leads_out(copy: Callable[[str], byt
 
 
 def test_a_root_that_is_no_directory_is_refused_at_the_start(root: Path) -> None:
-    ServerConfig(backbone="minilm", adapter_root=root)
+    engine = EngineSettings(backbone="minilm")
+    ServerConfig(engine=engine, front_end=FrontEndSettings(adapter_root=root))
     for path in (root / "absent", root / "team" / "good"):
         with pytest.raises(InvalidConfig, match="is not a directory"):
-            ServerConfig(backbone="minilm", adapter_root=path)
+            ServerConfig(engine=engine, front_end=FrontEndSettings(adapter_root=path))
 
 
 async def test_a_file_of_the_server_is_registered_like_an_upload(

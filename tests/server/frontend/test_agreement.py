@@ -9,11 +9,21 @@ import pytest
 from adamix.errors import Unavailable
 from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
+from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.config import FrontEndConfig
-from adamix_server.frames import Agreed, Drain, Drained, DrainWanted, EngineLoad, Ready, Refresh, Seen, Stats
-from adamix_server.frontend.agreement import Agreement
+from adamix_server.engine_frames import EngineLoad
 from adamix_server.frontend.server import FrontEnd
+from adamix_server.supervisor_frames import (
+    Agreed,
+    Drain,
+    Drained,
+    DrainWanted,
+    Ready,
+    Refresh,
+    Seen,
+    StartFrontEnd,
+    Stats,
+)
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
@@ -39,9 +49,9 @@ async def seen(supervisor: FakeSupervisor, revision: int, *, ended: bool = True)
 
 
 def test_the_oldest_is_the_one_of_the_call_that_began_first() -> None:
-    books = Agreement()
+    books = Party()
     books.serve(5)
-    first, second, third = books.hold(), books.hold(), books.hold()
+    first, second, third = books.reading(), books.reading(), books.reading()
     first.__enter__()
     second.__enter__()
     assert books.seen == Seen(revision=5, oldest=5)
@@ -58,7 +68,7 @@ def test_the_oldest_is_the_one_of_the_call_that_began_first() -> None:
 
 
 def test_one_that_joins_is_admitted_when_it_serves_what_was_agreed_on() -> None:
-    books = Agreement()
+    books = Party()
     books.serve(3)
     assert not books.is_admitted
     books.take(Agreed(revision=5, oldest=2))
@@ -68,18 +78,18 @@ def test_one_that_joins_is_admitted_when_it_serves_what_was_agreed_on() -> None:
 
 
 async def test_news_comes_once_and_only_when_there_is_some() -> None:
-    books = Agreement()
+    books = Party()
     books.serve(1)
     assert await books.news() == Seen(revision=1, oldest=1)
-    with books.hold():
+    with books.reading():
         waiting = asyncio.create_task(books.news())
         await asyncio.sleep(0)
-        with books.hold():
+        with books.reading():
             books.serve(2)
         assert await waiting == Seen(revision=2, oldest=1)
     assert await books.news() == Seen(revision=2, oldest=2)
     waiting = asyncio.create_task(books.news())
-    with books.hold():
+    with books.reading():
         await asyncio.sleep(0)
     for _ in range(5):
         await asyncio.sleep(0)
@@ -88,7 +98,7 @@ async def test_news_comes_once_and_only_when_there_is_some() -> None:
 
 
 async def test_waiting_ends_with_the_agreement_or_with_patience() -> None:
-    books = Agreement()
+    books = Party()
     serving = asyncio.create_task(books.all_serve(4, 30))
     unused = asyncio.create_task(books.none_uses_less(4, 30))
     await asyncio.sleep(0)
@@ -102,7 +112,7 @@ async def test_waiting_ends_with_the_agreement_or_with_patience() -> None:
 
 
 async def test_no_call_is_answered_before_the_others_have_let_it_in(
-    settings: FrontEndConfig, spec: BackboneSpec, seed: Seed, make_adapter: MakeAdapter
+    settings: StartFrontEnd, spec: BackboneSpec, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     supervisor.agrees = False
@@ -125,7 +135,7 @@ async def test_no_call_is_answered_before_the_others_have_let_it_in(
 
 @pytest.mark.parametrize("order", [None, Drain(delay_s=0, grace_s=1)])
 async def test_told_to_end_before_the_others_have_let_it_in(
-    order: Drain | None, settings: FrontEndConfig, spec: BackboneSpec
+    order: Drain | None, settings: StartFrontEnd, spec: BackboneSpec
 ) -> None:
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     supervisor.agrees = False

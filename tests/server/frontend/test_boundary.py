@@ -203,7 +203,7 @@ async def test_calls_are_counted_by_method_and_code(bare: Bare) -> None:
         (PREDICT[1:], "INTERNAL"): 1.0,
         (PREDICT[1:], "UNAVAILABLE"): 1.0,
     }
-    assert bare.admission.running == 0
+    assert bare.admission._running == 0
 
 
 def test_the_servers_own_time_limit() -> None:

@@ -8,21 +8,10 @@ import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
 from adamix.manifest import BackboneSpec
-from adamix_server.frames import (
-    AnyFrame,
-    Cancel,
-    Control,
-    Credit,
-    Emit,
-    EngineUp,
-    Event,
-    Hello,
-    Limits,
-    Reply,
-    Row,
-    Submit,
-)
+from adamix_server.codec import ToEngine
+from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
+from adamix_server.supervisor_frames import EngineUp
 
 ENGINE_ID = "engine-0"
 
@@ -36,7 +25,7 @@ class Wire:
         self.closed = False
         self.send_error: Exception | None = None
 
-    async def send(self, frame: AnyFrame) -> None:
+    async def send(self, frame: ToEngine) -> None:
         if self.send_error is not None:
             raise self.send_error
         self.sent.append(frame)
@@ -198,7 +187,7 @@ async def test_whatever_ends_the_connection_fails_everything_that_waits(scene: S
             wire.send_error = OSError("broken")
             scene.link.submit([scene.row()])
         case "garbage":
-            wire.incoming.put_nowait(Submit(generation=1, rows=[]))
+            wire.incoming.put_nowait(Submit(engine_id=ENGINE_ID, generation=1, rows=[]))
         case "replaced":
             await scene.up(generation=2)
         case "closed":
@@ -274,7 +263,7 @@ async def test_an_engine_that_grants_nothing_is_not_up(scene: Scene, monkeypatch
 
 
 async def test_control_returns_the_value_or_raises_the_engines_error(scene: Scene) -> None:
-    from adamix_server.frames import WireError
+    from adamix_server.engine_frames import WireError
 
     wire = await scene.up()
     asking = [asyncio.create_task(scene.link.control("residency", digest * 64)) for digest in "ab"]

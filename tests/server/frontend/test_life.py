@@ -13,9 +13,8 @@ import pytest
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
 from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2
-from adamix_server.config import FrontEndConfig
-from adamix_server.frames import Drain, Drained, EngineDown, Fatal, Ready, Stats
 from adamix_server.frontend.server import FrontEnd
+from adamix_server.supervisor_frames import Drain, Drained, EngineDown, Fatal, Ready, StartFrontEnd, Stats
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
@@ -139,7 +138,7 @@ async def test_the_heartbeat_brings_metrics(start_serving: StartServing, seed: S
     assert found["adamix_requests_total"] == (("adamix.v1.InferenceService/Predict", "OK"), [1.0])
 
 
-async def test_a_port_that_is_taken_is_fatal_with_the_address(harness: Harness, settings: FrontEndConfig) -> None:
+async def test_a_port_that_is_taken_is_fatal_with_the_address(harness: Harness, settings: StartFrontEnd) -> None:
     supervisor = type(harness.supervisor)()
     engine = type(harness.engine)(harness.engine.spec)
     second = FrontEnd(msgspec.structs.replace(settings, listen=harness.address), supervisor, connect=engine.connect)
@@ -150,7 +149,7 @@ async def test_a_port_that_is_taken_is_fatal_with_the_address(harness: Harness, 
 
 
 async def test_an_engine_that_grants_nothing_at_first_is_asked_again(
-    settings: FrontEndConfig, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
+    settings: StartFrontEnd, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.05)
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
@@ -176,7 +175,7 @@ async def test_an_engine_that_grants_nothing_at_first_is_asked_again(
 
 
 async def test_an_engine_that_was_called_down_is_not_asked_again(
-    settings: FrontEndConfig, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
+    settings: StartFrontEnd, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.01)
     monkeypatch.setattr("adamix_server.frontend.server.HEARTBEAT_S", 0.01)
@@ -216,7 +215,7 @@ async def test_an_engine_that_was_called_down_is_not_asked_again(
     ids=lambda value: getattr(value, "reason", None),
 )
 async def test_only_what_trying_again_cannot_cure_is_fatal(
-    settings: FrontEndConfig,
+    settings: StartFrontEnd,
     spec: BackboneSpec,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -238,7 +237,7 @@ async def test_only_what_trying_again_cannot_cure_is_fatal(
 
 
 @pytest.mark.parametrize("order", [None, Drain(delay_s=0, grace_s=1)])
-async def test_told_to_end_before_there_was_an_engine(order: Drain | None, settings: FrontEndConfig) -> None:
+async def test_told_to_end_before_there_was_an_engine(order: Drain | None, settings: StartFrontEnd) -> None:
     supervisor = FakeSupervisor()
     supervisor.tell(order)
     assert await FrontEnd(settings, supervisor).run() == 0

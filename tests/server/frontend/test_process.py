@@ -7,33 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import msgspec
 import numpy as np
 import pytest
 
 from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
 from adamix_server.channel import SocketEngineChannel
-from adamix_server.config import FrontEndConfig, to_plain
-from adamix_server.frames import (
-    Agreed,
-    Control,
-    Credit,
-    Drain,
-    Drained,
-    Emit,
-    EngineUp,
-    Event,
-    Hello,
-    Limits,
-    Ready,
-    Seen,
-    Start,
-    Stats,
-    Submit,
-)
-from adamix_server.process import Child
+from adamix_server.child import Child
+from adamix_server.engine_frames import Control, Credit, Emit, Event, Hello, Limits, Submit
+from adamix_server.supervisor_frames import Agreed, Drain, Drained, EngineUp, Ready, Seen, Stats
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
+from adamix_testing.harness import start_front_end
 
 ENGINE_ID = "engine-0"
 LIMITS = Limits(max_batch_tokens=64, max_queue_inputs=100, max_queue_tokens=1000, slots=4)
@@ -71,17 +57,8 @@ def engine(tmp_path: Path, spec: BackboneSpec) -> Iterator[EngineUp]:
 
 
 async def start(store: Path, tokenizer: Path) -> Child:
-    settings = FrontEndConfig(
-        listen="127.0.0.1:0",
-        store=str(store),
-        tokenizer=str(tokenizer),
-        tokenizer_threads=1,
-        reflection=False,
-        shares_port=False,
-        adapter_root=None,
-        log_level="warning",
-    )
-    return await Child.start("adamix_server.frontend", Start(config=to_plain(settings)), {})
+    first = msgspec.structs.replace(start_front_end(store, tokenizer), log_level="warning")
+    return await Child.start("adamix_server.frontend", first, {})
 
 
 async def expect(child: Child, kind: type[Any]) -> Any:

@@ -15,7 +15,7 @@ from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.rows import VersionRow
-from adamix_server.frames import Control
+from adamix_server.engine_frames import Control
 from adamix_server.frontend.residency import Residency
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
@@ -212,7 +212,7 @@ async def test_a_front_end_that_restarts_pins_what_the_catalog_says(
         assert await listed(second_life) == [(digest, True, pb.RESIDENCY_DEVICE)]
 
 
-async def test_a_pin_that_nobody_remembers_is_let_go(
+async def test_a_pin_that_nobody_remembers_is_unpinned(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
     seed("sst2", make_adapter())
@@ -324,7 +324,7 @@ class SlowWorld:
             pinned=task in self.pins,
         )
 
-    def hold(self) -> Any:
+    def reading(self) -> Any:
         return nullcontext()
 
     # The catalog.

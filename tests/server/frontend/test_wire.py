@@ -15,6 +15,7 @@ from adamix import errors
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidInput, InvalidRequest, NotFound
 from adamix.manifest import HeadSpec
 from adamix_protos.v1 import inference_pb2
+from adamix_server.api import answers
 from adamix_server.frontend import convert, status
 from adamix_server.frontend.names import parse_task
 from adamix_testing.adapters import MakeAdapter
@@ -24,7 +25,9 @@ from adamix_testing.harness import StartServing
 
 def prediction(head: HeadSpec, payload: bytes, *, return_logits: bool = False) -> inference_pb2.Prediction:
     message = inference_pb2.Prediction()
-    convert.fill_prediction(message, head, payload, return_logits=return_logits)
+    convert.fill_result(message, answers.read(head, payload))
+    if return_logits:
+        message.logits.extend(answers.unpack(payload))
     return message
 
 

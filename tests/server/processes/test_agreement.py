@@ -8,9 +8,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from adamix_server.agreement import Agreement
-from adamix_server.frames import Agreed, AnyFrame, Refresh, Seen
-from adamix_server.frontend import agreement as front_end
+from adamix_server.agreement import Books, Party
+from adamix_server.supervisor_frames import Agreed, Refresh, Seen
 
 
 def seen(revision: int, oldest: int | None = None) -> Seen:
@@ -22,7 +21,7 @@ def agreed(revision: int, oldest: int | None = None) -> Agreed:
 
 
 def test_one_front_end_agrees_with_itself_at_once() -> None:
-    books = Agreement()
+    books = Books()
     assert books.seen("a", seen(3)) == [("a", agreed(3))]
     assert books.seen("a", seen(4, 3)) == [("a", agreed(4, 3))]
     assert books.seen("a", seen(4, 4)) == [("a", agreed(4, 4))]
@@ -30,7 +29,7 @@ def test_one_front_end_agrees_with_itself_at_once() -> None:
 
 
 def test_a_change_is_agreed_on_when_the_last_one_has_seen_it() -> None:
-    books = Agreement()
+    books = Books()
     books.seen("a", seen(1))
     books.seen("b", seen(1))
     assert books.seen("a", seen(2)) == [("b", Refresh(revision=2))]
@@ -39,7 +38,7 @@ def test_a_change_is_agreed_on_when_the_last_one_has_seen_it() -> None:
 
 
 def test_one_that_dies_holds_nobody_up() -> None:
-    books = Agreement()
+    books = Books()
     for name in "abc":
         books.seen(name, seen(1))
     books.seen("a", seen(2))
@@ -51,7 +50,7 @@ def test_one_that_dies_holds_nobody_up() -> None:
 
 
 def test_one_that_joins_is_told_what_it_must_reach_and_breaks_no_promise() -> None:
-    books = Agreement()
+    books = Books()
     books.seen("a", seen(5))
     assert books.seen("late", seen(3)) == [("late", Refresh(revision=5)), ("late", agreed(5))]
     assert books.agreed == agreed(5)
@@ -61,7 +60,7 @@ def test_one_that_joins_is_told_what_it_must_reach_and_breaks_no_promise() -> No
 
 
 def test_frames_that_overtake_one_another_take_nothing_back() -> None:
-    books = Agreement()
+    books = Books()
     books.seen("a", seen(5))
     assert books.seen("a", seen(4)) == []
     assert books.agreed == agreed(5)
@@ -71,11 +70,11 @@ class FrontEnd:
     """A front end with the real books of its own, and frames on their way to and from it."""
 
     def __init__(self) -> None:
-        self.books = front_end.Agreement()
+        self.books = Party()
         self.said: Seen | None = None
         self.is_stale = False
         self.answers_calls = False
-        self.inbox: deque[AnyFrame] = deque()
+        self.inbox: deque[Agreed | Refresh] = deque()
         self.outbox: deque[Seen] = deque()
         # Running calls: the revision each resolved at, and what ends it.
         self.calls: list[tuple[int, ExitStack]] = []
@@ -112,7 +111,7 @@ class Servers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.catalog = 0
-        self.books = Agreement()
+        self.books = Books()
         self.live: dict[str, FrontEnd] = {}
         self.born = 0
 
@@ -174,7 +173,7 @@ class Servers(RuleBasedStateMachine):
         one = self.choose(data)[1]
         if one.answers_calls:
             call = ExitStack()
-            call.enter_context(one.books.hold())
+            call.enter_context(one.books.reading())
             one.calls.append((one.revision, call))
 
     @some

@@ -9,17 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from adamix_server.channel import EngineChannel, FrontEndChannel, SocketEngineChannel, connect, in_process_pair
-from adamix_server.frames import AnyFrame, Cancel, Control, Credit, Row, Submit, decode, encode
+from adamix_server.channel import (
+    EngineChannel,
+    FrontEndChannel,
+    SocketEngineChannel,
+    SocketFrontEndChannel,
+    connect,
+    in_process_pair,
+)
+from adamix_server.codec import ToEngine, from_engine
+from adamix_server.engine_frames import Cancel, Control, Credit
+
+ENGINE_ID = "0"
 
 Pair = tuple[EngineChannel, FrontEndChannel]
 
 
 @asynccontextmanager
-async def socket_pair(folder: Path) -> AsyncIterator[Pair]:
+async def socket_pair(folder: Path) -> AsyncIterator[tuple[EngineChannel, SocketFrontEndChannel]]:
     address = f"ipc://{folder}/engine.sock"
     engine = SocketEngineChannel(address)
-    front_end = await connect(address, generation=1)
+    front_end = await connect(address, generation=1, engine_id=ENGINE_ID)
     try:
         yield engine, front_end
     finally:
@@ -29,7 +39,7 @@ async def socket_pair(folder: Path) -> AsyncIterator[Pair]:
 
 @asynccontextmanager
 async def local_pair(_: Path) -> AsyncIterator[Pair]:
-    yield await in_process_pair()
+    yield await in_process_pair(ENGINE_ID, generation=1)
 
 
 @pytest.fixture(params=[socket_pair, local_pair])
@@ -39,8 +49,8 @@ async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         yield pair
 
 
-async def poll_until(engine: EngineChannel, count: int) -> list[tuple[bytes, AnyFrame]]:
-    arrived: list[tuple[bytes, AnyFrame]] = []
+async def poll_until(engine: EngineChannel, count: int) -> list[tuple[bytes, ToEngine]]:
+    arrived: list[tuple[bytes, ToEngine]] = []
     deadline = time.monotonic() + 5
     while len(arrived) < count and time.monotonic() < deadline:
         arrived += await asyncio.to_thread(engine.poll, 0.05)
@@ -49,15 +59,15 @@ async def poll_until(engine: EngineChannel, count: int) -> list[tuple[bytes, Any
 
 async def test_frames_pass_both_ways_in_order(pair: Pair) -> None:
     engine, front_end = pair
-    sent = [Cancel(generation=1, ids=[i]) for i in range(100)]
+    sent = [Cancel(engine_id=ENGINE_ID, generation=1, ids=[i]) for i in range(100)]
     for frame in sent:
         await front_end.send(frame)
     arrived = await poll_until(engine, 101)
-    assert arrived[0][1] == Control(generation=1, call=0, op="hello")
+    assert arrived[0][1] == Control(engine_id=ENGINE_ID, generation=1, call=0, op="hello")
     assert [frame for _, frame in arrived[1:]] == sent
     peer = arrived[0][0]
     for i in range(100):
-        engine.send(peer, Credit(generation=1, inputs=i, tokens=0))
+        engine.send(peer, Credit(engine_id=ENGINE_ID, generation=1, inputs=i, tokens=0))
     received = [await asyncio.wait_for(front_end.receive(), 5) for _ in range(100)]
     assert [frame.inputs for frame in received] == list(range(100))
 
@@ -75,11 +85,19 @@ async def test_a_front_end_that_is_gone_costs_the_engine_nothing(pair: Pair) -> 
     engine, front_end = pair
     await poll_until(engine, 1)
     front_end.close()
-    engine.send(b"nobody", Credit(generation=1, inputs=1, tokens=1))
+    engine.send(b"nobody", Credit(engine_id=ENGINE_ID, generation=1, inputs=1, tokens=1))
     assert engine.poll(0.0) == []
 
 
-def test_frames_survive_the_wire_bit_for_bit() -> None:
-    row = Row(id=2**63, tenant="default", digest="a" * 64, token_ids=b"\x00\xff" * 4, deadline=1.5, type_ids=b"")
-    frame = Submit(generation=3, rows=[row])
-    assert decode(encode(frame)) == frame
+async def test_an_engine_goes_on_when_a_front_end_sends_what_is_no_frame_of_its(tmp_path: Path) -> None:
+    async with socket_pair(tmp_path) as (engine, front_end):
+        await poll_until(engine, 1)
+        for data in (
+            b"",
+            b"\xc1",
+            from_engine.encode(Credit(engine_id=ENGINE_ID, generation=1, inputs=1, tokens=1)),
+        ):
+            front_end._dealer.send(data)
+        cancel = Cancel(engine_id=ENGINE_ID, generation=1, ids=[1])
+        await front_end.send(cancel)
+        assert [frame for _, frame in await poll_until(engine, 1)] == [cancel]

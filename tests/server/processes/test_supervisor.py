@@ -8,9 +8,10 @@ import pytest
 
 from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix_server import app, keeper
-from adamix_server.frames import (
+from adamix_server.codec import FromChild
+from adamix_server.port import cannot_listen
+from adamix_server.supervisor_frames import (
     Agreed,
-    AnyFrame,
     DrainWanted,
     EngineDown,
     EngineUp,
@@ -20,7 +21,6 @@ from adamix_server.frames import (
     Seen,
     Stats,
 )
-from adamix_server.port import cannot_listen
 from adamix_testing.stage import Played, StartStage, healthy
 
 
@@ -50,7 +50,7 @@ async def test_a_front_end_that_dies_is_replaced_on_the_same_port(start_stage: S
     await stage.until(stage.serving.is_set)
     stage.children["frontend-0"][0].die()
     await stage.until(lambda: len(stage.children["frontend-0"]) == 2)
-    assert stage.children["frontend-0"][1].start_frame.config["listen"] == "127.0.0.1:4711"
+    assert stage.children["frontend-0"][1].start_frame.listen == "127.0.0.1:4711"
     await stage.until(lambda: stage.children["frontend-0"][1].is_ready)
     stage.supervisor.stop()
     await stage.ended()
@@ -70,7 +70,7 @@ async def test_a_stop_while_a_child_is_being_replaced_starts_nothing_new(start_s
 
 
 async def test_a_stop_before_anything_is_ready_ends_at_once(start_stage: StartStage) -> None:
-    def silent(name: str, number: int) -> AnyFrame:
+    def silent(name: str, number: int) -> FromChild:
         return app.Stats(samples=[])
 
     stage = await start_stage(silent)
@@ -94,7 +94,7 @@ async def test_a_child_that_never_comes_up_is_given_up_on(start_stage: StartStag
 
 
 async def test_a_replacement_that_cannot_start_for_a_while_does_not_end_the_server(start_stage: StartStage) -> None:
-    def flaky(name: str, number: int) -> AnyFrame | None:
+    def flaky(name: str, number: int) -> FromChild | None:
         if name == "engine" and number in range(2, 9):
             return Fatal(message="disk hiccup") if number % 2 else None
         return healthy(name, number)
@@ -150,7 +150,7 @@ async def test_a_machine_without_room_for_a_process_is_asked_again(
 
 
 async def test_a_machine_without_room_for_the_first_process_is_said(start_stage: StartStage) -> None:
-    def no_room(name: str, number: int) -> AnyFrame:
+    def no_room(name: str, number: int) -> FromChild:
         raise OSError(errno.EMFILE, "Too many open files")
 
     stage = await start_stage(no_room)
@@ -186,18 +186,18 @@ async def test_an_operator_may_ask_for_the_drain_through_a_front_end(start_stage
 
 
 async def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(start_stage: StartStage) -> None:
-    def second_is_late(name: str, number: int) -> AnyFrame:
+    def second_is_late(name: str, number: int) -> FromChild:
         return Stats(samples=[]) if name == "frontend-1" else healthy(name, number)
 
     stage = await start_stage(second_is_late, front_ends=2)
     await stage.until(lambda: len(stage.children) == 3 and stage.children["frontend-0"][0].is_ready)
     assert not stage.serving.is_set()
     ((first,), (second,)) = stage.children["frontend-0"], stage.children["frontend-1"]
-    second.says.put_nowait(Ready(address=first.start_frame.config["listen"]))
+    second.says.put_nowait(Ready(address=first.start_frame.listen))
     await stage.until(stage.serving.is_set)
     for child in (first, second):
-        assert child.start_frame.config["shares_port"]
-        assert child.start_frame.config["listen"] == first.start_frame.config["listen"] != "127.0.0.1:0"
+        assert child.start_frame.shares_port
+        assert child.start_frame.listen == first.start_frame.listen != "127.0.0.1:0"
     stage.supervisor.stop()
     await stage.ended()
 
@@ -240,7 +240,7 @@ async def test_front_ends_agree_through_the_supervisor_and_without_a_dead_one(st
 
 
 async def test_one_front_end_that_cannot_start_ends_the_server(start_stage: StartStage) -> None:
-    def second_cannot(name: str, number: int) -> AnyFrame:
+    def second_cannot(name: str, number: int) -> FromChild:
         return Fatal(message="no more ports") if name == "frontend-1" else healthy(name, number)
 
     stage = await start_stage(second_cannot, front_ends=2)

@@ -4,9 +4,11 @@ import threading
 import urllib.request
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adamix_server.frames import Stats, decode, encode
+from adamix_server.codec import from_child
+from adamix_server.supervisor_frames import Stats
 from adamix_server.telemetry.metrics import MAX_OBSERVATIONS, METRICS, Recorder, Registry
 
 
@@ -14,7 +16,7 @@ def values(registry: Registry) -> dict[tuple[str, tuple[str, ...]], float]:
     """Every exposed value by (name, label values in the order of the labels' names)."""
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(registry.exposition())
+        for family in text_string_to_metric_families(generate_latest(registry._registry).decode())
         for sample in family.samples
     }
 
@@ -29,7 +31,7 @@ def test_what_is_recorded_is_what_a_scrape_shows() -> None:
     recorder.observe("adamix_batch_tokens", value=3)
     recorder.observe("adamix_batch_tokens", value=100)
     # Over the pipe and back, as between processes.
-    stats = decode(encode(Stats(samples=recorder.drain())))
+    stats = from_child.decode(from_child.encode(Stats(samples=recorder.drain())))
     assert isinstance(stats, Stats)
     registry.apply(stats.samples)
     found = values(registry)

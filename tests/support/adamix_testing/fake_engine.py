@@ -7,14 +7,13 @@ import numpy as np
 
 from adamix.errors import AdamixError, Overloaded
 from adamix.manifest import BackboneSpec
-from adamix_server.frames import (
-    AnyFrame,
+from adamix_server.codec import FromEngine, ToEngine
+from adamix_server.engine_frames import (
     Cancel,
     Control,
     Credit,
     Emit,
     EngineLoad,
-    EngineUp,
     Event,
     Hello,
     Limits,
@@ -25,6 +24,7 @@ from adamix_server.frames import (
     Value,
     WireError,
 )
+from adamix_server.supervisor_frames import EngineUp
 
 ENGINE_ID = "engine-0"
 
@@ -80,7 +80,7 @@ class FakeEngine:
         )
         return self.channel
 
-    def take(self, frame: AnyFrame) -> None:
+    def take(self, frame: ToEngine) -> None:
         match frame:
             case Submit():
                 self.submits.append(frame)
@@ -144,7 +144,7 @@ class FakeEngine:
                 )
             )
 
-    def emit(self, frame: AnyFrame) -> None:
+    def emit(self, frame: FromEngine) -> None:
         assert self.channel is not None
         self.channel.frames.put_nowait(frame)
 
@@ -162,13 +162,13 @@ class FakeChannel:
 
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
-        self.frames: asyncio.Queue[AnyFrame | Exception] = asyncio.Queue()
+        self.frames: asyncio.Queue[FromEngine | Exception] = asyncio.Queue()
         self.closed = False
 
-    async def send(self, frame: AnyFrame) -> None:
+    async def send(self, frame: ToEngine) -> None:
         self._engine.take(frame)
 
-    async def receive(self) -> AnyFrame:
+    async def receive(self) -> FromEngine:
         frame = await self.frames.get()
         if isinstance(frame, Exception):
             raise frame

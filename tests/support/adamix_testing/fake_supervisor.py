@@ -3,7 +3,9 @@
 import asyncio
 from typing import TypeVar
 
-from adamix_server.frames import Agreed, AnyFrame, Frame, Seen
+from adamix_server.codec import FromChild, ToChild
+from adamix_server.engine_frames import Frame
+from adamix_server.supervisor_frames import Agreed, Seen
 
 Kind = TypeVar("Kind", bound=Frame)
 
@@ -14,21 +16,21 @@ class FakeSupervisor:
     def __init__(self) -> None:
         self.agrees = True
         self._loop = asyncio.get_running_loop()
-        self._to_child: asyncio.Queue[AnyFrame | None] = asyncio.Queue()
-        self.from_child: asyncio.Queue[AnyFrame] = asyncio.Queue()
+        self._to_child: asyncio.Queue[ToChild | None] = asyncio.Queue()
+        self.from_child: asyncio.Queue[FromChild] = asyncio.Queue()
 
-    def send(self, frame: AnyFrame) -> None:
+    def send(self, frame: FromChild) -> None:
         self._loop.call_soon_threadsafe(self._take, frame)
 
-    async def receive(self) -> AnyFrame | None:
+    async def receive(self) -> ToChild | None:
         return await self._to_child.get()
 
-    def _take(self, frame: AnyFrame) -> None:
+    def _take(self, frame: FromChild) -> None:
         if isinstance(frame, Seen) and self.agrees:
             self.tell(Agreed(revision=frame.revision, oldest=frame.oldest))
         self.from_child.put_nowait(frame)
 
-    def tell(self, frame: AnyFrame | None) -> None:
+    def tell(self, frame: ToChild | None) -> None:
         self._to_child.put_nowait(frame)
 
     async def expect(self, kind: type[Kind]) -> Kind:

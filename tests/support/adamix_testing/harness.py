@@ -15,9 +15,9 @@ import msgspec
 from adamix.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.client import Client
-from adamix_server.config import FrontEndConfig
-from adamix_server.frames import Drain, EngineDown, Ready
+from adamix_server.config import FrontEndSettings
 from adamix_server.frontend.server import FrontEnd
+from adamix_server.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
 
@@ -71,16 +71,16 @@ class Harness:
             await asyncio.sleep(0.005)
 
 
-def front_end_config(store: Path, tokenizer: Path) -> FrontEndConfig:
-    """Settings of a front end on a port that the system chooses."""
-    return FrontEndConfig(
+def start_front_end(store: Path, tokenizer: Path) -> StartFrontEnd:
+    """The first frame of a front end on a port that the system chooses."""
+    return StartFrontEnd(
+        settings=FrontEndSettings(tokenizer_threads=1),
+        name="frontend-0",
         listen="127.0.0.1:0",
-        store=str(store),
-        tokenizer=str(tokenizer),
-        tokenizer_threads=1,
+        store=store,
+        tokenizer=tokenizer,
         reflection=False,
         shares_port=False,
-        adapter_root=None,
         log_level="info",
     )
 
@@ -97,13 +97,9 @@ async def serving(
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     prepare(engine)
-    config = msgspec.structs.replace(
-        front_end_config(store, tokenizer),
-        tokenizer_threads=2,
-        reflection=True,
-        adapter_root=None if adapter_root is None else str(adapter_root),
-    )
-    front_end = FrontEnd(config, supervisor, connect=engine.connect)
+    settings = FrontEndSettings(adapter_root=adapter_root)
+    start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
+    front_end = FrontEnd(start, supervisor, connect=engine.connect)
     running = asyncio.create_task(front_end.run())
     supervisor.tell(engine.up())
     ready = await supervisor.expect(Ready)

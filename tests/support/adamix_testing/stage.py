@@ -10,11 +10,13 @@ import pytest
 
 from adamix_server import app, keeper
 from adamix_server.app import Supervisor
-from adamix_server.config import ServerConfig
-from adamix_server.frames import AnyFrame, Drain, Drained, Hello, Limits, Ready, Start
+from adamix_server.codec import FromChild, ToChild
+from adamix_server.config import EngineSettings, ServerConfig
+from adamix_server.engine_frames import Hello, Limits
+from adamix_server.supervisor_frames import Drain, Drained, Ready, StartEngine, StartFrontEnd
 from adamix_testing.manifests import no_model_spec
 
-FirstWords = Callable[[str, int], AnyFrame | None]
+FirstWords = Callable[[str, int], FromChild | None]
 
 _LIMITS = Limits(max_batch_tokens=16, max_queue_inputs=1, max_queue_tokens=16, slots=1)
 
@@ -22,14 +24,14 @@ _LIMITS = Limits(max_batch_tokens=16, max_queue_inputs=1, max_queue_tokens=16, s
 class Played:
     """A child that says what the stage tells it to."""
 
-    def __init__(self, stage: "Stage", name: str, start: Start) -> None:
+    def __init__(self, stage: "Stage", name: str, start: StartEngine | StartFrontEnd) -> None:
         self.stage, self.name, self.start_frame = stage, name, start
         self.is_ready = False
-        self.says: asyncio.Queue[AnyFrame | None] = asyncio.Queue()
-        self.heard: list[AnyFrame] = []
+        self.says: asyncio.Queue[FromChild | None] = asyncio.Queue()
+        self.heard: list[ToChild] = []
         self.gone = False
 
-    def send(self, frame: AnyFrame) -> None:
+    def send(self, frame: ToChild) -> None:
         self.heard.append(frame)
         if isinstance(frame, Drain) and not self.gone:
             self.stage.told_to_drain.append(self.name)
@@ -40,7 +42,7 @@ class Played:
         self.stage.drained.append(self.name)
         self.says.put_nowait(Drained())
 
-    async def receive(self) -> AnyFrame | None:
+    async def receive(self) -> FromChild | None:
         return await self.says.get()
 
     async def kill(self) -> int:
@@ -69,8 +71,9 @@ class Stage:
         self._first_words = first_words
         self._running = asyncio.create_task(self.supervisor.run())
 
-    async def start(self, module: str, start: Start, environment: dict[str, str]) -> Played:
-        name = "engine" if module == "adamix_server.engine" else start.config["name"]
+    async def start(self, module: str, start: StartEngine | StartFrontEnd, environment: dict[str, str]) -> Played:
+        name = "engine" if isinstance(start, StartEngine) else start.name
+        assert module == f"adamix_server.{name.partition('-')[0]}"
         child = Played(self, name, start)
         self.children[name].append(child)
         child.says.put_nowait(self._first_words(name, len(self.children[name])))
@@ -96,7 +99,7 @@ class Stage:
         assert not was_running, "the supervisor still runs"
 
 
-def healthy(name: str, number: int) -> AnyFrame:
+def healthy(name: str, number: int) -> FromChild:
     """The first words of children that come up: engines number their generations."""
     if name.startswith("frontend"):
         return Ready(address="127.0.0.1:4711")
@@ -122,7 +125,7 @@ def stage_of(
 ) -> Stage:
     """A stage whose children take the place of processes, with short pauses before a child is replaced."""
     config = ServerConfig(
-        backbone="x",
+        engine=EngineSettings(backbone="x"),
         store=directory / "store",
         listen="127.0.0.1:0",
         drain_delay_s=0,

@@ -1,11 +1,10 @@
-"""The frames that pass between processes: plain data, tagged, msgpack on the wire.
+"""The frames between a front end and an engine: plain data, tagged, msgpack on the wire.
 
-Front end <-> engine: `Hello Submit Cancel Emit Credit Control Reply`. Child <-> supervisor: `Start Ready Fatal EngineUp
-EngineDown Seen Refresh Agreed DrainWanted Drain Drained Stats`. A request ends with exactly one event that is `final`;
-that event is the only way back up. Times are seconds on CLOCK_MONOTONIC, which all processes of one host share.
+A request ends with exactly one event that is `final`; that event is the only way back up. Times are seconds on
+CLOCK_MONOTONIC, which all processes of one host share. Which frames go which way is said in `codec.py`.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -46,15 +45,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: bytes
     deadline: float
     type_ids: bytes | None = None
-    kind: Literal["predict", "generate"] = "predict"
-    params: dict[str, Any] = {}
 
 
 class Submit(Frame, frozen=True, kw_only=True):
     """Front end -> engine: all rows that arrived since the last turn of the loop."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     rows: list[Row]
 
 
@@ -62,7 +59,7 @@ class Cancel(Frame, frozen=True, kw_only=True):
     """Front end -> engine: nobody waits for these any more. Their final event still comes."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     ids: list[int]
 
 
@@ -106,7 +103,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One step of one request's answer: fp32 logits (little-endian bytes) or an error."""
 
     id: int
-    seq: int = 0
     final: bool = True
     payload: bytes = b""
     error: WireError | None = None
@@ -117,7 +113,7 @@ class Emit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: everything one step finished for this front end, and the credit it gives back."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     events: list[Event]
     credit_inputs: int = 0
     credit_tokens: int = 0
@@ -127,7 +123,7 @@ class Credit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: how much more may be submitted. Added to what the front end has."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     inputs: int
     tokens: int
 
@@ -136,9 +132,9 @@ class Credit(Frame, frozen=True, kw_only=True):
 #   hello       who are you? Sent once by `channel.connect`, answered by `Hello` and the first `Credit`
 #   load        bring an adapter to host memory, and answer when it is there
 #   activate    bring it into a slot if one can be had for nothing, and answer where it has come to
-#   pin, unpin  keep it in a slot until told otherwise (answers when it is there); let it go again
+#   pin, unpin  pin it in a slot (answers when it is there); unpin it
 #   unload      take it out of its slot and out of host memory
-#   pins        which adapters are kept in slots? A list of digests
+#   pins        which adapters are pinned in slots? A list of digests
 #   residency   where is it? "store" | "host" | "device"; also the answer of all of the above but `pins`
 #   in_use      does any request hold it? A bool
 #   report      how busy are you? An `EngineLoad`
@@ -149,7 +145,7 @@ class Control(Frame, frozen=True, kw_only=True):
     """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     call: int
     op: Op
     digest: str = ""
@@ -172,131 +168,7 @@ class Reply(Frame, frozen=True, kw_only=True):
     """Engine -> front end. `value` is what `Op` promises, or None."""
 
     generation: int
-    engine_id: str = "0"
+    engine_id: str
     call: int
     value: Value = None
     error: WireError | None = None
-
-
-class Start(Frame, frozen=True):
-    """Supervisor -> child, first: everything the child needs to know (its own config struct as plain data)."""
-
-    config: dict[str, Any]
-
-
-class Ready(Frame, frozen=True):
-    """Child -> supervisor: I serve. The engine sends its Hello, a front end the address it bound."""
-
-    address: str = ""
-    hello: Hello | None = None
-
-
-class Fatal(Frame, frozen=True):
-    """Child -> supervisor: I cannot start, and starting me again will not help. Shown to the operator."""
-
-    message: str
-
-
-class EngineUp(Frame, frozen=True):
-    """Supervisor -> front end: connect here. Sent at start and after every engine restart."""
-
-    address: str
-    hello: Hello
-
-
-class EngineDown(Frame, frozen=True):
-    """Supervisor -> front end: this generation of this engine is gone; fail what waits for it."""
-
-    generation: int
-    engine_id: str = "0"
-
-
-class Seen(Frame, frozen=True, kw_only=True):
-    """Front end -> supervisor: the catalog revision it serves, and the oldest that a running call of it still uses.
-
-    The first one makes a front end a party to every agreement; it is sent before the port is bound.
-    """
-
-    revision: int
-    oldest: int
-
-
-class Refresh(Frame, frozen=True, kw_only=True):
-    """Supervisor -> front end: the catalog has reached this revision; read it and say `Seen`."""
-
-    revision: int
-
-
-class Agreed(Frame, frozen=True, kw_only=True):
-    """Supervisor -> front end: the smallest `revision` and the smallest `oldest` among all live front ends."""
-
-    revision: int
-    oldest: int
-
-
-class DrainWanted(Frame, frozen=True):
-    """Front end -> supervisor: an operator asked this server to drain and end."""
-
-
-class Drain(Frame, frozen=True):
-    """Supervisor -> child: stop taking new work, finish what runs, say `Drained`, exit.
-
-    A front end reports itself unhealthy at once, goes on for `delay_s` (so that load balancers look elsewhere), then
-    refuses new calls and gives running ones `grace_s`.
-    """
-
-    delay_s: float
-    grace_s: float
-
-
-class Drained(Frame, frozen=True):
-    """Child -> supervisor: nothing is left running here."""
-
-
-class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One metric's change since the last Stats: an increment, a new gauge value, or new observations."""
-
-    name: str
-    labels: tuple[str, ...]
-    values: list[float]
-
-
-class Stats(Frame, frozen=True):
-    """Child -> supervisor, every second: metric samples. Also the heartbeat of the child's main loop."""
-
-    samples: list[Sample]
-
-
-AnyFrame = (
-    Hello
-    | Submit
-    | Cancel
-    | Emit
-    | Credit
-    | Control
-    | Reply
-    | Start
-    | Ready
-    | Fatal
-    | EngineUp
-    | EngineDown
-    | Seen
-    | Refresh
-    | Agreed
-    | DrainWanted
-    | Drain
-    | Drained
-    | Stats
-)
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
-
-
-def encode(frame: AnyFrame) -> bytes:
-    return _encoder.encode(frame)
-
-
-def decode(data: bytes) -> AnyFrame:
-    """Raises msgspec.DecodeError or ValidationError on bytes that are no frame."""
-    return _decoder.decode(data)
