@@ -8,7 +8,7 @@ import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
 from adamix.manifest import BackboneSpec
-from adamix_server.codec import ToEngine
+from adamix_server.codec import NotAFrame, ToEngine
 from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
 from adamix_server.supervisor_frames import EngineUp
@@ -187,7 +187,7 @@ async def test_whatever_ends_the_connection_fails_everything_that_waits(scene: S
             wire.send_error = OSError("broken")
             scene.link.submit([scene.row()])
         case "garbage":
-            wire.incoming.put_nowait(Submit(engine_id=ENGINE_ID, generation=1, rows=[]))
+            wire.incoming.put_nowait(NotAFrame("not one of an engine's"))
         case "replaced":
             await scene.up(generation=2)
         case "closed":
