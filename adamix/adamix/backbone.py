@@ -9,6 +9,7 @@ knows nothing of adapters.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +84,21 @@ def resolve(name: str) -> str:
             raise InvalidConfig(f"{name} is not a directory with a config.json")
         return str(directory)
     return name
+
+
+def device_name(name: str) -> str:
+    """The device that `auto`, `cpu` or `cuda` stands for: of this process, where torchrun started several.
+
+    Raises:
+        InvalidConfig: it is none of these, or there is no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidConfig(f"--device must be auto, cpu or cuda, not {name!r}", field="device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig("--device cuda: torch finds no CUDA device", field="device")
+    if name == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def read_family(name: str) -> sites.Family:

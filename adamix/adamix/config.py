@@ -5,14 +5,25 @@ used (`bottleneck.py`, `lora.py`, `mixture.py`, `losses.py`, `heads.py`).
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from adamix.errors import InvalidConfig
-from adamix.manifest import MAX_CLIP, MAX_TEMPLATE, NORM_SITES, SITES, Activation, Dense, HeadSpec, Kind, Pooling
+from adamix.manifest import (
+    MAX_CLIP,
+    MAX_EXPERTS,
+    MAX_TEMPLATE,
+    NORM_SITES,
+    SITES,
+    Activation,
+    Dense,
+    HeadSpec,
+    Kind,
+    Pooling,
+    RoutingGranularity,
+    Share,
+)
 
-Share = Literal["up", "down", "none"]
-RoutingGranularity = Literal["batch", "instance"]
 LossPasses = Literal["first", "both"]
 Unrouted = Literal["skip", "momentum"]
 Precision = Literal["fp32", "bf16"]
@@ -22,11 +33,10 @@ DEFAULT_SITES: dict[Kind, tuple[str, ...]] = {"bottleneck": ("mlp_out",), "lora"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """The adapter that every expert is a copy of.
+    """The adapter that every expert is a copy of. The defaults are those of a bottleneck; `of` has those of a kind.
 
     Attributes:
-        sites: names of `manifest.SITES`; empty means a head and no adapter; None stands for
-            those of the kind, and is replaced by them.
+        sites: names of `manifest.SITES`; empty means a head and no adapter.
         rank: rows of the down projection (bottleneck units, or the rank of a LoRA).
         alpha: the adapter's output is multiplied by `alpha / rank`; by 1 where alpha is None (the paper's bottleneck
             has no factor).
@@ -39,7 +49,7 @@ class AdapterConfig:
     """
 
     kind: Kind = "bottleneck"
-    sites: tuple[str, ...] | None = None
+    sites: tuple[str, ...] = DEFAULT_SITES["bottleneck"]
     rank: int = 16
     alpha: float | None = None
     activation: Activation = "gelu"
@@ -50,14 +60,12 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, get_args(Kind))
         _one_of("activation", self.activation, get_args(Activation))
-        sites = DEFAULT_SITES[self.kind] if self.sites is None else self.sites
-        object.__setattr__(self, "sites", sites)
-        for site in sites:
+        for site in self.sites:
             _one_of("sites", site, SITES)
             if self.kind == "lora" and site in NORM_SITES:
                 raise InvalidConfig(f"a LoRA cannot sit at the norm point {site}", field="sites")
-        if len(set(sites)) != len(sites):
-            raise InvalidConfig(f"a site is named twice: {', '.join(sites)}", field="sites")
+        if len(set(self.sites)) != len(self.sites):
+            raise InvalidConfig(f"a site is named twice: {', '.join(self.sites)}", field="sites")
         _in_range("rank", self.rank, 1, 1024)
         _in_range("lora_dropout", self.lora_dropout, 0.0, 0.9)
         _in_range("init_std", self.init_std, 0.0, 1.0)
@@ -67,6 +75,11 @@ class AdapterConfig:
             raise InvalidConfig("lora_dropout belongs to a LoRA; a bottleneck has none", field="lora_dropout")
         if self.kind == "lora" and self.activation != AdapterConfig.activation:
             raise InvalidConfig("activation belongs to a bottleneck; a LoRA has none", field="activation")
+
+    @classmethod
+    def of(cls, kind: Kind, **settings: Any) -> "AdapterConfig":
+        """An adapter of a kind; where `settings` name no sites, at those that are usual for it."""
+        return replace(cls(kind=kind, sites=DEFAULT_SITES.get(kind, ())), **settings)
 
     @property
     def scale(self) -> float:
@@ -93,7 +106,7 @@ class MixtureConfig:
     task_loss: LossPasses = "first"
 
     def __post_init__(self) -> None:
-        _in_range("num_experts", self.num_experts, 1, 64)
+        _in_range("num_experts", self.num_experts, 1, MAX_EXPERTS)
         _one_of("share", self.share, get_args(Share))
         _in_range("consistency", self.consistency, 0.0, 10_000.0)
         _one_of("routing_granularity", self.routing_granularity, get_args(RoutingGranularity))
@@ -281,6 +294,16 @@ class TrainConfig:
                 field="warmup_steps",
             )
         return self.warmup_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """All settings of a training: what its weights depend on beside the backbone and the rows."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:

@@ -19,11 +19,14 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
 HeadType = Literal["classification", "multilabel", "regression", "embedding", "causal_lm", "cloze"]
 Pooling = Literal["cls", "mean", "last", "none"]
 Dense = Literal["none", "own", "backbone"]
+Share = Literal["up", "down", "none"]
+RoutingGranularity = Literal["batch", "instance"]
 
 LINEAR_SITES = ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_gate", "mlp_in", "mlp_out")
 NORM_SITES = ("attn_norm", "mlp_norm")
 SITES = LINEAR_SITES + NORM_SITES
 
+MAX_EXPERTS = 64
 MAX_LABELS = 4096
 MAX_NAME = 512
 MAX_TEMPLATE = 2_000
@@ -63,7 +66,7 @@ class BackboneSpec(BackboneRef, frozen=True, forbid_unknown_fields=True, kw_only
     type_vocab_size: int = 0
 
 
-class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, weakref=True):
     """The layers on top of the pooled hidden state, and how to read their output.
 
     A `cloze` head has none: it is the backbone's own language-model head. `template` is the text that a row becomes,
@@ -107,7 +110,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     method: str
     num_experts: int = 1
-    share: Literal["up", "down", "none"] = "none"
+    share: Share = "none"
     consistency: float = 0.0
     merge: str = "uniform"
     seed: int = 0

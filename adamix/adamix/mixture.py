@@ -163,7 +163,7 @@ class Mixture:
         self._generator = generator
         self._routes = RouteTable()
         self._projections: dict[tuple[int, str], tuple[ExpertLinear, ExpertLinear]] = {}
-        insert(model, adapter.sites or (), self._make_site)
+        insert(model, adapter.sites, self._make_site)
         self._initial = {} if adapter.distinct_init else dict(self._common_start())
 
     @property

@@ -16,11 +16,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from adamix import adapter_file
-from adamix.adapter_file import MIXTURE_FORMAT, TensorData
-from adamix.config import MixtureConfig, RoutingGranularity, Share
+from adamix import adapter_file, disk
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import SITES, Manifest
+from adamix.manifest import MAX_EXPERTS, SITES, Manifest, RoutingGranularity, Share
+from adamix.tensors import MIXTURE_FORMAT, TensorData, decode_tensors, encode_tensors
 
 MIXTURE_FILE = "mixture.safetensors"
 
@@ -86,7 +85,7 @@ class MixtureFile:
     def encode(self) -> bytes:
         """Canonical bytes."""
         manifest = {**msgspec.to_builtins(self.manifest), "adapter": self.manifest.adapter.to_json()}
-        return adapter_file.encode_tensors(MIXTURE_FORMAT, manifest, self.tensors)
+        return encode_tensors(MIXTURE_FORMAT, manifest, self.tensors)
 
     def projections(self) -> dict[str, Projection]:
         """Every projection by its key.
@@ -139,16 +138,20 @@ def read_mixture(source: str | os.PathLike[str]) -> MixtureFile:
         path /= MIXTURE_FILE
         if not path.exists():
             raise InvalidConfig(f"{source} holds no {MIXTURE_FILE}: train with `--out {source}` first")
-    file_format, manifest, tensors = adapter_file.decode_tensors(adapter_file.read_bytes(path))
+    file_format, manifest, tensors = decode_tensors(disk.read_bytes(path))
     if file_format == adapter_file.FORMAT:
         raise InvalidAdapter(f"{path.name} is merged already", reason="ALREADY_MERGED")
     if file_format != MIXTURE_FORMAT:
         raise InvalidAdapter(f"unknown format {file_format[:40]!r}; expected {MIXTURE_FORMAT}", reason="FORMAT_UNKNOWN")
     try:
         checked = msgspec.convert(manifest, MixtureManifest)
-        MixtureConfig(num_experts=checked.num_experts)
-    except (msgspec.ValidationError, RecursionError, InvalidConfig) as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise InvalidAdapter(f"mixture manifest: {str(error)[:200]}", reason="MANIFEST_INVALID") from None
+    if not 1 <= checked.num_experts <= MAX_EXPERTS:
+        raise InvalidAdapter(
+            f"mixture manifest: num_experts must be in 1..{MAX_EXPERTS}, not {checked.num_experts}",
+            reason="MANIFEST_INVALID",
+        )
     checked.adapter.check()
     adapter_file.check_values(checked.adapter, tensors)
     return MixtureFile(checked, tensors)

@@ -17,15 +17,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from adamix import adapter_file
+from adamix import adapter_file, disk
 from adamix.backbone import Backbone
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
 from adamix.heads import LanguageModel, TaskModel, recompute_activations, remove_dropout, shared_copy
 from adamix.merge import MIXTURE_FILE, merge
 from adamix.mixture import Mixture
-from adamix.training.loop import EpochOrder, MixtureTrainer, Progress, StepWatch
+from adamix.order import EpochOrder
+from adamix.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
+from adamix.training.loop import MixtureTrainer, Progress, StepWatch
 from adamix.training.result import (
     build_manifest,
     check_converged,
@@ -68,27 +70,24 @@ class TrainResult:
 
 
 def train(
+    plan: TrainingPlan,
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerFast,
-    data: TaskData | GenerationData,
+    rows: TaskData | GenerationData,
     validation: TaskData | GenerationData | None,
-    adapter: AdapterConfig,
-    mixture: MixtureConfig,
-    head: HeadConfig,
-    train: TrainConfig,
     out: Path,
     *,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
 ) -> TrainResult:
-    """Train on `data` and write `OUT/mixture.safetensors`.
+    """Train on `rows` and write `OUT/mixture.safetensors`.
 
     The backbone stays as it is: sites go into a second module tree over the same weights, on the same device. The
     seeds of `random`, numpy and torch are set, as transformers does. While the loop runs in the main thread, the
     first Ctrl-C (SIGINT) ends it after the current step with a checkpoint, a second one at once.
 
     Args:
-        data: labelled texts, or sources with reference texts, for which the backbone needs its language-model head.
+        rows: labelled texts, or sources with reference texts, for which the backbone needs its language-model head.
         validation: rows on which the merged adapter is measured at the end; the numbers go into the manifest. Texts are
             not generated there: what is measured is how well those of the references are predicted.
         callbacks: called after every optimiser step.
@@ -102,26 +101,27 @@ def train(
             (`DIVERGED`).
         Cancelled: stopped by Ctrl-C, with a checkpoint.
     """
-    task = training_task(data, head, backbone, tokenizer)
-    _check(backbone, task, data.name, train)
-    task.check(backbone, head, validation)
-    manifest = build_manifest(backbone, data, adapter, mixture, head, train, task.head_spec(head))
-    model, experts = _build(backbone, task, adapter, mixture, head, train)
+    task = training_task(rows, plan.head, backbone, tokenizer)
+    _check(plan, task, backbone)
+    task.check(backbone, plan.head, validation)
+    manifest = build_manifest(plan, task, backbone)
+    model, experts = _build(plan, task, backbone)
     own_head = model.head if isinstance(model, TaskModel) else None
     num_head = 0 if own_head is None else own_head.num_trained()
-    if not adapter.sites and not num_head:
+    if not plan.adapter.sites and not num_head:
         raise InvalidConfig(
             "the backbone's own head is not trained: without sites there is nothing to train", field="sites"
         )
     _check_size(experts, num_head)
-    checkpoint = open_run(out, _settings(backbone, task, data.name, adapter, mixture, head, train), resume=resume)
-    rows = task.rows(backbone, tokenizer, train.max_length)
+    checkpoint = open_run(out, _settings(plan, task, backbone), resume=resume)
+    train = plan.train
+    tokenized = task.rows(backbone, tokenizer, train.max_length)
     watch = StepWatch(callbacks)
     trainer = MixtureTrainer(
         model=model,
-        args=_arguments(train, len(rows), out, backbone.model.device),
-        rows=rows,
-        order=EpochOrder(rows.lengths, train.batch_size, train.seed, group_by_length=train.group_by_length),
+        args=_arguments(train, len(tokenized), out, backbone.model.device),
+        rows=tokenized,
+        order=EpochOrder(tokenized.lengths, train.batch_size, train.seed, group_by_length=train.group_by_length),
         experts=experts,
         task_type=task.loss_type,
         route_seed=train.seed,
@@ -140,14 +140,14 @@ def train(
     if own_head is not None:
         tensors |= head_tensors(own_head, task.scale)
     check_converged(manifest, tensors)
-    result = mixture_file(manifest, mixture, tensors)
+    result = mixture_file(manifest, plan.mixture, tensors)
     metrics: dict[str, float] = {}
     if validation is not None:
         merged = adapter_file.decode(merge(result))
         metrics = task.measure(merged, backbone, tokenizer, validation)
-        result = mixture_file(with_metrics(manifest, metrics), mixture, tensors)
+        result = mixture_file(with_metrics(manifest, metrics), plan.mixture, tensors)
     if trainer.is_world_process_zero():
-        adapter_file.write(out / MIXTURE_FILE, result.encode())
+        disk.write(out / MIXTURE_FILE, result.encode())
     trained_parameters, merged_parameters = experts.num_parameters()
     return TrainResult(
         path=out / MIXTURE_FILE,
@@ -161,9 +161,10 @@ def train(
     )
 
 
-def _check(backbone: Backbone, task: TrainingTask, name: str, train: TrainConfig) -> None:
+def _check(plan: TrainingPlan, task: TrainingTask, backbone: Backbone) -> None:
+    train = plan.train
     if not task.num_rows:
-        raise InvalidData(f"{name} has no rows to train on")
+        raise InvalidData(f"{task.data.name} has no rows to train on")
     if train.max_length > backbone.spec.max_tokens:
         raise InvalidConfig(
             f"max_length {train.max_length} is over the backbone's {backbone.spec.max_tokens} positions",
@@ -179,31 +180,24 @@ def _check_size(experts: Mixture, num_head: int) -> None:
     starts = experts.initial.values()
     num_bytes = 4 * (experts.num_parameters()[0] + sum(start.numel() for start in starts) + num_head)
     num_tensors = len(starts) + sum(len(list(projection.parameters())) for _, projection in experts.projections())
-    limit = adapter_file.MAX_FILE_BYTES - adapter_file.MAX_HEADER_BYTES
-    if num_bytes > limit or num_tensors + 4 > adapter_file.MAX_TENSORS:
+    limit = MAX_FILE_BYTES - MAX_HEADER_BYTES
+    if num_bytes > limit or num_tensors + 4 > MAX_TENSORS:
         raise InvalidConfig(
             f"the mixture would have {num_tensors} tensors and {num_bytes >> 20} MiB; a file holds "
-            f"{adapter_file.MAX_TENSORS} and {limit >> 20} MiB: use fewer experts, sites or a lower rank"
+            f"{MAX_TENSORS} and {limit >> 20} MiB: use fewer experts, sites or a lower rank"
         )
 
 
-def _build(
-    backbone: Backbone,
-    task: TrainingTask,
-    adapter: AdapterConfig,
-    mixture: MixtureConfig,
-    head: HeadConfig,
-    train: TrainConfig,
-) -> tuple[TaskModel | LanguageModel, Mixture]:
+def _build(plan: TrainingPlan, task: TrainingTask, backbone: Backbone) -> tuple[TaskModel | LanguageModel, Mixture]:
     """The model to train. Its initial weights depend on the seed alone."""
-    generator = torch.Generator().manual_seed(train.seed)
+    generator = torch.Generator().manual_seed(plan.train.seed)
     body = shared_copy(backbone.model)
-    if not train.backbone_dropout:
+    if not plan.train.backbone_dropout:
         remove_dropout(body)
-    experts = Mixture(body, adapter, mixture, generator)
-    if train.gradient_checkpointing:
+    experts = Mixture(body, plan.adapter, plan.mixture, generator)
+    if plan.train.gradient_checkpointing:
         recompute_activations(body)
-    return task.model(body, backbone, head, generator), experts
+    return task.model(body, backbone, plan.head, generator), experts
 
 
 def _num_steps(train: TrainConfig, num_rows: int) -> int:
@@ -261,24 +255,16 @@ def _stop_on_interrupt(watch: StepWatch) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _settings(
-    backbone: Backbone,
-    task: TrainingTask,
-    name: str,
-    adapter: AdapterConfig,
-    mixture: MixtureConfig,
-    head: HeadConfig,
-    train: TrainConfig,
-) -> dict[str, Any]:
+def _settings(plan: TrainingPlan, task: TrainingTask, backbone: Backbone) -> dict[str, Any]:
     """Everything the result depends on."""
     return {
         "backbone": {
             "fingerprint": backbone.spec.fingerprint,
             "tokenizer_fingerprint": backbone.spec.tokenizer_fingerprint,
         },
-        "data": {"name": name, "task_type": task.type_name, "sha256": task.digest()},
-        "adapter": asdict(adapter),
-        "mixture": asdict(mixture),
-        "head": asdict(head),
-        "train": asdict(train),
+        "data": {"name": task.data.name, "task_type": task.type_name, "sha256": task.digest()},
+        "adapter": asdict(plan.adapter),
+        "mixture": asdict(plan.mixture),
+        "head": asdict(plan.head),
+        "train": asdict(plan.train),
     }

@@ -5,133 +5,37 @@ the same requests. What is compared is user and system time of the engine and of
 little what else the machine does. Knows of the other checkout only its directory, its command line and its wire.
 """
 
-import itertools
-import os
-import subprocess
-import sys
 import tempfile
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from adamix.errors import InvalidConfig, Unavailable
 from adamix_bench import equality
+from adamix_bench.checkouts import Checkout
 from adamix_bench.load import LoadProcess, Outcome, Plan
 from adamix_bench.measure import Goal, Spread, in_turns
+from adamix_bench.processes import ROLES, Processes, Role, running_processes
 from adamix_bench.report import Report, Way
-from adamix_bench.servers import Say, running_server, serve_flags, warm_up
+from adamix_bench.servers import Say, serve_flags, warm_up
 from adamix_bench.settings import Settings
 from adamix_bench.wire import predict_payloads
 from adamix_bench.workbench import Workbench
 from adamix_bench.workload import Requests
+from adamix_server.client import Client
 from adamix_server.local_server import LocalServer
 
 THIS, OTHER = "this", "other"
 # What the comparison chooses itself: the same work for both, whatever time it takes.
 CHOSEN = ("loop", "rate", "seconds", "server", "peers")
 
-Role = Literal["engine", "front ends"]
-# By the module that a process was started with.
-_ROLES: dict[str, Role] = {"adamix_server.engine": "engine", "adamix_server.frontend": "front ends"}
-
 # Calls of one input cost most by the call, those of many by the input.
 _SINGLE, _SINGLES_IN_FLIGHT = 1, 64
 _CONNECTIONS = 4
 # Everything is sent twice, so that the first batch and the last, which are not full, weigh little.
 _TIMES_OVER = 2
-_PROBE_S = 60.0
-_PROBE = "import adamix_server; print(adamix_server.__file__)"
-
-
-@dataclass(frozen=True)
-class Checkout:
-    """A directory with the source of adamix, and the interpreter that runs it.
-
-    Attributes:
-        environment: of its processes.
-        commit: what git calls its state; empty where git does not know.
-    """
-
-    directory: Path
-    python: str
-    environment: Mapping[str, str]
-    commit: str
-
-    @classmethod
-    def this(cls) -> Self:
-        """The one whose code this is, run as this process is."""
-        directory = Path(__file__).resolve().parents[2]
-        return cls(directory, sys.executable, dict(os.environ), _commit(directory))
-
-    @classmethod
-    def at(cls, directory: Path) -> Self:
-        """Another one, run by the interpreter of its `.venv`.
-
-        Raises:
-            InvalidConfig: there is none, or it cannot be run.
-        """
-        directory = directory.resolve()
-        if _project(directory) != "adamix":
-            raise InvalidConfig(f"--against {directory} is not a checkout of adamix", field="against")
-        python = directory / ".venv" / "bin" / "python"
-        if not python.exists():
-            raise InvalidConfig(f"--against {directory} has no .venv: run `make setup` there", field="against")
-        # Its own packages: neither those that this process was told of, nor what lies in the current directory.
-        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-        environment["PYTHONSAFEPATH"] = "1"
-        source = _server_source(str(python), environment)
-        if source is None or not source.is_relative_to(directory):
-            found = "no server" if source is None else f"the server of {source.parent}"
-            raise InvalidConfig(
-                f"--against {directory}: its .venv has {found}; run `make setup` there", field="against"
-            )
-        return cls(directory, str(python), environment, _commit(directory))
-
-
-@dataclass(frozen=True)
-class Process:
-    """A running process: its number, that of the one that started it, and its command line."""
-
-    pid: int
-    parent: int
-    arguments: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes of one server that answer calls. `name` says whose it is."""
-
-    name: str
-    pids: Mapping[Role, tuple[int, ...]]
-
-    @classmethod
-    def of(cls, name: str, supervisor: int, running: Iterable[Process], front_ends: int) -> Self:
-        """Those that the supervisor has started, by the modules they run.
-
-        Raises:
-            Unavailable: there are not one engine and so many front ends.
-        """
-        pids: dict[Role, list[int]] = {"engine": [], "front ends": []}
-        for process in running:
-            role = _role(process.arguments)
-            if process.parent == supervisor and role is not None:
-                pids[role].append(process.pid)
-        counts = (len(pids["engine"]), len(pids["front ends"]))
-        if counts != (1, front_ends):
-            raise Unavailable(
-                f"the server of {name} runs {counts[0]} engines and {counts[1]} front ends, not 1 and {front_ends}"
-            )
-        return cls(name, {role: tuple(found) for role, found in pids.items()})
-
-    def cpu_s(self) -> dict[Role, float]:
-        """Processor time so far. Raises Unavailable when one of them has ended."""
-        try:
-            return {role: sum(map(_cpu_s, pids)) for role, pids in self.pids.items()}
-        except OSError:
-            raise Unavailable(f"a process of the server of {self.name} has ended; see its log") from None
 
 
 @dataclass(frozen=True)
@@ -235,11 +139,18 @@ def _server(
             python=checkout.python,
             environment=checkout.environment,
         )
-        with process as server, running_server(server.address, bench.backbone.spec, tasks) as address:
-            yield (
-                address,
-                Processes.of(str(checkout.directory), server.pid, running_processes(), settings.front_ends),
-            )
+        with process as server:
+            with Client(server.address) as client:
+                if client.server_info().backbone["fingerprint"] != bench.backbone.spec.fingerprint:
+                    raise InvalidConfig(
+                        f"{checkout.directory} has another backbone than this checkout for --backbone "
+                        f"{settings.backbone}",
+                        field="backbone",
+                    )
+                for task in tasks:
+                    client.register(task.name, task.data)
+            found = Processes.of(str(checkout.directory), server.pid, running_processes(), settings.front_ends)
+            yield server.address, found
 
 
 def _keep(
@@ -267,7 +178,7 @@ def _keep(
 def costs_ms(turns: Sequence[Turn], inputs: int, calls: int) -> dict[str, Spread]:
     """Milliseconds of processor time of each role for an input and for a call, over the turns."""
     costs = {}
-    for role in _ROLES.values():
+    for role in ROLES.values():
         seconds = [turn.cpu_s[role] for turn in turns]
         costs[f"{role}, an input"] = Spread(tuple(value * 1e3 / inputs for value in seconds))
         costs[f"{role}, a call"] = Spread(tuple(value * 1e3 / calls for value in seconds))
@@ -280,7 +191,7 @@ def ratios(this: Sequence[Turn], other: Sequence[Turn], inputs_per_call: int) ->
     The same for a call and for an input, of which both answered as many.
     """
     goals = []
-    for role in _ROLES.values():
+    for role in ROLES.values():
         name = f"{role.replace(' ', '-')}.{inputs_per_call}"
         what = f"processor time of the {role}, calls of {inputs_per_call}: this over the other"
         mine, theirs = (Spread(tuple(turn.cpu_s[role] for turn in turns)) for turns in (this, other))
@@ -289,66 +200,3 @@ def ratios(this: Sequence[Turn], other: Sequence[Turn], inputs_per_call: int) ->
         else:
             goals.append(Goal(name, what, None, note="less than a tick of the clock: ask for more --requests"))
     return goals
-
-
-def running_processes() -> list[Process]:
-    """All processes of the machine that may be looked at."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            parent = int(_stat_fields((directory / "stat").read_text(errors="replace"))[1])
-        except OSError:
-            continue  # it has ended, or is another user's
-        found.append(Process(int(directory.name), parent, tuple(arguments)))
-    return found
-
-
-def stat_cpu_s(stat: str, ticks_per_s: int) -> float:
-    """User and system time in seconds, of the text of `/proc/PID/stat`."""
-    user, system = _stat_fields(stat)[11:13]
-    return (int(user) + int(system)) / ticks_per_s
-
-
-def _stat_fields(stat: str) -> list[str]:
-    """Those after the name, which may hold blanks and brackets: state, parent, …"""
-    return stat.rpartition(")")[2].split()
-
-
-def _cpu_s(pid: int) -> float:
-    return stat_cpu_s(Path(f"/proc/{pid}/stat").read_text(errors="replace"), os.sysconf("SC_CLK_TCK"))
-
-
-def _role(arguments: Sequence[str]) -> Role | None:
-    """Of `python … -m MODULE …`; None of anything else."""
-    modules = [module for flag, module in itertools.pairwise(arguments) if flag == "-m"]
-    return _ROLES.get(modules[0]) if modules else None
-
-
-def _project(directory: Path) -> str:
-    """The name in its `pyproject.toml`; empty if there is none."""
-    try:
-        document = tomllib.loads((directory / "pyproject.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    project = document.get("project")
-    return str(project.get("name", "")) if isinstance(project, dict) else ""
-
-
-def _server_source(python: str, environment: Mapping[str, str]) -> Path | None:
-    """The file that `import adamix_server` reads there; None if it cannot."""
-    try:
-        done = subprocess.run(
-            [python, "-c", _PROBE], capture_output=True, text=True, env=environment, timeout=_PROBE_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return Path(done.stdout.strip()).resolve()
-
-
-def _commit(directory: Path) -> str:
-    command = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

@@ -21,6 +21,7 @@ from adamix.errors import InvalidConfig
 from adamix_bench import against as _against
 from adamix_bench import equality, machine, mixed, tiny
 from adamix_bench import targets as _targets
+from adamix_bench.checkouts import Checkout
 from adamix_bench.report import Report, plot
 from adamix_bench.settings import Settings
 from adamix_server.engine.host_memory import keep_freed_memory
@@ -63,7 +64,7 @@ def run(
     other = None
     if against is not None:
         _refuse("--against starts both servers and gives both the same calls to answer", _against.CHOSEN, settings)
-        other = _against.Checkout.at(against)
+        other = Checkout.at(against)
     # Before the operators start their threads. As in the engine's process, so that both sides have the same.
     torch.set_num_threads(settings.num_threads)
     keep_freed_memory()

@@ -6,6 +6,7 @@ benchmark also compares answers.
 """
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +14,17 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy import insert, update
 
 from adamix import adapter_file
-from adamix.adapter_file import TensorData, canonical_json
 from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
-from adamix_server.catalog.store import Catalog
+from adamix.tensors import TensorData, canonical_json
+from adamix_server.catalog import changes, schema
+from adamix_server.catalog.blobs import BlobStore
+from adamix_server.catalog.database import Database
+from adamix_server.catalog.lifecycle import State
+from adamix_server.catalog.pointer import Pointer
+from adamix_server.catalog.store import BLOBS_DIRECTORY, CATALOG_FILE, Catalog
 from adamix_server.config import DEFAULT_TENANT
 
 BOTTLENECK_RANK, BOTTLENECK_SITES = 16, ("mlp_out",)
@@ -87,6 +94,46 @@ def fill_store(store: Path, spec: BackboneSpec, tasks: Iterable[SynthTask], on_t
                     on_task()
     finally:
         catalog.close()
+
+
+def fill_names(store: Path, spec: BackboneSpec, task: SynthTask, numbers: range) -> None:
+    """Put one adapter into a store as the tasks of these numbers, in one transaction; a server may use it meanwhile.
+
+    The rows are those that registering leaves, but for its logs of all but the first: whoever follows the catalog finds
+    that changes are missing there, and reads everything.
+
+    Args:
+        numbers: consecutive, and new to the store.
+
+    Raises:
+        StoreFull: there is no room on the disk.
+    """
+    digest, fingerprint = hashlib.sha256(task.data).hexdigest(), spec.fingerprint
+    manifest, now = canonical_json(task.manifest.to_json()), changes.now_us()
+    current, earlier = Pointer(((digest, 1),)).to_json()
+    BlobStore(store / BLOBS_DIRECTORY).put(task.data, digest)
+    database = Database(store / CATALOG_FILE)
+    try:
+        with database.write() as connection:
+            # The first one the usual way, with its tenant; the others take the ids after it.
+            first = changes.find_or_make_task(connection, DEFAULT_TENANT, task_name(numbers[0]))
+            ids = range(first, first + len(numbers))
+            columns = {"tenant": DEFAULT_TENANT, "create_time_us": now, "update_time_us": now}
+            rest = [
+                {"id": id_, "task": task_name(number), "etag": secrets.token_hex(8), **columns}
+                for id_, number in zip(ids[1:], numbers[1:], strict=True)
+            ]
+            if rest:
+                connection.execute(insert(schema.tasks), rest)
+            columns = {"digest": digest, "state": State.READY, "create_time_us": now, "num_bytes": len(task.data)}
+            columns |= {"backbone_fingerprint": fingerprint, "manifest_json": manifest}
+            connection.execute(insert(schema.versions), [{"task_id": id_, **columns} for id_ in ids])
+            columns = {"backbone_fingerprint": fingerprint, "current": current, "earlier": earlier}
+            connection.execute(insert(schema.traffic), [{"task_id": id_, **columns} for id_ in ids])
+            connection.execute(update(schema.state).values(revision=schema.state.c.revision + len(rest)))
+            changes.record(connection, DEFAULT_TENANT, task_name(numbers[0]), "register", digest, "live")
+    finally:
+        database.close()
 
 
 def _bottleneck(spec: BackboneSpec, random: np.random.Generator) -> Iterator[tuple[str, TensorData]]:

@@ -1,8 +1,8 @@
 """`--targets`: every number of serving that has a target, and its neighbours, in one run.
 
 Letters name the parts: a mixed adapters against the bare backbone; b the bare backbone against its matrix products;
-c peers; d the wire against the process; e few tasks against many; f registering under load. The ways of a part take
-turns.
+c peers; d the wire against the process; e few tasks against many; f registering under load; g the memory of a front
+end. The ways of a part take turns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ from adamix_bench.in_process import BareEngine, MixedEngine
 from adamix_bench.load import LoadProcess, Outcome, Plan
 from adamix_bench.matmuls import BareProducts
 from adamix_bench.measure import Goal, Spread, in_turns, timed
+from adamix_bench.memory import footprint
 from adamix_bench.op_times import op_times
 from adamix_bench.peers.padded import PaddedBackbone
 from adamix_bench.peers.peft import PeftBackbone
@@ -36,6 +37,7 @@ class Sizes:
     Attributes:
         few, some, many, most: numbers of tasks that are compared.
         register_s: seconds of each run under load, with registrations and without.
+        resident_few, resident_many: numbers of tasks between which the memory of a front end is compared.
     """
 
     few: int
@@ -45,10 +47,32 @@ class Sizes:
     register_s: float
     peer_repetitions: int
     register_repetitions: int
+    resident_few: int
+    resident_many: int
 
 
-FULL = Sizes(few=5, some=32, many=128, most=2000, register_s=10, peer_repetitions=3, register_repetitions=3)
-QUICK = Sizes(few=2, some=3, many=4, most=8, register_s=1, peer_repetitions=1, register_repetitions=1)
+FULL = Sizes(
+    few=5,
+    some=32,
+    many=128,
+    most=2000,
+    register_s=10,
+    peer_repetitions=3,
+    register_repetitions=3,
+    resident_few=2_000,
+    resident_many=50_000,
+)
+QUICK = Sizes(
+    few=2,
+    some=3,
+    many=4,
+    most=8,
+    register_s=1,
+    peer_repetitions=1,
+    register_repetitions=1,
+    resident_few=1_000,
+    resident_many=10_000,
+)
 
 IN_FLIGHT, INPUTS_PER_CALL, SINGLES_IN_FLIGHT = 4, 32, 64
 _CONNECTIONS = 4
@@ -62,7 +86,8 @@ def measure(settings: Settings, sizes: Sizes, report: Report, say: Say) -> None:
     """Fill `report`, part by part; each is saved as soon as it is measured. A part that fails leaves the others be."""
     with ExitStack() as stack:
         run = _Targets(settings, sizes, report, say, stack)
-        for part in (run.in_process, run.peers, run.start_servers, run.wire, run.many_tasks, run.registering):
+        parts = (run.in_process, run.peers, run.memory, run.start_servers, run.wire, run.many_tasks, run.registering)
+        for part in parts:
             try:
                 part()
             except AdamixError as error:
@@ -142,6 +167,17 @@ class _Targets:
             "c.padded", "engine over padded transformers without adapters, arrival order by 32", ours.over(plain)
         )
         self._goal("c.switching", "engine over PEFT, task after task", ours.over(switching))
+
+    def memory(self) -> None:
+        few, many = self._sizes.resident_few, self._sizes.resident_many
+        self._say(f"g: a server with {few} tasks, then with {many}")
+        found = footprint(self._settings, self._bench, few, many, self._report.out / "server-memory.log", self._say)
+        self._report.facts["footprint"] = asdict(found)
+        note = (
+            f"{found.few_bytes >> 20} MiB with {few}, {found.many_bytes >> 20} MiB with {many}, the same bytes in all"
+        )
+        what = "bytes of a front end's memory a registered task"
+        self._goal("g", what, Spread((found.bytes_per_task,)), 1024, at_least=False, note=note)
 
     def start_servers(self) -> None:
         """One server for each of two numbers of registered tasks; every adapter is in host memory afterwards."""

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamix.cli import JsonFlag, app, exit_codes, stderr
+from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig, split_address
-from adamix_server.push_flags import extend, push_sweep, push_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adamix.experiments.release import Publisher
     from adamix_server.client import Client, Prediction
     from adamix_server.engine_frames import Hello
 
@@ -30,11 +30,18 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 # Packages that bring commands of their own, so that this one needs to import none of them.
 PLUGIN_GROUP = "adamix.commands"
 
-# The method trains; where its adapters go is this package's part.
-extend(app, "train", push_training)
-extend(app, "sweep", push_sweep)
 
 ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="ADAMIX_SERVER")]
+
+
+def _connect(address: str, task: str | None) -> "Publisher":
+    from adamix_server.push import connect
+
+    return connect(address, task)
+
+
+# The method trains; where its adapters go is this package's part.
+publishing.offer(_connect)
 
 
 @app.command()

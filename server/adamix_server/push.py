@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from adamix.config import HeadConfig
-from adamix.errors import FailedPrecondition, NotFound
+from adamix.errors import FailedPrecondition, InvalidConfig, InvalidRequest, NotFound
 from adamix.experiments.release import Published
 from adamix.manifest import BackboneSpec, TrainingRecord
 from adamix_server.catalog.names import check_name
@@ -21,6 +21,21 @@ from adamix_server.config import split_address
 _MAX_DATA_NAME = 400
 # Before the names of the metrics in a manifest.
 _SPLIT = "validation_"
+
+
+def connect(address: str, task: str | None = None) -> "Push":
+    """The publisher that `--push ADDRESS`, with `--task` where there is one, stands for.
+
+    Raises:
+        InvalidConfig: the address is not HOST:PORT, or the task is no id.
+        Unavailable: no server answers.
+    """
+    if task is not None:
+        try:
+            check_name(task, "--task")
+        except InvalidRequest as error:
+            raise InvalidConfig(error.message, field="task") from None
+    return Push(address)
 
 
 class _Told(msgspec.Struct, frozen=True):

@@ -12,8 +12,10 @@ import pytest
 
 from adamix.errors import InvalidConfig, Unavailable
 from adamix_bench import serving
-from adamix_bench.against import Checkout, Process, Processes, Turn, costs_ms, ratios, running_processes, stat_cpu_s
+from adamix_bench.against import Turn, costs_ms, ratios
+from adamix_bench.checkouts import Checkout
 from adamix_bench.load import Outcome
+from adamix_bench.processes import Process, Processes, running_processes, stat_cpu_s
 from adamix_bench.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -75,9 +75,9 @@ def test_a_quick_run_of_the_targets_measures_every_one(tmp_path: Path) -> None:
     document = json.loads(result.stdout)
     check_document(document)
     goals = {goal["name"]: goal for goal in document["goals"]}
-    assert {name.partition(".")[0] for name in goals} == {"a", "b", "c", "d", "e", "f"}
+    assert {name.partition(".")[0] for name in goals} == {"a", "b", "c", "d", "e", "f", "g"}
     assert {name for name, goal in goals.items() if goal["target"] is not None} == {
-        *("a.3", "a.4", "b", "c", "c.lora", "d", "d.single", "e", "f")
+        *("a.3", "a.4", "b", "c", "c.lora", "d", "d.single", "e", "f", "g")
     }
     for goal in goals.values():
         check_spread(goal["measured"])

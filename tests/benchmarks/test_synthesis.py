@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from adamix import adapter_file
+from adamix.adapter_file import canonical_json
 from adamix.manifest import BackboneSpec
-from adamix_bench.synthesis import SynthTask, fill_store, make_task, task_name
+from adamix_bench.synthesis import SynthTask, fill_names, fill_store, make_task, task_name
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 
@@ -84,3 +86,28 @@ def test_filling_a_store_holds_few_files_at_a_time(spec: BackboneSpec, tmp_path:
     fill_store(tmp_path, spec, tasks(), on_task)
     assert done == 100
     assert max(ahead) < 50
+
+
+def test_one_file_under_many_names_is_what_registering_it_so_often_leaves(spec: BackboneSpec, tmp_path: Path) -> None:
+    task = make_task(spec, 0, 0)
+    fill_names(tmp_path, spec, task, range(3))
+    catalog = Catalog(tmp_path, backbone_fingerprint=spec.fingerprint)
+    first = catalog.snapshot()
+    fill_names(tmp_path, spec, task, range(3, 7))
+    found = catalog.snapshot()
+    digest, manifest = hashlib.sha256(task.data).hexdigest(), canonical_json(task.manifest.to_json())
+    args = (digest, manifest, len(task.data), spec.fingerprint)
+    catalog.register("default", "by-hand", *args)
+    expected = catalog.get_task("default", "by-hand")
+    assert ([name for _, name in sorted(first.tasks)], first.revision) == ([task_name(i) for i in range(3)], 3)
+    assert ([name for _, name in sorted(found.tasks)], found.revision) == ([task_name(i) for i in range(7)], 7)
+    for row in found.tasks.values():
+        assert (row.traffic, row.unavailable_reason) == (expected.traffic, "")
+        assert len(row.etag) == len(expected.etag)
+        same = {"task": "by-hand", "create_time_us": expected.live[0].create_time_us}
+        assert msgspec.structs.replace(row.live[0], **same) == expected.live[0]
+    # They are registered in earnest: names go on, and what they share goes with the last.
+    catalog.delete_task("default", task_name(5))
+    assert len(catalog.snapshot().tasks) == 7
+    catalog.close()
+    assert recover(tmp_path).missing == ()

@@ -80,8 +80,23 @@ def start_server(backbone_directory: Path, tmp_path: Path) -> Iterator[StartServ
 
 
 @pytest.fixture(scope="module")
+def start_module_server(
+    backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
+    """Servers that several tests of a module use, each on a store of its own."""
+    with ExitStack() as stack:
+
+        def start(*flags: str) -> Server:
+            server = Server(backbone_directory, tmp_path_factory.mktemp("store"), *flags)
+            stack.callback(server.kill)
+            return server.wait()
+
+        yield start
+
+
+@pytest.fixture(scope="session")
 def server(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests of a module that leave it as it was."""
+    """One server for all tests that leave it as it was, but for tasks of their own."""
     running = Server(backbone_directory, tmp_path_factory.mktemp("store"), "--metrics-port", "0")
     try:
         yield running.wait()

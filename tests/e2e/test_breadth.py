@@ -14,13 +14,15 @@ from typer.testing import CliRunner
 
 from adamix import adapter_file, backbone
 from adamix import data as datasets
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
+from adamix.attach import attach
 from adamix.batches import tokenize
 from adamix.cli import app
 from adamix.data import Example
 from adamix.errors import AdamixError, Code
-from adamix.evaluation import attach, predict
+from adamix.evaluation import predict
 from adamix.manifest import BackboneSpec, HeadSpec
+from adamix.tensors import TensorData
 from adamix_server.client import Classification, Client, Embedding, Input, MultiLabel, Prediction
 from adamix_testing.servers import Server, StartServer
 

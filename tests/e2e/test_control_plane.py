@@ -1,4 +1,4 @@
-"""The control plane of a real server: files of the server, a canary, watching, and what survives a restart."""
+"""The control plane of a real server: files of the server, a canary, watching."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from adamix import adapter_file
 from adamix.adapter_file import AdapterFile
-from adamix.errors import NotFound, Unavailable
+from adamix.errors import Unavailable
 from adamix.manifest import BackboneSpec
 from adamix_server.client import Client, Input
 from adamix_testing.servers import Server, StartServer
@@ -78,22 +78,3 @@ def drain(server: Server, changes: Any) -> None:
     server.process.terminate()
     for _ in changes:
         pass
-
-
-def test_what_was_answered_and_deleted_stays_so_after_a_kill(
-    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
-) -> None:
-    old, new = make_adapter(1, spec=spec), make_adapter(2, spec=spec)
-    server = start_server().wait()
-    with server.client() as client:
-        first = client.register("sst2", data_of(old), request_id="first")
-        client.register("sst2", data_of(new))
-        client.delete_version("sst2", old.digest)
-    server.kill()
-    server = start_server().wait()
-    with server.client() as client:
-        assert client.register("sst2", data_of(old), request_id="first") == first
-        assert [version.digest for version in client.versions("sst2")] == [new.digest]
-        with pytest.raises(NotFound):
-            logits_of(client, old.digest)
-    assert server.terminate() == 0

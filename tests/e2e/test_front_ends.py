@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,6 @@ def files(make_adapter: Callable[..., Any], spec: BackboneSpec) -> dict[str, byt
 @pytest.fixture(scope="module")
 def pair(start_module_server: Callable[..., Server]) -> Server:
     return start_module_server("--front-ends", "2", "--metrics-port", "0")
-
-
-@pytest.fixture(scope="module")
-def start_module_server(
-    backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory, server_type: type[Server]
-) -> Iterator[Callable[..., Server]]:
-    with ExitStack() as stack:
-
-        def start(*flags: str) -> Server:
-            server = server_type(backbone_directory, tmp_path_factory.mktemp("store"), *flags)
-            stack.callback(server.kill)
-            return server.wait()
-
-        yield start
 
 
 def front_ends(server: Server) -> list[int]:

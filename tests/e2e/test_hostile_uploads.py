@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
 from adamix.manifest import BackboneSpec
+from adamix.tensors import TensorData
 from adamix_testing.servers import Server
 
 MakeAdapter = Callable[..., AdapterFile]

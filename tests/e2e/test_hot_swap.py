@@ -12,7 +12,7 @@ from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError
 from adamix.manifest import BackboneSpec
 from adamix_server.client import Input, Predictions
-from adamix_testing.servers import Callers, StartServer
+from adamix_testing.servers import Callers, Server
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -44,29 +44,28 @@ def permitted(swaps: list[Swap], began: float, ended: float) -> set[str]:
 
 @pytest.mark.slow
 def test_three_hundred_swaps_under_load(
-    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec, callers: type[Callers]
+    server: Server, make_adapter: MakeAdapter, spec: BackboneSpec, callers: type[Callers]
 ) -> None:
-    server = start_server().wait()
-    inputs = [Input(task="swapped", text=text) for text in TEXTS]
+    inputs = [Input(task="swapped-often", text=text) for text in TEXTS]
     adapters = [make_adapter(seed, spec=spec) for seed in range(5 + REGISTRATIONS)]
     with server.client() as client:
         for adapter in adapters[:5]:
-            client.register("swapped", data_of(adapter))
+            client.register("swapped-often", data_of(adapter))
         swaps = [Swap(adapters[4].digest, 0.0, 0.0)]
         with callers(server, [inputs]) as load:
             fresh = iter(adapters[5:])
             for number in range(SWAPS):
                 asked = time.monotonic()
                 if number % (SWAPS // REGISTRATIONS) == 0:
-                    digest = client.register("swapped", data_of(next(fresh))).version.digest
+                    digest = client.register("swapped-often", data_of(next(fresh))).version.digest
                 else:
                     digest = adapters[number % 5].digest
-                    client.set_traffic("swapped", digest)
+                    client.set_traffic("swapped-often", digest)
                 swaps.append(Swap(digest, asked, time.monotonic()))
         # Each version's own answers, asked for by name when all is quiet.
         alone = {
             adapter.digest: client.predict(
-                [Input(task="swapped", text=text, version=adapter.digest) for text in TEXTS], return_logits=True
+                [Input(task="swapped-often", text=text, version=adapter.digest) for text in TEXTS], return_logits=True
             ).predictions
             for adapter in adapters
         }
@@ -87,4 +86,3 @@ def test_three_hundred_swaps_under_load(
     for number in range(len(apart)):
         others = np.delete(apart, number, axis=0)
         assert np.abs(others - apart[number]).max(axis=(1, 2)).min() > 1e-2, "two versions that answer alike"
-    assert server.terminate() == 0

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import numpy as np
@@ -17,19 +18,26 @@ from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
 from adamix.manifest import BackboneSpec
 from adamix_server.client import Input, Predictions
-from adamix_testing.servers import Callers, Eventually, Outcome, Server, StartServer
+from adamix_testing.servers import Callers, Eventually, Outcome, Server
 
 MakeAdapter = Callable[..., AdapterFile]
 
 TASKS = ("one", "two", "three")
 TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird", "fish", "not the quick blue cat and a small dog"]
-CYCLES = 5
 # One second is the promise, kept on an idle machine; the rest is for a machine that does other things.
 TOLD_WITHIN_S = 3.0
 
 
 def data_of(adapter: AdapterFile) -> bytes:
     return adapter_file.encode(adapter.manifest, adapter.tensors)
+
+
+@pytest.fixture(scope="module")
+def mortal(start_module_server: Callable[..., Server]) -> Iterator[Any]:
+    """A server whose processes are killed; whatever they died of, it ends in order."""
+    server = start_module_server("--metrics-port", "0")
+    yield server
+    assert server.terminate() == 0
 
 
 class Expected:
@@ -58,6 +66,11 @@ class Expected:
             np.testing.assert_allclose(found.logits, logits, atol=1e-5)
 
 
+@pytest.fixture
+def expected(mortal: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> Expected:
+    return Expected(mortal, make_adapter, spec)
+
+
 @contextmanager
 def health_of(server: Server) -> Iterator[Callable[[], int | None]]:
     """What the health service says now; None when nobody answers."""
@@ -79,20 +92,16 @@ def told_s(outcomes: list[Outcome], killed: float) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cycles", [2, pytest.param(5, marks=pytest.mark.long)])
 def test_an_engine_killed_under_load(
-    start_server: StartServer,
-    make_adapter: MakeAdapter,
-    spec: BackboneSpec,
-    callers: type[Callers],
-    eventually: Eventually,
+    cycles: int, mortal: Any, expected: Expected, spec: BackboneSpec, callers: type[Callers], eventually: Eventually
 ) -> None:
-    server = start_server("--metrics-port", "0").wait()
-    expected = Expected(server, make_adapter, spec)
+    server = mortal
     front_end = server.child("adamix_server.frontend")
     told: list[float] = []
     back: list[float] = []
     with callers(server, expected.inputs) as load, health_of(server) as health, server.client() as client:
-        for _ in range(CYCLES):
+        for _ in range(cycles):
             start = time.monotonic()
             eventually(lambda since=start: len(load.answered_since(since)) >= 8, "the server answers")
             os.kill(server.child("adamix_server.engine"), signal.SIGKILL)
@@ -119,19 +128,18 @@ def test_an_engine_killed_under_load(
     assert server.find(message="child ended", child="engine", status=-signal.SIGKILL)
     assert server.child("adamix_server.frontend") == front_end, "the front end has lived through all of it"
     eventually(lambda: server.metric("adamix_slots", state="pinned") == 0, "no slot is pinned")
-    assert server.terminate() == 0
 
 
 @pytest.mark.slow
 def test_a_front_end_killed_under_load(
-    start_server: StartServer,
+    mortal: Any,
+    expected: Expected,
     make_adapter: MakeAdapter,
     spec: BackboneSpec,
     callers: type[Callers],
     eventually: Eventually,
 ) -> None:
-    server = start_server("--metrics-port", "0").wait()
-    expected = Expected(server, make_adapter, spec)
+    server = mortal
     engine, address = server.child("adamix_server.engine"), server.address
     registered: list[str] = []
     stop = threading.Event()
@@ -149,7 +157,7 @@ def test_a_front_end_killed_under_load(
                     stop.wait(0.05)
 
     registering = threading.Thread(target=register)
-    with callers(server, expected.inputs) as load, health_of(server) as health:
+    with callers(server, expected.inputs) as load, health_of(server) as health, server.client() as client:
         registering.start()
         try:
             for cycle in range(2):
@@ -160,6 +168,9 @@ def test_a_front_end_killed_under_load(
                 killed = time.monotonic()
                 eventually(lambda since=killed: len(load.answered_since(since)) > 0, "the server answers again")
                 eventually(lambda: health() == health_pb2.HealthCheckResponse.SERVING, "health says SERVING")
+                # So does a client that was connected to the dead one.
+                client.wait_until_serving(60)
+                assert client.predict(task="one", texts=["fish"]).predictions[0].error is None
                 assert told_s(list(load.outcomes), killed) < TOLD_WITHIN_S
         finally:
             stop.set()
@@ -176,4 +187,3 @@ def test_a_front_end_killed_under_load(
     # What the dead front end had asked for is computed, answered to nobody, and lets go of its slot.
     eventually(lambda: server.metric("adamix_slots", state="pinned") == 0, "no slot is pinned")
     eventually(lambda: server.metric("adamix_queue_requests") == 0, "the queue is empty")
-    assert server.terminate() == 0

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,20 @@ from adamix_testing.servers import Server, StartServer
 
 ANIMALS = ("bird", "cat", "dog")
 FILLERS = ("the", "a", "runs", "sleeps", "eats", "big", "small", "red", "blue", "quick", "lazy")
+# Two processes of one training, as torchrun starts them, forked from one that has imported what takes long. Arguments:
+# a free port, and those of the command.
+TWO = """
+import os, sys
+import adamix.trainer
+
+for rank in range(2):
+    if os.fork() == 0:
+        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv.pop(1)}
+        from adamix_server.cli import main
+        sys.exit(main())
+sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
+"""
 TRAIN = ["--max-steps", "60", "--batch-size", "16", "--max-length", "16", "--rank", "4", "--lr", "0.02"]
 
 
@@ -289,11 +304,15 @@ def test_a_sweep_pushes_every_task_that_passes(
 @pytest.mark.slow
 def test_of_two_processes_the_first_one_pushes(server: Server, body: Path, animals: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    train = ["-m", "adamix_server", "train", "--backbone", str(body), "--data", str(animals), *TRAIN, "--out", str(out)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        launch = [sys.executable, "-c", TWO, str(free.getsockname()[1])]
+    train = ["train", "--backbone", str(body), "--data", str(animals), *TRAIN, "--out", str(out)]
     push = ["--push", server.address, "--task", "both", "--gate", "accuracy>=0", "--json", "--max-steps", "4"]
     done = subprocess.run([*launch, *train, *push], capture_output=True, text=True, check=True, timeout=300)
-    document = json.loads(done.stdout)["push"]
+    trained = json.loads(done.stdout)
+    assert trained["steps"] == 4
+    assert trained["validation"]
+    document = trained["push"]
     assert (document["registered"], document["already_exists"]) == (True, False)
     with server.client() as client:
         assert [version.digest for version in client.versions("both")] == [document["digest"]]

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
 from adamix.manifest import BackboneSpec
 from adamix_server.client import Client, Version
-from adamix_testing.servers import StartServer
+from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -42,12 +43,15 @@ def until_device(client: Client, task: str, digest: str) -> Version:
     raise AssertionError("the version did not come back")
 
 
-def test_load_unload_and_the_limit_of_pins(
-    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
-) -> None:
+@pytest.fixture(scope="module")
+def small(start_module_server: Callable[..., Server]) -> Any:
+    """A server of four slots."""
+    return start_module_server("--slots", "4")
+
+
+def test_load_unload_and_the_limit_of_pins(small: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     adapters = [make_adapter(i, spec=spec) for i in range(3)]
-    server = start_server("--slots", "4").wait()
-    with server.client() as client:
+    with small.client() as client:
         for i, adapter in enumerate(adapters):
             client.register(f"t{i}", data_of(adapter))
         assert version_of(client, "t0", adapters[0].digest).residency == "HOST"
@@ -71,20 +75,17 @@ def test_load_unload_and_the_limit_of_pins(
         assert client.unload_version("t0", adapters[0].digest).residency == "STORE"
 
 
-def test_what_requests_use_is_not_unloaded(
-    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
-) -> None:
+def test_what_requests_use_is_not_unloaded(small: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     adapter = make_adapter(10, spec=spec)
-    server = start_server().wait()
     stop, failures = threading.Event(), list[AdamixError]()
 
     def call() -> None:
-        with server.client() as client:
+        with small.client() as client:
             while not stop.is_set():
                 answers = client.predict(task="busy", texts=["the cat sleeps and a dog runs"] * 64).predictions
                 failures.extend(answer.error for answer in answers if answer.error is not None)
 
-    with server.client() as client:
+    with small.client() as client:
         client.register("busy", data_of(adapter))
         callers = [threading.Thread(target=call) for _ in range(2)]
         for caller in callers:

@@ -83,11 +83,15 @@ class TestRecordedTable:
 
 @pytest.mark.slow
 class TestCompiled:
-    def test_each_kernel_compiles_for_each_target_as_recorded(self):
-        status, document = compile_kernels()
+    # Which kernels are as they were recorded, the digest of their sources says; that the record is true, is tried.
+    @pytest.mark.parametrize("only", ["fused, in place, short", pytest.param("", marks=pytest.mark.long, id="all")])
+    def test_each_kernel_compiles_for_each_target_as_recorded(self, only):
+        status, document = compile_kernels("--only", only)
         assert faults(document) == {}
         assert status == 0
         assert {row["target"] for row in document["aot"]} == set(TARGETS)
+        kernels = {row["kernel"] for row in document["aot"]}
+        assert kernels == ({"fused, in place"} if only else {row["kernel"] for row in RECORDED["aot"]})
         if document["triton"] == RECORDED["triton"]:
             assert [row for row in document["aot"] if row not in RECORDED["aot"]] == []
 
@@ -106,7 +110,7 @@ class TestCompiled:
     @pytest.mark.parametrize(
         ("kernel", "rule", "changes", "expected"),
         [
-            ("fused, in place", "short half", {"block_m": 64, "num_warps": 1}, "bytes of registers are spilled"),
+            ("fused, in place", "short half", {"num_warps": 1}, "bytes of registers are spilled"),
             ("shrink", "split half", {"block_h": 256, "num_stages": 8}, "bytes of shared memory"),
         ],
     )

@@ -4,8 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +23,42 @@ TESTS = [
     "test_triton_ops.py::test_every_activation[fused-relu]",
     "test_records.py::test_weights_that_lie_badly_are_copied_and_the_copies_outlive_the_launch[columns]",
 ]
-# Runs the tests against the package that was imported, once that is known to be the copy.
+# Runs the tests against each copy of the package in a process of its own, two at a time, each forked from this one:
+# what all of them import is imported once. Arguments: folders of copies, "--", tests. A folder gets `out` and `status`.
 RUN = """
-import sys, pytest, adamix_kernels
-assert list(adamix_kernels.__path__) == [sys.argv[1]], adamix_kernels.__path__
-sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *sys.argv[2:]]))
+import os, sys
+from pathlib import Path
+import hypothesis, numpy, pytest, torch, torch._dynamo, triton, triton.language
+
+def run(folder, tests):
+    sys.path.insert(0, folder)
+    import adamix_kernels
+    assert list(adamix_kernels.__path__) == [f"{folder}/adamix_kernels"], adamix_kernels.__path__
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+
+def child(folder, tests):
+    with open(f"{folder}/out", "wb") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    status = "died"
+    try:
+        status = run(folder, tests)
+    finally:
+        sys.stdout.flush()
+        Path(folder, "status").write_text(str(status))
+        os._exit(0)
+
+end = sys.argv.index("--")
+running = 0
+for folder in sys.argv[1:end]:
+    if running == 2:
+        os.wait()
+        running -= 1
+    if os.fork() == 0:
+        child(folder, sys.argv[end + 1 :])
+    running += 1
+for _ in range(running):
+    os.wait()
 """
 
 
@@ -103,42 +132,51 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def run(directory: Path, mutation: Mutation | None) -> subprocess.CompletedProcess[str]:
-    """The tests against a copy of the package with this mutation, in the interpreter whatever the machine has."""
-    copy = directory / "adamix_kernels"
+@dataclass(frozen=True)
+class Outcome:
+    """How the tests ended, as pytest says it in its exit code, and what they printed."""
+
+    status: str
+    out: str
+
+
+def copy_package(folder: Path, mutation: Mutation | None) -> None:
+    copy = folder / "adamix_kernels"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     if mutation is not None:
         path = copy / mutation.file
         text = path.read_text("utf-8")
         assert text.count(mutation.old) == 1, f"{mutation.old!r} is there {text.count(mutation.old)} times"
         path.write_text(text.replace(mutation.old, mutation.new), "utf-8")
-    tests = [str(Path(__file__).parent / each) for each in TESTS]
-    # The copy before everything else; what the tests share is found where this process finds it.
-    search_path = os.pathsep.join((str(directory), *filter(None, [os.environ.get("PYTHONPATH")])))
-    environment = os.environ | {"PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUN, str(copy), *tests]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Mutation | None], Future]]:
-    """Starts the tests against each copy two at a time, from the first that is asked for."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        runs = {each: pool.submit(run, tmp_path_factory.mktemp("copy"), each) for each in (None, *MUTATIONS)}
-        yield runs.__getitem__
-        pool.shutdown(cancel_futures=True)
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Of the package as it is (""), and of every mutation; in the interpreter, whatever the machine has."""
+    folders = {}
+    for name, mutation in {"": None, **{each.name: each for each in MUTATIONS}}.items():
+        folders[name] = tmp_path_factory.mktemp("copy")
+        copy_package(folders[name], mutation)
+    tests = [str(Path(__file__).parent / each) for each in TESTS]
+    alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", RUN, *map(str, folders.values()), "--", *tests]
+    subprocess.run(command, env=os.environ | alone, timeout=600, check=True)
+    return {
+        name: Outcome((folder / "status").read_text(), (folder / "out").read_text("utf-8"))
+        for name, folder in folders.items()
+    }
 
 
 @pytest.mark.slow
-def test_the_package_as_it_is_passes(start):
-    outcome = start(None).result()
-    assert outcome.returncode == pytest.ExitCode.OK, outcome.stdout + outcome.stderr
-    assert f"{len(TESTS)} passed" in outcome.stdout
+def test_the_package_as_it_is_passes(outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[""]
+    assert outcome.status == str(int(pytest.ExitCode.OK)), outcome.out
+    assert f"{len(TESTS)} passed" in outcome.out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
-def test_a_fault_is_found(mutation, start):
-    outcome = start(mutation).result()
-    assert outcome.returncode == pytest.ExitCode.TESTS_FAILED, outcome.stdout + outcome.stderr
-    assert "AssertionError" in outcome.stdout
+@pytest.mark.parametrize("name", [each.name for each in MUTATIONS])
+def test_a_fault_is_found(name: str, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[name]
+    assert outcome.status == str(int(pytest.ExitCode.TESTS_FAILED)), outcome.out
+    assert "AssertionError" in outcome.out

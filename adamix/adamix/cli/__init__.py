@@ -5,6 +5,7 @@ Thin: every command parses, calls one function and prints. Heavy libraries are i
 """
 
 from adamix.cli import evaluate, few_shot, glue, inspect, interop, merge, recipes, sweep, train
+from adamix.cli.push import publishing
 from adamix.cli.terminal import JsonFlag, app, exit_codes, stderr
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "inspect",
     "interop",
     "merge",
+    "publishing",
     "recipes",
     "stderr",
     "sweep",

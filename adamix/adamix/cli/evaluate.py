@@ -11,7 +11,6 @@ from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
     app,
-    device_name,
     exit_codes,
     format_metrics,
     print_json,
@@ -59,11 +58,12 @@ def evaluate(
 ) -> None:
     """Measure an adapter on labelled text, or a trained mixture by other routes through its experts."""
     with exit_codes():
-        from adamix import adapter_file, evaluation
         from adamix import backbone as backbones
         from adamix import data as datasets
+        from adamix import disk, evaluation
+        from adamix.routing.probe import MixtureProbe
         from adamix.routing.report import num_passes
-        from adamix.routing.routes import MixtureProbe, parse_routing
+        from adamix.routing.routes import parse_routing
 
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)
@@ -92,7 +92,7 @@ def evaluate(
             raise InvalidConfig("--plot: a regression has no probabilities whose calibration to draw", field="plot")
         rows = datasets.load(data, split=split, task_type=evaluation.label_type(head))
         name = backbone or adapter.manifest.backbone.name
-        loaded = backbones.load(name, device=device_name(device), language_model=head.type == "cloze")
+        loaded = backbones.load(name, device=backbones.device_name(device), language_model=head.type == "cloze")
         tokenizer = backbones.load_tokenizer(name)
         report: DrawsReport[evaluation.Evaluation] | EnsembleReport[evaluation.Evaluation] | None = None
         with progress_bar() as bar:
@@ -113,9 +113,9 @@ def evaluate(
                 json.dumps(_prediction(rows, example, prediction, logits), ensure_ascii=False)
                 for example, prediction, logits in zip(rows.examples, result.predictions, result.logits, strict=True)
             ]
-            adapter_file.write(save_predictions, "".join(line + "\n" for line in lines).encode())
+            disk.write(save_predictions, "".join(line + "\n" for line in lines).encode())
         if plot is not None and report is not None:
-            adapter_file.write(plot, routes.draw(report, f"{rows.name}, {result.rows} rows", plot))
+            disk.write(plot, routes.draw(report, f"{rows.name}, {result.rows} rows", plot))
         if report is not None:
             routes.show(report, json_=json_)
             return

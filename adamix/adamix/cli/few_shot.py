@@ -1,6 +1,7 @@
 """`adamix few-shot`: `adamix train` for several seeds of few rows, each merged and measured, and the table of them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,22 +12,20 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from adamix.cli import train as training
-from adamix.cli.session import Prepared, TrainSession
 from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr
 from adamix.errors import Cancelled, InvalidConfig
+from adamix.experiments.plan import Plan
+from adamix.experiments.settings import Value
 
 if TYPE_CHECKING:
-    from adamix.backbone import Backbone
     from adamix.data import TaskData
     from adamix.experiments.few_shot import SeedResult, Summary
 
 # What the protocol itself decides: a fixed length, the last step, no validation rows.
-_DECIDED = ("--out", "--few-shot", "--seed", "--resume", "--validate", "--no-validate", "--json")
+_DECIDED = ("--few-shot", "--seed", "--resume", "--validate", "--no-validate")
+_PUSHED = ("--push", "--task", "--gate", "--push-split")
 # Ours, where neither a flag nor a recipe says otherwise: 200 steps on 30 rows.
-_DEFAULTS = {"epochs": 50.0, "batch_size": 8}
-
-_private = typer.Typer()
-_private.command()(training.train)
+_DEFAULTS: dict[str, Value] = {"epochs": 50.0, "batch_size": 8}
 
 
 @app.command("few-shot", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -46,38 +45,24 @@ def few_shot(
             raise InvalidConfig("few-shot is one process: its runs are short")
         if split == "train":
             raise InvalidConfig("--split train holds the rows that were trained on; use test or validation")
-        for argument in ctx.args:
-            name = argument.partition("=")[0]
-            if name in _DECIDED:
-                raise InvalidConfig(f"{name} is not for few-shot, which decides it itself")
-        command = typer.main.get_command(_private)
-        session = _FewShotSession(data, split)
-        arguments = [f"--backbone={backbone}", f"--data={data}", f"--few-shot={k}", "--no-validate", "--resume"]
-        session.is_plan = True
-        _train(command, [*arguments, "--seed=0", f"--out={out}", *ctx.args], session)
-        session.is_plan = False
-        from adamix.experiments.few_shot import run_directory, summarise
+        decided: dict[str, Value] = {"backbone": backbone, "data": data, "few_shot": k, "validate": False}
+        settings = _settings(ctx) | decided
+        plans = [Plan.of(settings | {"seed": seed}, _DEFAULTS) for seed in range(seeds)]
+        from adamix.experiments.few_shot import summarise
 
-        results: list[SeedResult] = []
-        for seed in range(seeds):
-            stderr.print(f"seed {seed}, {seed + 1}/{seeds}", highlight=False)
-            session.seed = seed
-            try:
-                _train(command, [*arguments, f"--seed={seed}", f"--out={run_directory(out, seed)}", *ctx.args], session)
-            except Cancelled:
-                raise Cancelled(f"stopped in seed {seed}; the same command goes on from there") from None
-            results.append(session.results[seed])
+        results, runs = _train(plans, out, split)
         summary = summarise(results)
         document = {
             "data": data,
             "split": split,
             "k": k,
-            "head": session.head,
+            "head": _head(out),
             "rows": results[0].rows,
             "mean": summary.mean,
             "std": summary.std,
             "seeds": [
-                {"seed": r.seed, "metrics": r.metrics, "digest": r.digest, **session.runs[r.seed]} for r in results
+                {"seed": result.seed, "metrics": result.metrics, "digest": result.digest, **run}
+                for result, run in zip(results, runs, strict=True)
             ],
         }
         _write(out, document)
@@ -87,60 +72,62 @@ def few_shot(
         _show(document, summary, results)
 
 
-class _FewShotSession(TrainSession):
-    """A training of one seed: silent, on a backbone that all seeds use, and measured at its end."""
+def _train(plans: Sequence[Plan], out: Path, split: str) -> "tuple[list[SeedResult], list[dict[str, Any]]]":
+    """Train and measure every seed, on one backbone and the same held-out rows: its result, and what its run says."""
+    from adamix import data as datasets
+    from adamix.experiments.few_shot import measure, run_directory
+    from adamix.experiments.run import Backbones
 
-    is_silent = True
-
-    def __init__(self, data: str, split: str) -> None:
-        self.seed = 0
-        self.head: dict[str, Any] = {}
-        self.results: dict[int, SeedResult] = {}
-        self.runs: dict[int, dict[str, Any]] = {}
-        self._data, self._split = data, split
-        self._backbone: Backbone | None = None
-        self._held_out: TaskData | None = None
-
-    def load_backbone(self, name: str, **how: Any) -> "Backbone":
-        if self._backbone is None:
-            self._backbone = super().load_backbone(name, **how)
-        return self._backbone
-
-    def before(self, prepared: Prepared) -> None:
-        from adamix import data as datasets
-
-        if not isinstance(prepared.rows, datasets.TaskData):
+    backbones = Backbones()
+    held_out: TaskData | None = None
+    results, runs = [], []
+    for seed, plan in enumerate(plans):
+        stderr.print(f"seed {seed}, {seed + 1}/{len(plans)}", highlight=False)
+        prepared = training.prepare(plan, backbones)
+        rows, directory = prepared.rows, run_directory(out, seed)
+        if not isinstance(rows, datasets.TaskData):
             raise InvalidConfig("few-shot measures labels, and these data are texts to generate", field="data")
-        if self._held_out is None:
-            self._held_out = datasets.load(self._data, split=self._split, task_type=prepared.rows.task_type)
-
-    def after(self, prepared: Prepared, document: dict[str, Any]) -> None:
-        from adamix import adapter_file
-        from adamix.experiments.few_shot import ADAPTER_FILE, measure
-
-        if self._held_out is None:
-            raise RuntimeError("a training ended that was not begun")
-        result = measure(prepared.out, self.seed, prepared.backbone, prepared.tokenizer, self._held_out)
-        self.results[self.seed] = result
-        self.runs[self.seed] = {name: document[name] for name in ("rows", "steps", "seconds")}
-        self.head = adapter_file.read(prepared.out / ADAPTER_FILE).manifest.to_json()["head"]
+        held_out = held_out or datasets.load(plan.data, split=split, task_type=rows.task_type)
+        try:
+            run = training.run(prepared, directory, resume=True).to_json()
+        except Cancelled:
+            raise Cancelled(f"stopped in seed {seed}; the same command goes on from there") from None
+        results.append(measure(directory, seed, prepared.backbone, prepared.tokenizer, held_out))
+        runs.append({name: run[name] for name in ("rows", "steps", "seconds")})
+    return results, runs
 
 
-def _train(command: Any, arguments: list[str], session: TrainSession) -> None:
+def _head(out: Path) -> dict[str, Any]:
+    """What the adapters say of their heads, which are all alike."""
+    from adamix import adapter_file
+    from adamix.experiments.few_shot import ADAPTER_FILE, run_directory
+
+    return dict(adapter_file.read(run_directory(out, 0) / ADAPTER_FILE).manifest.to_json()["head"])
+
+
+def _settings(ctx: typer.Context) -> dict[str, Value]:
+    """The settings among the flags that are not this command's own: those of `train`."""
+    for argument in ctx.args:
+        name = argument.partition("=")[0]
+        if name in _DECIDED:
+            raise InvalidConfig(f"{name} is not for few-shot, which decides it itself")
+        if name in _PUSHED:
+            raise InvalidConfig(f"{name} is not for few-shot, which registers nothing")
+    group: Any = ctx.find_root().command
     try:
-        context = command.make_context("train", arguments, obj=session, default_map=dict(_DEFAULTS))
-        with context:
-            command.invoke(context)
-    except TyperException as error:  # what the flags of `train` are told; its usage would be of another command
+        # What `train` cannot do without is here already.
+        context = group.get_command(ctx, "train").make_context("train", list(ctx.args), default_map=ctx.params)
+    except TyperException as error:  # its usage would be of another command
         raise InvalidConfig(error.format_message()) from None
+    return training.given_settings(context)
 
 
 def _write(out: Path, document: dict[str, Any]) -> None:
     import json
 
-    from adamix import adapter_file
+    from adamix import disk
 
-    adapter_file.write(out / "few-shot.json", json.dumps(document, indent=2).encode())
+    disk.write(out / "few-shot.json", json.dumps(document, indent=2).encode())
 
 
 def _show(document: dict[str, Any], summary: "Summary", results: "list[SeedResult]") -> None:

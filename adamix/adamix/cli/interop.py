@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from adamix.cli.heads import interval
 from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr, summary
 from adamix.errors import InvalidConfig
+from adamix.experiments.settings import read_interval
 
 if TYPE_CHECKING:
     from adamix.interop.assembly import Imported, ImportOptions
@@ -98,8 +98,8 @@ def microsoft_adamix(
         options = _options(labels, task_type, max_length, None, clip)
         if mixture is not None and mixture.exists() and (not mixture.is_dir() or any(mixture.iterdir())):
             raise InvalidConfig(f"--mixture: {mixture} is not an empty directory", field="mixture")
-        from adamix import adapter_file
         from adamix import backbone as backbones
+        from adamix import disk
         from adamix.interop.microsoft_adamix import import_release
         from adamix.mixture_file import MIXTURE_FILE
 
@@ -108,7 +108,7 @@ def microsoft_adamix(
         is_uncased = normalizer is not None and normalizer.normalize_str("A") == normalizer.normalize_str("a")
         result = import_release(source, loaded, options, alpha=alpha, is_uncased=is_uncased)
         if mixture is not None and result.mixture is not None:
-            adapter_file.write(mixture / MIXTURE_FILE, result.mixture.encode())
+            disk.write(mixture / MIXTURE_FILE, result.mixture.encode())
         _finish(result, out, json_)
 
 
@@ -143,19 +143,19 @@ def _options(
         task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
         max_length=max_length,
         pooling=pooling,  # type: ignore[arg-type]  # checked by the dataclass
-        clip=None if clip is None else interval(clip),
+        clip=None if clip is None else read_interval(clip),
     )
 
 
 def _finish(result: "Imported", out: Path, json_: bool) -> None:
     """Write the file; progress and notes to stderr, the result to stdout."""
-    from adamix import adapter_file
+    from adamix import disk
 
     stderr.print(f"tensors: {result.matched} matched, 0 missing, 0 surplus")
     if result.max_abs_diff is not None:
         stderr.print(f"self-test: at most {result.max_abs_diff:.2g} from the release's formula")
     _print_notes(result.notes)
-    adapter_file.write(out, result.data)
+    disk.write(out, result.data)
     adapter = result.adapter
     if json_:
         document: dict[str, Any] = {"file": str(out), **summary(adapter)}

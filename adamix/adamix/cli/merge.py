@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adamix.cli.rows import GENERATION, few_rows, load_rows
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
     app,
-    device_name,
     exit_codes,
     print_json,
     progress_bar,
@@ -98,7 +96,7 @@ def merge(
             "seed": seed,
         }
         config = MergeConfig(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]  # by name
-        from adamix import adapter_file
+        from adamix import adapter_file, disk
         from adamix.merge import merge as merge_mixture
         from adamix.mixture_file import read_mixture
 
@@ -109,7 +107,7 @@ def merge(
             merged = _merge_by_data(mixture, how, config, data, chosen, few_shot, backbone, device)
         else:
             merged = merge_mixture(mixture, how, weights=shares, config=config)
-        adapter_file.write(out, merged)
+        disk.write(out, merged)
         adapter = adapter_file.decode(merged)
         if json_:
             print_json({"file": str(out), "merge": adapter.manifest.training.merge, **summary(adapter)})
@@ -137,6 +135,7 @@ def _merge_by_data(
     from adamix import backbone as backbones
     from adamix import data as datasets
     from adamix import evaluation
+    from adamix.data.named import GENERATION, few_rows, load_rows
     from adamix.merge import merge as merge_mixture
     from adamix.merging.samples import Samples
 
@@ -152,7 +151,7 @@ def _merge_by_data(
         rows = few_rows(rows, few_shot, config.seed)
     name = backbone or manifest.backbone.name
     uses_head = head.type in ("cloze", "causal_lm")
-    loaded = backbones.load(name, device=device_name(device), language_model=uses_head)
+    loaded = backbones.load(name, device=backbones.device_name(device), language_model=uses_head)
     samples = Samples(loaded, backbones.load_tokenizer(name), rows)
     with progress_bar() as bar:
         task = bar.add_task(f"merging by {how}", total=None, note="")

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from adamix.adapter_file import AdapterFile
     from adamix.evaluation import Evaluation
     from adamix.mixture_file import MixtureFile
+    from adamix.routing.probe import MixtureProbe
     from adamix.routing.report import DrawsReport, EnsembleReport, Measured
-    from adamix.routing.routes import MixtureProbe, Routing
+    from adamix.routing.routes import Routing
 
 DEFAULT_SEEDS = 10
 

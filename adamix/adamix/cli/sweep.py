@@ -1,9 +1,8 @@
 """`adamix sweep`: every table of a TOML file is one `adamix train`, with the same settings under the same names."""
 
-import inspect
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,34 +10,29 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import train as training
-from adamix.cli.session import Prepared, ReleaseSession, TrainSession
+from adamix.cli.push import PushOption, publishing
 from adamix.cli.terminal import JsonFlag, app, exit_codes, format_metrics, print_json, stderr
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
+from adamix.experiments.plan import Plan
+from adamix.experiments.settings import SETTINGS
 
 if TYPE_CHECKING:
-    from adamix.backbone import Backbone
     from adamix.experiments.gates import Gate
-    from adamix.experiments.release import Publisher
-    from adamix.experiments.sweep import Entry, Kind, Ledger, Outcome, SweepTask
+    from adamix.experiments.release import Publisher, Release
+    from adamix.experiments.sweep import Entry, Ledger, Outcome, SweepTask
 
-# What the sweep itself decides.
-_NOT_SETTINGS = {"ctx", "out", "resume", "json_"}
-_KINDS: "dict[type, Kind]" = {bool: "switch", int: "integer", float: "number"}
 _COLOURS = {"finished": "green", "rejected": "yellow", "failed": "red", "interrupted": "yellow"}
-
-_private = typer.Typer()
-_private.command()(training.train)
 
 
 @app.command()
 def sweep(
-    ctx: typer.Context,
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="TOML: a table `defaults`, and a table `task` for each training.")
     ],
     out: Annotated[Path, typer.Option(help="Directory of the sweep; one that was begun is continued.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and say what would be done.")] = False,
     json_: JsonFlag = False,
+    push: PushOption = None,
 ) -> None:
     """Train, merge and measure many tasks. The exit code is 1 if any of them failed."""
     with exit_codes():
@@ -46,8 +40,8 @@ def sweep(
             raise InvalidConfig("a sweep is one process: start one for each device, each with its own file and --out")
         from adamix.experiments import sweep as sweeps
 
-        publisher: Publisher | None = ctx.obj
-        tasks = sweeps.read_sweep(file, _kinds())
+        publisher = None if push is None else publishing.to(push)
+        tasks = sweeps.read_sweep(file)
         runner = _Runner(publisher)
         for task in tasks:
             runner.check(task, file)
@@ -73,33 +67,42 @@ def sweep(
 
 
 class _Runner:
-    """Runs `adamix train` for one task after the other, with the backbones kept loaded."""
+    """Trains, merges, measures and judges one task after the other, with the backbones kept loaded."""
 
     def __init__(self, publisher: "Publisher | None") -> None:
+        from adamix.experiments.run import Backbones
+
         self._publisher = publisher
-        self._backbones: dict[str, Backbone] = {}
-        self._command = typer.main.get_command(_private)
-        self._options = {parameter.name: parameter for parameter in self._command.params}
+        self._backbones = Backbones()
 
     def check(self, task: "SweepTask", file: Path) -> None:
         """Refuse settings that could not be trained or judged, before anything begins."""
         try:
-            session = self._session(task)
-            session.is_plan = True
-            self._run(task, Path(), session)
+            self._release(task)
+            _plan(task)
         except InvalidConfig as error:
             raise InvalidConfig(f"{file}: {task.name}: {error.message}", field=error.field) from None
 
     def train(self, task: "SweepTask", out: Path) -> "Outcome":
         """Train, merge, measure, judge, and publish if there is where to."""
+        from torch import OutOfMemoryError
+
         from adamix.experiments.sweep import Outcome
 
-        session = self._session(task)
-        self._run(task, out, session)
-        released = session.released
-        if released is None or released.failure is None:
-            return Outcome("finished", session.document)
-        return Outcome("failed" if released.holds else "rejected", session.document, released.failure.message)
+        release = self._release(task)
+        try:
+            prepared = training.prepare(_plan(task), self._backbones)
+            release.prepare(prepared)
+            finished = training.run(prepared, out, resume=True)
+            released = release.finish(finished)
+        except OutOfMemoryError:
+            raise FailedPrecondition(
+                "out of memory: lower batch-size, or raise accumulation or set gradient-checkpointing", reason="MEMORY"
+            ) from None
+        document = finished.to_json() | {"release": released.to_json()}
+        if released.failure is None:
+            return Outcome("finished", document)
+        return Outcome("failed" if released.holds else "rejected", document, released.failure.message)
 
     def is_done(self, entry: "Entry") -> bool:
         """Whether a finished task is published as well, if it is to be: there, and not somewhere else."""
@@ -108,76 +111,18 @@ class _Runner:
         release = entry.result.get("release", {})
         return bool(release.get("registered")) and self._publisher.has(entry.task, str(release.get("version")))
 
-    def _session(self, task: "SweepTask") -> "_SweepSession":
+    def _release(self, task: "SweepTask") -> "Release":
         from adamix.experiments.gates import BASELINE, parse_gate
         from adamix.experiments.release import Release
 
         texts = task.settings.get("gate", [] if self._publisher is None else [BASELINE])
         gates: list[Gate] = [parse_gate(text) for text in texts] if isinstance(texts, list) else []
-        release = Release(task.name, gates, str(task.settings.get("split", "validation")), self._publisher)
-        return _SweepSession(release, self._backbones)
-
-    def _run(self, task: "SweepTask", out: Path, session: TrainSession) -> None:
-        from torch import OutOfMemoryError
-
-        arguments = [f"--out={out}", "--resume"]
-        for key, value in task.settings.items():
-            option = self._options.get(_parameter(key))
-            if option is None:
-                continue  # of the release
-            if isinstance(value, bool):
-                arguments += option.opts[:1] if value else option.secondary_opts[:1]
-            else:
-                arguments.append(f"{option.opts[0]}={value}")
-        try:
-            # A usage error can only be a setting that is missing: types were checked when the file was read.
-            context = self._command.make_context("train", arguments, obj=session)
-            with context:
-                self._command.invoke(context)
-        except typer.BadParameter as error:
-            raise InvalidConfig(error.format_message()) from None
-        except OutOfMemoryError:
-            raise FailedPrecondition(
-                "out of memory: lower batch-size, or raise accumulation or set gradient-checkpointing", reason="MEMORY"
-            ) from None
+        return Release(task.name, gates, str(task.settings.get("split", "validation")), self._publisher)
 
 
-class _SweepSession(ReleaseSession):
-    """A training of a sweep: silent, and on a backbone that other trainings use too."""
-
-    is_silent = True
-
-    def __init__(self, release: Any, backbones: "dict[str, Backbone]") -> None:
-        super().__init__(release, "release")
-        self._backbones = backbones
-        self.document: dict[str, Any] = {}
-
-    def load_backbone(self, name: str, **how: Any) -> "Backbone":
-        key = repr((name, sorted(how.items())))
-        if key not in self._backbones:
-            self._backbones[key] = super().load_backbone(name, **how)
-        return self._backbones[key]
-
-    def after(self, prepared: Prepared, document: dict[str, Any]) -> None:
-        super().after(prepared, document)
-        self.document = document
-
-    def close(self, document: dict[str, Any], *, as_json: bool) -> None:
-        """Nothing: the sweep tells."""
-
-
-def _kinds() -> "dict[str, Kind]":
-    """The settings of `adamix train` by the names of their flags, with their types."""
-    kinds: dict[str, Kind] = {}
-    for name, parameter in inspect.signature(training.train).parameters.items():
-        if name not in _NOT_SETTINGS:
-            types = get_args(get_args(parameter.annotation)[0]) or (get_args(parameter.annotation)[0],)
-            kinds[name.replace("_", "-")] = next((_KINDS[kind] for kind in types if kind in _KINDS), "text")
-    return kinds
-
-
-def _parameter(key: str) -> str:
-    return key.replace("-", "_")
+def _plan(task: "SweepTask") -> Plan:
+    named = {key.replace("-", "_"): value for key, value in task.settings.items()}
+    return Plan.of({name: value for name, value in named.items() if name in SETTINGS and not isinstance(value, list)})
 
 
 def _show_plan(tasks: "list[SweepTask]", ledger: "Ledger", runner: _Runner, *, as_json: bool) -> None:

@@ -5,10 +5,8 @@ a failure or 2 for wrong usage.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +36,6 @@ app = typer.Typer(
     cls=_InOrder, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 stderr = Console(stderr=True, highlight=False)
-_is_inside: ContextVar[bool] = ContextVar("exit_codes", default=False)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -63,13 +60,8 @@ def adamix(
 def exit_codes() -> Iterator[None]:
     """Turn an error into one red line on stderr and an exit code: 2 for wrong usage, 1 for any other failure.
 
-    Only errors whose text is meant for people are turned; a bug keeps its traceback. Inside of another one, errors
-    pass through: a command that runs another command sees what went wrong there.
+    Only errors whose text is meant for people are turned; a bug keeps its traceback.
     """
-    if _is_inside.get():
-        yield
-        return
-    token = _is_inside.set(True)
     try:
         yield
     except InvalidConfig as error:
@@ -80,8 +72,6 @@ def exit_codes() -> Iterator[None]:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 1)
-    finally:
-        _is_inside.reset(token)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -98,19 +88,6 @@ def format_metrics(metrics: Mapping[str, float | None]) -> str:
 def summary(adapter: "AdapterFile") -> dict[str, Any]:
     count, head = adapter.num_parameters()
     return {"parameters": {"adapter": count, "head": head}, "bytes": adapter.num_bytes, "digest": adapter.digest}
-
-
-def device_name(name: str) -> str:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise InvalidConfig(f"--device must be auto, cpu or cuda, not {name!r}", field="device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig("--device cuda: torch finds no CUDA device", field="device")
-    if name == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    # Under torchrun each process has a device of its own.
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 @contextmanager

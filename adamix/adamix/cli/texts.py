@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from adamix.cli import routes
-from adamix.cli.terminal import device_name, format_metrics, print_json, progress_bar, stderr
+from adamix.cli.terminal import format_metrics, print_json, progress_bar, stderr
 from adamix.errors import InvalidConfig
 from adamix.generation.decoding import Decoding, parse_decoding
 
@@ -65,7 +65,7 @@ class Run:
         from adamix import backbone as backbones
 
         name = self.backbone or named
-        loaded = backbones.load(name, device=device_name(self.device), language_model=True)
+        loaded = backbones.load(name, device=backbones.device_name(self.device), language_model=True)
         return loaded, backbones.load_tokenizer(name)
 
     def decoding(self) -> Decoding:
@@ -129,7 +129,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     Without a flag about generated texts only the references are predicted: to generate by every draw takes many
     times as long.
     """
-    from adamix import adapter_file
+    from adamix import disk
     from adamix.generation.evaluation import TextEvaluation
     from adamix.routing.report import num_passes
     from adamix.routing.texts import TextProbe, Writing
@@ -157,7 +157,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
         _show(result, rows, run, routing)
         return
     if plot is not None:
-        adapter_file.write(plot, routes.draw(report, f"{rows.name}, {result.rows} {unit}", plot))
+        disk.write(plot, routes.draw(report, f"{rows.name}, {result.rows} {unit}", plot))
     routes.show(report, json_=run.as_json, unit=unit, details=_details(result, rows, run))
 
 
@@ -178,10 +178,10 @@ def _measure(
 
 def _save(run: Run, rows: "GenerationData", result: "TextEvaluation") -> None:
     """Write the texts where they were asked for, and say on stderr which metrics were left out."""
-    from adamix import adapter_file
+    from adamix import disk
 
     if run.save_predictions is not None:
-        adapter_file.write(run.save_predictions, _lines(rows, result).encode())
+        disk.write(run.save_predictions, _lines(rows, result).encode())
     for sentence in result.warnings:
         stderr.print(escape(sentence), soft_wrap=True)
 

@@ -1,23 +1,19 @@
-"""`adamix train`."""
+# ruff: noqa: ARG001 - most flags are declared here and read off the context, by the names of their settings.
+"""`adamix train`, and what the commands that train many share with it."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from adamix.cli.heads import cloze_head, interval
-from adamix.cli.recipes import RecipeOption, explain, is_given, is_replaced
-from adamix.cli.rows import few_rows, load_rows, type_of
-from adamix.cli.session import Prepared, TrainSession
+from adamix.cli.push import PushOption, release_to
+from adamix.cli.recipes import explain
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
     app,
-    device_name,
     exit_codes,
     format_metrics,
     print_json,
@@ -25,15 +21,14 @@ from adamix.cli.terminal import (
     stderr,
 )
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
-from adamix.errors import InvalidConfig, InvalidData
-from adamix.experiments import recipes
+from adamix.experiments.plan import Plan
+from adamix.experiments.settings import SETTINGS, Value
 
 if TYPE_CHECKING:
-    from adamix.data import GenerationData, TaskData
+    from adamix.experiments.run import Backbones, Finished, Prepared
+    from adamix.trainer import Progress
 
 _ADAPTER, _MIXTURE, _HEAD, _TRAIN = AdapterConfig(), MixtureConfig(), HeadConfig(), TrainConfig()
-# Flags that are not called as their settings are.
-_FLAGS = {"kind": "method", "learning_rate": "lr", "num_experts": "experts", "dropout": "head-dropout"}
 
 
 @app.command()
@@ -78,7 +73,7 @@ def train(
     verbalizer: Annotated[
         str | None, typer.Option(help="cloze: the word of each label, as negative=bad,positive=good.")
     ] = None,
-    recipe: RecipeOption = None,
+    recipe: Annotated[str | None, typer.Option(help="Published settings by name, see `adamix recipes`.")] = None,
     few_shot: Annotated[int | None, typer.Option(help="Use K rows in all, balanced over classes.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens per text.")] = _TRAIN.max_length,
     epochs: Annotated[float | None, typer.Option(help=f"Passes over the rows.  (default: {_TRAIN.epochs:g})")] = None,
@@ -100,134 +95,94 @@ def train(
     backbone_dropout: Annotated[
         bool, typer.Option(help="Keep the backbone's dropout while training.")
     ] = _TRAIN.backbone_dropout,
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Less memory, more time.")
+    ] = _TRAIN.gradient_checkpointing,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _TRAIN.save_every,
     seed: Annotated[int, typer.Option(help="Of weights, routes, order, dropout and --few-shot.")] = _TRAIN.seed,
-    device: DeviceOption = "auto",
+    device: DeviceOption = Plan.device,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    validate: Annotated[bool, typer.Option(help="Measure the merged adapter on the validation split.")] = True,
+    validate: Annotated[bool, typer.Option(help="Measure the merged adapter on the validation split.")] = Plan.validate,
     json_: JsonFlag = False,
+    push: PushOption = None,
+    task: Annotated[str | None, typer.Option(help="--push: the id that clients will call.")] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="--push: register only if `METRIC>=X`, `METRIC<=X`, `no-worse:METRIC` or `baseline`. May be repeated."
+            "  (default: baseline)"
+        ),
+    ] = None,
+    push_split: Annotated[
+        str | None, typer.Option(help="--push: the rows to judge by, validation or test.  (default: validation)")
+    ] = None,
 ) -> None:
     """Train a mixture of adaptations on a frozen backbone."""
-    with exit_codes(), _named_as_flags():
-        published = None if recipe is None else recipes.find(recipe)
-        epochs = None if is_replaced(ctx, "epochs") else epochs
-        warmup_steps = None if is_replaced(ctx, "warmup_steps") else warmup_steps
-        if epochs is not None and max_steps is not None:
-            raise InvalidConfig("give --epochs or --max-steps, not both")
-        if is_given(ctx, "warmup_steps") and is_given(ctx, "warmup_ratio"):
-            raise InvalidConfig("give --warmup-steps or --warmup-ratio, not both")
-        adapter_config = AdapterConfig(
-            kind=method,  # type: ignore[arg-type]  # checked by the dataclass, as are the other choices
-            sites=_sites(sites),
-            rank=rank,
-            alpha=alpha,
-            activation=activation,  # type: ignore[arg-type]
-            lora_dropout=lora_dropout,
-            distinct_init=_is_distinct(expert_init),
-        )
-        mixture_config = MixtureConfig(
-            num_experts=experts,
-            share=share,  # type: ignore[arg-type]
-            consistency=consistency,
-            routing_granularity=routing_granularity,  # type: ignore[arg-type]
-            task_loss=task_loss,  # type: ignore[arg-type]
-        )
-        head_config = HeadConfig(
-            pooling=pooling,  # type: ignore[arg-type]
-            dense=dense,  # type: ignore[arg-type]
-            dropout=head_dropout,
-            clip=None if clip is None else interval(clip),
-        )
-        if head != "plain" or template is not None or verbalizer is not None:
-            head_config = cloze_head(ctx, head, template, verbalizer)
-        train_config = TrainConfig(
-            epochs=_TRAIN.epochs if epochs is None else epochs,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            learning_rate=lr,
-            weight_decay=weight_decay,
-            warmup_ratio=warmup_ratio,
-            warmup_steps=warmup_steps,
-            max_grad_norm=max_grad_norm,
-            max_length=max_length,
-            label_smoothing=label_smoothing,
-            unrouted=unrouted,  # type: ignore[arg-type]
-            seed=seed,
-            precision=precision,  # type: ignore[arg-type]
-            backbone_dropout=backbone_dropout,
-            gradient_checkpointing=gradient_checkpointing,
-            save_every=save_every,
-        )
-        session = ctx.find_object(TrainSession) or TrainSession()
-        if session.is_plan:
+    with exit_codes():
+        plan = Plan.of(given_settings(ctx))
+        release = release_to(push, task, gate, push_split)
+        from adamix.experiments.run import Backbones
+
+        prepared = prepare(plan, Backbones())
+        if release is not None:
+            release.prepare(prepared)
+        finished = run(prepared, out, resume=resume)
+        if not _is_first():
             return
-        from adamix import backbone as backbones
-        from adamix import data as datasets
-        from adamix import trainer
-
-        if published is not None:
-            published.check_backbone(backbones.read_family(backbone).model_type)
-        rows = load_rows(data, split="train", task_type=task_type)
-        if few_shot is not None:
-            rows = few_rows(rows, few_shot, seed)
-        is_generation = isinstance(rows, datasets.GenerationData)
-        validation = _validation(data, type_of(rows)) if validate else None
-        loaded = session.load_backbone(
-            backbone, device=device_name(device), language_model=head == "cloze" or is_generation
-        )
-        tokenizer = backbones.load_tokenizer(backbone)
-        prepared = Prepared(out, data, rows, loaded, tokenizer, head_config)
-        session.before(prepared)
-        is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-        settled = None if published is None or not is_first else explain(ctx, published)
-        with progress_bar() as bar:
-            task = bar.add_task("training", total=None, note="")
-
-            def show(progress: trainer.Progress) -> None:
-                if not is_first:
-                    return
-                bar.start()
-                note = "" if progress.loss is None else f"loss {progress.loss:.3f}"
-                bar.update(task, completed=progress.step, total=progress.steps, note=note)
-
-            result = trainer.train(
-                loaded,
-                tokenizer,
-                rows,
-                validation,
-                adapter_config,
-                mixture_config,
-                head_config,
-                train_config,
-                out,
-                callbacks=[show],
-                resume=resume,
-            )
-        if not is_first:
-            return
-        document: dict[str, Any] = {
-            "mixture": str(result.path),
-            "rows": len(rows.examples),
-            "steps": result.steps,
-            "seconds": round(result.seconds, 3),
-            "parameters": {
-                "trained": result.trained_parameters,
-                "merged": result.merged_parameters,
-                "head": result.head_parameters,
-            },
-            "validation": result.metrics,
-        }
-        if isinstance(rows, datasets.GenerationData):
-            document["references"] = sum(len(example.references) for example in rows.examples)
-            document["synthetic"] = rows.is_synthetic
-        if settled is not None:
-            document["recipe"] = settled
-        session.after(prepared, document)
-        if not session.is_silent:
+        document = finished.to_json()
+        if release is None:
             _show(document, as_json=json_)
-        session.close(document, as_json=json_)
+            return
+        released = release.finish(finished)
+        document["push"] = released.to_json()
+        _show(document, as_json=json_)
+        if released.failure is not None:
+            raise released.failure
+        if released.published is not None and not json_:
+            note = " (was there already)" if released.published.already_exists else ""
+            print(f"registered {released.published.version}{note}")
+
+
+def given_settings(ctx: typer.Context) -> dict[str, Value]:
+    """The settings that the user gave a flag for, by name."""
+    sources = {name: ctx.get_parameter_source(name) for name in SETTINGS if name in ctx.params}
+    given = [name for name, source in sources.items() if source and source.name not in ("DEFAULT", "DEFAULT_MAP")]
+    return {name: ctx.params[name] for name in given}
+
+
+def prepare(plan: Plan, backbones: "Backbones") -> "Prepared":
+    """As `experiments.run.prepare`; stderr tells where there is no validation split."""
+    from adamix.experiments import run as experiment
+
+    prepared = experiment.prepare(plan, backbones)
+    if prepared.unvalidated is not None:
+        stderr.print(f"not validated: {escape(prepared.unvalidated)}", soft_wrap=True)
+    return prepared
+
+
+def run(prepared: "Prepared", out: Path, *, resume: bool) -> "Finished":
+    """As `experiments.run.run`, with a progress bar; what a recipe set is told before."""
+    from adamix.experiments import run as experiment
+
+    recipe = prepared.plan.recipe
+    if recipe is not None and _is_first():
+        explain(recipe)
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=None, note="")
+
+        def show(progress: "Progress") -> None:
+            if not _is_first():
+                return
+            bar.start()
+            note = "" if progress.loss is None else f"loss {progress.loss:.3f}"
+            bar.update(task, completed=progress.step, total=progress.steps, note=note)
+
+        return experiment.run(prepared, out, callbacks=[show], resume=resume)
+
+
+def _is_first() -> bool:
+    """Of the processes that torchrun started: the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _show(document: dict[str, Any], *, as_json: bool) -> None:
@@ -245,39 +200,3 @@ def _show(document: dict[str, Any], *, as_json: bool) -> None:
     )
     if document["validation"]:
         print(f"validation (merged): {format_metrics(document['validation'])}")
-
-
-def _validation(data: str, task_type: str) -> "TaskData | GenerationData | None":
-    """The validation split, or None with a note: a small file may have none, and still be trained on."""
-    try:
-        return load_rows(data, split="validation", task_type=task_type)
-    except InvalidData as error:
-        if error.reason not in ("SPLIT_MISSING", "SPLIT_EMPTY"):
-            raise
-        stderr.print(f"not validated: {escape(error.message)}", soft_wrap=True)
-        return None
-
-
-def _sites(value: str | None) -> tuple[str, ...] | None:
-    if value is None or value == "none":
-        return None if value is None else ()
-    return tuple(site.strip() for site in value.split(","))
-
-
-@contextmanager
-def _named_as_flags() -> Iterator[None]:
-    """An error that begins with the name of a setting begins with that of its flag."""
-    try:
-        yield
-    except InvalidConfig as error:
-        name = error.field or ""
-        if name and error.message.startswith(f"{name} "):
-            flag = _FLAGS.get(name, name.replace("_", "-"))
-            raise InvalidConfig(flag + error.message.removeprefix(name), field=name) from None
-        raise
-
-
-def _is_distinct(value: str) -> bool:
-    if value not in ("distinct", "same"):
-        raise InvalidConfig(f"--expert-init must be distinct or same, not {value!r}", field="expert_init")
-    return value == "distinct"

@@ -21,15 +21,13 @@ from pathlib import Path
 import msgspec
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, evaluation
+from adamix import adapter_file, disk, evaluation
 from adamix.backbone import Backbone
 from adamix.data import TaskData
 from adamix.merge import merge
 
 ADAPTER_FILE = "adapter.safetensors"
 RESULT_FILE = "result.json"
-DEFAULT_K = 30
-DEFAULT_SEEDS = 5
 
 
 class SeedResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,10 +73,10 @@ def measure(
     known = _read(directory / RESULT_FILE)
     if known is not None and (known.seed, known.digest, known.held_out) == (seed, adapter.digest, rows):
         return known
-    adapter_file.write(directory / ADAPTER_FILE, data)
+    disk.write(directory / ADAPTER_FILE, data)
     found = evaluation.evaluate(adapter, backbone, tokenizer, held_out)
     result = SeedResult(seed=seed, digest=adapter.digest, held_out=rows, rows=found.rows, metrics=found.metrics)
-    adapter_file.write(directory / RESULT_FILE, msgspec.json.format(msgspec.json.encode(result)))
+    disk.write(directory / RESULT_FILE, msgspec.json.format(msgspec.json.encode(result)))
     return result
 
 

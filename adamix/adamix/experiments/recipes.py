@@ -1,53 +1,26 @@
 """The settings of the published runs, by name.
 
 A recipe names a value for every setting that the paper's released scripts fix, and where each value is from. It knows
-neither how they are given on a command line nor how a training uses them; a flag that is given as well wins.
+neither how they are given on a command line nor how a training uses them; a setting that is given as well wins.
 
 The sources: the scripts of the released code (github.com/microsoft/AdaMix), of which the NLU half has those of MNLI
 alone, and the paper, arXiv 2205.12410.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.errors import InvalidConfig
+from adamix.experiments.settings import ALTERNATIVES, PLAIN_HEAD, SETTINGS, Value, spelled
 
 # `release`: the released scripts or code. `paper`: the paper alone, where the code has something else or nothing.
 Provenance = Literal["release", "paper"]
 
-# Each setting by the name of its flag: the dataclass and the field that it is.
-SETTINGS: dict[str, tuple[str, str]] = {
-    "method": ("adapter", "kind"),
-    "rank": ("adapter", "rank"),
-    "alpha": ("adapter", "alpha"),
-    "sites": ("adapter", "sites"),
-    "activation": ("adapter", "activation"),
-    "lora_dropout": ("adapter", "lora_dropout"),
-    "experts": ("mixture", "num_experts"),
-    "share": ("mixture", "share"),
-    "consistency": ("mixture", "consistency"),
-    "routing_granularity": ("mixture", "routing_granularity"),
-    "task_loss": ("mixture", "task_loss"),
-    "pooling": ("head", "pooling"),
-    "dense": ("head", "dense"),
-    "head_dropout": ("head", "dropout"),
-    "max_length": ("train", "max_length"),
-    "epochs": ("train", "epochs"),
-    "lr": ("train", "learning_rate"),
-    "batch_size": ("train", "batch_size"),
-    "weight_decay": ("train", "weight_decay"),
-    "warmup_ratio": ("train", "warmup_ratio"),
-    "warmup_steps": ("train", "warmup_steps"),
-    "max_grad_norm": ("train", "max_grad_norm"),
-    "label_smoothing": ("train", "label_smoothing"),
-    "backbone_dropout": ("train", "backbone_dropout"),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(TrainingPlan):
     """Published settings of one kind of run.
 
     Attributes:
@@ -66,21 +39,19 @@ class Recipe:
     num_layers: int
     provenance: Mapping[str, Provenance]
     task_type: str | None = None
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         unnamed = sorted(_changed(self) - set(self.provenance))
         if unnamed:
             raise InvalidConfig(f"recipe {self.name} sets {unnamed[0]} and does not say where it is from")
 
-    def settings(self) -> dict[str, Any]:
-        """Every setting that the recipe fixes, by the name of its flag; sites as a tuple."""
-        found = {name: getattr(getattr(self, part), attribute) for name, (part, attribute) in SETTINGS.items()}
-        task_type = {} if self.task_type is None else {"task_type": self.task_type}
-        return task_type | {name: found[name] for name in SETTINGS if name in self.provenance}
+    def settings(self) -> dict[str, Value]:
+        """Every setting that the recipe fixes, as it is written."""
+        found: dict[str, Value] = {} if self.task_type is None else {"task_type": self.task_type}
+        for name, setting in SETTINGS.items():
+            if name in self.provenance:
+                found[name] = spelled(getattr(getattr(self, setting.part), setting.field))
+        return found
 
     def check_backbone(self, model_type: str) -> None:
         """Raise InvalidConfig unless the recipe is for backbones of this type."""
@@ -92,6 +63,31 @@ class Recipe:
             )
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What a recipe set in a training and what was given instead, by the names of settings and as they are written."""
+
+    recipe: Recipe
+    taken: Mapping[str, Value]
+    instead: Mapping[str, Value]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"name": self.recipe.name, "settings": dict(self.taken), "given": dict(self.instead)}
+
+
+def settle(recipe: Recipe, given: Mapping[str, Value]) -> Settled:
+    """Sort a recipe's settings by whether something was given instead; a cloze head has no plain one's settings."""
+    unread = PLAIN_HEAD if given.get("head") == "cloze" else ()
+    settings = {name: value for name, value in recipe.settings().items() if name not in unread}
+    instead = {name: given[name] for name in settings if name in given}
+    for name, other in ALTERNATIVES.items():
+        if name in settings and name not in given and other in given:
+            del settings[name]
+            instead[other] = given[other]
+    return Settled(recipe, {name: value for name, value in settings.items() if name not in instead}, instead)
+
+
 def find(name: str) -> Recipe:
     """The recipe of a name, or InvalidConfig naming all there are."""
     if name not in RECIPES:
@@ -100,17 +96,15 @@ def find(name: str) -> Recipe:
 
 
 def _changed(recipe: Recipe) -> set[str]:
-    """Settings that differ from their defaults; the field's name for one that has no flag."""
-    flags = {place: name for name, place in SETTINGS.items()}
+    """Settings that differ from their defaults; the field's name for one that has no setting."""
+    names: dict[tuple[str, str], str] = {(setting.part, setting.field): name for name, setting in SETTINGS.items()}
     changed = set()
-    for part, default in (("adapter", AdapterConfig()), ("mixture", MixtureConfig()), ("head", HeadConfig())):
-        changed |= _differences(part, getattr(recipe, part), default, flags)
-    return changed | _differences("train", recipe.train, TrainConfig(), flags)
-
-
-def _differences(part: str, config: Any, default: Any, flags: Mapping[tuple[str, str], str]) -> set[str]:
-    names = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
-    return {flags.get((part, name), name) for name in names}
+    for part in fields(TrainingPlan):
+        ours, default = getattr(recipe, part.name), getattr(TrainingPlan(), part.name)
+        for field in fields(ours):
+            if getattr(ours, field.name) != getattr(default, field.name):
+                changed.add(names.get((part.name, field.name), field.name))
+    return changed
 
 
 def _from_release(*names: str) -> dict[str, Provenance]:

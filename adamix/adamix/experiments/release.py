@@ -10,15 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import PreTrainedTokenizerFast
-
-from adamix import adapter_file, evaluation
-from adamix.backbone import Backbone
+from adamix import adapter_file, disk, evaluation
 from adamix.batches import target_tensor
 from adamix.config import HeadConfig
 from adamix.data import SPLITS, TaskData, load
 from adamix.errors import AdamixError, FailedPrecondition, InvalidConfig
 from adamix.experiments.gates import Gate, Verdict, baseline, check_metric_names, judge
+from adamix.experiments.run import Finished, Prepared
 from adamix.generation.inference import TOKEN_METRICS
 from adamix.manifest import BackboneSpec
 from adamix.merge import merge
@@ -125,59 +123,49 @@ class Release:
         self._publisher = publisher
         self._held_out: TaskData | None = None
 
-    def prepare(self, data: str, rows: Any, backbone: Backbone, head: HeadConfig) -> None:
+    def prepare(self, training: Prepared) -> None:
         """Refuse, before the training, what could not be released after it.
 
-        Args:
-            data: the data set by the name it was asked for, which the held-out rows come from as well.
-            rows: those to train on. Where they are not `TaskData` (texts to be generated), the verdict is on what the
-                training itself measures.
+        The held-out rows come from the same data set. Where its rows are texts to be generated, the verdict is on what
+        the training itself measures.
 
         Raises:
             InvalidConfig: a gate is on a metric that the task does not have.
             InvalidData: there are no held-out rows.
             AdamixError: whatever the publisher refuses.
         """
-        is_generation = not isinstance(rows, TaskData)
+        plan, rows = training.plan, training.rows
         if self._publisher is not None:
-            self._publisher.check(self._task, backbone.spec, head, is_generation=is_generation)
-        if is_generation:
+            is_generation = not isinstance(rows, TaskData)
+            self._publisher.check(self._task, training.backbone.spec, plan.head, is_generation=is_generation)
+        if not isinstance(rows, TaskData):
             if self._split != "validation":
                 raise InvalidConfig("texts to be generated are judged on validation alone", field="split")
             check_metric_names(self._gates, TOKEN_METRICS)
             return
-        self._held_out = load(data, split=self._split, task_type=rows.task_type)
+        self._held_out = load(plan.data, split=self._split, task_type=rows.task_type)
         check_metric_names(self._gates, _metric_names(self._held_out))
         self._live_metrics(rows.name)
 
-    def finish(
-        self,
-        mixture: Path,
-        rows: Any,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerFast,
-        validation: Mapping[str, float],
-    ) -> Released:
+    def finish(self, training: Finished) -> Released:
         """Merge by the mean, measure, judge, and publish if every gate holds.
 
-        Args:
-            mixture: the directory of the training; the adapter is written into it.
-            rows: as for `prepare`.
-            validation: what the training measured on the validation split, if anything: it is not measured again.
+        The adapter is written into the directory of the training. What that measured on the validation split, if
+        anything, is not measured again.
         """
-        merged = merge(mixture)
-        file = mixture / ADAPTER_FILE
-        adapter_file.write(file, merged)
+        merged = merge(training.out)
+        file = training.out / ADAPTER_FILE
+        disk.write(file, merged)
         adapter = adapter_file.decode(merged)
-        held_out, metrics = self._held_out, dict(validation)
+        held_out, metrics, prepared = self._held_out, dict(training.result.metrics), training.prepared
         if held_out is not None and (self._split != "validation" or not metrics):
-            metrics = evaluation.evaluate(adapter, backbone, tokenizer, held_out).metrics
+            metrics = evaluation.evaluate(adapter, prepared.backbone, prepared.tokenizer, held_out).metrics
         verdicts: list[Verdict] = []
         published: Published | None = None
         failure: AdamixError | None = None
         try:
             constant = None if held_out is None else baseline(held_out)
-            verdicts = judge(self._gates, metrics, constant, self._live_metrics(rows.name))
+            verdicts = judge(self._gates, metrics, constant, self._live_metrics(prepared.rows.name))
             reasons = [verdict.reason for verdict in verdicts if not verdict.holds]
             if reasons:
                 failure = FailedPrecondition(

@@ -5,7 +5,7 @@
     OUT/sweep.json     one entry per task, rewritten after every change
     OUT/TASK/          the run of one task, as `training/run_directory.py` describes it
 
-Knows files and order. How one task is trained is the caller's function; which settings there are is the caller's table.
+Knows files and order. How one task is trained is the caller's function.
 """
 
 import difflib
@@ -23,15 +23,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from adamix import adapter_file
+from adamix import disk
 from adamix.data.sources import local_files
 from adamix.errors import AdamixError, Cancelled, FailedPrecondition, InvalidConfig, InvalidData
+from adamix.experiments.settings import SETTINGS, Kind, Value, flag_of
 from adamix.metrics import finite_json
 
 LEDGER_FILE = "sweep.json"
 MAX_TASKS = 20_000
 # How a finished training is judged; and what its weights do not depend on. These may change while a task is under way.
-JUDGING: dict[str, "Kind"] = {"gate": "texts", "split": "text"}
+JUDGING: dict[str, Kind] = {"gate": "texts", "split": "text"}
 _FREE = {*JUDGING, "device", "validate"}
 _LOCK_FILE = ".sweep.lock"
 _MAX_FILE_BYTES = 16 << 20
@@ -39,8 +40,7 @@ _MAX_FILE_BYTES = 16 << 20
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 State = Literal["finished", "rejected", "failed", "interrupted"]
-Kind = Literal["text", "integer", "number", "switch", "texts"]
-Setting = str | int | float | bool | list[str]
+Setting = Value | list[str]
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,17 @@ class Outcome:
     error: str | None = None
 
 
-def read_sweep(path: Path, kinds: Mapping[str, Kind]) -> list[SweepTask]:
+def read_sweep(path: Path) -> list[SweepTask]:
     """Read a sweep: a table `[defaults]` and any number of tables `[[task]]`, each with a `name` of its own.
 
-    Args:
-        kinds: the settings that tables may have, by name, beside those of `JUDGING`. `texts` is a
-            string or a list of strings, always kept as a list; `text` takes a list as well, and joins it by commas.
+    Tables have the settings of a training, by the names of its flags, and those of `JUDGING`. `texts` is a string or a
+    list of strings, always kept as a list; `text` takes a list as well, and joins it by commas.
 
     Raises:
         InvalidConfig: the file is no such thing; the message names the table and the key.
     """
-    content, kinds = _read_toml(path), {**kinds, **JUDGING}
+    content = _read_toml(path)
+    kinds: dict[str, Kind] = {flag_of(name): setting.kind for name, setting in SETTINGS.items()} | JUDGING
     unknown = sorted(content.keys() - {"defaults", "task"})
     if unknown:
         raise InvalidConfig(f"{path}: unknown table or key {unknown[0]!r}; there are [defaults] and [[task]]")
@@ -159,7 +159,7 @@ class Ledger:
     def put(self, entry: Entry) -> None:
         self._entries[entry.task] = entry
         text = json.dumps(finite_json({"tasks": [e.to_json() for e in self._entries.values()]}), indent=2)
-        adapter_file.write(self._path, text.encode())
+        disk.write(self._path, text.encode())
 
     def is_done(self, task: SweepTask) -> bool:
         """Whether this task is finished, with these settings and these data, and what it made is there."""

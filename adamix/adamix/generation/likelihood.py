@@ -16,10 +16,10 @@ from torch import Tensor, device, nn
 from transformers import PreTrainedTokenizerFast
 
 from adamix.adapter_file import AdapterFile, check_backbone
+from adamix.attach import insert_adapter
 from adamix.backbone import Backbone
 from adamix.data import GenerationData
 from adamix.errors import FailedPrecondition, InvalidData
-from adamix.evaluation import insert_adapter
 from adamix.generation.rows import TargetRows, target_rows
 from adamix.heads import LanguageModel, shared_copy
 
@@ -118,7 +118,7 @@ def language_model(
     """The backbone's body with this adapter in place under its own head, in evaluation mode; the backbone is untouched.
 
     Args:
-        replace: as of `evaluation.attach`.
+        replace: as of `attach.attach`.
 
     Raises:
         as `check_writer`.

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from adamix.adapter_file import TensorData
 from adamix.backbone import Backbone
 from adamix.errors import InvalidAdapter
 from adamix.interop.adapterhub_config import (
@@ -43,6 +42,7 @@ from adamix.interop.reading import (
 )
 from adamix.interop.sequence_heads import SEQUENCE_HEADS, take_head
 from adamix.manifest import MAX_LABELS, Activation, HeadType, TrainingRecord
+from adamix.tensors import TensorData
 
 _WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
 _HEAD_WEIGHTS = ("model_head.safetensors", "pytorch_model_head.bin")

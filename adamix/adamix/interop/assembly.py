@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.data.task import TaskType
 from adamix.errors import InvalidAdapter, InvalidConfig
@@ -28,6 +28,7 @@ from adamix.manifest import (
     label_map,
 )
 from adamix.mixture_file import MixtureFile
+from adamix.tensors import TensorData
 
 DEFAULT_MAX_LENGTH = 128  # tokens: what the release, and most who publish adapters of encoders, train with
 

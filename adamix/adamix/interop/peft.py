@@ -16,7 +16,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adamix.adapter_file import TensorData
 from adamix.backbone import Backbone
 from adamix.errors import InvalidAdapter
 from adamix.interop.assembly import (
@@ -33,6 +32,7 @@ from adamix.interop.reading import Ledger, float32, read_pickle, read_tensors, s
 from adamix.interop.sequence_heads import POOLER, SEQUENCE_HEADS, take_head
 from adamix.manifest import NORM_SITES, TrainingRecord
 from adamix.sites import Family, SitePath
+from adamix.tensors import TensorData
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE_FILE = "adapter_model.bin"

@@ -18,14 +18,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix import disk
+from adamix.adapter_file import AdapterFile
 from adamix.errors import FailedPrecondition
 from adamix.interop.peft import KEY_PREFIX, WEIGHTS_FILE, lora_targets
 from adamix.interop.peft_config import CONFIG_FILE
 from adamix.interop.sequence_heads import SEQUENCE_HEADS
 from adamix.packaged import PACKAGES
 from adamix.sites import family
+from adamix.tensors import TensorData
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def export_peft(adapter: AdapterFile, out: Path, *, body_only: bool = False) -> 
     data = save({KEY_PREFIX + name: tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
     config = json.dumps(_config(adapter, modules, head), indent=2, sort_keys=True)
     files = (out / WEIGHTS_FILE, out / CONFIG_FILE)
-    adapter_file.write(files[0], data)
-    adapter_file.write(files[1], config.encode())
+    disk.write(files[0], data)
+    disk.write(files[1], config.encode())
     return Exported(head.task_type, files, _notes(adapter, head))
 
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from adamix.adapter_file import MAX_FILE_BYTES, Dtype, TensorData
 from adamix.errors import InvalidAdapter
+from adamix.tensors import MAX_FILE_BYTES, Dtype, TensorData
 
 MAX_JSON_BYTES = 1 << 20
 MAX_TENSORS = 20_000

@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamix.adapter_file import MAX_ADAPTER_RANK
-from adamix.config import Share
 from adamix.errors import InvalidAdapter
 from adamix.interop.reading import Ledger, float64_array, read_pickle, shown, state_dict
-from adamix.manifest import Activation, BackboneSpec, Kind
+from adamix.manifest import MAX_EXPERTS, Activation, BackboneSpec, Kind, Share
 
 MAX_BYTES = 4 << 30  # a whole GPT-2 medium in fp32 is 1.4 GB
-MAX_EXPERTS = 64
 
 _BLOCK_KEY = re.compile(
     r"(?P<body>bert|roberta|transformer)\.(?:encoder\.layer|h)\.(?P<layer>0|[1-9]\d{0,3})\."

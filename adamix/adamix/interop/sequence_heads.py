@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adamix.adapter_file import TensorData
 from adamix.backbone import Backbone
 from adamix.errors import InvalidAdapter
 from adamix.interop.assembly import HeadPart
 from adamix.interop.reading import Ledger, float32, tensor_data
 from adamix.manifest import Activation, Dense, Pooling
+from adamix.tensors import TensorData
 
 POOLER = "pooler.dense"
 

@@ -23,7 +23,7 @@ from adamix.merging.rules import Information
 from adamix.merging.samples import ExpertSweep, OnProgress, Samples
 from adamix.merging.settings import MergeConfig
 from adamix.mixture_file import MixtureFile, Projection
-from adamix.training.loop import Rows
+from adamix.order import Rows
 
 # Distributions in fp64 at a time: over a vocabulary they are large.
 _AT_ONCE = 64

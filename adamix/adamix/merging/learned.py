@@ -20,7 +20,7 @@ from adamix.losses import task_loss
 from adamix.merging.samples import OnProgress, Samples, expert_tensors, model_with
 from adamix.merging.settings import MergeConfig
 from adamix.mixture_file import MixtureFile, Projection
-from adamix.training.loop import EpochOrder, Rows
+from adamix.order import EpochOrder, Rows
 
 
 class SoftMerged(nn.Module):

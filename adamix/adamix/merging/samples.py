@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, evaluation
+from adamix import adapter_file
+from adamix.attach import attach
 from adamix.backbone import Backbone
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidData
@@ -23,7 +24,7 @@ from adamix.heads import LanguageModel, TaskModel
 from adamix.merging.rules import combine, uniform
 from adamix.merging.settings import MergeConfig
 from adamix.mixture_file import MixtureFile, Projection
-from adamix.training.loop import Rows
+from adamix.order import Rows
 
 # (rows done, rows in all), or steps for a method that makes steps.
 OnProgress = Callable[[int, int], None]
@@ -141,7 +142,7 @@ def model_with(mixture: MixtureFile, samples: Samples, modules: Mapping[str, nn.
     adapter = adapter_file.decode(combine(mixture, uniform, "uniform"))
     if adapter.manifest.head.type == "causal_lm":
         return language_model(adapter, samples.backbone, modules.get)
-    return evaluation.attach(adapter, samples.backbone, modules.get)
+    return attach(adapter, samples.backbone, modules.get)
 
 
 def expert_tensors(projection: Projection) -> tuple[Tensor, Tensor | None]:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.manifest import SITES
 from adamix.merge import merge
 from adamix.mixture import DOWN, UP
 from adamix.mixture_file import MixtureFile, Projection, merged_key
+from adamix.tensors import TensorData
 
 Pairing = Literal["paired", "all"]
 
@@ -116,7 +117,7 @@ class Experts:
         return adapter_file.decode(adapter_file.encode(self._mixture.manifest.adapter, tensors))
 
     def choosing(self, routes: RouteTable) -> tuple[AdapterFile, Callable[[str, nn.Linear], nn.Module]]:
-        """An adapter, and what to replace its linears by (`evaluation.attach`) so that they follow a table of routes.
+        """An adapter, and what to replace its linears by (`attach.attach`) so that they follow a table of routes.
 
         Of the adapter the structure counts, which is that of any path: the sites there are, and the head.
         """

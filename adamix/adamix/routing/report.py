@@ -15,7 +15,8 @@ from torch import Tensor
 from adamix.evaluation import Evaluation
 from adamix.generation.evaluation import TextEvaluation
 from adamix.routing.calibration import Calibration, Disagreement, calibrate, disagreement, spread
-from adamix.routing.routes import MixtureProbe, Routing, average
+from adamix.routing.probe import MixtureProbe
+from adamix.routing.routes import Routing, average
 from adamix.routing.texts import TextProbe, TokenEvaluation
 
 MONTE_CARLO = Routing("random")

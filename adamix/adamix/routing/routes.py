@@ -1,36 +1,27 @@
 """The routes that a trained mixture can be measured by: merged, random, one fixed expert, or all of them together.
 
-A route that all rows share is one adapter, made of the experts it names; that adapter is then evaluated like any other.
-Routes of their own for each text or token choose among all experts inside the forward pass. Knows neither training nor
-files, and draws from generators of its own.
+What a routing is and how it is written, how routes are drawn, by generators of their own, and how paths are averaged.
+Who follows them is not known here: `probe` for labels, `texts` for texts.
 
-Shapes: N rows, L tokens, P points (layer x site), M experts, C outputs of the head.
+Shapes: S paths, N rows, L tokens, P points (layer x site), C outputs of the head.
 """
 
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
-from adamix import evaluation
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
 from adamix.batches import TokenRow
-from adamix.data import TaskData, TaskType
+from adamix.data import TaskType
 from adamix.errors import InvalidConfig
-from adamix.evaluation import DEFAULT_BATCH_SIZE, Evaluation, LabelledRows
-from adamix.mixture_file import MixtureFile
-from adamix.routing.experts import ExpertPair, Experts, Pairing, RouteTable
+from adamix.routing.experts import Pairing
 
 Mode = Literal["merged", "random", "fixed", "ensemble"]
 Granularity = Literal["batch", "sentence", "token"]
@@ -108,112 +99,6 @@ def parse_routing(text: str) -> Routing:
             settings[name] = detail
         return Routing("ensemble", **settings)
     raise unknown
-
-
-def evaluate_mixture(
-    mixture: MixtureFile,
-    backbone: Backbone,
-    tokenizer: PreTrainedTokenizerFast,
-    data: TaskData,
-    routing: Routing,
-    *,
-    seed: int = 0,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    on_rows: Callable[[int], None] | None = None,
-) -> Evaluation:
-    """Evaluate a mixture on labelled text by some route through its experts.
-
-    Args:
-        seed: of a random routing. What is drawn depends on it, on the text (`sentence`), and on the place of a token
-            in its text (`token`); on neither the batch size nor the order of the rows.
-        on_rows: called after each forward pass with the number of rows it had; an ensemble passes each row repeatedly.
-
-    Raises:
-        as `evaluation.evaluate`; and InvalidConfig: there is no expert of the fixed number.
-    """
-    probe = MixtureProbe(mixture, backbone, tokenizer, data, batch_size=batch_size, on_rows=on_rows)
-    return probe.evaluate(routing, seed)
-
-
-@dataclass
-class MixtureProbe:
-    """One mixture on one data set, tokenised once, to be measured by many routes. Raises as `evaluate_mixture`."""
-
-    mixture: MixtureFile
-    backbone: Backbone
-    tokenizer: PreTrainedTokenizerFast
-    data: TaskData
-    batch_size: int = field(default=DEFAULT_BATCH_SIZE, kw_only=True)
-    on_rows: Callable[[int], None] | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        self._path_logits: dict[ExpertPair, Tensor] = {}
-
-    @cached_property
-    def rows(self) -> LabelledRows:
-        """The tokens and the targets of the data set."""
-        return evaluation.label_rows(self.mixture.manifest.adapter, self.backbone, self.tokenizer, self.data)
-
-    def evaluate(self, routing: Routing, seed: int = 0) -> Evaluation:
-        """Measure by one routing. Of an ensemble's mean probabilities the logits are those that have them."""
-        return self.judge(self.logits(routing, seed))
-
-    def judge(self, logits: Tensor) -> Evaluation:
-        """What the head decides by logits `[N, C]`."""
-        return evaluation.judge(self.mixture.manifest.adapter.head, logits, self.rows)
-
-    def logits(self, routing: Routing, seed: int = 0) -> Tensor:
-        """fp32 `[N, C]`, in the order of the rows."""
-        experts = self._experts
-        routing.check(experts.num_experts)
-        if routing.mode == "merged":
-            return self._predict(experts.merged())
-        if routing.mode == "fixed":
-            return self._along(self.paths("paired")[routing.expert])
-        if routing.mode == "ensemble":
-            paths = [self._along(path) for path in self.paths(routing.pairing)]
-            return average(torch.stack(paths), self.rows.task_type, routing.average)
-        if routing.granularity == "batch":
-            return self._predict(experts.by_route(draw_route(seed, experts.num_points, experts.num_experts)))
-        return self._predict_by_token(routing.granularity, seed)
-
-    def paths(self, pairing: Pairing) -> list[ExpertPair]:
-        """The distinct paths of an ensemble."""
-        return self._experts.paths(pairing)
-
-    @cached_property
-    def _experts(self) -> Experts:
-        return Experts(self.mixture)
-
-    def _along(self, path: ExpertPair) -> Tensor:
-        """Logits by one path through all layers, computed once."""
-        if path not in self._path_logits:
-            self._path_logits[path] = self._predict(self._experts.along(path))
-        return self._path_logits[path]
-
-    def _predict(self, adapter: AdapterFile) -> Tensor:
-        model = evaluation.attach(adapter, self.backbone)
-        tokens, pad_id = self.rows.tokens, self.rows.pad_id
-        return evaluation.predict(model, tokens, pad_id=pad_id, batch_size=self.batch_size, on_rows=self.on_rows)
-
-    def _predict_by_token(self, granularity: Granularity, seed: int) -> Tensor:
-        table, experts = RouteTable(), self._experts
-        adapter, choose = experts.choosing(table)
-        model = evaluation.attach(adapter, self.backbone, choose)
-        tokens, pad_id = self.rows.tokens, self.rows.pad_id
-
-        def set_routes(chosen: Sequence[int]) -> None:
-            rows = [tokens[index] for index in chosen]
-            table.set(draw_token_routes(seed, rows, experts.num_points, experts.num_experts, granularity))
-
-        return evaluation.predict(
-            model,
-            tokens,
-            pad_id=pad_id,
-            batch_size=self.batch_size,
-            on_rows=self.on_rows,
-            before_batch=set_routes,
-        )
 
 
 def draw_route(seed: int, num_points: int, num_experts: int) -> NDArray[np.int64]:

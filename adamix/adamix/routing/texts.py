@@ -96,8 +96,8 @@ class TextProbe:
         """Measure by one routing: a `TextEvaluation` when texts are generated.
 
         Args:
-            seed: of a random routing; what a draw depends on is said at `evaluate_mixture`. The row whose ids decide at
-                `sentence` and `token` is a source with one of its references.
+            seed: of a random routing; what a draw depends on is said at `MixtureProbe.evaluate`. The row whose ids
+                decide at `sentence` and `token` is a source with one of its references.
 
         Raises:
             InvalidConfig: there is no expert of the fixed number; or texts are asked of a routing that writes none.

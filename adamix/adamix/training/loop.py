@@ -1,4 +1,4 @@
-"""AdaMix's changes to `transformers.Trainer`: what one step computes, in which order rows come, what is saved.
+"""AdaMix's changes to `transformers.Trainer`: what one step computes, and what is saved.
 
 Both stochastic passes are one forward call over twice the rows (two calls fail under DistributedDataParallel); routes
 come from a generator of their own, whose state is saved with the others; a checkpoint holds only trained tensors.
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -24,7 +23,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from adamix.batches import TokenRow, collate
 from adamix.config import Unrouted
 from adamix.data import TaskType
 from adamix.errors import FailedPrecondition
@@ -32,13 +30,11 @@ from adamix.generation.rows import TargetRows
 from adamix.heads import LanguageModel, TaskModel
 from adamix.losses import consistency_loss, task_loss
 from adamix.mixture import Mixture, select_rows
+from adamix.order import EpochOrder, Rows
 from adamix.training.run_directory import checkpoint_step
 
 _WEIGHTS_FILE = "trained.safetensors"
 _ROUTES_FILE = "routes_rng.pt"
-# Rows are sorted by length inside blocks of so many batches: wide enough to save padding, narrow enough that batches
-# differ from epoch to epoch.
-_BATCHES_PER_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -48,67 +44,6 @@ class Progress:
     step: int
     steps: int
     loss: float | None
-
-
-@dataclass(frozen=True)
-class Rows(Dataset[int]):
-    """Tokenised training rows and their targets. Items are row numbers; `batch` turns numbers into tensors."""
-
-    tokens: Sequence[TokenRow]
-    targets: Tensor
-    pad_id: int
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return [len(row) for row in self.tokens]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """`collate`'s tensors and the `targets` of some rows."""
-        chosen = collate([self.tokens[index] for index in indices], self.pad_id)
-        return {**chosen, "targets": self.targets[list(indices)]}
-
-
-class EpochOrder(Sampler[int]):
-    """A random order of rows that depends on the seed and the epoch alone, so that a resumed run finds its place.
-
-    Args:
-        lengths: tokens of each row.
-        batch_size: rows of one optimiser step; with `group_by_length` rows of like length share a batch.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, group_by_length: bool) -> None:
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
-        self._group_by_length = group_by_length
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order: list[int] = torch.randperm(len(self), generator=generator).tolist()
-        return iter(self._grouped(order, generator) if self._group_by_length else order)
-
-    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
-        size, block = self._batch_size, self._batch_size * _BATCHES_PER_BLOCK
-        for start in range(0, len(order), block):
-            order[start : start + block] = sorted(order[start : start + block], key=lambda i: -self._lengths[i])
-        # Only whole batches change places: the last, shorter one would shift the borders of all that follow it.
-        whole = len(order) // size
-        places = torch.randperm(whole, generator=generator).tolist()
-        return [row for k in places for row in order[k * size : (k + 1) * size]] + order[whole * size :]
 
 
 class StepWatch(TrainerCallback):

@@ -7,32 +7,21 @@ import msgspec
 import torch
 
 from adamix import adapter_file
-from adamix.adapter_file import TensorData
 from adamix.backbone import Backbone
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import MixtureConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter
-from adamix.heads import ClozeHead, Head, describe_head
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
+from adamix.heads import ClozeHead, Head
+from adamix.manifest import BackboneRef, Manifest, TrainingRecord
 from adamix.merge import MixtureFile, MixtureManifest, expert_key, initial_key
 from adamix.mixture import Mixture
+from adamix.tensors import TensorData
+from adamix.training.task import TrainingTask
 
 
-def build_manifest(
-    backbone: Backbone,
-    data: TaskData | GenerationData,
-    adapter: AdapterConfig,
-    mixture: MixtureConfig,
-    head: HeadConfig,
-    train: TrainConfig,
-    head_spec: HeadSpec | None = None,
-) -> Manifest:
-    """The manifest of the adapter to be, checked now and not after hours of training.
-
-    Args:
-        head_spec: of the head; None derives it from its settings and the data.
-    """
-    spec = backbone.spec
+def build_manifest(plan: TrainingPlan, task: TrainingTask, backbone: Backbone) -> Manifest:
+    """The manifest of the adapter to be, checked now and not after hours of training."""
+    adapter, mixture, spec = plan.adapter, plan.mixture, backbone.spec
     is_single = mixture.num_experts == 1 and mixture.passes == 1
     manifest = Manifest(
         kind=adapter.kind,
@@ -45,17 +34,17 @@ def build_manifest(
             hidden_size=spec.hidden_size,
             num_layers=spec.num_layers,
             name=backbone.name,
-            pooler_fingerprint=spec.pooler_fingerprint if head.dense == "backbone" else None,
+            pooler_fingerprint=spec.pooler_fingerprint if plan.head.dense == "backbone" else None,
         ),
-        head=describe_head(head, data) if head_spec is None else head_spec,
-        max_length=train.max_length,
+        head=task.head_spec(plan.head),
+        max_length=plan.train.max_length,
         training=TrainingRecord(
             method="head" if not adapter.sites else "single" if is_single else "adamix",
             num_experts=mixture.num_experts,
             share=mixture.share,
             consistency=mixture.consistency,
-            seed=train.seed,
-            data=f"{data.name[:400]} ({_rows_of(data)})",
+            seed=plan.train.seed,
+            data=f"{task.data.name[:400]} ({_rows_of(task.data)})",
         ),
     )
     manifest.check()

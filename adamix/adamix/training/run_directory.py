@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adamix import adapter_file
+from adamix import disk
 from adamix.errors import FailedPrecondition, InvalidConfig
 
 RUN_FILE = "run.json"
@@ -51,7 +51,7 @@ def open_run(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Path | 
         raise FailedPrecondition(f"{out} holds no training run to continue")
     if is_writer:
         text = json.dumps(settings, indent=2, sort_keys=True)
-        adapter_file.write(path, text.encode())
+        disk.write(path, text.encode())
     return None
 
 

@@ -25,19 +25,22 @@ from adamix.generation import inference as generation
 from adamix.generation.rows import TargetRows, target_rows
 from adamix.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
 from adamix.manifest import HeadSpec
-from adamix.training.loop import Rows
+from adamix.order import Rows
 
 
 class TrainingTask(Protocol):
     """The data of one run.
 
     Attributes:
+        data: the rows as they were read.
         loss_type: what the logits are compared with; those of a language model are rows of a classification.
         num_rows: of training.
         scale: (mean, deviation) by which the targets of a regression are standardised; else (0, 1).
         type_name: of the task, as `--task-type` has it.
     """
 
+    @property
+    def data(self) -> TaskData | GenerationData: ...
     @property
     def loss_type(self) -> TaskType: ...
     @property

@@ -15,13 +15,14 @@ from statistics import fmean
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, data, trainer
 from adamix import backbone as backbones
+from adamix import data, disk, trainer
 from adamix.backbone import Backbone
-from adamix.config import HeadConfig
+from adamix.config import TrainingPlan
 from adamix.errors import InvalidConfig
 from adamix.mixture_file import MixtureFile, read_mixture
-from adamix.routing.routes import MixtureProbe, parse_routing
+from adamix.routing.probe import MixtureProbe
+from adamix.routing.routes import parse_routing
 from adamix_bench.quality.settings import QualitySettings, Rows
 from adamix_bench.quality.store import RunStore
 from adamix_bench.quality.trainings import ROUTED, TRAININGS, Choice
@@ -96,19 +97,10 @@ class Laboratory:
                 rows = data.few_shot(rows, cell.rows, cell.seed)
             training, out = TRAININGS[cell.training], kept.with_suffix(".run")
             shutil.rmtree(out, ignore_errors=True)
-            result = trainer.train(
-                self._backbone,
-                self._tokenizer,
-                rows,
-                None,
-                training.adapter,
-                training.mixture,
-                HeadConfig(),
-                self.settings.train_config(choice, cell.seed),
-                out,
-                callbacks=[on_step],
-            )
-            adapter_file.write(seconds_file, f"{result.seconds:.3f}".encode())
+            config = self.settings.train_config(choice, cell.seed)
+            plan = TrainingPlan(adapter=training.adapter, mixture=training.mixture, train=config)
+            result = trainer.train(plan, self._backbone, self._tokenizer, rows, None, out, callbacks=[on_step])
+            disk.write(seconds_file, f"{result.seconds:.3f}".encode())
             result.path.replace(kept)
             shutil.rmtree(out)
         return read_mixture(kept), float(seconds_file.read_text())

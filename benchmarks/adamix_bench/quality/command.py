@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from adamix.cli import JsonFlag, exit_codes, stderr
-from adamix.cli.terminal import DeviceOption, device_name, progress_bar
+from adamix.cli.terminal import DeviceOption, progress_bar
 from adamix.errors import InvalidConfig
 from adamix_bench.quality.settings import QualitySettings
 from adamix_bench.quality.trainings import METHODS
@@ -81,6 +81,7 @@ def quality(
         )
         import torch
 
+        from adamix.backbone import device_name
         from adamix_bench.quality.outcome import write
         from adamix_bench.quality.run import run
         from adamix_bench.quality.store import RunStore

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from adamix import adapter_file
+from adamix import disk
 from adamix.errors import InvalidData
 from adamix_bench import reports
 from adamix_bench.machine import describe
@@ -42,7 +42,7 @@ def write(
     tables, lines = report.tables(records), report.claim_lines(document["claim"])
     text = "\n".join(["\n".join(f"- {line}" for line in lines), "", *(table.markdown() for table in tables)])
     reports.save(document, out / "quality.json")
-    adapter_file.write(out / "quality.md", text.encode())
+    disk.write(out / "quality.md", text.encode())
     plots.violins(records, out / "quality-routes.png")
     plots.paired_differences(records, out / "quality-differences.png")
     plots.ablations(records, out / "quality-ablations.png")

@@ -10,7 +10,7 @@ from adamix.config import AdapterConfig, MixtureConfig
 
 BOTTLENECK = AdapterConfig(kind="bottleneck", rank=16)
 # As many parameters as the bottleneck: two sites of a layer instead of one.
-LORA = AdapterConfig(kind="lora", rank=8, alpha=16)
+LORA = AdapterConfig.of("lora", rank=8, alpha=16)
 ADAMIX = MixtureConfig(num_experts=4, share="up", consistency=1.0)
 
 

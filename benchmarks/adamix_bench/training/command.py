@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from adamix.cli import JsonFlag, exit_codes
-from adamix.cli.terminal import DeviceOption, device_name
+from adamix.cli.terminal import DeviceOption
 from adamix_bench.training.settings import Settings
 
 _DEFAULTS = Settings()
@@ -47,6 +47,7 @@ def training(
             threads=threads,
             seed=seed,
         )
+        from adamix.backbone import device_name
         from adamix_bench.training.run import run
 
         document = run(settings, device_name(device), out, sys.argv[1:], quiet=json_)

@@ -69,7 +69,7 @@ class Report:
         trained, merged, head = found.parameters
         ratio = over(self.found, name, PEER)
         return {
-            "sites": list(self.ways[name].adapter.sites or ()),
+            "sites": list(self.ways[name].adapter.sites),
             "experts": mixture.num_experts,
             "share": mixture.share,
             "passes": mixture.passes,

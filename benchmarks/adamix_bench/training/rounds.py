@@ -16,7 +16,7 @@ from torch import nn
 
 from adamix import backbone as backbones
 from adamix import trainer
-from adamix.config import HeadConfig
+from adamix.config import HeadConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig
 from adamix_bench.measure import Spread
@@ -99,14 +99,11 @@ class Bench:
         bench = self._workbench
         with tempfile.TemporaryDirectory(prefix="adamix-bench-") as directory:
             return trainer.train(
+                TrainingPlan(adapter=way.adapter, mixture=way.mixture, head=self._head, train=self._settings.train),
                 bench.backbone,
                 bench.tokenizer,
                 self._rows,
                 None,
-                way.adapter,
-                way.mixture,
-                self._head,
-                self._settings.train,
                 Path(directory) / "run",
                 callbacks=[clock],
             )

@@ -49,7 +49,7 @@ class Settings:
     @property
     def adapter(self) -> AdapterConfig:
         """The adapter that every expert is a copy of."""
-        return AdapterConfig(kind=self.method, rank=self.rank)
+        return AdapterConfig.of(self.method, rank=self.rank)
 
     @property
     def train(self) -> TrainConfig:

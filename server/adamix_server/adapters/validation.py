@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from adamix.adapter_file import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json, check_backbone, decode
+from adamix.adapter_file import check_backbone, decode
 from adamix.errors import InvalidAdapter
 from adamix.manifest import BackboneSpec
+from adamix.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

@@ -24,6 +24,17 @@ _CHUNK_BYTES = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
+@contextmanager
+def room() -> Iterator[None]:
+    """Turn the operating system's "no space" into StoreFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise StoreFull("the server's disk is full; free space or delete versions, then try again") from error
+        raise
+
+
 class Temporary:
     """A file that is still arriving. Knows the sha256 and the size of what was written so far.
 
@@ -51,7 +62,7 @@ class Temporary:
             Cancelled: the file is closed.
         """
         rest = memoryview(data)
-        with self._lock, _room():
+        with self._lock, room():
             if self._descriptor < 0:
                 raise Cancelled("the upload has ended")
             while rest:
@@ -85,7 +96,7 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self._blobs = root / "sha256"
         self._temporaries = root / "tmp"
-        with _room():
+        with room():
             make_directory(self._temporaries)
             make_directory(self._blobs)
             # All shards at once: a put then needs one directory sync, not a second one for a shard it may have made.
@@ -113,7 +124,7 @@ class BlobStore:
 
         Raises StoreFull when there is no room for it.
         """
-        with _room():
+        with room():
             descriptor, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=self._temporaries)
         path = Path(name)
         temporary = Temporary(path, descriptor)
@@ -138,7 +149,7 @@ class BlobStore:
                 temporary.write(source)
                 return self.put(temporary.path, digest)
         target = self.path(digest)
-        with _room(), source.open("rb") as file:
+        with room(), source.open("rb") as file:
             if _digest_of(file) != digest:
                 raise InvalidAdapter("the bytes do not have the digest they came with", reason="DIGEST_MISMATCH")
             os.fchmod(file.fileno(), 0o400)
@@ -183,17 +194,6 @@ class BlobStore:
         for path in orphans:
             path.unlink(missing_ok=True)
         return Swept(len(temporaries), len(orphans))
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    """Turn the operating system's "no space" into StoreFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise StoreFull("the server's disk is full; free space or delete versions, then try again") from error
-        raise
 
 
 def _digest_of(file: BinaryIO) -> str:

@@ -1,19 +1,21 @@
 """The steps mutations are made of. Each runs inside a write transaction of its caller.
 
 A mutation finds its task (and checks the etag), changes rows or the pointer, and ends with `record`, which gives the
-change its revision, the task its new etag, and the audit its row.
+change its revision, the task its new etag, the change log its rows and the audit its own. The change log is for
+readers that want the difference; the audit is for people.
 """
 
 import secrets
 import time
 from collections.abc import Callable
+from typing import Literal
 
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from adamix.errors import Aborted
 from adamix_server.catalog import schema
-from adamix_server.catalog.lifecycle import State, move
+from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.names import check_name, task_not_found
 from adamix_server.catalog.pointer import Pointer
 from adamix_server.catalog.rows import Action
@@ -22,12 +24,21 @@ MAX_DETAIL_CHARS = 512
 # A refused upload costs its sender nothing: of each tenant only so many are remembered.
 MAX_FAILURES_PER_TENANT = 1_000
 
-_tasks, _versions, _traffic, _pins, _audit = (
+# Readers that are further behind read everything. A front end reads at every change, at the latest every second, and is
+# replaced when it has said nothing for 20 s; a disk syncs some hundred changes a second. To follow so many rows costs
+# about what reading everything does, and the log stays below two megabytes.
+MAX_LOGGED_REVISIONS = 10_000
+
+# What a row of the change log names: a task, or a digest that a task has got a version with.
+Kind = Literal["task", "version"]
+
+_tasks, _versions, _traffic, _pins, _audit, _log = (
     schema.tasks.c,
     schema.versions.c,
     schema.traffic.c,
     schema.pins.c,
     schema.audit.c,
+    schema.changes.c,
 )
 
 
@@ -89,7 +100,7 @@ def retire(connection: Connection, task_id: int, digest: str | None = None) -> N
         chosen &= _versions.digest == digest
         pins &= _pins.digest == digest
     connection.execute(delete(schema.pins).where(pins))
-    connection.execute(update(schema.versions).where(chosen).values(state=move(State.READY, State.RETIRED)))
+    connection.execute(update(schema.versions).where(chosen).values(state=State.RETIRED))
 
 
 def read_pointers(connection: Connection, task_id: int) -> dict[str, Pointer]:
@@ -123,18 +134,44 @@ def record(
 ) -> None:
     """Give a change its revision, its task a new etag, and write it down."""
     connection.execute(update(schema.state).values(revision=schema.state.c.revision + 1))
+    revision = read_revision(connection)
+    _log_change(connection, revision, "task", tenant, task)
+    if action == "register" and digest is not None:
+        _log_change(connection, revision, "version", tenant, digest)
+    connection.execute(delete(schema.changes).where(_log.revision <= revision - MAX_LOGGED_REVISIONS))
     # Random, not counted: an etag must not repeat when a deleted task is made again, nor tell of other tenants.
     connection.execute(
         update(schema.tasks)
         .where(_tasks.tenant == tenant, _tasks.task == task)
         .values(etag=secrets.token_hex(8), update_time_us=now_us())
     )
-    _write_audit(connection, tenant, task, action, digest, detail)
+    _write_audit(connection, revision, tenant, task, action, digest, detail)
+
+
+def changed_since(connection: Connection, revision: int, kind: Kind) -> set[tuple[str, str]] | None:
+    """The (tenant, name) of all that changed after a revision; None if the log does not go back so far.
+
+    It goes back if it has every revision since: whatever was dropped, by whomever, none is missed.
+    """
+    newest = read_revision(connection)
+    if revision == newest:
+        return set()
+    rows = connection.execute(
+        select(_log.revision, _log.kind, _log.tenant, _log.name).where(_log.revision > revision)
+    ).all()
+    if len({row.revision for row in rows}) != newest - revision:
+        return None
+    return {(row.tenant, row.name) for row in rows if row.kind == kind}
+
+
+def forget_changes(connection: Connection) -> None:
+    """Empty the change log: whoever reads next reads everything."""
+    connection.execute(delete(schema.changes))
 
 
 def record_failure(connection: Connection, tenant: str, task: str, reason: str) -> None:
     """Write a refusal down, and drop the oldest of the tenant's. Changes nothing that is served."""
-    _write_audit(connection, tenant, task, "fail", None, reason)
+    _write_audit(connection, read_revision(connection), tenant, task, "fail", None, reason)
     failures = (_audit.tenant == tenant) & (_audit.action == "fail")
     oldest_kept = (
         select(_audit.id)
@@ -147,13 +184,17 @@ def record_failure(connection: Connection, tenant: str, task: str, reason: str) 
     connection.execute(delete(schema.audit).where(failures, _audit.id < oldest_kept))
 
 
+def _log_change(connection: Connection, revision: int, kind: Kind, tenant: str, name: str) -> None:
+    connection.execute(insert(schema.changes).values(revision=revision, kind=kind, tenant=tenant, name=name))
+
+
 def _write_audit(
-    connection: Connection, tenant: str, task: str, action: Action, digest: str | None, detail: str
+    connection: Connection, revision: int, tenant: str, task: str, action: Action, digest: str | None, detail: str
 ) -> None:
     connection.execute(
         insert(schema.audit).values(
             time_us=now_us(),
-            revision=read_revision(connection),
+            revision=revision,
             tenant=tenant,
             task=task,
             action=action,

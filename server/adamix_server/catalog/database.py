@@ -6,7 +6,7 @@ database it is. Knows nothing of what the tables mean.
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,18 +21,26 @@ from adamix_server.catalog.directories import make_directory
 _BUSY_TIMEOUT_MS = 5_000
 
 
+# Brings a file of an older schema up to date, or raises.
+Upgrade = Callable[["Database"], None]
+
+
 class Database:
-    """The file at `path`, made with its tables if it does not exist, and brought up to date if it is an older one.
+    """The file at `path`, made with its tables if it does not exist.
 
     Safe to use from several threads and processes.
 
+    Args:
+        upgrade: what to do with a file of an older schema; by default it is refused. Only for who holds the store.
+
     Raises:
-        FailedPrecondition: written by a newer adamix (`STORE_SCHEMA`), by something else (`STORE_FOREIGN`), or not
-            writable (`STORE_READONLY`).
+        FailedPrecondition: of an older or a newer schema (`STORE_SCHEMA`), made by something else (`STORE_FOREIGN`), or
+            not writable (`STORE_READONLY`).
         DataLoss: not a database, or damaged (`CATALOG_CORRUPT`).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, upgrade: Upgrade | None = None) -> None:
+        self.path = path
         make_directory(path.parent)
         # Overflow without bound: the callers' executors bound the threads, and a pool timeout would be one more
         # error to explain.
@@ -45,7 +53,7 @@ class Database:
         # Threads of one process queue here, fairly; only other processes are met by SQLite's polling.
         self._write_lock = threading.Lock()
         try:
-            self._prepare()
+            self._prepare(upgrade)
         except BaseException:  # nothing is handled: the connections are closed, and it goes on
             self.close()
             raise
@@ -53,7 +61,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database throughout."""
-        with _translated(), self._engine.begin() as connection:
+        with translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -62,8 +70,28 @@ class Database:
 
         An exception inside the block undoes all of it.
         """
-        with _translated(), self._write_lock, self._writing.begin() as connection:
+        with translated(), self._write_lock, self._writing.begin() as connection:
             yield connection
+
+    @contextmanager
+    def alter(self) -> Iterator[Connection]:
+        """As `write`, for changes of the tables themselves: foreign keys are checked at the end, not inside.
+
+        SQLite alters most of a table by copying it and dropping the old one. With foreign keys in force, dropping it
+        would delete what refers to its rows; and they can only be switched outside of a transaction.
+        """
+        with translated(), self._write_lock, self._writing.connect() as connection:
+            # Not by `connection.execute`, which would begin a transaction.
+            cursor = connection.connection.cursor()
+            cursor.execute("PRAGMA foreign_keys = OFF")
+            try:
+                with connection.begin():
+                    yield connection
+                    if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                        raise _corrupt()
+            finally:
+                cursor.execute("PRAGMA foreign_keys = ON")
+                cursor.close()
 
     def verify(self) -> None:
         """Read the whole file and check it. Raises DataLoss (`CATALOG_CORRUPT`)."""
@@ -76,9 +104,9 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _prepare(self) -> None:
+    def _prepare(self, upgrade: Upgrade | None) -> None:
         with self.read() as connection:
-            version = _pragma(connection, "user_version")
+            version = schema_version(connection)
             application = _pragma(connection, "application_id")
         if version == 0:
             self._create()
@@ -91,25 +119,47 @@ class Database:
                 reason="STORE_SCHEMA",
             )
         elif version < schema.SCHEMA_VERSION:
-            self._upgrade()
-
-    def _upgrade(self) -> None:
-        """From schema 1, which differs only by tables it does not have yet."""
-        with self.write() as connection:
-            schema.metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
+            if upgrade is None:
+                raise FailedPrecondition(
+                    f"this store was written by an older adamix (schema {version}, not {schema.SCHEMA_VERSION}); "
+                    "start `adamix serve` on it, which brings it up to date",
+                    reason="STORE_SCHEMA",
+                )
+            upgrade(self)
 
     def _create(self) -> None:
         with self.write() as connection:
             # Asked again under the lock: another process may have made it since.
-            if _pragma(connection, "user_version") == schema.SCHEMA_VERSION:
+            if schema_version(connection) == schema.SCHEMA_VERSION:
                 return
             if connection.exec_driver_sql("SELECT 1 FROM sqlite_master LIMIT 1").first() is not None:
                 raise _foreign()
             schema.metadata.create_all(connection)
             connection.execute(insert(schema.state).values(id=1, revision=0))
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-            connection.exec_driver_sql(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
+            set_schema_version(connection, schema.SCHEMA_VERSION)
+
+
+def schema_version(connection: Connection) -> int:
+    """The number of the last migration that the file has; 0 of a new one."""
+    return _pragma(connection, "user_version")
+
+
+def set_schema_version(connection: Connection, version: int) -> None:
+    """Part of the transaction, as everything else in it."""
+    connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn errors of SQLite into those of `adamix.errors`, where its reader can do something about them."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:  # the second kind from `_configure`, which the pool calls
+        found = _translate(error.orig if isinstance(error, DBAPIError) else error)
+        if found is None:
+            raise
+        raise found from error
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
@@ -133,17 +183,6 @@ def _begin(connection: Connection) -> None:
 
 def _pragma(connection: Connection, name: str) -> int:
     return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (DBAPIError, sqlite3.Error) as error:  # the second kind from `_configure`, which the pool calls
-        translated = _translate(error.orig if isinstance(error, DBAPIError) else error)
-        if translated is None:
-            raise
-        raise translated from error
 
 
 def _translate(error: BaseException | None) -> AdamixError | None:

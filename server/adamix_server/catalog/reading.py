@@ -1,110 +1,164 @@
 """From tables to rows: the queries behind every answer of the catalog.
 
-Reads four tables in four queries whatever the number of tasks, and joins them here: one query with joins would
-send a task's columns once per version.
+Reads four tables in four queries for each few thousand tasks, and joins them here: one query with joins would send a
+task's columns once per version.
 """
 
+import logging
+import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable
-from types import MappingProxyType
+from collections.abc import Callable, Collection, Iterable, Iterator
+from operator import attrgetter
 
-from sqlalchemy import ColumnElement, Connection, select, true
+import msgspec
+from sqlalchemy import ColumnElement, Connection, select
 
 from adamix_server.catalog import schema
+from adamix_server.catalog.heads import read_served
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Split, read_split
-from adamix_server.catalog.rows import TaskRow, Traffic, UnavailableReason, VersionRow
+from adamix_server.catalog.rows import TaskRow, UnavailableReason, VersionRow
+
+log = logging.getLogger(__name__)
 
 _tasks, _versions, _traffic, _pins = schema.tasks.c, schema.versions.c, schema.traffic.c, schema.pins.c
 
-# Below SQLite's limit on bound values in one statement (32,766).
-_IDS_PER_QUERY = 10_000
+# Below SQLite's limit on bound values in one statement (32,766), and so few that what is read and not kept is little.
+_TASKS_PER_QUERY = 5_000
+
+# The weights of a split of one version, as most are.
+_ALL = (1,)
+
+# Of a column that holds ids of tasks: whether it is one of those that are read.
+_Chosen = Callable[[ColumnElement[int]], ColumnElement[bool]]
 
 
-def read_tasks(
-    connection: Connection, backbone_fingerprint: str, task_ids: Iterable[int] | None = None
-) -> dict[int, TaskRow]:
-    """Tasks by row id, seen from one backbone: all of them, or those of `task_ids`."""
-    if task_ids is None:
-        return _read(connection, backbone_fingerprint, true(), true(), true(), true())
-    ids, found = sorted(task_ids), dict[int, TaskRow]()
-    for start in range(0, len(ids), _IDS_PER_QUERY):
-        some = ids[start : start + _IDS_PER_QUERY]
-        found |= _read(
-            connection,
-            backbone_fingerprint,
-            _tasks.id.in_(some),
-            _versions.task_id.in_(some),
-            _traffic.task_id.in_(some),
-            _pins.task_id.in_(some),
+def read_all(connection: Connection, backbone_fingerprint: str) -> Iterator[TaskRow]:
+    """Every task, seen from one backbone."""
+    after: int | None = 0
+    while after is not None:
+        upto = connection.scalar(
+            select(_tasks.id).where(_tasks.id > after).order_by(_tasks.id).offset(_TASKS_PER_QUERY - 1).limit(1)
         )
+        yield from _read(connection, backbone_fingerprint, _between(after, upto)).values()
+        after = upto
+
+
+def read_tasks(connection: Connection, backbone_fingerprint: str, task_ids: Iterable[int]) -> dict[int, TaskRow]:
+    """Some tasks by row id, seen from one backbone."""
+    ids, found = sorted(task_ids), dict[int, TaskRow]()
+    for start in range(0, len(ids), _TASKS_PER_QUERY):
+        found |= _read(connection, backbone_fingerprint, _among(ids[start : start + _TASKS_PER_QUERY]))
     return found
 
 
-def _read(
-    connection: Connection,
-    backbone_fingerprint: str,
-    of_tasks: ColumnElement[bool],
-    of_versions: ColumnElement[bool],
-    of_traffic: ColumnElement[bool],
-    of_pins: ColumnElement[bool],
-) -> dict[int, TaskRow]:
+def _between(after: int, upto: int | None) -> _Chosen:
+    def chosen(ids: ColumnElement[int]) -> ColumnElement[bool]:
+        return ids > after if upto is None else (ids > after) & (ids <= upto)
+
+    return chosen
+
+
+def _among(some: list[int]) -> _Chosen:
+    def chosen(ids: ColumnElement[int]) -> ColumnElement[bool]:
+        return ids.in_(some)
+
+    return chosen
+
+
+def _read(connection: Connection, backbone_fingerprint: str, chosen: _Chosen) -> dict[int, TaskRow]:
     splits: dict[int, Split] = {
         task_id: read_split(current)
         for task_id, current in connection.execute(
             select(_traffic.task_id, _traffic.current).where(
-                of_traffic, _traffic.backbone_fingerprint == backbone_fingerprint
+                chosen(_traffic.task_id), _traffic.backbone_fingerprint == backbone_fingerprint
             )
         )
     }
     pins = {
-        (task_id, digest) for task_id, digest in connection.execute(select(_pins.task_id, _pins.digest).where(of_pins))
+        (task_id, digest)
+        for task_id, digest in connection.execute(select(_pins.task_id, _pins.digest).where(chosen(_pins.task_id)))
     }
     names: dict[int, tuple[str, str, str, int, int]] = {
-        task_id: (tenant, task, etag, create_time_us, update_time_us)
+        task_id: (sys.intern(tenant), task, etag, create_time_us, update_time_us)
         for task_id, tenant, task, etag, create_time_us, update_time_us in connection.execute(
             select(
                 _tasks.id, _tasks.tenant, _tasks.task, _tasks.etag, _tasks.create_time_us, _tasks.update_time_us
-            ).where(of_tasks)
+            ).where(chosen(_tasks.id))
         )
     }
-    versions: defaultdict[int, dict[str, VersionRow]] = defaultdict(dict)
-    for task_id, digest, create_time_us, num_bytes, fingerprint, manifest_json in connection.execute(
-        select(
-            _versions.task_id,
-            _versions.digest,
-            _versions.create_time_us,
-            _versions.num_bytes,
-            _versions.backbone_fingerprint,
-            _versions.manifest_json,
-        ).where(of_versions, schema.is_ready)
-    ):
+    versions: defaultdict[int, list[VersionRow]] = defaultdict(list)
+    wanted = (
+        _versions.task_id,
+        _versions.digest,
+        _versions.create_time_us,
+        _versions.num_bytes,
+        _versions.backbone_fingerprint,
+        _versions.manifest_json,
+    )
+    # A manifest may have a megabyte: few at a time.
+    rows = connection.execute(select(*wanted).where(chosen(_versions.task_id), schema.is_ready)).yield_per(100)
+    for task_id, digest, create_time_us, num_bytes, fingerprint, manifest_json in rows:
         tenant, task = names[task_id][:2]
-        versions[task_id][digest] = VersionRow(
-            tenant=tenant,
-            task=task,
-            digest=digest,
-            state=State.READY,
-            create_time_us=create_time_us,
-            num_bytes=num_bytes,
-            backbone_fingerprint=fingerprint,
-            manifest_json=manifest_json,
-            live=any(digest == name for name, _ in splits.get(task_id, ())),
-            pinned=(task_id, digest) in pins,
+        try:
+            head, max_length = read_served(manifest_json)
+        except msgspec.MsgspecError as error:
+            # A newer adamix may have stored it. The other versions and tasks are not to suffer for it.
+            log.error("a version is left out: its manifest cannot be read: %s", error, extra={"digest": digest})  # noqa: TRY400 - the trace says nothing
+            continue
+        versions[task_id].append(
+            VersionRow(
+                tenant=tenant,
+                task=task,
+                digest=sys.intern(digest),
+                state=State.READY,
+                create_time_us=create_time_us,
+                num_bytes=num_bytes,
+                backbone_fingerprint=sys.intern(fingerprint),
+                head=head,
+                max_length=max_length,
+                live=any(digest == name for name, _ in splits.get(task_id, ())),
+                pinned=(task_id, digest) in pins,
+            )
         )
     return {
-        task_id: TaskRow(
-            tenant=tenant,
-            task=task,
-            etag=etag,
-            create_time_us=create_time_us,
-            update_time_us=update_time_us,
-            traffic=tuple(Traffic(digest, weight) for digest, weight in splits.get(task_id, ())),
-            unavailable_reason=_unavailable_reason(task_id in splits, versions[task_id].values(), backbone_fingerprint),
-            versions=MappingProxyType(versions[task_id]),
-        )
-        for task_id, (tenant, task, etag, create_time_us, update_time_us) in names.items()
+        task_id: _to_task(*columns, versions[task_id], splits.get(task_id, ()), backbone_fingerprint)
+        for task_id, columns in names.items()
     }
+
+
+def _to_task(
+    tenant: str,
+    task: str,
+    etag: str,
+    create_time_us: int,
+    update_time_us: int,
+    versions: list[VersionRow],
+    split: Split,
+    backbone_fingerprint: str,
+) -> TaskRow:
+    ready = tuple(sorted(versions, key=attrgetter("digest")))
+    live = tuple(row for row in ready if row.live)
+    of_digest = dict(split)
+    weights = tuple(of_digest[row.digest] for row in live)
+    return TaskRow(
+        tenant=tenant,
+        task=task,
+        etag=etag,
+        create_time_us=create_time_us,
+        update_time_us=update_time_us,
+        unavailable_reason=_unavailable_reason(bool(live), versions, backbone_fingerprint),
+        ready=ready,
+        # One object where they are equal: most tasks have one version, which is live with the weight 1.
+        live=ready if len(live) == len(ready) else live,
+        weights=_ALL if weights == _ALL else weights,
+    )
+
+
+def read_manifests(connection: Connection, task_id: int, digests: Collection[str]) -> dict[str, str]:
+    """Manifests as canonical JSON of READY versions of a task, by digest."""
+    mine = (_versions.task_id == task_id) & schema.is_ready & _versions.digest.in_(digests)
+    return dict(connection.execute(select(_versions.digest, _versions.manifest_json).where(mine)).all())
 
 
 def _unavailable_reason(

@@ -11,8 +11,10 @@ from sqlalchemy import delete, select
 
 from adamix_server.catalog import schema
 from adamix_server.catalog.blobs import BlobStore, Swept
+from adamix_server.catalog.changes import forget_changes
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.store import BLOBS_DIRECTORY, CATALOG_FILE
+from adamix_server.catalog.upgrade import upgrade
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,16 @@ class Recovered:
 
 
 def recover(store: Path) -> Recovered:
-    """Check the catalog, finish deletions, remove orphans. Makes an empty store where there is none.
+    """Bring an older catalog up to date, check it, finish deletions, remove orphans.
+
+    Makes an empty store where there is none. The only place from which a catalog is migrated: nobody else holds the
+    store.
 
     Raises:
         FailedPrecondition, DataLoss: the store cannot be used (`database.Database`).
+        StoreFull: there is no room.
     """
-    database = Database(store / CATALOG_FILE)
+    database = Database(store / CATALOG_FILE, upgrade=upgrade)
     try:
         database.verify()
         blobs = BlobStore(store / BLOBS_DIRECTORY)
@@ -43,6 +49,8 @@ def recover(store: Path) -> Recovered:
         # One write transaction around rows and files: a front end of a killed server that has not yet noticed cannot
         # commit a version between the moment its blob is found unreferenced and the moment it is removed.
         with database.write() as connection:
+            # Whoever goes on from a snapshot is of this server, and begins after this.
+            forget_changes(connection)
             connection.execute(delete(schema.versions).where(schema.is_retired))
             rows = connection.execute(select(versions.digest, versions.num_bytes).distinct())
             sizes: dict[str, int] = dict(rows.all())

@@ -1,20 +1,28 @@
-"""What the catalog answers with: immutable values, complete in themselves, safe to hand to any thread."""
+"""What the catalog answers with: immutable values, complete in themselves, safe to hand to any thread.
 
-from bisect import bisect
-from collections.abc import Callable, Iterable, Mapping
+A server has tens of thousands of tasks and every front end keeps a row of each, so rows are small: no dict of their
+own, no header for the garbage collector (a row refers to nothing that refers back), and what many rows say alike is
+one object for all of them (`reading.py`, `heads.py`). What only a list of versions tells stays on the disk.
+"""
+
+from bisect import bisect, bisect_left
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from itertools import accumulate
+from operator import attrgetter
 from typing import Generic, Literal, TypeVar
 
 import msgspec
 
 from adamix.errors import FailedPrecondition
-from adamix.manifest import Manifest
+from adamix.manifest import HeadSpec
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.names import task_not_found, version_not_found
 
 Row = TypeVar("Row")
+# (tenant, task)
+Name = tuple[str, str]
 UnavailableReason = Literal["", "BACKBONE_CHANGED", "NO_LIVE_VERSION"]
 Action = Literal["register", "set_traffic", "rollback", "delete_task", "delete_version", "pin", "unpin", "fail"]
 
@@ -22,12 +30,14 @@ Action = Literal["register", "set_traffic", "rollback", "delete_task", "delete_v
 _LABELLED = frozenset({"classification", "multilabel"})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_digest_of = attrgetter("digest")
 
 
-class VersionRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One version of one task.
+class VersionRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One version of one task: what a call needs to know of it.
 
-    `live`: it takes part in the task's traffic on this server's backbone. `pinned`: it is to be kept on the device.
+    `head` and `max_length` (in tokens) are the manifest's. `live`: it takes part in the task's traffic on this
+    server's backbone. `pinned`: it is to be kept on the device.
     """
 
     tenant: str
@@ -37,7 +47,8 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     create_time_us: int
     num_bytes: int
     backbone_fingerprint: str
-    manifest_json: str
+    head: HeadSpec
+    max_length: int
     live: bool
     pinned: bool = False
 
@@ -46,10 +57,11 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """UTC."""
         return to_datetime(self.create_time_us)
 
-    @cached_property
-    def manifest(self) -> Manifest:
-        """Parsed when first asked for: a server of 20,000 tasks looks at few of them in its first second."""
-        return Manifest.from_json(msgspec.json.decode(self.manifest_json))
+
+class VersionRecord(VersionRow, frozen=True, kw_only=True):
+    """A version with all that is stored of it, for those who ask what versions there are. No snapshot holds one."""
+
+    manifest_json: str
 
 
 class Traffic(msgspec.Struct, frozen=True):
@@ -59,15 +71,16 @@ class Traffic(msgspec.Struct, frozen=True):
     weight: int
 
 
-class TaskRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class TaskRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One task, as seen from this server's backbone.
 
     Attributes:
         etag: changes with every change of the task, and is never the same for two tasks of one name.
-        traffic: what answers now; empty exactly if `unavailable_reason` is not.
         unavailable_reason: BACKBONE_CHANGED if it has versions, but none fits this backbone; else
-            NO_LIVE_VERSION if none is live.
-        versions: every READY version by digest, those of other backbones too.
+            NO_LIVE_VERSION if none is live; empty exactly if something is live.
+        ready: every READY version in the order of digests, those of other backbones too.
+        live: those of them that answer now, in the order of digests.
+        weights: of `live`, one each.
     """
 
     tenant: str
@@ -75,9 +88,10 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     etag: str
     create_time_us: int
     update_time_us: int
-    traffic: tuple[Traffic, ...]
     unavailable_reason: UnavailableReason
-    versions: Mapping[str, VersionRow]
+    ready: tuple[VersionRow, ...]
+    live: tuple[VersionRow, ...]
+    weights: tuple[int, ...]
 
     @property
     def create_time(self) -> datetime:
@@ -89,15 +103,20 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """UTC."""
         return to_datetime(self.update_time_us)
 
-    @cached_property
-    def live(self) -> tuple[VersionRow, ...]:
-        """The versions of `traffic`, in its order."""
-        return tuple(self.versions[share.digest] for share in self.traffic)
+    @property
+    def traffic(self) -> tuple[Traffic, ...]:
+        """What answers now, in the order of digests."""
+        return tuple(Traffic(row.digest, weight) for row, weight in zip(self.live, self.weights, strict=True))
+
+    @property
+    def versions(self) -> Mapping[str, VersionRow]:
+        """Every READY version by digest, those of other backbones too."""
+        return {row.digest: row for row in self.ready}
 
     @property
     def heaviest(self) -> VersionRow:
         """The live version with the largest share; of several, the first. There must be one."""
-        return max(zip(self.traffic, self.live, strict=True), key=lambda pair: pair[0].weight)[1]
+        return max(zip(self.weights, self.live, strict=True), key=lambda pair: pair[0])[1]
 
     def pick(self, draw: Callable[[], float]) -> VersionRow:
         """A live version, each as often as its weight says. There must be one.
@@ -108,20 +127,16 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         live = self.live
         if len(live) == 1:
             return live[0]
-        bounds = self._bounds
+        # Of the numbers below the sum of all weights, where each live version's end.
+        bounds = tuple(accumulate(self.weights))
         return live[bisect(bounds, int(draw() * bounds[-1]))]
-
-    @cached_property
-    def _bounds(self) -> tuple[int, ...]:
-        """Of the numbers below the sum of all weights, where each live version's end."""
-        return tuple(accumulate(share.weight for share in self.traffic))
 
     def version(self, digest: str) -> VersionRow:
         """The READY version with this digest. Raises NotFound."""
-        try:
-            return self.versions[digest]
-        except KeyError:
-            raise version_not_found() from None
+        at = bisect_left(self.ready, digest, key=_digest_of)
+        if at == len(self.ready) or self.ready[at].digest != digest:
+            raise version_not_found()
+        return self.ready[at]
 
 
 class Page(msgspec.Struct, Generic[Row], frozen=True):
@@ -143,11 +158,19 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole catalog at one revision, by (tenant, task)."""
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The whole catalog at one revision, by (tenant, task).
+
+    Attributes:
+        since: the revision of the snapshot it was made from; -1 if it was read as a whole.
+        touched: the tasks that were read again since then, or are gone.
+    """
 
     revision: int
-    tasks: Mapping[tuple[str, str], TaskRow]
+    tasks: Mapping[Name, TaskRow]
+    since: int = field(default=-1, compare=False)
+    touched: Set[Name] = field(default=frozenset(), compare=False)
 
     def task(self, tenant: str, task: str) -> TaskRow:
         """Raises NotFound, the same for what does not exist and for what another tenant has."""
@@ -156,6 +179,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         except KeyError:
             raise task_not_found() from None
 
+    def touched_since(self, older: "Snapshot") -> Set[Name]:
+        """All tasks that are not the very same rows in an older snapshot, and perhaps others."""
+        if older.revision == self.since:
+            return self.touched
+        return older.tasks.keys() | self.tasks.keys()
+
+    def gone_since(self, older: "Snapshot") -> Set[Name]:
+        """The tasks of an older snapshot that are no more."""
+        return {name for name in self.touched_since(older) if name in older.tasks and name not in self.tasks}
+
 
 def check_same_form(versions: Iterable[VersionRow]) -> None:
     """Versions that share a task's traffic must answer alike, or a client could not read the answers.
@@ -163,7 +196,7 @@ def check_same_form(versions: Iterable[VersionRow]) -> None:
     Raises:
         FailedPrecondition: another head type, other labels or another dimension (`HEADS_DIFFER`).
     """
-    heads = [version.manifest.head for version in versions]
+    heads = [version.head for version in versions]
     forms = {(head.type, head.labels if head.type in _LABELLED else (), head.dim) for head in heads}
     if len(forms) > 1:
         raise FailedPrecondition(

@@ -2,6 +2,9 @@
 
 Times are integer microseconds since 1970 UTC. A row of `versions` is READY or RETIRED (the other states have no row,
 see `lifecycle.py`); a RETIRED row may have lost its task and only waits for its bytes to be let go.
+
+A new store is made from these tables. Older ones are brought to them by `migrations/`: whoever changes a table here
+writes a migration there that leads to the same.
 """
 
 from sqlalchemy import (
@@ -20,9 +23,8 @@ from sqlalchemy import (
     literal_column,
 )
 
-# Written into the database file. Raise the version with every change of a table that older code cannot read, and let
-# `database.py` bring older files up to it.
-SCHEMA_VERSION = 2
+# Written into the database file (`PRAGMA user_version`): the number of the last migration.
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x41444D58  # "ADMX"
 
 metadata = MetaData()
@@ -88,13 +90,25 @@ traffic = Table(
     Column("earlier", Text, nullable=False),
 )
 
-# What happened, for people; and, by `revision`, which tasks changed, for readers that only want the difference.
+# Which things changed with which revision, for readers that only want the difference. Each revision has a row at least;
+# the oldest are dropped, so a reader that does not find every revision since its own reads everything anew.
+changes = Table(
+    "changes",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(16), primary_key=True),
+    Column("tenant", String(63), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# What happened, for people. No reading of what is served depends on it.
 audit = Table(
     "audit",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("time_us", BigInteger, nullable=False),
-    Column("revision", BigInteger, nullable=False, index=True),
+    Column("revision", BigInteger, nullable=False),
     Column("tenant", String(63), nullable=False),
     Column("task", String(63), nullable=False),
     Column("action", String(16), nullable=False),

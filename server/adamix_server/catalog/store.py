@@ -1,14 +1,13 @@
 """The durable truth: which tasks exist, which versions they have, and which of those answer.
 
-Every mutation is one transaction over the rows, the live pointer, the audit and the revision; when a method returns,
+Every mutation is one transaction over the rows, the live pointer, the revision and its logs; when a method returns,
 its change survives a crash, and when it raises, nothing has changed. The methods block on the disk: call them from an
 executor thread, any number at once. Knows nothing of the wire, of devices, or of what the weights mean.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, tuple_
@@ -18,24 +17,29 @@ from adamix.manifest import Manifest
 from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.catalog.database import Database
-from adamix_server.catalog.lifecycle import State, move
+from adamix_server.catalog.heads import read_served
+from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.names import check_digest, check_name, check_request_id, version_not_found
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_tasks
+from adamix_server.catalog.reading import read_all, read_manifests, read_tasks
 from adamix_server.catalog.rows import (
     AuditRow,
+    Name,
     Page,
     Snapshot,
     TaskRow,
+    VersionRecord,
     VersionRow,
     check_same_form,
 )
+from adamix_server.catalog.task_map import TaskMap
 
 CATALOG_FILE = "catalog.db"
 BLOBS_DIRECTORY = "blobs"
 
-_tasks, _versions, _audit, _pins = schema.tasks.c, schema.versions.c, schema.audit.c, schema.pins.c
+_tasks, _versions, _pins = schema.tasks.c, schema.versions.c, schema.pins.c
+_audit, _log = schema.audit.c, schema.changes.c
 
 
 class Catalog:
@@ -59,7 +63,9 @@ class Catalog:
         self._backbone = check_digest(backbone_fingerprint, "backbone_fingerprint")
         self._database = Database(store / CATALOG_FILE)
         self.blobs = BlobStore(store / BLOBS_DIRECTORY)
+        # What was last read, and its tasks.
         self._snapshot: Snapshot | None = None
+        self._tasks = TaskMap.of(())
         self._snapshot_lock = threading.Lock()
 
     def close(self) -> None:
@@ -103,6 +109,7 @@ class Catalog:
         with self._database.write() as connection:
             if request_id and (known := retries.recall(connection, tenant, request_id, asked)) is not None:
                 # The version as it was then: by now it may have been changed or deleted.
+                head, max_length = read_served(manifest_json)
                 version = VersionRow(
                     tenant=tenant,
                     task=task,
@@ -111,7 +118,8 @@ class Catalog:
                     create_time_us=known.create_time_us,
                     num_bytes=num_bytes,
                     backbone_fingerprint=backbone_fingerprint,
-                    manifest_json=manifest_json,
+                    head=head,
+                    max_length=max_length,
                     live=known.live,
                     pinned=known.pinned,
                 )
@@ -130,7 +138,7 @@ class Catalog:
                     insert(schema.versions).values(
                         task_id=task_id,
                         digest=digest,
-                        state=move(State.VALIDATING, State.READY),
+                        state=State.READY,
                         create_time_us=changes.now_us(),
                         num_bytes=num_bytes,
                         backbone_fingerprint=backbone_fingerprint,
@@ -275,7 +283,6 @@ class Catalog:
         """Remember, in the audit only, that an adapter was refused; the newest 1,000 of a tenant are kept."""
         check_name(tenant, "tenant")
         check_name(task, "task")
-        move(State.VALIDATING, State.FAILED)
         with self._database.write() as connection:
             changes.record_failure(connection, tenant, task, reason)
 
@@ -289,8 +296,9 @@ class Catalog:
         """End the retired versions with these bytes. Call it when no engine holds the digest any more.
 
         Args:
-            unless_registered_since: a revision. Nothing is done if a task has got a version with these bytes after it:
-                whoever asked the engine before does not know of those who found that version.
+            unless_registered_since: a revision. Nothing is done if a task has got a version with these bytes after it,
+                or if that is no longer known: whoever asked the engine before does not know of those who found that
+                version.
 
         Returns:
             Whether the blob was removed; it is kept while any task has a version in service with the same bytes.
@@ -299,12 +307,11 @@ class Catalog:
         mine = _versions.digest == digest
         with self._database.write() as connection:
             if unless_registered_since is not None:
-                since = (_audit.revision > unless_registered_since) & (_audit.action == "register")
-                if connection.execute(select(_audit.id).where(since, _audit.digest == digest)).first() is not None:
+                registered = changes.changed_since(connection, unless_registered_since, "version")
+                if registered is None or any(digest == name for _, name in registered):
                     return False
             states = set(connection.scalars(select(_versions.state).where(mine)))
             if State.RETIRED in states:
-                move(State.RETIRED, State.DELETED)
                 connection.execute(delete(schema.versions).where(mine, schema.is_retired))
             if states != {State.RETIRED}:
                 return False
@@ -345,15 +352,25 @@ class Catalog:
         rows = tuple(found[task_id] for task_id in ids[:size])
         return Page(rows, make_token(listing, [rows[-1].task]) if len(ids) > size else "")
 
-    def list_versions(self, tenant: str, task: str, page_size: int = 0, page_token: str = "") -> Page[VersionRow]:
+    def get_version(self, tenant: str, task: str, digest: str) -> VersionRecord:
+        """Raises NotFound: the task, or the version."""
+        check_digest(digest)
+        with self._database.read() as connection:
+            task_id = changes.find_task(connection, tenant, task)
+            row = self._read_task(connection, task_id).version(digest)
+            return _with_manifests(connection, task_id, [row])[0]
+
+    def list_versions(self, tenant: str, task: str, page_size: int = 0, page_token: str = "") -> Page[VersionRecord]:
         """A task's versions, newest first. Raises NotFound; InvalidRequest on a bad page size or token."""
-        versions = self.get_task(tenant, task).versions.values()
-        listing = ("versions", tenant, task)
-        size, key = check_page_size(page_size), read_token(page_token, listing, int, str)
-        rest = sorted(
-            (version for version in versions if key is None or _age(version) < tuple(key)), key=_age, reverse=True
-        )
-        rows = tuple(rest[:size])
+        with self._database.read() as connection:
+            task_id = changes.find_task(connection, tenant, task)
+            versions = self._read_task(connection, task_id).ready
+            listing = ("versions", tenant, task)
+            size, key = check_page_size(page_size), read_token(page_token, listing, int, str)
+            rest = sorted(
+                (version for version in versions if key is None or _age(version) < tuple(key)), key=_age, reverse=True
+            )
+            rows = _with_manifests(connection, task_id, rest[:size])
         return Page(rows, make_token(listing, _age(rows[-1])) if len(rest) > size else "")
 
     def revision(self) -> int:
@@ -370,11 +387,16 @@ class Catalog:
             known, revision = self._snapshot, changes.read_revision(connection)
             if known is not None and known.revision == revision:
                 return known
-            if known is None:
-                tasks = _by_name(read_tasks(connection, self._backbone).values())
+            changed = None if known is None else changes.changed_since(connection, known.revision, "task")
+            if known is None or changed is None:
+                self._tasks = TaskMap.of(read_all(connection, self._backbone))
+                self._snapshot = Snapshot(revision=revision, tasks=self._tasks)
             else:
-                tasks = self._read_changed(connection, known)
-            self._snapshot = Snapshot(revision=revision, tasks=MappingProxyType(tasks))
+                rows = dict.fromkeys(changed) | self._read_changed(connection, known.revision)
+                self._tasks = self._tasks.changed(rows)
+                self._snapshot = Snapshot(
+                    revision=revision, tasks=self._tasks, since=known.revision, touched=frozenset(changed)
+                )
             return self._snapshot
 
     def audit(self, tenant: str, *, limit: int = 100) -> tuple[AuditRow, ...]:
@@ -387,13 +409,12 @@ class Catalog:
     def _read_task(self, connection: Connection, task_id: int) -> TaskRow:
         return read_tasks(connection, self._backbone, [task_id])[task_id]
 
-    def _read_changed(self, connection: Connection, known: Snapshot) -> dict[tuple[str, str], TaskRow]:
-        """The tasks of `known`, with those that changed since read again and those that went left out."""
-        query = select(_audit.tenant, _audit.task).where(_audit.revision > known.revision).distinct()
-        changed = {(tenant, task) for tenant, task in connection.execute(query)}
-        ids = connection.scalars(select(_tasks.id).where(tuple_(_tasks.tenant, _tasks.task).in_(query)))
-        kept = {name: row for name, row in known.tasks.items() if name not in changed}
-        return kept | _by_name(read_tasks(connection, self._backbone, ids).values())
+    def _read_changed(self, connection: Connection, since: int) -> dict[Name, TaskRow]:
+        """Those tasks that changed after a revision and still exist, by name."""
+        logged = select(_log.tenant, _log.name).where(_log.revision > since, _log.kind == "task")
+        ids = connection.scalars(select(_tasks.id).where(tuple_(_tasks.tenant, _tasks.task).in_(logged)))
+        rows = read_tasks(connection, self._backbone, ids).values()
+        return {(row.tenant, row.task): row for row in rows}
 
 
 def _for_another_backbone(digest: str) -> FailedPrecondition:
@@ -402,8 +423,9 @@ def _for_another_backbone(digest: str) -> FailedPrecondition:
     )
 
 
-def _by_name(rows: Iterable[TaskRow]) -> dict[tuple[str, str], TaskRow]:
-    return {(row.tenant, row.task): row for row in rows}
+def _with_manifests(connection: Connection, task_id: int, rows: Sequence[VersionRow]) -> tuple[VersionRecord, ...]:
+    manifests = read_manifests(connection, task_id, [row.digest for row in rows])
+    return tuple(VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifests[row.digest]) for row in rows)
 
 
 def _age(version: VersionRow) -> tuple[int, str]:

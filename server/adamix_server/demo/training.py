@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, merge, trainer
+from adamix import adapter_file, disk, merge, trainer
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData, few_shot, load
 from adamix.evaluation import Evaluation, evaluate
 
@@ -96,27 +96,25 @@ class DemoTrainer:
         self, task: DemoTask, label: str, method: str, adapter: AdapterConfig, mixture: MixtureConfig
     ) -> Trained:
         data = few_shot(load(task.name, split="train"), task.rows, SEED)
+        config = TrainConfig(
+            max_steps=task.steps,
+            batch_size=BATCH_SIZE,
+            learning_rate=LEARNING_RATE if adapter.sites else HEAD_LEARNING_RATE,
+            max_length=MAX_LENGTH,
+            seed=SEED,
+            save_every=task.steps,
+        )
         result = trainer.train(
+            TrainingPlan(adapter=adapter, mixture=mixture, train=config),
             self._backbone,
             self._tokenizer,
             data,
             None,
-            adapter,
-            mixture,
-            HeadConfig(),
-            TrainConfig(
-                max_steps=task.steps,
-                batch_size=BATCH_SIZE,
-                learning_rate=LEARNING_RATE if adapter.sites else HEAD_LEARNING_RATE,
-                max_length=MAX_LENGTH,
-                seed=SEED,
-                save_every=task.steps,
-            ),
             self._out / "runs" / label,
             callbacks=[lambda progress: self._on_progress(label, progress.step, progress.steps)],
         )
         path = self._out / "adapters" / f"{label}.safetensors"
-        adapter_file.write(path, merge.merge(result.path.parent))
+        disk.write(path, merge.merge(result.path.parent))
         merged = adapter_file.read(path)
         evaluation = evaluate(merged, self._backbone, self._tokenizer, self.test_split(task.name))
         return Trained(task.name, method, path, merged, evaluation, len(data.examples), result.seconds, result.steps)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from adamix import adapter_file, backbone
+from adamix import adapter_file, backbone, disk
 from adamix.backbone import Backbone
 from adamix.errors import InvalidConfig, StoreFull
 from adamix.manifest import BackboneSpec
@@ -65,7 +65,7 @@ def _write_tokenizer(path: Path, text: str) -> None:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     try:
-        adapter_file.write(path, text.encode())
+        disk.write(path, text.encode())
     except OSError as error:
         raise StoreFull(
             f"the tokenizer cannot be written for the front ends ({error.strerror}); free space on the disk"

@@ -93,7 +93,9 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
                 if header.validate_only:
                     return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
                 version, already_exists = await to_the_end(self._commit(tenant, task, verdict, temporary.path, header))
-        return adapters_pb2.RegisterAdapterResponse(version=convert.to_version(version), already_exists=already_exists)
+        return adapters_pb2.RegisterAdapterResponse(
+            version=convert.to_version(version, verdict.manifest_json), already_exists=already_exists
+        )
 
     async def GetTask(self, request: adapters_pb2.GetTaskRequest, _context: Any) -> adapters_pb2.GetTaskResponse:
         tenant, task = _name(request.task)
@@ -115,7 +117,9 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             partial(self._catalog.list_versions, tenant, task, request.page_size, request.page_token)
         )
         residencies = await asyncio.gather(*(self._residency.where(row.digest) for row in page.rows))
-        versions = [convert.to_version(row, where) for row, where in zip(page.rows, residencies, strict=True)]
+        versions = [
+            convert.to_version(row, row.manifest_json, where) for row, where in zip(page.rows, residencies, strict=True)
+        ]
         return adapters_pb2.ListVersionsResponse(versions=versions, next_page_token=page.next_page_token)
 
     async def DeleteTask(

@@ -68,11 +68,11 @@ def to_task(row: TaskRow) -> adapters_pb2.Task:
         unavailable_reason=row.unavailable_reason,
     )
     if row.live:
-        manifest = row.heaviest.manifest
-        task.head_type = manifest.head.type
-        task.max_length = min(version.manifest.max_length for version in row.live)
-        if manifest.head.type in ("classification", "multilabel"):
-            task.labels.extend(manifest.head.labels)
+        head = row.heaviest.head
+        task.head_type = head.type
+        task.max_length = min(version.max_length for version in row.live)
+        if head.type in ("classification", "multilabel"):
+            task.labels.extend(head.labels)
     return task
 
 
@@ -84,14 +84,14 @@ def to_change(tenant: str, task: str, row: TaskRow | None) -> adapters_pb2.Watch
     return adapters_pb2.WatchTasksResponse(task=to_task(row))
 
 
-def to_version(row: VersionRow, residency: object = None) -> adapters_pb2.Version:
+def to_version(row: VersionRow, manifest_json: str, residency: object = None) -> adapters_pb2.Version:
     """A version as the catalog holds it. `residency` is what the engine says, if it was asked."""
     return adapters_pb2.Version(
         name=version_name(row.tenant, row.task, row.digest),
         digest=row.digest,
         state=f"VERSION_STATE_{row.state.name}",
         create_time=_timestamp(row.create_time_us),
-        manifest_json=row.manifest_json,
+        manifest_json=manifest_json,
         num_bytes=row.num_bytes,
         backbone_fingerprint=row.backbone_fingerprint,
         live=row.live,

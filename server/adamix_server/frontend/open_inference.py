@@ -108,7 +108,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             version = self._stages.resolve(item, digest, call.tenant, name_field, version_field)
         finally:
             call.resource = item.resource
-        return item, version.manifest.head
+        return item, version.head
 
 
 def _outputs(head: HeadSpec) -> tuple[_Output, ...]:
@@ -147,7 +147,7 @@ def _items(request: pb.ModelInferRequest, found: Item) -> list[Item]:
     first, second = tensors[TEXT], tensors.get(TEXT_PAIR)
     if second is not None and len(second) != len(first):
         raise InvalidRequest(f"{TEXT_PAIR} and {TEXT} differ in their size", reason="SHAPE_INVALID", field=TEXT_PAIR)
-    max_tokens = 0 if found.version is None else found.version.manifest.max_length
+    max_tokens = 0 if found.version is None else found.version.max_length
     return [
         replace(
             found,

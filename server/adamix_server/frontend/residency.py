@@ -73,8 +73,9 @@ class Residency:
         """
         version = self._view.resolve(tenant, task, digest)
         with self._view.reading():
+            manifest_json = await self._manifest(tenant, task, digest)
             residency = await self._link.control("activate", digest)
-        return convert.to_version(version, residency)
+        return convert.to_version(version, manifest_json, residency)
 
     async def unload(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Take a version out of its slot and out of host memory, until somebody asks for it.
@@ -89,7 +90,8 @@ class Residency:
         if version.pinned:
             # Also where an engine that has just started does not know it yet.
             raise FailedPrecondition("the version is pinned; unpin it first", reason="VERSION_PINNED")
-        return convert.to_version(version, await self._link.control("unload", digest))
+        manifest_json = await self._manifest(tenant, task, digest)
+        return convert.to_version(version, manifest_json, await self._link.control("unload", digest))
 
     async def pin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Bring a version into a slot and pin it there until `unpin`, over every restart.
@@ -101,11 +103,13 @@ class Residency:
             AdamixError: the engine cannot load it, or there is none. As after every error, nothing is pinned.
         """
         version = self._view.resolve(tenant, task, digest)
-        with self._doubted_on_error(digest), self._view.reading():
-            await self._pin_in_engine(digest)
-            change = partial(self._view.catalog.set_pinned, tenant, task, digest, True)
-            version = await self._view.change(change)
-        return convert.to_version(version, await self._settle_soon(digest))
+        with self._view.reading():
+            manifest_json = await self._manifest(tenant, task, digest)
+            with self._doubted_on_error(digest):
+                await self._pin_in_engine(digest)
+                change = partial(self._view.catalog.set_pinned, tenant, task, digest, True)
+                version = await self._view.change(change)
+        return convert.to_version(version, manifest_json, await self._settle_soon(digest))
 
     async def unpin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Let a version be evicted again. One that is not pinned stays so.
@@ -113,9 +117,15 @@ class Residency:
         Raises:
             NotFound: no such version.
         """
+        manifest_json = await self._manifest(tenant, task, digest)
         change = partial(self._view.catalog.set_pinned, tenant, task, digest, False)
         version = await self._view.change(change)
-        return convert.to_version(version, await self._settle_soon(digest))
+        return convert.to_version(version, manifest_json, await self._settle_soon(digest))
+
+    async def _manifest(self, tenant: str, task: str, digest: str) -> str:
+        """Of a version, as JSON; no snapshot has it. Raises NotFound."""
+        record = await self._view.run(partial(self._view.catalog.get_version, tenant, task, digest))
+        return record.manifest_json
 
     async def run(self) -> None:
         """Keep the engine's pins what the catalog says; until cancelled."""

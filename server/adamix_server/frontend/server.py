@@ -301,9 +301,8 @@ class FrontEnd:
         known = view.snapshot
         while True:
             newest = await view.changed(known)
-            # Some milliseconds with 20,000 tasks: not on the loop.
-            gone = await asyncio.to_thread(lambda old, new: old.tasks.keys() - new.tasks.keys(), known, newest)
-            for tenant, task in gone:
+            # Every task is looked at where a snapshot was left out: not on the loop.
+            for tenant, task in await asyncio.to_thread(newest.gone_since, known):
                 self._recorder.remove_task(tenant, task)
             known = newest
 

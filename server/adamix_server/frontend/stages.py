@@ -101,7 +101,7 @@ class Stages:
             if (tenant, task) in self.view.snapshot.tasks:
                 item.resource = version_name(tenant, task, digest)
         version = self.view.resolve(tenant, task, digest)
-        if version.manifest.head.type not in answers.PREDICT_HEADS:
+        if version.head.type not in answers.PREDICT_HEADS:
             raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
         item.task, item.version = task, version
         return version
@@ -169,7 +169,7 @@ class Stages:
         if item.event is not None and item.version is not None and item.error is None:
             try:
                 payload = item.event.payload
-                convert.fill_result(prediction, answers.read(item.version.manifest.head, payload))
+                convert.fill_result(prediction, answers.read(item.version.head, payload))
                 if return_logits:
                     prediction.logits.extend(answers.unpack(payload))
             except AdamixError as error:
@@ -198,7 +198,7 @@ class Stages:
 
     def _take(self, item: Item, message: inference_pb2.PredictInput, field: str) -> None:
         """The content of an input: a text to tokenize, or token ids, which are taken as they are."""
-        max_tokens = 0 if item.version is None else item.version.manifest.max_length
+        max_tokens = 0 if item.version is None else item.version.max_length
         truncate = message.truncation == inference_pb2.TRUNCATION_RIGHT
         match message.WhichOneof("content"):
             case "text":

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from adamix import adapter_file
-from adamix.adapter_file import TensorData
 from adamix.manifest import BackboneSpec, Manifest
+from adamix.tensors import TensorData
 from adamix_testing.golden_adapter import golden_manifest, golden_spec, golden_tensors, join, split
 
 

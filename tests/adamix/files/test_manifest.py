@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from adamix import adapter_file
-from adamix.adapter_file import TensorData
 from adamix.errors import InvalidAdapter
 from adamix.manifest import SITES, HeadSpec, Manifest, TrainingRecord
+from adamix.tensors import TensorData, canonical_json
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "kind missing": lambda m: m.pop("kind"),
@@ -128,7 +128,7 @@ def test_equal_manifests_give_equal_bytes(manifest: Manifest, tensors: dict[str,
         # Whole numbers in the place of floats, too, are equal.
         same = msgspec.structs.replace(manifest, scaling=2, training=training)
         assert same.to_json()["scaling"] == 2.0
-        assert adapter_file.canonical_json(same.to_json()) == adapter_file.canonical_json(
+        assert canonical_json(same.to_json()) == canonical_json(
             msgspec.structs.replace(manifest, scaling=2.0, training=TrainingRecord(method="adamix")).to_json()
         )
 

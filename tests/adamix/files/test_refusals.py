@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from adamix import adapter_file
-from adamix.adapter_file import TensorData
 from adamix.errors import InvalidAdapter
 from adamix.manifest import BackboneSpec, Manifest, label_map
+from adamix.tensors import MAX_HEADER_BYTES, MAX_MANIFEST_BYTES, MIXTURE_FORMAT, Dtype, TensorData, encode_tensors
 
 Crafted = Callable[..., bytes]
 DOWN = "layers.0.mlp_out.down_proj.weight"
@@ -50,7 +50,7 @@ def test_files_of_other_kinds_are_named(name: str) -> None:
 
 
 def test_a_mixture_says_to_merge(manifest: Manifest, tensors: dict[str, TensorData]) -> None:
-    error = _refused(adapter_file.encode_tensors(adapter_file.MIXTURE_FORMAT, manifest.to_json(), tensors))
+    error = _refused(encode_tensors(MIXTURE_FORMAT, manifest.to_json(), tensors))
     assert error.reason == "UNMERGED_MIXTURE"
     assert "adamix merge" in error.message
 
@@ -58,21 +58,21 @@ def test_a_mixture_says_to_merge(manifest: Manifest, tensors: dict[str, TensorDa
 def test_sizes_over_the_limits(
     monkeypatch: pytest.MonkeyPatch, manifest: Manifest, tensors: dict[str, TensorData], crafted: Crafted
 ) -> None:
-    huge = (adapter_file.MAX_HEADER_BYTES + 1).to_bytes(8, "little")
+    huge = (MAX_HEADER_BYTES + 1).to_bytes(8, "little")
     assert _refused(huge + b" " * 100).reason == "HEADER_TOO_LARGE"
     assert _refused(b"\xff" * 100).reason == "HEADER_TOO_LARGE"
 
     def long_manifest(header: dict[str, Any]) -> None:
-        header["__metadata__"]["manifest"] += " " * adapter_file.MAX_MANIFEST_BYTES
+        header["__metadata__"]["manifest"] += " " * MAX_MANIFEST_BYTES
 
     assert _refused(crafted(long_manifest)).reason == "TOO_LARGE"
     wide = TensorData("F32", np.zeros((adapter_file.MAX_ADAPTER_RANK + 1, 4), "<f4"))
     other = TensorData("F32", np.zeros((4, adapter_file.MAX_ADAPTER_RANK + 1), "<f4"))
     without_bias = {k: v for k, v in tensors.items() if k != "layers.0.mlp_out.down_proj.bias"}
     assert _refused(adapter_file.encode(manifest, without_bias | {DOWN: wide, UP: other})).reason == "TOO_LARGE"
-    monkeypatch.setattr(adapter_file, "MAX_TENSORS", len(tensors) - 1)
+    monkeypatch.setattr("adamix.tensors.MAX_TENSORS", len(tensors) - 1)
     assert _refused(crafted()).reason == "TOO_LARGE"
-    monkeypatch.setattr(adapter_file, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("adamix.tensors.MAX_FILE_BYTES", 100)
     assert _refused(crafted()).reason == "TOO_LARGE"
 
 
@@ -191,7 +191,7 @@ def test_bytes_missing_and_bytes_left_over(crafted: Crafted) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65_536.0, -1e30])
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_values_that_are_not_finite_or_huge(
-    manifest: Manifest, tensors: dict[str, TensorData], dtype: adapter_file.Dtype, value: float
+    manifest: Manifest, tensors: dict[str, TensorData], dtype: Dtype, value: float
 ) -> None:
     array = np.zeros((2, 4), np.float32)
     array[1, 3] = value
@@ -209,7 +209,7 @@ def test_only_the_output_layer_of_a_regression_may_be_huge(manifest: Manifest, h
     head = {"type": head_type, "pooling": "mean", "num_labels": 1}
     shapes = {"head.out_proj.weight": (1, 4), "head.out_proj.bias": (1,)}
 
-    def encoded(value: float, dtype: adapter_file.Dtype = "F32") -> bytes:
+    def encoded(value: float, dtype: Dtype = "F32") -> bytes:
         tensors = {key: TensorData.from_float32(np.zeros(shape)) for key, shape in shapes.items()}
         tensors[name] = TensorData.from_float32(np.full(shapes[name], value), dtype)
         return _head(manifest, head, tensors)
@@ -264,7 +264,7 @@ def test_lora_files(with_manifest: Crafted, manifest: Manifest, tensors: dict[st
 
     def encoded(**extra: TensorData) -> bytes:
         named = {f"layers.0.{name.replace('__', '.')}": tensor for name, tensor in extra.items()}
-        return adapter_file.encode_tensors(adapter_file.FORMAT, value, head | named)
+        return encode_tensors(adapter_file.FORMAT, value, head | named)
 
     good = adapter_file.decode(encoded(mlp_in__lora_A=_f32(2, 4), mlp_in__lora_B=_f32(6, 2)))
     assert good.sites() == [(0, "mlp_in")]
@@ -274,7 +274,7 @@ def test_lora_files(with_manifest: Crafted, manifest: Manifest, tensors: dict[st
 
 
 def _head(manifest: Manifest, head: dict[str, Any], tensors: dict[str, TensorData]) -> bytes:
-    return adapter_file.encode_tensors(adapter_file.FORMAT, manifest.to_json() | {"head": head}, tensors)
+    return encode_tensors(adapter_file.FORMAT, manifest.to_json() | {"head": head}, tensors)
 
 
 def test_embedding_heads(manifest: Manifest) -> None:
@@ -331,7 +331,7 @@ def test_the_pooler_must_be_the_same_one(
     value = manifest.to_json()
     value["head"] = {"type": "embedding", "pooling": "cls", "dense": "backbone"}
     value["backbone"] |= {"pooler_fingerprint": ours} if ours else {}
-    adapter = adapter_file.decode(adapter_file.encode_tensors(adapter_file.FORMAT, value, {}))
+    adapter = adapter_file.decode(encode_tensors(adapter_file.FORMAT, value, {}))
     values = {name: getattr(spec, name) for name in spec.__struct_fields__} | {"pooler_fingerprint": theirs}
     with pytest.raises(InvalidAdapter) as caught:
         adapter_file.check_backbone(adapter, BackboneSpec(**values))

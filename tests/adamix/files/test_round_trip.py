@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adamix import adapter_file
-from adamix.adapter_file import TensorData
+from adamix import adapter_file, disk
 from adamix.errors import InvalidAdapter
 from adamix.manifest import HeadSpec, Manifest, TrainingRecord
+from adamix.tensors import Dtype, TensorData, encode_tensors
 from adamix_testing.manifests import make_manifest, make_spec
 
 DIGEST = st.text("0123456789abcdef", min_size=64, max_size=64)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
-DTYPES: tuple[adapter_file.Dtype, ...] = ("F32", "F16", "BF16")
+DTYPES: tuple[Dtype, ...] = ("F32", "F16", "BF16")
 WEIGHTS = st.floats(-60_000, 60_000, width=32)
 
 
@@ -115,7 +115,7 @@ def test_memory_order_does_not_reach_the_file(manifest: Manifest, tensors: dict[
 def test_headers_whose_length_looks_like_a_pickle_are_read(manifest: Manifest, length: int) -> None:
     value = manifest.to_json() | {"scaling": 1.0, "head": {"type": "embedding", "pooling": "mean"}}
     value["training"] = {"method": "adamix"}
-    data = adapter_file.encode_tensors(adapter_file.FORMAT, value, {})
+    data = encode_tensors(adapter_file.FORMAT, value, {})
     data = length.to_bytes(8, "little") + data[8:].ljust(length)
     assert data[:1] == b"\x80"
     assert adapter_file.decode(data).tensors == {}
@@ -159,22 +159,22 @@ def test_storage_of_another_type_is_refused(dtype: Any, array: Any) -> None:
 
 def test_writing_replaces_whole_files_only(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.safetensors"
-    adapter_file.write(target, b"old")
-    adapter_file.write(target, b"new")
+    disk.write(target, b"old")
+    disk.write(target, b"new")
     assert target.read_bytes() == b"new"
     assert list(target.parent.iterdir()) == [target]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.safetensors"
-    adapter_file.write(target, b"old")
+    disk.write(target, b"old")
 
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        adapter_file.write(target, b"new")
+        disk.write(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from adamix import adapter_file, packaged
 from adamix import backbone as backbones
+from adamix.attach import attach
 from adamix.cli import app
-from adamix.evaluation import attach
 
 WORDS = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *(f"w{i}" for i in range(36))]
 

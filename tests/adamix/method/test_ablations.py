@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 
 from adamix.backbone import Backbone
 from adamix.cli import app
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.heads import shared_copy
 from adamix.mixture_file import MixtureFile, read_mixture
-from adamix.routing.routes import evaluate_mixture, parse_routing
+from adamix.routing.probe import MixtureProbe
+from adamix.routing.routes import parse_routing
 from adamix.trainer import Progress, train
 from adamix.training.loop import MixtureTrainer
 
@@ -36,18 +37,12 @@ FAST = dataclasses.replace(TRAIN, max_steps=2)
 def run(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData) -> Any:
     """`train` with the tiny parts filled in; returns what it wrote."""
 
-    def call(out: Path, **changes: Any) -> MixtureFile:
-        settings: dict[str, Any] = {
-            "backbone": backbone,
-            "data": colours,
-            "validation": None,
-            "adapter": ADAPTER,
-            "mixture": MixtureConfig(),
-            "head": HeadConfig(),
-            "train": TRAIN,
-            **changes,
-        }
-        train(tokenizer=tokenizer, out=out, **settings)
+    def call(
+        out: Path, backbone: Backbone = backbone, data: TaskData = colours, validation: Any = None, **changes: Any
+    ) -> MixtureFile:
+        options = {name: changes.pop(name) for name in ("callbacks", "resume") if name in changes}
+        plan = TrainingPlan(**{"adapter": ADAPTER, "train": TRAIN, **changes})
+        train(plan, backbone, tokenizer, data, validation, out, **options)
         return read_mixture(out)
 
     return call
@@ -284,7 +279,7 @@ def test_every_mixture_trains_and_evaluates(
     }
     few = dataclasses.replace(colours, examples=colours.examples[:8])
     for routing in ("merged", "random:token", f"fixed:{num_experts - 1}"):
-        assert evaluate_mixture(found, backbone, tokenizer, few, parse_routing(routing)).rows == 8
+        assert MixtureProbe(found, backbone, tokenizer, few).evaluate(parse_routing(routing)).rows == 8
 
 
 def test_the_flags_reach_the_run(tmp_path: Path, backbone_directory: Path, colours: TaskData) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file
+from adamix import adapter_file, disk
 from adamix.cli import app, exit_codes
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, NotFound
@@ -97,7 +97,7 @@ def test_an_embedding_is_shown_but_not_evaluated(merged: Path, csv: Path, tmp_pa
     whole, file = adapter_file.read(merged), tmp_path / "vectors.safetensors"
     manifest = msgspec.structs.replace(whole.manifest, head=HeadSpec(type="embedding", pooling="mean"))
     body = {name: tensor for name, tensor in whole.tensors.items() if not name.startswith("head.")}
-    adapter_file.write(file, adapter_file.encode(manifest, body))
+    disk.write(file, adapter_file.encode(manifest, body))
     assert "head: embedding\n" in _invoke("inspect", file).stdout
     result = _invoke("evaluate", file, "--data", csv)
     assert result.exit_code == 1
@@ -305,6 +305,7 @@ def test_a_process_keeps_stdout_for_results(tmp_path: Path, backbone_directory: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_one_mixture(tmp_path: Path, backbone_directory: Path, csv: Path) -> None:
     """Under torchrun each process takes its share of the rows on a common route, and the first one writes."""
     script = tmp_path / "train.py"

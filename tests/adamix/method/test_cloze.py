@@ -22,15 +22,18 @@ from transformers import (
 )
 
 from adamix import adapter_file, cloze
+from adamix.attach import attach
 from adamix.backbone import Backbone, from_language_model
-from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
-from adamix.evaluation import attach, evaluate, predict, token_rows
+from adamix.evaluation import evaluate, predict, token_rows
 from adamix.manifest import HeadSpec, Manifest
 from adamix.merge import merge
 from adamix.mixture_file import read_mixture
-from adamix.routing.routes import evaluate_mixture, parse_routing
+from adamix.routing.probe import MixtureProbe
+from adamix.routing.routes import parse_routing
+from adamix.tensors import TensorData
 from adamix.trainer import train
 from adamix_server.adapters.validation import judge
 
@@ -100,17 +103,22 @@ def run(tmp_path_factory: pytest.TempPathFactory, encoder: Backbone, tokenizer: 
     return out
 
 
-def _train(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, out: Path, **changes: Any) -> Any:
+def _train(
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    data: Any = MOOD,
+    validation: TaskData | None = MOOD,
+    **changes: Any,
+) -> Any:
     config: dict[str, Any] = {
-        "data": MOOD,
-        "validation": MOOD,
         "adapter": AdapterConfig(rank=16, sites=("attn_q", "attn_v", "attn_out", "mlp_out")),
         "mixture": MixtureConfig(num_experts=2),
         "head": HEAD,
         "train": TrainConfig(max_steps=100, batch_size=8, learning_rate=5e-3, max_length=32),
         **changes,
     }
-    return train(backbone, tokenizer, out=out, **config)
+    return train(TrainingPlan(**config), backbone, tokenizer, data, validation, out)
 
 
 def _spec(
@@ -208,7 +216,7 @@ class TestWhatIsRead:
         """With an adapter that adds nothing: against the whole model of transformers, row by row, without padding."""
         mixture = read_mixture(out)
         silent = {
-            key: adapter_file.TensorData.from_float32(0 * tensor.to_float32()) if ".up_proj." in key else tensor
+            key: TensorData.from_float32(0 * tensor.to_float32()) if ".up_proj." in key else tensor
             for key, tensor in mixture.tensors.items()
         }
         adapter = adapter_file.decode(merge(dataclasses.replace(mixture, tensors=silent)))
@@ -358,7 +366,7 @@ class TestTraining:
     def test_a_mixture_is_measured_by_any_route(
         self, run: Path, encoder: Backbone, tokenizer: PreTrainedTokenizerFast, routing: str
     ) -> None:
-        found = evaluate_mixture(read_mixture(run), encoder, tokenizer, MOOD, parse_routing(routing))
+        found = MixtureProbe(read_mixture(run), encoder, tokenizer, MOOD).evaluate(parse_routing(routing))
         assert found.metrics["accuracy"] >= 0.7  # the experts were trained to agree; guessing gives 0.5
         assert set(found.predictions) <= {"negative", "positive"}
 

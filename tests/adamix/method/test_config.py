@@ -54,7 +54,7 @@ def test_a_lora_does_not_sit_at_a_norm() -> None:
 
 def test_sites_go_by_kind_unless_given() -> None:
     assert AdapterConfig().sites == ("mlp_out",)
-    assert AdapterConfig(kind="lora").sites == ("attn_q", "attn_v")
+    assert AdapterConfig.of("lora").sites == ("attn_q", "attn_v")
     assert AdapterConfig(kind="lora", sites=()).sites == ()
     assert AdapterConfig(kind="lora", sites=("mlp_in",)).sites == ("mlp_in",)
 

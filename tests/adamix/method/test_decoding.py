@@ -10,11 +10,12 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix import adapter_file
 from adamix.adapter_file import AdapterFile
+from adamix.attach import insert_adapter
 from adamix.backbone import Backbone
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
-from adamix.evaluation import evaluate, insert_adapter
+from adamix.evaluation import evaluate
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding, parse_decoding
 from adamix.generation.rows import prompts
@@ -34,7 +35,7 @@ def trained(
     settings = TrainConfig(max_steps=60, learning_rate=3e-2, batch_size=12, max_length=24, group_by_length=False)
     first = tuple(dataclasses.replace(example, references=example.references[:1]) for example in likes.examples)
     data, adapter = GenerationData("likes", first), AdapterConfig(rank=16, sites=("attn_out", "mlp_out"))
-    train(decoder, words, data, None, adapter, MixtureConfig(), HeadConfig(), settings, out)
+    train(TrainingPlan(adapter=adapter, train=settings), decoder, words, data, None, out)
     return adapter_file.decode(merge(out))
 
 

@@ -31,19 +31,21 @@ from transformers import (
 from typer.testing import CliRunner
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
+from adamix.attach import attach
 from adamix.backbone import Backbone, from_model
 from adamix.batches import TokenRow, tokenize
 from adamix.bottleneck import Bottleneck, BottleneckAtLinear
 from adamix.cli import app
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.evaluation import attach, predict
+from adamix.evaluation import predict
 from adamix.heads import recompute_activations, shared_copy
 from adamix.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
 from adamix.mixture import Mixture
 from adamix.sites import Point, insert, points
+from adamix.tensors import TensorData
 from adamix.trainer import train
 from adamix.training.run_directory import newest_checkpoint
 from adamix_testing.manifests import make_manifest
@@ -288,9 +290,9 @@ def test_a_decoder_has_no_norm_sites(family: str, backbones: dict[str, Backbone]
 def test_the_first_token_of_a_decoder_is_refused(
     backbones: dict[str, Backbone], tokenizer: PreTrainedTokenizerFast, colours: TaskData, tmp_path: Path
 ) -> None:
-    settings = (AdapterConfig(), MixtureConfig(), HeadConfig(pooling="cls"), TrainConfig(max_steps=1, max_length=32))
+    plan = TrainingPlan(head=HeadConfig(pooling="cls"), train=TrainConfig(max_steps=1, max_length=32))
     with pytest.raises(InvalidConfig, match="sees nothing of the text: use pooling `last`"):
-        train(backbones["llama"], tokenizer, colours, None, *settings, tmp_path / "run")
+        train(plan, backbones["llama"], tokenizer, colours, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix.config import HeadConfig
-from adamix.data import Example, TaskData
+from adamix.data import Example, GenerationData, TaskData
 from adamix.errors import InvalidConfig
 from adamix.experiments.gates import LOWER_IS_BETTER, Gate, baseline, check_metric_names, judge, parse_gate
+from adamix.experiments.plan import Plan
 from adamix.experiments.release import Release
+from adamix.experiments.run import Prepared
 
 NUMBERS = st.floats(-1e6, 1e6)
 METRICS = st.sampled_from(["accuracy", "macro_f1", "mse"])
@@ -126,5 +127,7 @@ def test_what_was_not_measured_does_not_pass() -> None:
 
 def test_a_gate_on_a_label_metric_is_refused_before_texts_are_learned() -> None:
     release = Release("t", [parse_gate("accuracy>=0.5")], "validation", None)
+    plan, rows = Plan(backbone="x", data="texts"), GenerationData("texts", ())
+    texts = Prepared(plan, rows, None, None, backbone=None, tokenizer=None)  # type: ignore[arg-type]  # not looked at
     with pytest.raises(InvalidConfig, match="it has loss, perplexity, token_accuracy"):
-        release.prepare("texts", rows=None, backbone=None, head=HeadConfig())  # type: ignore[arg-type]  # not looked at
+        release.prepare(texts)

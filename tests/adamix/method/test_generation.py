@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from adamix import adapter_file
 from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
 from adamix.generation import inference as generation
@@ -31,24 +31,19 @@ MakeWords = Callable[..., PreTrainedTokenizerFast]
 VOCABULARY, PAD, BOS, EOS = 17, 0, 2, 3
 
 TRAIN = TrainConfig(max_steps=6, batch_size=8, learning_rate=5e-3, log_every=2, max_length=24, group_by_length=False)
-LORA = AdapterConfig(kind="lora", rank=4, alpha=32, lora_dropout=0.1)
+LORA = AdapterConfig.of("lora", rank=4, alpha=32, lora_dropout=0.1)
 PAPER = MixtureConfig(num_experts=8, share="up", consistency=100.0)
 GREEDY = Decoding(num_beams=1, no_repeat_ngram_size=0, max_new_tokens=8)
 
 
 @pytest.fixture
 def run(gpt2: Backbone, words: PreTrainedTokenizerFast, likes: GenerationData) -> Any:
-    def call(out: Path, backbone: Backbone = gpt2, **changes: Any) -> TrainResult:
-        settings: dict[str, Any] = {
-            "data": likes,
-            "validation": None,
-            "adapter": LORA,
-            "mixture": MixtureConfig(),
-            "head": HeadConfig(),
-            "train": TRAIN,
-            **changes,
-        }
-        return train(backbone, words, out=out, **settings)
+    def call(
+        out: Path, backbone: Backbone = gpt2, data: Any = likes, validation: Any = None, **changes: Any
+    ) -> TrainResult:
+        options = {name: changes.pop(name) for name in ("callbacks", "resume") if name in changes}
+        plan = TrainingPlan(**{"adapter": LORA, "train": TRAIN, **changes})
+        return train(plan, backbone, words, data, validation, out, **options)
 
     return call
 
@@ -85,8 +80,9 @@ def test_a_step_weighs_every_target_token_alike(
             backbone_dropout=False,
         )
         out = tmp_path / str(accumulation)
-        adapter, mixture = AdapterConfig(rank=4), MixtureConfig(share="none", routing_granularity="instance")
-        train(gpt2, words, GenerationData("uneven", tuple(uneven)), None, adapter, mixture, HeadConfig(), settings, out)
+        mixture = MixtureConfig(share="none", routing_granularity="instance")
+        plan = TrainingPlan(adapter=AdapterConfig(rank=4), mixture=mixture, train=settings)
+        train(plan, gpt2, words, GenerationData("uneven", tuple(uneven)), None, out)
         weights.append({key: t.array for key, t in _adapter(out).tensors.items()})
     for key in weights[0]:
         assert abs(weights[0][key] - weights[1][key]).max() < 1e-5, key

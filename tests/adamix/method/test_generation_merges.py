@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.batches import collate
 from adamix.cli import app
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData
 from adamix.errors import FailedPrecondition, InvalidData
 from adamix.generation import inference as generation
@@ -29,7 +29,9 @@ from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.samples import Samples
 from adamix.mixture import Mixture
 from adamix.mixture_file import expert_key
+from adamix.tensors import TensorData
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
+from adamix.training.task import GenerationTask, LabelledTask
 
 NUM_EXPERTS = 3
 ADAPTERS = {
@@ -49,7 +51,9 @@ def _mixture(
     adapter = ADAPTERS[kind]
     config = MixtureConfig(**{"num_experts": NUM_EXPERTS, "share": "none", **mixture})
     experts = Mixture(shared_copy(backbone.model), adapter, config, torch.Generator())
-    manifest = build_manifest(backbone, data, adapter, config, HeadConfig(), TrainConfig(max_length=24))
+    plan = TrainingPlan(adapter=adapter, mixture=config, train=TrainConfig(max_length=24))
+    task = GenerationTask(data) if isinstance(data, GenerationData) else LabelledTask(data)
+    manifest = build_manifest(plan, task, backbone)
     tensors = expert_tensors(experts)
     if isinstance(data, TaskData):
         tensors |= head_tensors(Head(manifest.head, backbone.spec.hidden_size, None), (0.0, 1.0))

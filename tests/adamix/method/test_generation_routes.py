@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 from adamix import adapter_file
 from adamix import backbone as backbones
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.cli import app
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData, load_generation
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.generation import inference as generation
@@ -39,7 +39,9 @@ from adamix.routing.report import num_passes, report_draws, report_text_ensemble
 from adamix.routing.routes import Routing, draw_route, draw_token_routes, parse_routing
 from adamix.routing.texts import TextProbe, TokenEvaluation, Writing
 from adamix.routing.token_means import MeanProbabilities
+from adamix.tensors import TensorData
 from adamix.training.result import build_manifest, expert_tensors, mixture_file
+from adamix.training.task import GenerationTask
 
 LORA = AdapterConfig(kind="lora", rank=2, alpha=4.0, sites=("attn_q", "attn_v"))
 BOTTLENECK = AdapterConfig(rank=3, sites=("attn_out", "mlp_out"))
@@ -53,7 +55,8 @@ def make_mixture(
     """An untrained mixture whose experts are far apart: every tensor is drawn from N(0, 0.5)."""
     config = MixtureConfig(**{"num_experts": 3, "share": "none", **mixture})
     experts = Mixture(shared_copy(backbone.model), adapter, config, torch.Generator())
-    manifest = build_manifest(backbone, data, adapter, config, HeadConfig(), TrainConfig(max_length=24))
+    plan = TrainingPlan(adapter=adapter, mixture=config, train=TrainConfig(max_length=24))
+    manifest = build_manifest(plan, GenerationTask(data), backbone)
     rng = np.random.default_rng(0)
     drawn = {k: TensorData.from_float32(rng.normal(0, 0.5, t.shape)) for k, t in expert_tensors(experts).items()}
     return mixture_file(manifest, config, drawn)

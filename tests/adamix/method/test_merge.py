@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from adamix import adapter_file
-from adamix.adapter_file import TensorData
 from adamix.errors import InvalidAdapter, InvalidConfig
 from adamix.manifest import HeadSpec, TrainingRecord
 from adamix.merge import MIXTURE_FILE, MergeConfig, MixtureFile, MixtureManifest, merge, read_mixture
 from adamix.merging import fisher
+from adamix.tensors import MIXTURE_FORMAT, TensorData, encode_tensors
 from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, RANK = 6, 2
@@ -183,7 +183,7 @@ def test_a_surplus_tensor_is_refused(key: str) -> None:
 def test_a_malformed_mixture_manifest_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     mixture = _mixture()
     manifest = {**msgspec.to_builtins(mixture.manifest), **change}
-    data = adapter_file.encode_tensors(adapter_file.MIXTURE_FORMAT, manifest, mixture.tensors)
+    data = encode_tensors(MIXTURE_FORMAT, manifest, mixture.tensors)
     path = tmp_path / "mixture.safetensors"
     path.write_bytes(data)
     with pytest.raises(InvalidAdapter) as caught:

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from adamix import adapter_file, evaluation
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
+from adamix.attach import attach
 from adamix.backbone import Backbone, from_model
 from adamix.batches import collate
 from adamix.data import TaskData
@@ -22,6 +23,7 @@ from adamix.merge import DATA_METHODS, MergeConfig, MixtureFile, MixtureManifest
 from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.samples import Samples
 from adamix.mixture_file import expert_key
+from adamix.tensors import TensorData
 from adamix_testing.manifests import make_manifest
 
 RANK = 3
@@ -214,7 +216,7 @@ def test_greedy_leaves_out_an_expert_that_does_harm(samples: Samples) -> None:
 
 
 def _with_fitted_head(mixture: MixtureFile, samples: Samples) -> MixtureFile:
-    model = evaluation.attach(_single(mixture, 0), samples.backbone)
+    model = attach(_single(mixture, 0), samples.backbone)
     features: list[torch.Tensor] = []
     out_proj = model.head.out_proj
     assert out_proj is not None
@@ -249,7 +251,7 @@ def test_the_information_is_the_mean_square_of_every_rows_gradient(
     quantiles = torch.rand(6, 3, generator=torch.Generator().manual_seed(config.seed))
     for expert in range(NUM_EXPERTS):
         linears: dict[str, nn.Linear] = {}
-        model = evaluation.attach(_single(mixture, expert), few.backbone, linears.setdefault)
+        model = attach(_single(mixture, expert), few.backbone, linears.setdefault)
         squares: dict[str, list[Any]] = {key: [0.0, 0.0] for key in linears}
         for index, row in enumerate(rows):
             for linear in linears.values():
@@ -299,7 +301,7 @@ def test_the_moments_are_those_of_the_tokens_and_not_of_the_padding(
     crosses = {key: np.zeros_like(value.cross) for key, value in found.items()}
     for expert in range(NUM_EXPERTS):
         linears: dict[str, nn.Linear] = {}
-        model = evaluation.attach(_single(mixture, expert), few.backbone, linears.setdefault)
+        model = attach(_single(mixture, expert), few.backbone, linears.setdefault)
         seen: dict[str, torch.Tensor] = {}
         for key, linear in linears.items():
             linear.register_forward_hook(functools.partial(_note, seen, key))

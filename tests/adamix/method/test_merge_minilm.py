@@ -7,7 +7,7 @@ import pytest
 
 from adamix import adapter_file, data, evaluation
 from adamix.backbone import load, load_tokenizer
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.merge import DATA_METHODS, MergeConfig, merge, read_mixture
 from adamix.merging.samples import Samples
 from adamix.trainer import train
@@ -21,7 +21,8 @@ def test_all_methods_merge_a_trained_mixture_on_pretrained_weights(tmp_path: Pat
     settings = TrainConfig(max_steps=15, batch_size=8, learning_rate=1e-2, max_length=16)
     config = MixtureConfig(num_experts=2, share="none")
     adapter = AdapterConfig(rank=4, distinct_init=False)
-    train(backbone, tokenizer, rows, None, adapter, config, HeadConfig(), settings, tmp_path)
+    plan = TrainingPlan(adapter=adapter, mixture=config, train=settings)
+    train(plan, backbone, tokenizer, rows, None, tmp_path)
     mixture = read_mixture(tmp_path)
     majority = max(Counter(example.label for example in rows.examples).values()) / len(rows.examples)
     samples = Samples(backbone, tokenizer, rows)

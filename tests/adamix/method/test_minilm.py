@@ -7,7 +7,7 @@ import pytest
 
 from adamix import adapter_file, data
 from adamix.backbone import load, load_tokenizer
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import TrainConfig, TrainingPlan
 from adamix.evaluation import evaluate
 from adamix.merge import merge
 from adamix.trainer import train
@@ -20,7 +20,7 @@ def test_a_merged_mixture_answers_real_questions(tmp_path: Path) -> None:
     rows = data.few_shot(data.load("trec", split="train"), 120, seed=0)
     test = data.few_shot(data.load("trec", split="test"), 120, seed=0)
     settings = TrainConfig(max_steps=60, batch_size=8, learning_rate=5e-3, max_length=32)
-    train(backbone, tokenizer, rows, None, AdapterConfig(), MixtureConfig(), HeadConfig(), settings, tmp_path)
+    train(TrainingPlan(train=settings), backbone, tokenizer, rows, None, tmp_path)
     adapter = adapter_file.decode(merge(tmp_path))
     adapter_file.check_backbone(adapter, backbone.spec)
     # 6 layers of 2*384*16 + 16 + 384 and a head of 6 labels.

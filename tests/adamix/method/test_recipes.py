@@ -11,10 +11,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedToken
 from typer.testing import CliRunner
 
 from adamix.cli import app
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import InvalidConfig
-from adamix.experiments.recipes import RECIPES, SETTINGS, Recipe, find
+from adamix.experiments.recipes import RECIPES, Recipe, find
+from adamix.experiments.settings import SETTINGS
 from adamix.mixture_file import read_mixture
 
 # Hyper-parameters of the released scripts: lr, epochs, batch, rank, experts, warm-up, weight decay, tokens.
@@ -68,7 +69,7 @@ def test_the_loras_and_the_heads_are_the_published_ones() -> None:
 def test_the_parameters_are_as_many_as_published(name: str) -> None:
     recipe = find(name)
     hidden, layers, rank = recipe.hidden_size, recipe.num_layers, recipe.adapter.rank
-    copies, sites = recipe.mixture.num_experts, len(recipe.adapter.sites or ())
+    copies, sites = recipe.mixture.num_experts, len(recipe.adapter.sites)
     down, up = (hidden * rank, hidden * rank) if recipe.adapter.kind == "lora" else (hidden * rank + rank,) * 2
     if recipe.adapter.kind != "lora":
         up = hidden * rank + hidden
@@ -80,12 +81,12 @@ def test_the_parameters_are_as_many_as_published(name: str) -> None:
 def test_a_recipe_sets_nothing_that_it_does_not_name(name: str) -> None:
     recipe = find(name)
     defaults = {
-        "adapter": AdapterConfig(kind=recipe.adapter.kind),
+        "adapter": AdapterConfig.of(recipe.adapter.kind),
         "mixture": MixtureConfig(),
         "head": HeadConfig(),
         "train": TrainConfig(),
     }
-    named = {SETTINGS[flag] for flag in recipe.provenance}
+    named = {(SETTINGS[name].part, SETTINGS[name].field) for name in recipe.provenance}
     for part, default in defaults.items():
         for field in dataclasses.fields(default):
             value = getattr(getattr(recipe, part), field.name)
@@ -211,17 +212,8 @@ def test_no_clipping_is_no_clipping(tmp_path: Path, backbone: Any, tokenizer: An
     for norm in (0.0, 1e6, 1e-3):
         config = TrainConfig(max_steps=3, batch_size=8, max_length=32, max_grad_norm=norm)
         out = tmp_path / str(norm)
-        train(
-            backbone,
-            tokenizer,
-            colours,
-            None,
-            AdapterConfig(sites=()),
-            MixtureConfig.single(),
-            HeadConfig(),
-            config,
-            out,
-        )
+        plan = TrainingPlan(adapter=AdapterConfig(sites=()), mixture=MixtureConfig.single(), train=config)
+        train(plan, backbone, tokenizer, colours, None, out)
         found[norm] = read_mixture(out).tensors["head.out_proj.weight"].to_float32()
     assert abs(found[0.0] - found[1e6]).max() == 0.0
     assert abs(found[0.0] - found[1e-3]).max() > 1e-6

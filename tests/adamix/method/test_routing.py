@@ -25,27 +25,23 @@ from transformers import (
 )
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
+from adamix.attach import attach
 from adamix.backbone import Backbone, from_model
 from adamix.batches import collate
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, InvalidData
-from adamix.evaluation import attach, evaluate
+from adamix.evaluation import evaluate
 from adamix.heads import Head, shared_copy
 from adamix.merge import merge
 from adamix.mixture import Mixture
 from adamix.mixture_file import MixtureFile
-from adamix.routing.routes import (
-    MixtureProbe,
-    Routing,
-    average,
-    draw_route,
-    draw_token_routes,
-    evaluate_mixture,
-    parse_routing,
-)
+from adamix.routing.probe import MixtureProbe
+from adamix.routing.routes import Routing, average, draw_route, draw_token_routes, parse_routing
+from adamix.tensors import TensorData
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
+from adamix.training.task import LabelledTask
 
 BOTTLENECK = AdapterConfig(rank=4, sites=("mlp_out",))
 LORA = AdapterConfig(kind="lora", rank=4, alpha=8.0, sites=("attn_q", "attn_v"))
@@ -63,7 +59,8 @@ def make_mixture(
     """An untrained mixture whose experts are far apart: every tensor is drawn from N(0, 0.5)."""
     config = MixtureConfig(**mixture)
     experts = Mixture(shared_copy(backbone.model), adapter, config, torch.Generator())
-    manifest = build_manifest(backbone, data, adapter, config, HeadConfig(), TrainConfig(max_length=32))
+    plan = TrainingPlan(adapter=adapter, mixture=config, train=TrainConfig(max_length=32))
+    manifest = build_manifest(plan, LabelledTask(data), backbone)
     tensors = expert_tensors(experts) | head_tensors(Head(manifest.head, backbone.spec.hidden_size, None), (0.0, 1.0))
     rng = np.random.default_rng(seed)
     drawn = {key: TensorData.from_float32(rng.normal(0, 0.5, t.shape)) for key, t in tensors.items()}
@@ -102,7 +99,7 @@ def test_merged_is_what_the_merged_file_answers(
     data = request.getfixturevalue(task)
     mixture = make_mixture(backbone, data, adapter)
     merged = evaluate(adapter_file.decode(merge(mixture)), backbone, tokenizer, data)
-    assert evaluate_mixture(mixture, backbone, tokenizer, data, Routing()) == merged
+    assert MixtureProbe(mixture, backbone, tokenizer, data).evaluate(Routing()) == merged
 
 
 @pytest.mark.parametrize("share", ["up", "down", "none"])
@@ -113,7 +110,7 @@ def test_a_fixed_expert_is_the_adapter_of_its_tensors(
     mixture = make_mixture(backbone, colours, adapter, share=share, num_experts=3)
     results = []
     for expert in range(3):
-        result = evaluate_mixture(mixture, backbone, tokenizer, colours, Routing("fixed", expert=expert))
+        result = MixtureProbe(mixture, backbone, tokenizer, colours).evaluate(Routing("fixed", expert=expert))
         own = by_hand(mixture, lambda _layer, _site, _side, expert=expert: expert)
         assert result == evaluate(own, backbone, tokenizer, colours)
         results.append(result.logits)
@@ -132,7 +129,7 @@ def test_a_random_route_draws_each_projection_once_for_all_rows(
         route = draw_route(seed, len(points), 4).tolist()
         seen.add(str(route))
         own = by_hand(mixture, lambda i, site, side, route=route: int(route[points.index((i, site))][side == "up"]))
-        result = evaluate_mixture(mixture, backbone, tokenizer, colours, Routing("random"), seed=seed)
+        result = MixtureProbe(mixture, backbone, tokenizer, colours).evaluate(Routing("random"), seed)
         assert result == evaluate(own, backbone, tokenizer, colours)
     assert len(seen) == 3
 
@@ -187,10 +184,10 @@ def test_an_answer_depends_on_neither_batch_nor_order(
     mixture = make_mixture(backbone, colours, share="none")
     routing = Routing("random", granularity=granularity)
     backwards = dataclasses.replace(colours, examples=colours.examples[::-1])
-    together = evaluate_mixture(mixture, backbone, tokenizer, colours, routing, seed=1, batch_size=48)
-    alone = evaluate_mixture(mixture, backbone, tokenizer, backwards, routing, seed=1, batch_size=1)
+    together = MixtureProbe(mixture, backbone, tokenizer, colours, batch_size=48).evaluate(routing, 1)
+    alone = MixtureProbe(mixture, backbone, tokenizer, backwards, batch_size=1).evaluate(routing, 1)
     np.testing.assert_allclose(together.logits, alone.logits[::-1], rtol=1e-4, atol=1e-4)
-    other = evaluate_mixture(mixture, backbone, tokenizer, colours, routing, seed=2)
+    other = MixtureProbe(mixture, backbone, tokenizer, colours).evaluate(routing, 2)
     assert np.abs(np.subtract(together.logits, other.logits)).max() > 0.1
 
 
@@ -383,14 +380,14 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     mixture = make_mixture(backbone, colours)
     with pytest.raises(InvalidConfig, match="experts 0 to 3"):
-        evaluate_mixture(mixture, backbone, tokenizer, colours, Routing("fixed", expert=4))
+        MixtureProbe(mixture, backbone, tokenizer, colours).evaluate(Routing("fixed", expert=4))
     with pytest.raises(InvalidData, match="regression task"):
-        evaluate_mixture(mixture, backbone, tokenizer, numbers, Routing("random"))
+        MixtureProbe(mixture, backbone, tokenizer, numbers).evaluate(Routing("random"))
     torch.manual_seed(3)
     other = from_model(BertModel(BertConfig(**_TINY, **_SMALL)), name="other")
     for text in ROUTINGS:
         with pytest.raises(InvalidAdapter):
-            evaluate_mixture(mixture, other, tokenizer, colours, parse_routing(text))
+            MixtureProbe(mixture, other, tokenizer, colours).evaluate(parse_routing(text))
 
 
 def test_rows_are_counted_once_a_pass(
@@ -398,7 +395,6 @@ def test_rows_are_counted_once_a_pass(
 ) -> None:
     counted: list[int] = []
     mixture = make_mixture(backbone, colours, num_experts=3, share="none")
-    evaluate_mixture(
-        mixture, backbone, tokenizer, colours, parse_routing("ensemble:all"), batch_size=20, on_rows=counted.append
-    )
+    probe = MixtureProbe(mixture, backbone, tokenizer, colours, batch_size=20, on_rows=counted.append)
+    probe.evaluate(parse_routing("ensemble:all"))
     assert counted == [20, 20, 8] * 9

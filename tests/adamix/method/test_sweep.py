@@ -22,8 +22,6 @@ from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig, InvalidD
 from adamix.experiments.sweep import Entry, Ledger, Outcome, SweepTask, read_sweep, run, source_digest
 from adamix.training.loop import StepWatch
 
-KINDS: Any = {"data": "text", "lr": "number", "max-steps": "integer", "validate": "switch", "sites": "text"}
-
 
 def _toml(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "sweep.toml"
@@ -43,7 +41,7 @@ class TestFile:
         max-steps = 3
         gate = ["baseline", "mse<=1"]
         """
-        first, second = read_sweep(_toml(tmp_path, text), KINDS)
+        first, second = read_sweep(_toml(tmp_path, text))
         assert first == SweepTask("a", {"lr": 0.5, "sites": "attn_q,attn_v", "gate": ["baseline"]})
         assert second.settings == {"lr": 1, "sites": "attn_q,attn_v", "max-steps": 3, "gate": ["baseline", "mse<=1"]}
 
@@ -77,14 +75,14 @@ class TestFile:
         if "[[task]]" not in text and text.startswith("[defaults]"):
             text += "\n[[task]]\nname = 'a'"
         with pytest.raises(InvalidConfig, match=message):
-            read_sweep(_toml(tmp_path, text), KINDS)
+            read_sweep(_toml(tmp_path, text))
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidData, match="No such file"):
-            read_sweep(tmp_path / "none.toml", KINDS)
+            read_sweep(tmp_path / "none.toml")
         (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(InvalidConfig, match="is not TOML"):
-            read_sweep(tmp_path / "binary.toml", KINDS)
+            read_sweep(tmp_path / "binary.toml")
 
 
 Trained = Callable[[SweepTask, Path], Outcome]
@@ -412,9 +410,10 @@ def test_a_wrong_file_is_refused_before_anything_is_trained(
 def test_the_method_alone_knows_no_server() -> None:
     program = "import sys\nfrom adamix.cli import app\ntry:\n    app()\nfinally:\n    print('grpc' in sys.modules)"
     command = [sys.executable, "-c", program, "train", "--backbone", "x", "--data", "y", "--out", "z"]
-    done = subprocess.run([*command, "--push", "127.0.0.1:1"], capture_output=True, text=True, check=False)
+    push = ["--push", "127.0.0.1:1", "--task", "t"]
+    done = subprocess.run([*command, *push], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "False\n")
-    assert "No such option: --push" in done.stderr
+    assert "--push needs adamix_server" in done.stderr
 
 
 def test_a_sweep_is_one_process(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix import adapter_file
 from adamix.backbone import Backbone
-from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import evaluate
 from adamix.manifest import SITES
 from adamix.merge import MIXTURE_FILE, merge, read_mixture
+from adamix.order import EpochOrder
 from adamix.trainer import Progress, TrainResult, train
-from adamix.training.loop import EpochOrder, MixtureTrainer
+from adamix.training.loop import MixtureTrainer
 from adamix.training.run_directory import newest_checkpoint
 
 ADAPTER = AdapterConfig(rank=4)
@@ -34,17 +35,10 @@ LONGER = dataclasses.replace(TRAIN, max_steps=100, batch_size=16, learning_rate=
 def run(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData) -> Any:
     """`train` with the tiny parts filled in."""
 
-    def call(out: Path, **changes: Any) -> TrainResult:
-        settings: dict[str, Any] = {
-            "data": colours,
-            "validation": None,
-            "adapter": ADAPTER,
-            "mixture": MixtureConfig(),
-            "head": HeadConfig(),
-            "train": TRAIN,
-            **changes,
-        }
-        return train(backbone, tokenizer, out=out, **settings)
+    def call(out: Path, data: TaskData = colours, validation: Any = None, **changes: Any) -> TrainResult:
+        options = {name: changes.pop(name) for name in ("callbacks", "resume") if name in changes}
+        plan = TrainingPlan(**{"adapter": ADAPTER, "train": TRAIN, **changes})
+        return train(plan, backbone, tokenizer, data, validation, out, **options)
 
     return call
 
@@ -162,17 +156,9 @@ def test_accumulating_four_batches_is_one_large_batch(
             learning_rate=0.1,
             max_grad_norm=0.0,
         )
-        result = train(
-            still,
-            tokenizer,
-            dataclasses.replace(colours, examples=colours.examples[:rows]),
-            None,
-            ADAPTER,
-            mixture,
-            HeadConfig(dropout=0.0),
-            settings,
-            tmp_path / str(accumulation),
-        )
+        plan = TrainingPlan(adapter=ADAPTER, mixture=mixture, head=HeadConfig(dropout=0.0), train=settings)
+        some = dataclasses.replace(colours, examples=colours.examples[:rows])
+        result = train(plan, still, tokenizer, some, None, tmp_path / str(accumulation))
         losses.append(result.loss)
     # Six steps move the weights by about 0.1; what remains is the order of fp32 sums.
     assert _largest_difference(tmp_path / "1", tmp_path / "4") < 1e-5
@@ -275,18 +261,9 @@ def test_what_does_not_fit_is_refused_before_the_directory_is_made(
         run(out, train=dataclasses.replace(TRAIN, max_length=65))
     with pytest.raises(InvalidData, match="no rows"):
         run(out, data=dataclasses.replace(colours, examples=()))
+    plan = TrainingPlan(adapter=ADAPTER, head=HeadConfig(pooling="cls", dense="backbone"), train=TRAIN)
     with pytest.raises(InvalidConfig, match="no pooler"):
-        train(
-            dataclasses.replace(backbone, pooler=None),
-            tokenizer,
-            colours,
-            None,
-            ADAPTER,
-            MixtureConfig(),
-            HeadConfig(pooling="cls", dense="backbone"),
-            TRAIN,
-            out,
-        )
+        train(plan, dataclasses.replace(backbone, pooler=None), tokenizer, colours, None, out)
     assert not out.exists()
 
 

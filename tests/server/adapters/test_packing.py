@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.errors import InvalidAdapter
+from adamix.tensors import TensorData
 from adamix_server.adapters.packing import pack
 
 

@@ -29,7 +29,7 @@ class TestRegister:
         version = add("t", b"v1")
         assert version.state is State.READY
         assert (version.live, version.num_bytes, version.backbone_fingerprint) == (True, 2, here)
-        assert version.manifest.head.num_labels == 2
+        assert version.head.num_labels == 2
         task = catalog.get_task(ME, "t")
         assert task.traffic == (Traffic(version.digest, 1),)
         assert task.unavailable_reason == ""
@@ -125,7 +125,7 @@ class TestTraffic:
             catalog.set_traffic(ME, "t", [(two.digest, 1), (three.digest, 1)])
         assert caught.value.reason == "HEADS_DIFFER"
         assert (catalog.get_task(ME, "t"), catalog.revision()) == before
-        assert catalog.set_traffic(ME, "t", [(three.digest, 1)]).live[0].manifest.head.num_labels == 3
+        assert catalog.set_traffic(ME, "t", [(three.digest, 1)]).live[0].head.num_labels == 3
 
     def test_a_split_answers_by_weight(self, catalog: Catalog, add: Add) -> None:
         weights = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adamix import adapter_file
+from adamix import disk
 from adamix.errors import StoreFull
 from adamix_server.engine.assembly import _write_tokenizer
 
@@ -30,7 +30,7 @@ def test_no_room_is_said_and_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 
     path = tmp_path / "tokenizer.json"
     _write_tokenizer(path, TEXT)
-    monkeypatch.setattr(adapter_file.os, "fsync", no_room)
+    monkeypatch.setattr(disk.os, "fsync", no_room)
     with pytest.raises(StoreFull, match="free space") as caught:
         _write_tokenizer(path, "another")
     assert str(tmp_path) not in caught.value.message

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import msgspec
 import pytest
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Overloaded, Unavailable
-from adamix.manifest import BackboneSpec
+from adamix.manifest import BackboneSpec, HeadSpec
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.rows import VersionRecord, VersionRow
 from adamix_server.engine_frames import Control
 from adamix_server.frontend.residency import Residency
 from adamix_server.telemetry.metrics import Recorder
@@ -319,7 +320,8 @@ class SlowWorld:
             create_time_us=0,
             num_bytes=1,
             backbone_fingerprint="a" * 64,
-            manifest_json="{}",
+            head=HeadSpec(type="classification", pooling="mean"),
+            max_length=16,
             live=True,
             pinned=task in self.pins,
         )
@@ -330,6 +332,10 @@ class SlowWorld:
     # The catalog.
     def pinned(self) -> tuple[str, ...]:
         return ("d",) if self.pins else ()
+
+    def get_version(self, tenant: str, task: str, digest: str) -> VersionRecord:
+        row = self.resolve(tenant, task, digest)
+        return VersionRecord(**msgspec.structs.asdict(row), manifest_json="{}")
 
     def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool) -> VersionRow:
         if pinned:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix_protos.v1 import adapters_pb2 as pb
-from adamix_server.catalog.rows import Snapshot, TaskRow, Traffic
+from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.client import Client
 from adamix_server.frontend.admission import Admission
 from adamix_server.frontend.watch import Watch, compare
@@ -187,9 +187,10 @@ def row(task: str, etag: str, tenant: str = "default") -> TaskRow:
         etag=etag,
         create_time_us=0,
         update_time_us=int(etag, 16),
-        traffic=(Traffic("a" * 64, 1),),
         unavailable_reason="",
-        versions={},
+        ready=(),
+        live=(),
+        weights=(),
     )
 
 

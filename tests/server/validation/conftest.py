@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamix.adapter_file import TensorData, encode
+from adamix.adapter_file import encode
 from adamix.manifest import BackboneSpec, Manifest, TrainingRecord
+from adamix.tensors import TensorData
 from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, INNER, LAYERS = 8, 12, 2

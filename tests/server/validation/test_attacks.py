@@ -20,10 +20,11 @@ import msgspec
 import pytest
 import torch
 
-from adamix import adapter_file
-from adamix.adapter_file import MAX_HEADER_BYTES, decode
+from adamix import disk
+from adamix.adapter_file import decode
 from adamix.errors import InvalidAdapter
 from adamix.manifest import BackboneSpec
+from adamix.tensors import MAX_HEADER_BYTES
 from adamix_server.adapters.validation import judge
 
 Stored = Callable[[bytes], Path]
@@ -230,7 +231,7 @@ def test_a_file_cut_and_restored_while_it_is_read_is_whole_or_refused(stored: St
     try:
         for _ in range(1_000):
             try:
-                adapter = decode(adapter_file.read_bytes(path))
+                adapter = decode(disk.read_bytes(path))
             except InvalidAdapter:
                 refused += 1
                 continue

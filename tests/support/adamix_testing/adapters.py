@@ -7,8 +7,9 @@ import numpy as np
 from numpy.random import Generator
 
 from adamix import adapter_file
-from adamix.adapter_file import AdapterFile, TensorData
+from adamix.adapter_file import AdapterFile
 from adamix.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, TrainingRecord
+from adamix.tensors import TensorData
 from adamix_testing.manifests import make_manifest
 
 NO_MAYBE_YES = HeadSpec(

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from adamix import adapter_file
-from adamix.adapter_file import canonical_json
 from adamix.manifest import HeadSpec
+from adamix.tensors import canonical_json
 from adamix_server.catalog.store import Catalog
 from adamix_testing.manifests import make_manifest, make_spec
 

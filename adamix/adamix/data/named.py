@@ -1,0 +1,31 @@
+"""Data of either form by name: labelled text, or with the task type `generation` sources with reference texts."""
+
+from adamix.data.few_shot import few_shot, few_sources
+from adamix.data.generation import GenerationData
+from adamix.data.generation_sources import load_generation
+from adamix.data.sources import load
+from adamix.data.synthetic import SYNTHETIC_E2E
+from adamix.data.task import TASK_TYPES, TaskData
+from adamix.errors import InvalidConfig
+
+GENERATION = "generation"
+
+
+def load_rows(source: str, *, split: str, task_type: str | None) -> TaskData | GenerationData:
+    """One split of a data set. Raises as `load` and `load_generation` do."""
+    if task_type is not None and task_type not in (GENERATION, *TASK_TYPES):
+        known = ", ".join((*TASK_TYPES, GENERATION))
+        raise InvalidConfig(f"--task-type must be one of {known}, not {task_type[:40]!r}", field="task_type")
+    if task_type == GENERATION or (task_type is None and source == SYNTHETIC_E2E):
+        return load_generation(source, split=split)
+    return load(source, split=split, task_type=task_type)
+
+
+def few_rows(rows: TaskData | GenerationData, k: int, seed: int) -> TaskData | GenerationData:
+    """`k` rows in all, balanced over classes, or `k` sources with all their references. Raises InvalidConfig."""
+    return few_sources(rows, k, seed) if isinstance(rows, GenerationData) else few_shot(rows, k, seed)
+
+
+def type_of(rows: TaskData | GenerationData) -> str:
+    """The task type of some rows, as `load_rows` takes it."""
+    return GENERATION if isinstance(rows, GenerationData) else rows.task_type

@@ -1,0 +1,40 @@
+"""What a call needs of a manifest, and one head for all versions that have equal ones.
+
+Thousands of tasks answer with the same few heads, and a head with many labels is larger than all else that is kept of
+a version. Heads are told apart by their JSON, which is canonical in every manifest that was validated.
+"""
+
+import hashlib
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from adamix.manifest import HeadSpec
+
+# By the sha256 of their JSON, as long as a row has them.
+_heads: WeakValueDictionary[bytes, HeadSpec] = WeakValueDictionary()
+
+
+class _Served(msgspec.Struct):
+    """Of a manifest, what answering needs. The rest is skipped, not parsed."""
+
+    head: msgspec.Raw
+    max_length: int
+
+
+_served = msgspec.json.Decoder(_Served)
+_head = msgspec.json.Decoder(HeadSpec)
+
+
+def read_served(manifest_json: str) -> tuple[HeadSpec, int]:
+    """(head, max_length in tokens) of a manifest that was checked when it was stored.
+
+    Raises:
+        msgspec.MsgspecError: it is of another adamix, whose heads this one does not know.
+    """
+    served = _served.decode(manifest_json)
+    key = hashlib.sha256(served.head).digest()
+    if (head := _heads.get(key)) is None:
+        # Of two threads that meet here, both get the head that came first.
+        head = _heads.setdefault(key, _head.decode(served.head))
+    return head, served.max_length
