@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import pytest
 from hypothesis import settings
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from adamix.adapter_file import AdapterFile
     from adamix.backbone import Backbone
     from adamix.manifest import BackboneSpec
+    from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
 
 # A busy machine makes any example slow now and then; how long a test takes is not what it tests.
 settings.register_profile("adamix", deadline=None)
@@ -65,14 +66,14 @@ def make_backbone() -> "Callable[[], Backbone]":
 
 
 @pytest.fixture
-def make_adapter(make_backbone: "Callable[[], Backbone]") -> "Callable[..., AdapterFile]":
+def make_adapter(make_backbone: "Callable[[], Backbone]") -> "MakeRandomAdapter":
     """(seed, …) -> an adapter of `make_backbone`'s backbone, or of the `spec` that is given."""
     from adamix_testing.adapters import random_adapter
 
     tiny = make_backbone().spec
 
-    def make(seed: int, *, spec: "BackboneSpec" = tiny, **what: Any) -> "AdapterFile":
-        return random_adapter(spec, seed, **what)
+    def make(seed: int, *, spec: "BackboneSpec" = tiny, **shape: "Unpack[AdapterShape]") -> "AdapterFile":
+        return random_adapter(spec, seed, **shape)
 
     return make
 

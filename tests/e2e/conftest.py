@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adamix.manifest import BackboneSpec
-from adamix_testing.servers import Callers, Server, eventually
+from adamix_testing.servers import Callers, Eventually, Server, StartServer, eventually
 
 WORDS: tuple[str, ...] = (
     "the",
@@ -58,16 +58,13 @@ def callers() -> type[Callers]:
 
 
 @pytest.fixture(scope="session", name="eventually")
-def wait_until_it_holds() -> Callable[..., None]:
+def wait_until_it_holds() -> Eventually:
     return eventually
 
 
 @pytest.fixture(scope="session")
 def server_type() -> type[Server]:
     return Server
-
-
-StartServer = Callable[..., Server]
 
 
 @pytest.fixture

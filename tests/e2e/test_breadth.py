@@ -24,9 +24,10 @@ from adamix.evaluation import predict
 from adamix.manifest import BackboneSpec, HeadSpec
 from adamix.tensors import TensorData
 from adamix_server.client import Classification, Client, Embedding, Input, MultiLabel, Prediction
+from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
-Serve = Callable[[Path | str], Any]
+Serve = Callable[[Path | str], Server]
 
 # fp32 on both sides: only the order of sums differs.
 TOLERANCE = 1e-5
@@ -414,7 +415,7 @@ class TestTinyBert:
 
 
 def test_a_decoder_is_refused_in_one_sentence(
-    start_server: Callable[..., Any], backbone_directory: Path, tmp_path: Path
+    start_server: StartServer, backbone_directory: Path, tmp_path: Path
 ) -> None:
     import torch
     from transformers import GPT2Config, GPT2Model
