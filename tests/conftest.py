@@ -36,9 +36,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
-    from adamix.adapter_file import AdapterFile
     from adamix.backbone import Backbone
-    from adamix.manifest import BackboneSpec
+    from adamix.files.adapter_file import AdapterFile
+    from adamix.files.manifest import BackboneSpec
     from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
 
 # A busy machine makes any example slow now and then; how long a test takes is not what it tests.

@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 from adamix import language_model as language_models
 from adamix import packaged, sites
 from adamix.errors import InvalidConfig
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 
 _POOLER_PREFIX = "pooler."
 _SPECIAL_TOKENS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")

@@ -9,7 +9,7 @@ Shapes: D hidden size, R rank (bottleneck units); `...` any leading dimensions.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adamix.manifest import Activation
+from adamix.files.manifest import Activation
 from adamix_kernels import dispatch
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from adamix.errors import InvalidConfig
-from adamix.manifest import (
+from adamix.files.manifest import (
     MAX_CLIP,
     MAX_EXPERTS,
     MAX_TEMPLATE,

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from adamix import cloze
-from adamix.adapter_file import AdapterFile
 from adamix.attach import attach
 from adamix.backbone import Backbone
 from adamix.batches import TokenRow, collate, target_tensor, tokenize
 from adamix.data import Example, TaskData, TaskType
 from adamix.errors import FailedPrecondition, InvalidData
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import HeadSpec, Manifest
 from adamix.heads import TaskModel
-from adamix.manifest import HeadSpec, Manifest
 from adamix.metrics import positive_class, score
 
 DEFAULT_BATCH_SIZE = 32

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adamix.config import HeadConfig
 from adamix.data import GenerationData, TaskData
-from adamix.manifest import HeadSpec, label_map
+from adamix.files.manifest import HeadSpec, label_map
 from adamix_kernels import dispatch
 
 _INIT_STD = 0.02  # BERT's, as the release's heads are initialised

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adamix.errors import InvalidConfig
+from adamix.files.mixture_file import MIXTURE_FILE, MixtureFile, MixtureManifest, expert_key, initial_key, read_mixture
 from adamix.merging.rules import (
     Rule,
     by_projection,
@@ -24,14 +25,6 @@ from adamix.merging.rules import (
     weighted,
 )
 from adamix.merging.settings import DATA_METHODS, DEFAULT_DENSITY, METHODS, MergeConfig, Method
-from adamix.mixture_file import (
-    MIXTURE_FILE,
-    MixtureFile,
-    MixtureManifest,
-    expert_key,
-    initial_key,
-    read_mixture,
-)
 
 if TYPE_CHECKING:
     from adamix.merging.samples import OnProgress, Samples

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adamix.errors import InvalidConfig
-from adamix.manifest import NORM_SITES, SITES
+from adamix.files.manifest import NORM_SITES, SITES
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from adamix import adapter_file, disk
 from adamix.backbone import Backbone
 from adamix.config import TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
+from adamix.files import adapter_file, disk
+from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
 from adamix.heads import LanguageModel, TaskModel, recompute_activations, remove_dropout, shared_copy
 from adamix.merge import MIXTURE_FILE, merge
 from adamix.mixture import Mixture
 from adamix.order import EpochOrder
-from adamix.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
 from adamix.training.loop import MixtureTrainer, Progress, StepWatch
 from adamix.training.result import (
     build_manifest,

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adamix import adapter_file
 from adamix.backbone import Backbone
+from adamix.files import adapter_file
 from adamix.heads import shared_copy
 from adamix_bench.synthesis import SynthTask
 from adamix_bench.workload import Requests

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adamix.errors import AdamixError, InvalidConfig
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_bench.load import LoadProcess, Plan
 from adamix_bench.settings import Settings
 from adamix_bench.synthesis import SynthTask, fill_store, task_name

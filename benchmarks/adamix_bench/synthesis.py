@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import insert, update
 
-from adamix import adapter_file
-from adamix.manifest import BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
-from adamix.tensors import TensorData, canonical_json
+from adamix.files import adapter_file
+from adamix.files.manifest import BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
+from adamix.files.tensors import TensorData, canonical_json
 from adamix_server.catalog import changes, schema
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.catalog.database import Database

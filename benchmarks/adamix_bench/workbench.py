@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from adamix import backbone as backbones
 from adamix.backbone import Backbone
 from adamix.errors import InvalidConfig
-from adamix.manifest import Kind
+from adamix.files.manifest import Kind
 from adamix_bench.settings import Popularity
 from adamix_bench.synthesis import SynthTask, make_task
 from adamix_bench.workload import Ints, Lengths, Requests, draw_tasks, draw_texts

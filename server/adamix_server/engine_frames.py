@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -12,7 +12,7 @@ import msgspec
 from adamix.config import HeadConfig
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidRequest, NotFound
 from adamix.experiments.release import Published
-from adamix.manifest import BackboneSpec, TrainingRecord
+from adamix.files.manifest import BackboneSpec, TrainingRecord
 from adamix_server.catalog.names import check_name
 from adamix_server.client import Client
 from adamix_server.config import split_address

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_testing.servers import Callers, Eventually, Server, StartServer, eventually
 
 WORDS: tuple[str, ...] = (

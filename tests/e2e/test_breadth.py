@@ -12,17 +12,18 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from adamix import adapter_file, backbone
+from adamix import backbone
 from adamix import data as datasets
-from adamix.adapter_file import AdapterFile
 from adamix.attach import attach
 from adamix.batches import tokenize
 from adamix.cli import app
 from adamix.data import Example
 from adamix.errors import AdamixError, Code
 from adamix.evaluation import predict
-from adamix.manifest import BackboneSpec, HeadSpec
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec, HeadSpec
+from adamix.files.tensors import TensorData
 from adamix_server.client import Classification, Client, Embedding, Input, MultiLabel, Prediction
 from adamix_testing.servers import Server, StartServer
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from adamix import adapter_file
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Client, Input, Predictions
 from adamix_testing.servers import Callers, Eventually, Server
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import TensorData
 from adamix_testing.servers import Server
 
 MakeAdapter = Callable[..., AdapterFile]

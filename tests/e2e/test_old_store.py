@@ -7,9 +7,9 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from adamix.adapter_file import AdapterFile, encode
-from adamix.manifest import BackboneSpec
-from adamix.tensors import canonical_json
+from adamix.files.adapter_file import AdapterFile, encode
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import canonical_json
 from adamix_server.client import Input
 from adamix_testing.servers import StartServer
 

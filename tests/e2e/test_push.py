@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file, backbone, evaluation
+from adamix import backbone, evaluation
 from adamix.data import load
+from adamix.files import adapter_file
 from adamix_server.cli import app
 from adamix_server.client import Classification, Regression
 from adamix_testing.servers import Server, StartServer

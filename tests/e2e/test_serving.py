@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamix import adapter_file, backbone
-from adamix.adapter_file import AdapterFile
+from adamix import backbone
 from adamix.data import Example, TaskData
 from adamix.errors import AdamixError, Code, NotFound
 from adamix.evaluation import evaluate
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Classification, Input, Regression
 from adamix_testing.servers import Server, StartServer
 

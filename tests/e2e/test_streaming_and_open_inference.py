@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Classification, Input, Prediction, Regression, StreamInput
 from adamix_testing.servers import Server
 

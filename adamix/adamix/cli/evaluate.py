@@ -60,7 +60,8 @@ def evaluate(
     with exit_codes():
         from adamix import backbone as backbones
         from adamix import data as datasets
-        from adamix import disk, evaluation
+        from adamix import evaluation
+        from adamix.files import disk
         from adamix.routing.probe import MixtureProbe
         from adamix.routing.report import num_passes
         from adamix.routing.routes import parse_routing

@@ -99,9 +99,9 @@ def microsoft_adamix(
         if mixture is not None and mixture.exists() and (not mixture.is_dir() or any(mixture.iterdir())):
             raise InvalidConfig(f"--mixture: {mixture} is not an empty directory", field="mixture")
         from adamix import backbone as backbones
-        from adamix import disk
+        from adamix.files import disk
+        from adamix.files.mixture_file import MIXTURE_FILE
         from adamix.interop.microsoft_adamix import import_release
-        from adamix.mixture_file import MIXTURE_FILE
 
         loaded = backbones.load(backbone)
         normalizer = backbones.load_tokenizer(backbone).backend_tokenizer.normalizer
@@ -121,7 +121,7 @@ def export_peft(
 ) -> None:
     """Write a LoRA as a directory that PEFT reads."""
     with exit_codes():
-        from adamix import adapter_file
+        from adamix.files import adapter_file
         from adamix.interop.peft_export import export_peft as export
 
         result = export(adapter_file.read(file), out, body_only=body_only)
@@ -149,7 +149,7 @@ def _options(
 
 def _finish(result: "Imported", out: Path, json_: bool) -> None:
     """Write the file; progress and notes to stderr, the result to stdout."""
-    from adamix import disk
+    from adamix.files import disk
 
     stderr.print(f"tensors: {result.matched} matched, 0 missing, 0 surplus")
     if result.max_abs_diff is not None:

@@ -18,7 +18,7 @@ from adamix.errors import InvalidConfig
 from adamix.merging.settings import DATA_METHODS, DEFAULT_DENSITY, METHODS, MergeConfig
 
 if TYPE_CHECKING:
-    from adamix.mixture_file import MixtureFile
+    from adamix.files.mixture_file import MixtureFile
 
 _CONFIG = MergeConfig()
 _DENSITIES = ", ".join(f"{method} {density:g}" for method, density in DEFAULT_DENSITY.items())
@@ -96,9 +96,9 @@ def merge(
             "seed": seed,
         }
         config = MergeConfig(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]  # by name
-        from adamix import adapter_file, disk
+        from adamix.files import adapter_file, disk
+        from adamix.files.mixture_file import read_mixture
         from adamix.merge import merge as merge_mixture
-        from adamix.mixture_file import read_mixture
 
         _check_out(out, directory)
         mixture = read_mixture(directory)
@@ -165,7 +165,7 @@ def _merge_by_data(
 
 def _check_out(out: Path, directory: Path) -> None:
     """Refuse before the work is done what would lose it, or the mixture."""
-    from adamix.mixture_file import MIXTURE_FILE
+    from adamix.files.mixture_file import MIXTURE_FILE
 
     if out.is_dir():
         raise InvalidConfig(f"--out {out} is a directory: name the file to write in it", field="out")

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from adamix.errors import AdamixError, InvalidConfig
 
 if TYPE_CHECKING:
-    from adamix.adapter_file import AdapterFile
+    from adamix.files.adapter_file import AdapterFile
 
 # Commands in the order of work, in the list of `--help`; those of other packages follow.
 _ORDER = ("train", "recipes", "few-shot", "sweep", "merge", "evaluate", "glue", "inspect", "import", "export")

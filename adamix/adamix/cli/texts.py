@@ -15,11 +15,11 @@ from adamix.generation.decoding import Decoding, parse_decoding
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from adamix.adapter_file import AdapterFile
     from adamix.backbone import Backbone
     from adamix.data import GenerationData
+    from adamix.files.adapter_file import AdapterFile
+    from adamix.files.mixture_file import MixtureFile
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.mixture_file import MixtureFile
     from adamix.routing.report import DrawsReport, EnsembleReport
     from adamix.routing.routes import Routing
     from adamix.routing.texts import TextProbe, TokenEvaluation
@@ -129,7 +129,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     Without a flag about generated texts only the references are predicted: to generate by every draw takes many
     times as long.
     """
-    from adamix import disk
+    from adamix.files import disk
     from adamix.generation.evaluation import TextEvaluation
     from adamix.routing.report import num_passes
     from adamix.routing.texts import TextProbe, Writing
@@ -178,7 +178,7 @@ def _measure(
 
 def _save(run: Run, rows: "GenerationData", result: "TextEvaluation") -> None:
     """Write the texts where they were asked for, and say on stderr which metrics were left out."""
-    from adamix import disk
+    from adamix.files import disk
 
     if run.save_predictions is not None:
         disk.write(run.save_predictions, _lines(rows, result).encode())

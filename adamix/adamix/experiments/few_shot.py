@@ -21,9 +21,10 @@ from pathlib import Path
 import msgspec
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, disk, evaluation
+from adamix import evaluation
 from adamix.backbone import Backbone
 from adamix.data import TaskData
+from adamix.files import adapter_file, disk
 from adamix.merge import merge
 
 ADAPTER_FILE = "adapter.safetensors"

@@ -10,15 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from adamix import adapter_file, disk, evaluation
+from adamix import evaluation
 from adamix.batches import target_tensor
 from adamix.config import HeadConfig
 from adamix.data import SPLITS, TaskData, load
 from adamix.errors import AdamixError, FailedPrecondition, InvalidConfig
 from adamix.experiments.gates import Gate, Verdict, baseline, check_metric_names, judge
 from adamix.experiments.run import Finished, Prepared
+from adamix.files import adapter_file, disk
+from adamix.files.manifest import BackboneSpec
 from adamix.generation.inference import TOKEN_METRICS
-from adamix.manifest import BackboneSpec
 from adamix.merge import merge
 from adamix.metrics import score
 

@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from adamix import disk
 from adamix.data.sources import local_files
 from adamix.errors import AdamixError, Cancelled, FailedPrecondition, InvalidConfig, InvalidData
 from adamix.experiments.settings import SETTINGS, Kind, Value, flag_of
+from adamix.files import disk
 from adamix.metrics import finite_json
 
 LEDGER_FILE = "sweep.json"

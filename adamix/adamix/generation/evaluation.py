@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.data import GenerationData
 from adamix.evaluation import DEFAULT_BATCH_SIZE
+from adamix.files.adapter_file import AdapterFile
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding
 from adamix.generation.metrics import score_generation

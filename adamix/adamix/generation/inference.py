@@ -20,11 +20,11 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from adamix.adapter_file import AdapterFile
 from adamix.attach import insert_adapter
 from adamix.backbone import Backbone
 from adamix.data import GenerationData
 from adamix.errors import FailedPrecondition, InvalidConfig
+from adamix.files.adapter_file import AdapterFile
 from adamix.generation.decoding import Decoding
 from adamix.generation.likelihood import TokenTally, check_writer, language_model, read_references
 from adamix.generation.rows import Prompt, collate_prompts, prompts

@@ -19,6 +19,8 @@ import numpy as np
 
 from adamix.backbone import Backbone
 from adamix.errors import InvalidAdapter
+from adamix.files.manifest import MAX_LABELS, Activation, HeadType, TrainingRecord
+from adamix.files.tensors import TensorData
 from adamix.interop.adapterhub_config import (
     BLOCKS,
     CONFIG_FILE,
@@ -41,8 +43,6 @@ from adamix.interop.reading import (
     tensor_data,
 )
 from adamix.interop.sequence_heads import SEQUENCE_HEADS, take_head
-from adamix.manifest import MAX_LABELS, Activation, HeadType, TrainingRecord
-from adamix.tensors import TensorData
 
 _WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
 _HEAD_WEIGHTS = ("model_head.safetensors", "pytorch_model_head.bin")

@@ -11,8 +11,8 @@ import msgspec
 
 from adamix.backbone import Backbone
 from adamix.errors import InvalidAdapter
+from adamix.files.manifest import Activation
 from adamix.interop.reading import converted, quoted, read_json, shown
-from adamix.manifest import Activation
 
 CONFIG_FILE = "adapter_config.json"
 HEAD_CONFIG_FILE = "head_config.json"

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import torch
 
-from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.errors import InvalidAdapter, InvalidConfig
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import TrainingRecord
+from adamix.files.mixture_file import MixtureFile, MixtureManifest, expert_key
+from adamix.files.tensors import TensorData
 from adamix.interop.assembly import LANGUAGE_MODEL, AdapterPart, HeadPart, Imported, ImportOptions, assemble
 from adamix.interop.reading import Ledger, float32
 from adamix.interop.release_forward import self_test
 from adamix.interop.release_layout import Experts, Layout, check_backbone, layout_of, read_state, take_experts
 from adamix.interop.sequence_heads import take_head
-from adamix.manifest import TrainingRecord
-from adamix.mixture_file import MixtureFile, MixtureManifest, expert_key
-from adamix.tensors import TensorData
 
 # The release cuts RoBERTa's predictions at 0 from below only; this is the largest bound a manifest may hold.
 _NO_UPPER_BOUND = 1e15

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from adamix.backbone import Backbone
 from adamix.errors import InvalidAdapter
+from adamix.files.manifest import NORM_SITES, TrainingRecord
+from adamix.files.tensors import TensorData
 from adamix.interop.assembly import (
     AdapterPart,
     HeadPart,
@@ -30,9 +32,7 @@ from adamix.interop.assembly import (
 from adamix.interop.peft_config import LoraConfig, read_config
 from adamix.interop.reading import Ledger, float32, read_pickle, read_tensors, shown, state_dict, tensor_data
 from adamix.interop.sequence_heads import POOLER, SEQUENCE_HEADS, take_head
-from adamix.manifest import NORM_SITES, TrainingRecord
 from adamix.sites import Family, SitePath
-from adamix.tensors import TensorData
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE_FILE = "adapter_model.bin"

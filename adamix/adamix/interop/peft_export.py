@@ -18,15 +18,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from adamix import disk
-from adamix.adapter_file import AdapterFile
 from adamix.errors import FailedPrecondition
+from adamix.files import disk
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.tensors import TensorData
 from adamix.interop.peft import KEY_PREFIX, WEIGHTS_FILE, lora_targets
 from adamix.interop.peft_config import CONFIG_FILE
 from adamix.interop.sequence_heads import SEQUENCE_HEADS
 from adamix.packaged import PACKAGES
 from adamix.sites import family
-from adamix.tensors import TensorData
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adamix.adapter_file import AdapterFile
 from adamix.attach import attach
 from adamix.backbone import Backbone
 from adamix.errors import InvalidAdapter
+from adamix.files.adapter_file import AdapterFile
 from adamix.heads import shared_copy
 
 # Relative to the largest value: rounding of fp32 sums in another order, through all layers. A wrong weight shows whole.

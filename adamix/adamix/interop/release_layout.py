@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adamix.adapter_file import MAX_ADAPTER_RANK
 from adamix.errors import InvalidAdapter
+from adamix.files.adapter_file import MAX_ADAPTER_RANK
+from adamix.files.manifest import MAX_EXPERTS, Activation, BackboneSpec, Kind, Share
 from adamix.interop.reading import Ledger, float64_array, read_pickle, shown, state_dict
-from adamix.manifest import MAX_EXPERTS, Activation, BackboneSpec, Kind, Share
 
 MAX_BYTES = 4 << 30  # a whole GPT-2 medium in fp32 is 1.4 GB
 

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamix.data import TaskType
+from adamix.files.mixture_file import MixtureFile, Projection
 from adamix.generation.rows import TargetRows
 from adamix.merging.rules import Information
 from adamix.merging.samples import ExpertSweep, OnProgress, Samples
 from adamix.merging.settings import MergeConfig
-from adamix.mixture_file import MixtureFile, Projection
 from adamix.order import Rows
 
 # Distributions in fp64 at a time: over a vocabulary they are large.

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from adamix import adapter_file, evaluation
-from adamix.adapter_file import AdapterFile
+from adamix import evaluation
 from adamix.data import GenerationData, TaskType
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import MixtureFile
 from adamix.generation import inference as generation
 from adamix.merging.rules import combine, weighted
 from adamix.merging.samples import OnProgress, Samples
 from adamix.merging.settings import MergeConfig
-from adamix.mixture_file import MixtureFile
 
 METRIC: dict[TaskType, str] = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "pearson"}
 

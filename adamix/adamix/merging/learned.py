@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamix.errors import FailedPrecondition
+from adamix.files.mixture_file import MixtureFile, Projection
 from adamix.heads import LanguageModel, TaskModel
 from adamix.losses import task_loss
 from adamix.merging.samples import OnProgress, Samples, expert_tensors, model_with
 from adamix.merging.settings import MergeConfig
-from adamix.mixture_file import MixtureFile, Projection
 from adamix.order import EpochOrder, Rows
 
 

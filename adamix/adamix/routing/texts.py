@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.data import GenerationData
 from adamix.errors import InvalidConfig
 from adamix.evaluation import DEFAULT_BATCH_SIZE
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import MixtureFile
 from adamix.generation.decoding import Decoding
 from adamix.generation.evaluation import TextEvaluation, evaluate_texts
 from adamix.generation.likelihood import References, TokenBatch, TokenTally, language_model, read_references
 from adamix.heads import LanguageModel
-from adamix.mixture_file import MixtureFile
 from adamix.routing.calibration import Disagreement
 from adamix.routing.experts import Experts, RouteTable
 from adamix.routing.routes import Average, Routing, draw_route, draw_token_routes

@@ -15,16 +15,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from adamix import cloze, evaluation
-from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.batches import target_tensor, tokenize
 from adamix.config import HeadConfig
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidConfig, InvalidData
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import HeadSpec
 from adamix.generation import inference as generation
 from adamix.generation.rows import TargetRows, target_rows
 from adamix.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
-from adamix.manifest import HeadSpec
 from adamix.order import Rows
 
 

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.errors import InvalidConfig
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
 from adamix.heads import pool, shared_copy
 from adamix_bench.peers.padded import BATCH, pad
 from adamix_bench.synthesis import LORA_RANK, LORA_SITES, SynthTask

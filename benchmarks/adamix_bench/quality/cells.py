@@ -16,11 +16,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from adamix import backbone as backbones
-from adamix import data, disk, trainer
+from adamix import data, trainer
 from adamix.backbone import Backbone
 from adamix.config import TrainingPlan
 from adamix.errors import InvalidConfig
-from adamix.mixture_file import MixtureFile, read_mixture
+from adamix.files import disk
+from adamix.files.mixture_file import MixtureFile, read_mixture
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import parse_routing
 from adamix_bench.quality.settings import QualitySettings, Rows

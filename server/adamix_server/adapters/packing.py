@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from adamix.adapter_file import AdapterFile
 from adamix.errors import InvalidAdapter
-from adamix.manifest import Manifest
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import Manifest
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights
 
 _ALIGNMENT_BYTES = 128

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from adamix.errors import InternalError
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix.sites import Point, features_of, insert
 from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights

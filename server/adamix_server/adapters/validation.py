@@ -2,7 +2,7 @@
 
 `validate` is the parent's side: it starts `python -m adamix_server.adapters.validation`, tells it which file to judge
 for which backbone, and believes only a well-formed verdict. The parent never sees a byte of the file. `main` is the
-child's side: it lowers its own limits for good, then reads and checks the file with `adamix.adapter_file`.
+child's side: it lowers its own limits for good, then reads and checks the file with `adamix.files.adapter_file`.
 
 The child must start in a tenth of a second, so it imports numpy and msgspec but no torch and no grpc, and what only
 the parent needs is imported in the parent's functions.
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from adamix.adapter_file import check_backbone, decode
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec
-from adamix.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
+from adamix.files.adapter_file import check_backbone, decode
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

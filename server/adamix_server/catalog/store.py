@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, tuple_
 
 from adamix.errors import FailedPrecondition, InvalidAdapter, Unavailable
-from adamix.manifest import Manifest
+from adamix.files.manifest import Manifest
 from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.catalog.database import Database

@@ -18,11 +18,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from adamix import backbone as backbones
-from adamix.adapter_file import AdapterFile
 from adamix.attach import attach
 from adamix.backbone import Backbone
 from adamix.batches import TokenRow, collate, tokenize
 from adamix.data import Example
+from adamix.files.adapter_file import AdapterFile
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.client import Client, Input

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, disk, merge, trainer
-from adamix.adapter_file import AdapterFile
+from adamix import merge, trainer
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData, few_shot, load
 from adamix.evaluation import Evaluation, evaluate
+from adamix.files import adapter_file, disk
+from adamix.files.adapter_file import AdapterFile
 
 BACKBONE = "minilm"
 SEED = 0

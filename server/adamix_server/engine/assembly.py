@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from adamix import adapter_file, backbone, disk
+from adamix import backbone
 from adamix.backbone import Backbone
 from adamix.errors import InvalidConfig, StoreFull
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file, disk
+from adamix.files.manifest import BackboneSpec
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.packing import PackedAdapter, pack

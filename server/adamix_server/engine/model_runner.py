@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adamix.backbone import Backbone
 from adamix.errors import FailedPrecondition, InternalError
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_kernels import dispatch
 from adamix_kernels.frozen_linear import padded_rows
 from adamix_kernels.segments import Segments

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, InvalidAdapter, Overloaded
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
 from adamix_server.adapters.validation import Verdict
 from adamix_server.catalog.blobs import Temporary

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server import config, engine_frames
 from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result

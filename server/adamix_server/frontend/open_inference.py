@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, InvalidRequest, NotFound
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
 from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result, read

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_server import channel
 from adamix_server.adapters.validation import Verdict, validate_async
 from adamix_server.agreement import Party

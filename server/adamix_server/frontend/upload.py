@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from adamix.errors import DeadlineExceeded, InvalidRequest
-from adamix.tensors import MAX_HEADER_BYTES
+from adamix.files.tensors import MAX_HEADER_BYTES
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.catalog.blobs import BlobStore, Temporary
 from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES

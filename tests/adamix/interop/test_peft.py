@@ -11,16 +11,16 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.attach import attach
 from adamix.backbone import Backbone
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import Dense, Pooling
+from adamix.files.tensors import TensorData
 from adamix.interop.assembly import ImportOptions
 from adamix.interop.peft import import_peft
 from adamix.interop.peft_export import export_peft
-from adamix.manifest import Dense, Pooling
-from adamix.tensors import TensorData
 from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2"]

@@ -20,8 +20,8 @@ from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig
+from adamix.files.mixture_file import MixtureFile, read_mixture
 from adamix.heads import shared_copy
-from adamix.mixture_file import MixtureFile, read_mixture
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import parse_routing
 from adamix.trainer import Progress, train

@@ -21,19 +21,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from adamix import adapter_file, cloze
+from adamix import cloze
 from adamix.attach import attach
 from adamix.backbone import Backbone, from_language_model
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import evaluate, predict, token_rows
-from adamix.manifest import HeadSpec, Manifest
+from adamix.files import adapter_file
+from adamix.files.manifest import HeadSpec, Manifest
+from adamix.files.mixture_file import read_mixture
+from adamix.files.tensors import TensorData
 from adamix.merge import merge
-from adamix.mixture_file import read_mixture
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import parse_routing
-from adamix.tensors import TensorData
 from adamix.trainer import train
 from adamix_server.adapters.validation import judge
 

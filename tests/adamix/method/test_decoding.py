@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.attach import insert_adapter
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
 from adamix.evaluation import evaluate
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding, parse_decoding
 from adamix.generation.rows import prompts

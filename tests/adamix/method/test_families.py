@@ -30,8 +30,6 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.attach import attach
 from adamix.backbone import Backbone, from_model
 from adamix.batches import TokenRow, tokenize
@@ -41,11 +39,13 @@ from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig,
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.evaluation import predict
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
+from adamix.files.tensors import TensorData
 from adamix.heads import recompute_activations, shared_copy
-from adamix.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
 from adamix.mixture import Mixture
 from adamix.sites import Point, insert, points
-from adamix.tensors import TensorData
 from adamix.trainer import train
 from adamix.training.run_directory import newest_checkpoint
 from adamix_testing.manifests import make_manifest

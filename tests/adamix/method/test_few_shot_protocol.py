@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file, evaluation
+from adamix import evaluation
 from adamix.cli import app
 from adamix.data import TaskData, few_shot, load
 from adamix.experiments.few_shot import SeedResult, summarise
+from adamix.files import adapter_file
 
 FLAGS = ["--max-steps", "3", "--batch-size", "4", "--max-length", "32", "--rank", "4"]
 

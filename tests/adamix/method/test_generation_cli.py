@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file
 from adamix.cli import app
 from adamix.data import GenerationData, synthetic
+from adamix.files import adapter_file
 from adamix.merge import merge
 
 TRAIN = ["--task-type", "generation", "--max-steps", "4", "--batch-size", "8", "--max-length", "24", "--rank", "4"]

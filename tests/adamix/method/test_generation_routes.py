@@ -19,14 +19,16 @@ from hypothesis.extra.numpy import arrays
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import adapter_file
 from adamix import backbone as backbones
-from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.cli import app
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData, load_generation
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import MixtureFile
+from adamix.files.tensors import TensorData
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding
 from adamix.generation.evaluation import TextEvaluation
@@ -34,12 +36,10 @@ from adamix.generation.likelihood import language_model, read_references
 from adamix.heads import shared_copy
 from adamix.merge import merge
 from adamix.mixture import Mixture
-from adamix.mixture_file import MixtureFile
 from adamix.routing.report import num_passes, report_draws, report_text_ensemble
 from adamix.routing.routes import Routing, draw_route, draw_token_routes, parse_routing
 from adamix.routing.texts import TextProbe, TokenEvaluation, Writing
 from adamix.routing.token_means import MeanProbabilities
-from adamix.tensors import TensorData
 from adamix.training.result import build_manifest, expert_tensors, mixture_file
 from adamix.training.task import GenerationTask
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file
 from adamix.cli import app
 from adamix.data import TaskData
+from adamix.files import adapter_file
 from adamix.merge import METHODS
 
 TRAIN = ["--max-steps", "3", "--batch-size", "8", "--max-length", "32", "--rank", "2", "--experts", "2"]

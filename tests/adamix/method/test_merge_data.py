@@ -11,19 +11,20 @@ import torch
 from torch import nn
 from transformers import BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
-from adamix import adapter_file, evaluation
-from adamix.adapter_file import AdapterFile
+from adamix import evaluation
 from adamix.attach import attach
 from adamix.backbone import Backbone, from_model
 from adamix.batches import collate
 from adamix.data import TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
-from adamix.manifest import HeadSpec, TrainingRecord, label_map
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import HeadSpec, TrainingRecord, label_map
+from adamix.files.mixture_file import expert_key
+from adamix.files.tensors import TensorData
 from adamix.merge import DATA_METHODS, MergeConfig, MixtureFile, MixtureManifest, merge
 from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.samples import Samples
-from adamix.mixture_file import expert_key
-from adamix.tensors import TensorData
 from adamix_testing.manifests import make_manifest
 
 RANK = 3

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from adamix import adapter_file, data
+from adamix import data
 from adamix.backbone import load, load_tokenizer
 from adamix.config import TrainConfig, TrainingPlan
 from adamix.evaluation import evaluate
+from adamix.files import adapter_file
 from adamix.merge import merge
 from adamix.trainer import train
 

@@ -5,8 +5,8 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
 from adamix.config import AdapterConfig, MixtureConfig
+from adamix.files.manifest import HeadSpec
 from adamix.heads import Head
-from adamix.manifest import HeadSpec
 from adamix.mixture import Mixture
 
 

@@ -16,7 +16,7 @@ from adamix.data import TaskData
 from adamix.errors import InvalidConfig
 from adamix.experiments.recipes import RECIPES, Recipe, find
 from adamix.experiments.settings import SETTINGS
-from adamix.mixture_file import read_mixture
+from adamix.files.mixture_file import read_mixture
 
 # Hyper-parameters of the released scripts: lr, epochs, batch, rank, experts, warm-up, weight decay, tokens.
 PUBLISHED = {

@@ -24,8 +24,6 @@ from transformers import (
     RobertaModel,
 )
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.attach import attach
 from adamix.backbone import Backbone, from_model
 from adamix.batches import collate
@@ -33,13 +31,15 @@ from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPla
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import evaluate
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import MixtureFile
+from adamix.files.tensors import TensorData
 from adamix.heads import Head, shared_copy
 from adamix.merge import merge
 from adamix.mixture import Mixture
-from adamix.mixture_file import MixtureFile
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import Routing, average, draw_route, draw_token_routes, parse_routing
-from adamix.tensors import TensorData
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 from adamix.training.task import LabelledTask
 

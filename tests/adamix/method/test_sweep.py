@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file
 from adamix.cli import app
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig, InvalidData
 from adamix.experiments.sweep import Entry, Ledger, Outcome, SweepTask, read_sweep, run, source_digest
+from adamix.files import adapter_file
 from adamix.training.loop import StepWatch
 
 

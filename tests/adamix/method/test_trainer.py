@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file
 from adamix.backbone import Backbone
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
 from adamix.evaluation import evaluate
-from adamix.manifest import SITES
+from adamix.files import adapter_file
+from adamix.files.manifest import SITES
 from adamix.merge import MIXTURE_FILE, merge, read_mixture
 from adamix.order import EpochOrder
 from adamix.trainer import Progress, TrainResult, train

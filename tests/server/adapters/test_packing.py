@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import InvalidAdapter
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.tensors import TensorData
 from adamix_server.adapters.packing import pack
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
 from adamix.errors import FailedPrecondition
+from adamix.files.adapter_file import AdapterFile
 from adamix_kernels.attention import SequenceLayout, varlen_attention
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank

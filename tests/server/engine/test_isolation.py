@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from adamix.adapter_file import MAX_MAGNITUDE, AdapterFile
 from adamix.backbone import Backbone
-from adamix.tensors import TensorData
+from adamix.files.adapter_file import MAX_MAGNITUDE, AdapterFile
+from adamix.files.tensors import TensorData
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine.model_runner import ModelRunner

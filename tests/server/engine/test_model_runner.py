@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from adamix import backbone as backbones
-from adamix.adapter_file import AdapterFile
 from adamix.attach import attach
 from adamix.backbone import Backbone
 from adamix.batches import TokenRow
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.evaluation import predict
+from adamix.files.adapter_file import AdapterFile
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from adamix.adapter_file import AdapterFile
 from adamix.backbone import Backbone
+from adamix.files.adapter_file import AdapterFile
 from adamix_kernels import dispatch
 from adamix_kernels.gpu import heads, low_rank, ops
 from adamix_kernels.plans import Facts, Plan

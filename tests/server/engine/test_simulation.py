@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from adamix.errors import Code, DataLoss
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_server.adapters.host_cache import HostCache
 from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.adapters.slots import Slots

@@ -7,7 +7,7 @@ import grpc.aio
 import pytest
 
 from adamix.errors import Unavailable
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog

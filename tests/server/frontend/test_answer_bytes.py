@@ -15,7 +15,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as oip
 from adamix_protos.v1 import inference_pb2 as v1
 from adamix_server.engine_frames import Emit, Event

@@ -15,7 +15,7 @@ from adamix.errors import (
     NotFound,
     Unavailable,
 )
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_server.client import Classification, Client, Input, Regression
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_server.codec import NotAFrame, ToEngine
 from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2
 from adamix_server.frontend.server import FrontEnd
 from adamix_server.supervisor_frames import Drain, Drained, EngineDown, Fatal, Ready, StartFrontEnd, Stats

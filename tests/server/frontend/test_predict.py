@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adamix.errors import InternalError, Overloaded
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_protos.v1 import inference_pb2 as pb
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

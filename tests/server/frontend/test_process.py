@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
 from adamix_server.channel import SocketEngineChannel
 from adamix_server.child import Child
@@ -73,7 +73,7 @@ async def expect(child: Child, kind: type[Any]) -> Any:
 async def test_a_process_serves_drains_and_exits(
     engine: EngineUp, store: Path, tokenizer_file: Path, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
-    from adamix.manifest import HeadSpec
+    from adamix.files.manifest import HeadSpec
 
     seed("score", make_adapter(HeadSpec(type="regression", pooling="mean")))
     child = await start(store, tokenizer_file)

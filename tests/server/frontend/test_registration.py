@@ -11,8 +11,8 @@ import grpc.aio
 import pytest
 
 from adamix.errors import DataLoss, StoreFull, Unavailable
-from adamix.manifest import BackboneSpec
-from adamix.tensors import MIXTURE_FORMAT, encode_tensors
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import MIXTURE_FORMAT, encode_tensors
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
 from adamix_server.catalog.blobs import Temporary

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Overloaded, Unavailable
-from adamix.manifest import BackboneSpec, HeadSpec
+from adamix.files.manifest import BackboneSpec, HeadSpec
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.rows import VersionRecord, VersionRow

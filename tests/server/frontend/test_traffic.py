@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidRequest, NotFound
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_server.client import Client, Input
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

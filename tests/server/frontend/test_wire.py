@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adamix import errors
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidInput, InvalidRequest, NotFound
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_protos.v1 import inference_pb2
 from adamix_server.api import answers
 from adamix_server.frontend import convert, status

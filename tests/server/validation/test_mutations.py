@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from adamix.adapter_file import decode, encode
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec
-from adamix.tensors import canonical_json
+from adamix.files.adapter_file import decode, encode
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import canonical_json
 from adamix_server.adapters.validation import judge
 
 MUTATIONS = 10_000

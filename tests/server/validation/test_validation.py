@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from adamix.adapter_file import encode
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec, Manifest
-from adamix.tensors import Dtype, TensorData, canonical_json
+from adamix.files.adapter_file import encode
+from adamix.files.manifest import BackboneSpec, Manifest
+from adamix.files.tensors import Dtype, TensorData, canonical_json
 from adamix_server.adapters import validation
 from adamix_server.adapters.validation import MAX_CHILDREN, Verdict, validate, validate_async
 

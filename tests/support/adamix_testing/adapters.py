@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 from numpy.random import Generator
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, TrainingRecord
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, TrainingRecord
+from adamix.files.tensors import TensorData
 from adamix_testing.manifests import make_manifest
 
 NO_MAYBE_YES = HeadSpec(

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Protocol
 
-from adamix import adapter_file
-from adamix.manifest import HeadSpec
-from adamix.tensors import canonical_json
+from adamix.files import adapter_file
+from adamix.files.manifest import HeadSpec
+from adamix.files.tensors import canonical_json
 from adamix_server.catalog.store import Catalog
 from adamix_testing.manifests import make_manifest, make_spec
 

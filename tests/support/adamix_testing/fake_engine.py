@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from adamix.errors import AdamixError, Overloaded
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_server.codec import FromEngine, ToEngine
 from adamix_server.engine_frames import (
     Cancel,

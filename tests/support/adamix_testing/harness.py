@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import grpc.aio
 import msgspec
 
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.client import Client
 from adamix_server.config import FrontEndSettings

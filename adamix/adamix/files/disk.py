@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from adamix.errors import InvalidAdapter
-from adamix.tensors import MAX_FILE_BYTES
+from adamix.files.tensors import MAX_FILE_BYTES
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from adamix import adapter_file, disk
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import MAX_EXPERTS, SITES, Manifest, RoutingGranularity, Share
-from adamix.tensors import MIXTURE_FORMAT, TensorData, decode_tensors, encode_tensors
+from adamix.files import adapter_file, disk
+from adamix.files.manifest import MAX_EXPERTS, SITES, Manifest, RoutingGranularity, Share
+from adamix.files.tensors import MIXTURE_FORMAT, TensorData, decode_tensors, encode_tensors
 
 MIXTURE_FILE = "mixture.safetensors"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from adamix.disk import read_bytes
 from adamix.errors import InvalidAdapter
-from adamix.manifest import NORM_SITES, SITES, BackboneSpec, Manifest, check_fits
-from adamix.tensors import MIXTURE_FORMAT, TensorData, decode_tensors, encode_tensors, shown
+from adamix.files.disk import read_bytes
+from adamix.files.manifest import NORM_SITES, SITES, BackboneSpec, Manifest, check_fits
+from adamix.files.tensors import MIXTURE_FORMAT, TensorData, decode_tensors, encode_tensors, shown
 
 FORMAT = "adamix/1"
 
