@@ -36,7 +36,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
-    from adamix.backbone import Backbone
+    from adamix.backbones.backbone import Backbone
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.manifest import BackboneSpec
     from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
@@ -57,7 +57,7 @@ def make_backbone() -> "Callable[[], Backbone]":
     """Every call returns the same weights in a new module tree: runners take their backbone over."""
 
     def make() -> "Backbone":
-        from adamix import backbone
+        from adamix.backbones import backbone
         from adamix_testing.bodies import tiny_bert
 
         return backbone.from_model(tiny_bert(attn_implementation="sdpa"))
@@ -87,7 +87,7 @@ def minilm_as_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import RobertaConfig, RobertaModel
 
-    from adamix import backbone
+    from adamix.backbones import backbone
 
     source = backbone.load("minilm").model
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

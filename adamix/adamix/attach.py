@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
+from adamix.backbones.sites import Point, insert
 from adamix.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
 from adamix.errors import FailedPrecondition
 from adamix.files.adapter_file import AdapterFile, check_backbone
 from adamix.files.tensors import TensorData
 from adamix.heads import ClozeHead, Head, TaskModel, shared_copy
 from adamix.lora import Lora, LoraAtLinear
-from adamix.sites import Point, insert
 
 
 def attach(

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix import cloze
 from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.batches import TokenRow, collate, target_tensor, tokenize
 from adamix.data import Example, TaskData, TaskType
 from adamix.errors import FailedPrecondition, InvalidData

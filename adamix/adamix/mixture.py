@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adamix.backbones.sites import Point, insert
 from adamix.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.errors import FailedPrecondition
 from adamix.lora import Lora, LoraAtLinear
-from adamix.sites import Point, insert
 from adamix_kernels import dispatch
 
 DOWN, UP = 0, 1

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.config import TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData

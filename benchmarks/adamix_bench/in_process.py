@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.files import adapter_file
 from adamix.heads import shared_copy
 from adamix_bench.synthesis import SynthTask

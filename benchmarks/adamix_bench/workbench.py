@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from adamix import backbone as backbones
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidConfig
 from adamix.files.manifest import Kind
 from adamix_bench.settings import Popularity
@@ -30,7 +30,7 @@ class Workbench:
 
     @classmethod
     def load(cls, name: str, seed: int) -> "Workbench":
-        """Raises InvalidConfig: see `adamix.backbone.load`."""
+        """Raises InvalidConfig: see `adamix.backbones.backbone.load`."""
         return cls(backbones.load(name), backbones.load_tokenizer(name), seed)
 
     @property

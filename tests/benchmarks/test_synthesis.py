@@ -16,7 +16,7 @@ from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 
 if TYPE_CHECKING:
-    from adamix.backbone import Backbone
+    from adamix.backbones.backbone import Backbone
 
 
 @pytest.fixture

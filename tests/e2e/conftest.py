@@ -47,7 +47,7 @@ def backbone_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def spec(backbone_directory: Path) -> BackboneSpec:
-    from adamix import backbone
+    from adamix.backbones import backbone
 
     return backbone.load(str(backbone_directory)).spec
 

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from adamix import backbone
 from adamix import data as datasets
 from adamix.attach import attach
+from adamix.backbones import backbone
 from adamix.batches import tokenize
 from adamix.cli import app
 from adamix.data import Example

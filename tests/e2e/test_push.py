@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import backbone, evaluation
+from adamix import evaluation
+from adamix.backbones import backbone
 from adamix.data import load
 from adamix.files import adapter_file
 from adamix_server.cli import app

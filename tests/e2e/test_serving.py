@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamix import backbone
+from adamix.backbones import backbone
 from adamix.data import Example, TaskData
 from adamix.errors import AdamixError, Code, NotFound
 from adamix.evaluation import evaluate

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.bottleneck import BottleneckAtLinear
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.lora import LoraAtLinear

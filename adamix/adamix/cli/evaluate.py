@@ -58,9 +58,9 @@ def evaluate(
 ) -> None:
     """Measure an adapter on labelled text, or a trained mixture by other routes through its experts."""
     with exit_codes():
-        from adamix import backbone as backbones
         from adamix import data as datasets
         from adamix import evaluation
+        from adamix.backbones import backbone as backbones
         from adamix.files import disk
         from adamix.routing.probe import MixtureProbe
         from adamix.routing.report import num_passes

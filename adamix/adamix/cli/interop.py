@@ -49,7 +49,7 @@ def peft(
     """Import a LoRA directory of PEFT."""
     with exit_codes():
         options = _options(labels, task_type, max_length, pooling, clip)
-        from adamix import backbone as backbones
+        from adamix.backbones import backbone as backbones
         from adamix.interop.peft import import_peft
 
         _finish(import_peft(source, backbones.load(backbone), options), out, json_)
@@ -70,7 +70,7 @@ def adapterhub(
     """Import a bottleneck adapter of AdapterHub."""
     with exit_codes():
         options = _options(labels, task_type, max_length, pooling, clip)
-        from adamix import backbone as backbones
+        from adamix.backbones import backbone as backbones
         from adamix.interop.adapterhub import import_adapterhub
 
         _finish(import_adapterhub(source, backbones.load(backbone), options), out, json_)
@@ -98,7 +98,7 @@ def microsoft_adamix(
         options = _options(labels, task_type, max_length, None, clip)
         if mixture is not None and mixture.exists() and (not mixture.is_dir() or any(mixture.iterdir())):
             raise InvalidConfig(f"--mixture: {mixture} is not an empty directory", field="mixture")
-        from adamix import backbone as backbones
+        from adamix.backbones import backbone as backbones
         from adamix.files import disk
         from adamix.files.mixture_file import MIXTURE_FILE
         from adamix.interop.microsoft_adamix import import_release

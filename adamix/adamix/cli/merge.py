@@ -132,9 +132,9 @@ def _merge_by_data(
             "an adapter that was merged by the test split could not be tested on it: use --split train or validation",
             field="split",
         )
-    from adamix import backbone as backbones
     from adamix import data as datasets
     from adamix import evaluation
+    from adamix.backbones import backbone as backbones
     from adamix.data.named import GENERATION, few_rows, load_rows
     from adamix.merge import merge as merge_mixture
     from adamix.merging.samples import Samples

@@ -15,7 +15,7 @@ from adamix.generation.decoding import Decoding, parse_decoding
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from adamix.backbone import Backbone
+    from adamix.backbones.backbone import Backbone
     from adamix.data import GenerationData
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.mixture_file import MixtureFile
@@ -62,7 +62,7 @@ class Run:
 
     def load_backbone(self, named: str) -> "tuple[Backbone, PreTrainedTokenizerFast]":
         """The backbone that was asked for, or else the one the adapter names."""
-        from adamix import backbone as backbones
+        from adamix.backbones import backbone as backbones
 
         name = self.backbone or named
         loaded = backbones.load(name, device=backbones.device_name(self.device), language_model=True)

@@ -22,7 +22,7 @@ import msgspec
 from transformers import PreTrainedTokenizerFast
 
 from adamix import evaluation
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import TaskData
 from adamix.files import adapter_file, disk
 from adamix.merge import merge

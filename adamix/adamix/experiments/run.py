@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix import backbone, trainer
-from adamix.backbone import Backbone, device_name
+from adamix import trainer
+from adamix.backbones import backbone
+from adamix.backbones.backbone import Backbone, device_name
 from adamix.data import GenerationData, TaskData
 from adamix.data.named import few_rows, load_rows, type_of
 from adamix.errors import InvalidData

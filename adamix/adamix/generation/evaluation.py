@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData
 from adamix.evaluation import DEFAULT_BATCH_SIZE
 from adamix.files.adapter_file import AdapterFile

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from adamix.attach import insert_adapter
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
+from adamix.backbones.language_model import body_of
 from adamix.data import GenerationData
 from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix.files.adapter_file import AdapterFile
@@ -29,7 +30,6 @@ from adamix.generation.decoding import Decoding
 from adamix.generation.likelihood import TokenTally, check_writer, language_model, read_references
 from adamix.generation.rows import Prompt, collate_prompts, prompts
 from adamix.heads import shared_copy
-from adamix.language_model import body_of
 
 # What `token_metrics` measures.
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")

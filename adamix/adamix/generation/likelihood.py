@@ -16,7 +16,7 @@ from torch import Tensor, device, nn
 from transformers import PreTrainedTokenizerFast
 
 from adamix.attach import insert_adapter
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData
 from adamix.errors import FailedPrecondition, InvalidData
 from adamix.files.adapter_file import AdapterFile, check_backbone

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter
 from adamix.files.manifest import MAX_LABELS, Activation, HeadType, TrainingRecord
 from adamix.files.tensors import TensorData

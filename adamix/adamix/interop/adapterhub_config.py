@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter
 from adamix.files.manifest import Activation
 from adamix.interop.reading import converted, quoted, read_json, shown

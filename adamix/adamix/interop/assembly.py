@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data.task import TaskType
 from adamix.errors import InvalidAdapter, InvalidConfig
 from adamix.files import adapter_file

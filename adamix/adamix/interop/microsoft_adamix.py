@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter, InvalidConfig
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import TrainingRecord

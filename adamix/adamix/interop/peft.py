@@ -16,7 +16,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
+from adamix.backbones.sites import Family, SitePath
 from adamix.errors import InvalidAdapter
 from adamix.files.manifest import NORM_SITES, TrainingRecord
 from adamix.files.tensors import TensorData
@@ -32,7 +33,6 @@ from adamix.interop.assembly import (
 from adamix.interop.peft_config import LoraConfig, read_config
 from adamix.interop.reading import Ledger, float32, read_pickle, read_tensors, shown, state_dict, tensor_data
 from adamix.interop.sequence_heads import POOLER, SEQUENCE_HEADS, take_head
-from adamix.sites import Family, SitePath
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE_FILE = "adapter_model.bin"

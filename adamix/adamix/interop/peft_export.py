@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from adamix.backbones.packaged import PACKAGES
+from adamix.backbones.sites import family
 from adamix.errors import FailedPrecondition
 from adamix.files import disk
 from adamix.files.adapter_file import AdapterFile
@@ -25,8 +27,6 @@ from adamix.files.tensors import TensorData
 from adamix.interop.peft import KEY_PREFIX, WEIGHTS_FILE, lora_targets
 from adamix.interop.peft_config import CONFIG_FILE
 from adamix.interop.sequence_heads import SEQUENCE_HEADS
-from adamix.packaged import PACKAGES
-from adamix.sites import family
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter
 from adamix.files.manifest import Activation, Dense, Pooling
 from adamix.files.tensors import TensorData

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidData
 from adamix.evaluation import LabelledRows, label_rows

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix import evaluation
 from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import TaskData
 from adamix.evaluation import DEFAULT_BATCH_SIZE, Evaluation, LabelledRows
 from adamix.files.adapter_file import AdapterFile

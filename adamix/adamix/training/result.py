@@ -6,7 +6,7 @@ Knows neither how they were trained nor where the file goes.
 import msgspec
 import torch
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.config import MixtureConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter

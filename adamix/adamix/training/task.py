@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from adamix import cloze, evaluation
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.batches import target_tensor, tokenize
 from adamix.config import HeadConfig
 from adamix.data import GenerationData, TaskData, TaskType

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.batches import TokenRow, collate
 from adamix_bench.workload import Requests
 

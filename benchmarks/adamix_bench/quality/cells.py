@@ -15,9 +15,9 @@ from statistics import fmean
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import backbone as backbones
 from adamix import data, trainer
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.config import TrainingPlan
 from adamix.errors import InvalidConfig
 from adamix.files import disk

@@ -81,7 +81,7 @@ def quality(
         )
         import torch
 
-        from adamix.backbone import device_name
+        from adamix.backbones.backbone import device_name
         from adamix_bench.quality.outcome import write
         from adamix_bench.quality.run import run
         from adamix_bench.quality.store import RunStore

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from adamix import backbone as backbones
 from adamix import trainer
+from adamix.backbones import backbone as backbones
 from adamix.config import HeadConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig

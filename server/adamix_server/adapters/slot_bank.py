@@ -15,9 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from adamix.backbones.sites import Point, features_of, insert
 from adamix.errors import InternalError
 from adamix.files.manifest import HeadSpec
-from adamix.sites import Point, features_of, insert
 from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
 from adamix_kernels.frozen_linear import FrozenLinear

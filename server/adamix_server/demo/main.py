@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import backbone as backbones
+from adamix.backbones import backbone as backbones
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 from adamix.evaluation import evaluate

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix import backbone as backbones
 from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.batches import TokenRow, collate, tokenize
 from adamix.data import Example
 from adamix.files.adapter_file import AdapterFile

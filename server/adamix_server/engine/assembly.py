@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from adamix import backbone
-from adamix.backbone import Backbone
+from adamix.backbones import backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidConfig, StoreFull
 from adamix.files import adapter_file, disk
 from adamix.files.manifest import BackboneSpec

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.files.manifest import HeadSpec
 from adamix_kernels import dispatch

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import backbone as backbones
-from adamix import packaged
 from adamix.attach import attach
+from adamix.backbones import backbone as backbones
+from adamix.backbones import packaged
 from adamix.cli import app
 from adamix.files import adapter_file
 

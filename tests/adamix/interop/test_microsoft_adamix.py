@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from adamix import backbone as backbones
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter, InvalidConfig
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile

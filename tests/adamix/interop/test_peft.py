@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertTokenizer
 
-from adamix import backbone as backbones
+from adamix.backbones import backbone as backbones
 from adamix.batches import tokenize
 from adamix.data import Example
 from adamix.errors import InvalidConfig

@@ -23,7 +23,7 @@ from transformers import (
 
 from adamix import cloze
 from adamix.attach import attach
-from adamix.backbone import Backbone, from_language_model
+from adamix.backbones.backbone import Backbone, from_language_model
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData

@@ -12,9 +12,9 @@ import torch
 from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import backbone as backbones
 from adamix import cloze
-from adamix.backbone import from_language_model
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import from_language_model
 from adamix.cli import app
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData, few_shot, load

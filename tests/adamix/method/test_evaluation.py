@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from transformers import PreTrainedTokenizerFast
 
 from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.batches import tokenize
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData

@@ -31,7 +31,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 from adamix.attach import attach
-from adamix.backbone import Backbone, from_model
+from adamix.backbones.backbone import Backbone, from_model
+from adamix.backbones.sites import Point, insert, points
 from adamix.batches import TokenRow, tokenize
 from adamix.bottleneck import Bottleneck, BottleneckAtLinear
 from adamix.cli import app
@@ -45,7 +46,6 @@ from adamix.files.manifest import BackboneSpec, HeadSpec, Manifest, TrainingReco
 from adamix.files.tensors import TensorData
 from adamix.heads import recompute_activations, shared_copy
 from adamix.mixture import Mixture
-from adamix.sites import Point, insert, points
 from adamix.trainer import train
 from adamix.training.run_directory import newest_checkpoint
 from adamix_testing.manifests import make_manifest

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.batches import collate
 from adamix.cli import app
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan

@@ -19,8 +19,8 @@ from hypothesis.extra.numpy import arrays
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import backbone as backbones
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.cli import app
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData, load_generation

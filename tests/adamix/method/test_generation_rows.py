@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData, GenerationExample
 from adamix.data.few_shot import few_sources
 from adamix.errors import InvalidConfig

@@ -13,7 +13,7 @@ from transformers import BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFa
 
 from adamix import evaluation
 from adamix.attach import attach
-from adamix.backbone import Backbone, from_model
+from adamix.backbones.backbone import Backbone, from_model
 from adamix.batches import collate
 from adamix.data import TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData

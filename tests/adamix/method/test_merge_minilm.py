@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adamix import data, evaluation
-from adamix.backbone import load, load_tokenizer
+from adamix.backbones.backbone import load, load_tokenizer
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.files import adapter_file
 from adamix.merge import DATA_METHODS, MergeConfig, merge, read_mixture

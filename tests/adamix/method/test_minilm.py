@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adamix import data
-from adamix.backbone import load, load_tokenizer
+from adamix.backbones.backbone import load, load_tokenizer
 from adamix.config import TrainConfig, TrainingPlan
 from adamix.evaluation import evaluate
 from adamix.files import adapter_file

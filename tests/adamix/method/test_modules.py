@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
+from adamix.backbones.sites import insert
 from adamix.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
 from adamix.heads import shared_copy
 from adamix.lora import Lora, LoraAtLinear
-from adamix.sites import insert
 
 
 def _bottleneck(width: int = 32, rank: int = 4, scale: float = 1.0) -> Bottleneck:

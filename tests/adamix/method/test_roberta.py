@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adamix import backbone as backbones
+from adamix.backbones import backbone as backbones
 from adamix.batches import collate, tokenize
 from adamix.data import Example
 

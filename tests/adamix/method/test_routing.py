@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from adamix.attach import attach
-from adamix.backbone import Backbone, from_model
+from adamix.backbones.backbone import Backbone, from_model
 from adamix.batches import collate
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData

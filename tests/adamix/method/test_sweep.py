@@ -307,7 +307,7 @@ def _invoke(*arguments: object) -> Any:
 def test_a_sweep_trains_merges_and_measures(
     file: Path, tmp_path: Path, csv: Path, backbone_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adamix import backbone as backbones
+    from adamix.backbones import backbone as backbones
 
     loads: list[str] = []
     load = backbones.load

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import FailedPrecondition
 from adamix.files.adapter_file import AdapterFile
 from adamix_kernels.attention import SequenceLayout, varlen_attention

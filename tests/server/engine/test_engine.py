@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.batches import TokenRow
 from adamix.errors import Code
 from adamix.evaluation import predict

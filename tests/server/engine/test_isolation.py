@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.files.adapter_file import MAX_MAGNITUDE, AdapterFile
 from adamix.files.tensors import TensorData
 from adamix_server.adapters.packing import pack

@@ -21,9 +21,9 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from adamix import backbone as backbones
 from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.batches import TokenRow
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.evaluation import predict

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.files.adapter_file import AdapterFile
 from adamix_kernels import dispatch
 from adamix_kernels.gpu import heads, low_rank, ops

@@ -7,8 +7,8 @@ import pytest
 import tokenizers
 from tokenizers import models
 
-from adamix import backbone
 from adamix import data as datasets
+from adamix.backbones import backbone
 from adamix.batches import tokenize
 from adamix.data import Example
 from adamix.errors import AdamixError

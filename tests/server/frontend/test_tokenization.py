@@ -51,7 +51,7 @@ def tokenizer(tokenizer_file: Path) -> Any:
 @pytest.mark.weights
 def test_equal_to_transformers_with_and_without_truncation(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from adamix import backbone
+    from adamix.backbones import backbone
 
     theirs = backbone.load_tokenizer("minilm")
     path = tmp_path / "tokenizer.json"

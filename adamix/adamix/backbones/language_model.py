@@ -11,8 +11,8 @@ from typing import cast
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
+from adamix.backbones.sites import Family
 from adamix.errors import InvalidConfig
-from adamix.sites import Family
 
 # Where a masked language model of transformers has its head; DistilBERT's is in parts.
 _MASKED_HEADS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head"}

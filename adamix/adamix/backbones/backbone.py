@@ -21,8 +21,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
-from adamix import language_model as language_models
-from adamix import packaged, sites
+from adamix.backbones import language_model as language_models
+from adamix.backbones import packaged, sites
 from adamix.errors import InvalidConfig
 from adamix.files.manifest import BackboneSpec
 
