@@ -14,15 +14,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from adamix import cloze
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone
 from adamix.batches import TokenRow, collate, target_tensor, tokenize
 from adamix.data import Example, TaskData, TaskType
 from adamix.errors import FailedPrecondition, InvalidData
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import HeadSpec, Manifest
-from adamix.heads import TaskModel
 from adamix.metrics import positive_class, score
+from adamix.modules.attach import attach
+from adamix.modules.heads import TaskModel
 
 DEFAULT_BATCH_SIZE = 32
 

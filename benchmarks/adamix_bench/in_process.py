@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adamix.backbones.backbone import Backbone
 from adamix.files import adapter_file
-from adamix.heads import shared_copy
+from adamix.modules.heads import shared_copy
 from adamix_bench.synthesis import SynthTask
 from adamix_bench.workload import Requests
 from adamix_server.adapters.packing import PackedAdapter, pack

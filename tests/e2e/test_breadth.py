@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from adamix import data as datasets
-from adamix.attach import attach
 from adamix.backbones import backbone
 from adamix.batches import tokenize
 from adamix.cli import app
@@ -24,6 +23,7 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec, HeadSpec
 from adamix.files.tensors import TensorData
+from adamix.modules.attach import attach
 from adamix_server.client import Classification, Client, Embedding, Input, MultiLabel, Prediction
 from adamix_testing.servers import Server, StartServer
 

@@ -20,7 +20,6 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from adamix.attach import insert_adapter
 from adamix.backbones.backbone import Backbone
 from adamix.backbones.language_model import body_of
 from adamix.data import GenerationData
@@ -29,7 +28,8 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.generation.decoding import Decoding
 from adamix.generation.likelihood import TokenTally, check_writer, language_model, read_references
 from adamix.generation.rows import Prompt, collate_prompts, prompts
-from adamix.heads import shared_copy
+from adamix.modules.attach import insert_adapter
+from adamix.modules.heads import shared_copy
 
 # What `token_metrics` measures.
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")

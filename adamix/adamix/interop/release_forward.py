@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter
 from adamix.files.adapter_file import AdapterFile
-from adamix.heads import shared_copy
+from adamix.modules.attach import attach
+from adamix.modules.heads import shared_copy
 
 # Relative to the largest value: rounding of fp32 sums in another order, through all layers. A wrong weight shows whole.
 TOLERANCE = 1e-4

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from adamix.errors import FailedPrecondition
 from adamix.files.mixture_file import MixtureFile, Projection
-from adamix.heads import LanguageModel, TaskModel
-from adamix.losses import task_loss
 from adamix.merging.samples import OnProgress, Samples, expert_tensors, model_with
 from adamix.merging.settings import MergeConfig
+from adamix.modules.heads import LanguageModel, TaskModel
+from adamix.modules.losses import task_loss
 from adamix.order import EpochOrder, Rows
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidData
@@ -21,9 +20,10 @@ from adamix.files import adapter_file
 from adamix.files.mixture_file import MixtureFile, Projection
 from adamix.generation.likelihood import language_model, read_references
 from adamix.generation.rows import TargetRows
-from adamix.heads import LanguageModel, TaskModel
 from adamix.merging.rules import combine, uniform
 from adamix.merging.settings import MergeConfig
+from adamix.modules.attach import attach
+from adamix.modules.heads import LanguageModel, TaskModel
 from adamix.order import Rows
 
 # (rows done, rows in all), or steps for a method that makes steps.

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from adamix import evaluation
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone
 from adamix.data import TaskData
 from adamix.evaluation import DEFAULT_BATCH_SIZE, Evaluation, LabelledRows
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
+from adamix.modules.attach import attach
 from adamix.routing.experts import ExpertPair, Experts, Pairing, RouteTable
 from adamix.routing.routes import Granularity, Routing, average, draw_route, draw_token_routes
 

@@ -25,7 +25,7 @@ from adamix.files.mixture_file import MixtureFile
 from adamix.generation.decoding import Decoding
 from adamix.generation.evaluation import TextEvaluation, evaluate_texts
 from adamix.generation.likelihood import References, TokenBatch, TokenTally, language_model, read_references
-from adamix.heads import LanguageModel
+from adamix.modules.heads import LanguageModel
 from adamix.routing.calibration import Disagreement
 from adamix.routing.experts import Experts, RouteTable
 from adamix.routing.routes import Average, Routing, draw_route, draw_token_routes

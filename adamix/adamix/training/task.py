@@ -24,7 +24,7 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import HeadSpec
 from adamix.generation import inference as generation
 from adamix.generation.rows import TargetRows, target_rows
-from adamix.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
+from adamix.modules.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
 from adamix.order import Rows
 
 

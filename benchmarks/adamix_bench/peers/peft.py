@@ -17,7 +17,7 @@ from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidConfig
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
-from adamix.heads import pool, shared_copy
+from adamix.modules.heads import pool, shared_copy
 from adamix_bench.peers.padded import BATCH, pad
 from adamix_bench.synthesis import LORA_RANK, LORA_SITES, SynthTask
 from adamix_bench.workload import Requests

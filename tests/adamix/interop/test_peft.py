@@ -11,7 +11,6 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig
 from adamix.files import adapter_file
@@ -21,6 +20,7 @@ from adamix.files.tensors import TensorData
 from adamix.interop.assembly import ImportOptions
 from adamix.interop.peft import import_peft
 from adamix.interop.peft_export import export_peft
+from adamix.modules.attach import attach
 from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2"]

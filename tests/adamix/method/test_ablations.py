@@ -21,7 +21,7 @@ from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig,
 from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.files.mixture_file import MixtureFile, read_mixture
-from adamix.heads import shared_copy
+from adamix.modules.heads import shared_copy
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import parse_routing
 from adamix.trainer import Progress, train

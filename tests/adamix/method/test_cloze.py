@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from adamix import cloze
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone, from_language_model
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
@@ -33,6 +32,7 @@ from adamix.files.manifest import HeadSpec, Manifest
 from adamix.files.mixture_file import read_mixture
 from adamix.files.tensors import TensorData
 from adamix.merge import merge
+from adamix.modules.attach import attach
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import parse_routing
 from adamix.trainer import train

@@ -19,7 +19,7 @@ from adamix.cli import app
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData, few_shot, load
 from adamix.evaluation import predict
-from adamix.heads import ClozeHead, TaskModel
+from adamix.modules.heads import ClozeHead, TaskModel
 from adamix.trainer import train
 
 MakeWords = Callable[[list[str]], PreTrainedTokenizerFast]

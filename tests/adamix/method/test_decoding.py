@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix.attach import insert_adapter
 from adamix.backbones.backbone import Backbone
 from adamix.config import AdapterConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
@@ -19,8 +18,9 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding, parse_decoding
 from adamix.generation.rows import prompts
-from adamix.heads import LanguageModel, shared_copy
 from adamix.merge import merge
+from adamix.modules.attach import insert_adapter
+from adamix.modules.heads import LanguageModel, shared_copy
 from adamix.trainer import train
 
 EOS = 3

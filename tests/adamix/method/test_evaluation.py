@@ -10,7 +10,6 @@ from scipy import stats
 from sklearn import metrics as sk
 from transformers import PreTrainedTokenizerFast
 
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone
 from adamix.batches import tokenize
 from adamix.data import Example, TaskData
@@ -21,6 +20,7 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import HeadSpec, Manifest, label_map
 from adamix.files.tensors import TensorData
 from adamix.metrics import positive_class, score
+from adamix.modules.attach import attach
 from adamix_testing.manifests import make_manifest
 
 

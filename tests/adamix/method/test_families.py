@@ -30,11 +30,9 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone, from_model
 from adamix.backbones.sites import Point, insert, points
 from adamix.batches import TokenRow, tokenize
-from adamix.bottleneck import Bottleneck, BottleneckAtLinear
 from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
@@ -44,8 +42,10 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
 from adamix.files.tensors import TensorData
-from adamix.heads import recompute_activations, shared_copy
-from adamix.mixture import Mixture
+from adamix.modules.attach import attach
+from adamix.modules.bottleneck import Bottleneck, BottleneckAtLinear
+from adamix.modules.heads import recompute_activations, shared_copy
+from adamix.modules.mixture import Mixture
 from adamix.trainer import train
 from adamix.training.run_directory import newest_checkpoint
 from adamix_testing.manifests import make_manifest

@@ -33,9 +33,9 @@ from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding
 from adamix.generation.evaluation import TextEvaluation
 from adamix.generation.likelihood import language_model, read_references
-from adamix.heads import shared_copy
 from adamix.merge import merge
-from adamix.mixture import Mixture
+from adamix.modules.heads import shared_copy
+from adamix.modules.mixture import Mixture
 from adamix.routing.report import num_passes, report_draws, report_text_ensemble
 from adamix.routing.routes import Routing, draw_route, draw_token_routes, parse_routing
 from adamix.routing.texts import TextProbe, TokenEvaluation, Writing

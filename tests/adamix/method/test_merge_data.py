@@ -12,7 +12,6 @@ from torch import nn
 from transformers import BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from adamix import evaluation
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone, from_model
 from adamix.batches import collate
 from adamix.data import TaskData
@@ -25,6 +24,7 @@ from adamix.files.tensors import TensorData
 from adamix.merge import DATA_METHODS, MergeConfig, MixtureFile, MixtureManifest, merge
 from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.samples import Samples
+from adamix.modules.attach import attach
 from adamix_testing.manifests import make_manifest
 
 RANK = 3

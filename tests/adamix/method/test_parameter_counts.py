@@ -6,8 +6,8 @@ from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, 
 
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.files.manifest import HeadSpec
-from adamix.heads import Head
-from adamix.mixture import Mixture
+from adamix.modules.heads import Head
+from adamix.modules.mixture import Mixture
 
 
 def _bert_base() -> PreTrainedModel:

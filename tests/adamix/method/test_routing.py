@@ -24,7 +24,6 @@ from transformers import (
     RobertaModel,
 )
 
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone, from_model
 from adamix.batches import collate
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
@@ -35,9 +34,10 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
 from adamix.files.tensors import TensorData
-from adamix.heads import Head, shared_copy
 from adamix.merge import merge
-from adamix.mixture import Mixture
+from adamix.modules.attach import attach
+from adamix.modules.heads import Head, shared_copy
+from adamix.modules.mixture import Mixture
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import Routing, average, draw_route, draw_token_routes, parse_routing
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file

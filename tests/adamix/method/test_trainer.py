@@ -54,7 +54,7 @@ def _largest_difference(first: Path, second: Path) -> float:
 
 
 def _without_dropout(backbone: Backbone) -> Backbone:
-    from adamix.heads import shared_copy
+    from adamix.modules.heads import shared_copy
 
     body = shared_copy(backbone.model)
     for module in body.modules():

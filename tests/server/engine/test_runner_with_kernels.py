@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from adamix.attach import attach
 from adamix.backbones.backbone import Backbone
 from adamix.batches import TokenRow
 from adamix.evaluation import predict
 from adamix.files.adapter_file import AdapterFile
+from adamix.modules.attach import attach
 from adamix_kernels import dispatch
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamix.backbones.sites import Point, insert
-from adamix.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.errors import FailedPrecondition
-from adamix.lora import Lora, LoraAtLinear
+from adamix.modules.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
+from adamix.modules.lora import Lora, LoraAtLinear
 from adamix_kernels import dispatch
 
 DOWN, UP = 0, 1

@@ -12,12 +12,12 @@ from torch import nn
 
 from adamix.backbones.backbone import Backbone
 from adamix.backbones.sites import Point, insert
-from adamix.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
 from adamix.errors import FailedPrecondition
 from adamix.files.adapter_file import AdapterFile, check_backbone
 from adamix.files.tensors import TensorData
-from adamix.heads import ClozeHead, Head, TaskModel, shared_copy
-from adamix.lora import Lora, LoraAtLinear
+from adamix.modules.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
+from adamix.modules.heads import ClozeHead, Head, TaskModel, shared_copy
+from adamix.modules.lora import Lora, LoraAtLinear
 
 
 def attach(
