@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from adamix import cloze
 from adamix.backbones.backbone import Backbone
-from adamix.batches import TokenRow, collate, target_tensor, tokenize
 from adamix.data import Example, TaskData, TaskType
 from adamix.errors import FailedPrecondition, InvalidData
 from adamix.files.adapter_file import AdapterFile
@@ -23,6 +21,8 @@ from adamix.files.manifest import HeadSpec, Manifest
 from adamix.metrics import positive_class, score
 from adamix.modules.attach import attach
 from adamix.modules.heads import TaskModel
+from adamix.rows import cloze
+from adamix.rows.labelled import TokenRow, collate, target_tensor, tokenize
 
 DEFAULT_BATCH_SIZE = 32
 

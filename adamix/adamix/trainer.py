@@ -26,7 +26,7 @@ from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
 from adamix.merge import MIXTURE_FILE, merge
 from adamix.modules.heads import LanguageModel, TaskModel, recompute_activations, remove_dropout, shared_copy
 from adamix.modules.mixture import Mixture
-from adamix.order import EpochOrder
+from adamix.rows.order import EpochOrder
 from adamix.training.loop import MixtureTrainer, Progress, StepWatch
 from adamix.training.result import (
     build_manifest,

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from adamix.batches import TokenRow
 from adamix.errors import AdamixError
 from adamix.evaluation import predict
 from adamix.files import adapter_file
 from adamix.modules.attach import attach
+from adamix.rows.labelled import TokenRow
 from adamix_bench.in_process import BareEngine, MixedEngine
 from adamix_bench.load import LoadProcess, Plan
 from adamix_bench.peers.padded import PaddedBackbone

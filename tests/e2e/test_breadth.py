@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from adamix import data as datasets
 from adamix.backbones import backbone
-from adamix.batches import tokenize
 from adamix.cli import app
 from adamix.data import Example
 from adamix.errors import AdamixError, Code
@@ -24,6 +23,7 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec, HeadSpec
 from adamix.files.tensors import TensorData
 from adamix.modules.attach import attach
+from adamix.rows.labelled import tokenize
 from adamix_server.client import Classification, Client, Embedding, Input, MultiLabel, Prediction
 from adamix_testing.servers import Server, StartServer
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adamix import evaluation
-from adamix.batches import target_tensor
 from adamix.config import HeadConfig
 from adamix.data import SPLITS, TaskData, load
 from adamix.errors import AdamixError, FailedPrecondition, InvalidConfig
@@ -22,6 +21,7 @@ from adamix.files.manifest import BackboneSpec
 from adamix.generation.inference import TOKEN_METRICS
 from adamix.merge import merge
 from adamix.metrics import score
+from adamix.rows.labelled import target_tensor
 
 ADAPTER_FILE = "adapter.safetensors"
 

@@ -27,9 +27,9 @@ from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix.files.adapter_file import AdapterFile
 from adamix.generation.decoding import Decoding
 from adamix.generation.likelihood import TokenTally, check_writer, language_model, read_references
-from adamix.generation.rows import Prompt, collate_prompts, prompts
 from adamix.modules.attach import insert_adapter
 from adamix.modules.heads import shared_copy
+from adamix.rows.targets import Prompt, collate_prompts, prompts
 
 # What `token_metrics` measures.
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")

@@ -20,7 +20,7 @@ from adamix.merging.samples import OnProgress, Samples, expert_tensors, model_wi
 from adamix.merging.settings import MergeConfig
 from adamix.modules.heads import LanguageModel, TaskModel
 from adamix.modules.losses import task_loss
-from adamix.order import EpochOrder, Rows
+from adamix.rows.order import EpochOrder, Rows
 
 
 class SoftMerged(nn.Module):

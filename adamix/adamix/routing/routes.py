@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adamix.batches import TokenRow
 from adamix.data import TaskType
 from adamix.errors import InvalidConfig
 from adamix.routing.experts import Pairing
+from adamix.rows.labelled import TokenRow
 
 Mode = Literal["merged", "random", "fixed", "ensemble"]
 Granularity = Literal["batch", "sentence", "token"]

@@ -14,18 +14,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import cloze, evaluation
+from adamix import evaluation
 from adamix.backbones.backbone import Backbone
-from adamix.batches import target_tensor, tokenize
 from adamix.config import HeadConfig
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import HeadSpec
 from adamix.generation import inference as generation
-from adamix.generation.rows import TargetRows, target_rows
 from adamix.modules.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
-from adamix.order import Rows
+from adamix.rows import cloze
+from adamix.rows.labelled import target_tensor, tokenize
+from adamix.rows.order import Rows
+from adamix.rows.targets import TargetRows, target_rows
 
 
 class TrainingTask(Protocol):

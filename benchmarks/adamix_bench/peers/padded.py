@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamix.backbones.backbone import Backbone
-from adamix.batches import TokenRow, collate
+from adamix.rows.labelled import TokenRow, collate
 from adamix_bench.workload import Requests
 
 BATCH = 32

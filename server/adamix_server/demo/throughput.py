@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix.backbones import backbone as backbones
 from adamix.backbones.backbone import Backbone
-from adamix.batches import TokenRow, collate, tokenize
 from adamix.data import Example
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
+from adamix.rows.labelled import TokenRow, collate, tokenize
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.client import Client, Input

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from adamix import cloze
 from adamix.backbones.backbone import Backbone, from_language_model
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
@@ -35,6 +34,7 @@ from adamix.merge import merge
 from adamix.modules.attach import attach
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import parse_routing
+from adamix.rows import cloze
 from adamix.trainer import train
 from adamix_server.adapters.validation import judge
 

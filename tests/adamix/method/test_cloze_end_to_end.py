@@ -12,7 +12,6 @@ import torch
 from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import cloze
 from adamix.backbones import backbone as backbones
 from adamix.backbones.backbone import from_language_model
 from adamix.cli import app
@@ -20,6 +19,7 @@ from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig,
 from adamix.data import Example, TaskData, few_shot, load
 from adamix.evaluation import predict
 from adamix.modules.heads import ClozeHead, TaskModel
+from adamix.rows import cloze
 from adamix.trainer import train
 
 MakeWords = Callable[[list[str]], PreTrainedTokenizerFast]

@@ -17,10 +17,10 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding, parse_decoding
-from adamix.generation.rows import prompts
 from adamix.merge import merge
 from adamix.modules.attach import insert_adapter
 from adamix.modules.heads import LanguageModel, shared_copy
+from adamix.rows.targets import prompts
 from adamix.trainer import train
 
 EOS = 3

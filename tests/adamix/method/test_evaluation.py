@@ -11,7 +11,6 @@ from sklearn import metrics as sk
 from transformers import PreTrainedTokenizerFast
 
 from adamix.backbones.backbone import Backbone
-from adamix.batches import tokenize
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
 from adamix.evaluation import evaluate
@@ -21,6 +20,7 @@ from adamix.files.manifest import HeadSpec, Manifest, label_map
 from adamix.files.tensors import TensorData
 from adamix.metrics import positive_class, score
 from adamix.modules.attach import attach
+from adamix.rows.labelled import tokenize
 from adamix_testing.manifests import make_manifest
 
 

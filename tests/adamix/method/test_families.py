@@ -32,7 +32,6 @@ from typer.testing import CliRunner
 
 from adamix.backbones.backbone import Backbone, from_model
 from adamix.backbones.sites import Point, insert, points
-from adamix.batches import TokenRow, tokenize
 from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
@@ -46,6 +45,7 @@ from adamix.modules.attach import attach
 from adamix.modules.bottleneck import Bottleneck, BottleneckAtLinear
 from adamix.modules.heads import recompute_activations, shared_copy
 from adamix.modules.mixture import Mixture
+from adamix.rows.labelled import TokenRow, tokenize
 from adamix.trainer import train
 from adamix.training.run_directory import newest_checkpoint
 from adamix_testing.manifests import make_manifest

@@ -20,9 +20,9 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding
-from adamix.generation.rows import target_rows
 from adamix.merge import MIXTURE_FILE, merge
 from adamix.modules.heads import remove_dropout
+from adamix.rows.targets import target_rows
 from adamix.trainer import Progress, TrainResult, train
 from adamix.training.loop import MixtureTrainer
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from adamix.backbones.backbone import Backbone
-from adamix.batches import collate
 from adamix.cli import app
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData
@@ -30,6 +29,7 @@ from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.samples import Samples
 from adamix.modules.heads import Head, shared_copy
 from adamix.modules.mixture import Mixture
+from adamix.rows.labelled import collate
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 from adamix.training.task import GenerationTask, LabelledTask
 

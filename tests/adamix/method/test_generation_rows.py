@@ -10,9 +10,9 @@ from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData, GenerationExample
 from adamix.data.few_shot import few_sources
 from adamix.errors import InvalidConfig
-from adamix.generation.rows import TargetRows, prompts, target_rows
 from adamix.modules.heads import LanguageModel
 from adamix.modules.losses import consistency_loss, task_loss
+from adamix.rows.targets import TargetRows, prompts, target_rows
 
 MakeWords = Callable[..., PreTrainedTokenizerFast]
 

@@ -13,7 +13,6 @@ from transformers import BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFa
 
 from adamix import evaluation
 from adamix.backbones.backbone import Backbone, from_model
-from adamix.batches import collate
 from adamix.data import TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
 from adamix.files import adapter_file
@@ -25,6 +24,7 @@ from adamix.merge import DATA_METHODS, MergeConfig, MixtureFile, MixtureManifest
 from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.samples import Samples
 from adamix.modules.attach import attach
+from adamix.rows.labelled import collate
 from adamix_testing.manifests import make_manifest
 
 RANK = 3

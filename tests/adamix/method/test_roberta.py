@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adamix.backbones import backbone as backbones
-from adamix.batches import collate, tokenize
 from adamix.data import Example
+from adamix.rows.labelled import collate, tokenize
 
 pytestmark = [pytest.mark.weights, pytest.mark.slow]
 

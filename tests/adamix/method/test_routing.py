@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from adamix.backbones.backbone import Backbone, from_model
-from adamix.batches import collate
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, InvalidData
@@ -40,6 +39,7 @@ from adamix.modules.heads import Head, shared_copy
 from adamix.modules.mixture import Mixture
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import Routing, average, draw_route, draw_token_routes, parse_routing
+from adamix.rows.labelled import collate
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 from adamix.training.task import LabelledTask
 

@@ -19,7 +19,7 @@ from adamix.evaluation import evaluate
 from adamix.files import adapter_file
 from adamix.files.manifest import SITES
 from adamix.merge import MIXTURE_FILE, merge, read_mixture
-from adamix.order import EpochOrder
+from adamix.rows.order import EpochOrder
 from adamix.trainer import Progress, TrainResult, train
 from adamix.training.loop import MixtureTrainer
 from adamix.training.run_directory import newest_checkpoint

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from adamix.backbones.backbone import Backbone
-from adamix.batches import TokenRow
 from adamix.errors import Code
 from adamix.evaluation import predict
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
+from adamix.rows.labelled import TokenRow
 from adamix_server.catalog.blobs import BlobStore
 from adamix_server.channel import InProcessFrontEndChannel, in_process_pair
 from adamix_server.config import EngineSettings

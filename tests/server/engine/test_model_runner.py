@@ -23,11 +23,11 @@ from transformers import (
 
 from adamix.backbones import backbone as backbones
 from adamix.backbones.backbone import Backbone
-from adamix.batches import TokenRow
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.evaluation import predict
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
+from adamix.rows.labelled import TokenRow
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from adamix.backbones.backbone import Backbone
-from adamix.batches import TokenRow
 from adamix.evaluation import predict
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
+from adamix.rows.labelled import TokenRow
 from adamix_kernels import dispatch
 from adamix_server.adapters.packing import pack
 from adamix_server.adapters.slot_bank import SlotBank

@@ -9,9 +9,9 @@ from tokenizers import models
 
 from adamix import data as datasets
 from adamix.backbones import backbone
-from adamix.batches import tokenize
 from adamix.data import Example
 from adamix.errors import AdamixError
+from adamix.rows.labelled import tokenize
 from adamix_server.frontend.tokenization import Text, Tokenizer
 
 

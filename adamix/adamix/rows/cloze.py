@@ -12,11 +12,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix.batches import TokenRow
 from adamix.config import ClozeConfig
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.files.manifest import HeadSpec, label_map
+from adamix.rows.labelled import TokenRow
 
 # For single texts and for pairs, after Gao et al. (ACL 2021). A decoder's end where the word would be.
 MASKED_TEMPLATES = ("{text} It was {mask}.", "{text} ? {mask} , {pair}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from adamix.batches import TokenRow, collate
+from adamix.rows.labelled import TokenRow, collate
 
 # Rows are sorted by length inside blocks of so many batches: wide enough to save padding, narrow enough that batches
 # differ from epoch to epoch.

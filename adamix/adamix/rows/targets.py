@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from adamix.batches import TokenRow, collate
 from adamix.data import GenerationExample
 from adamix.errors import InvalidConfig
+from adamix.rows.labelled import TokenRow, collate
 
 
 @dataclass(frozen=True)
