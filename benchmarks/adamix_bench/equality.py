@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamix.errors import AdamixError
-from adamix.evaluation import predict
+from adamix.evaluation.labelled import predict
 from adamix.files import adapter_file
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow

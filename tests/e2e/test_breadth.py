@@ -17,7 +17,7 @@ from adamix.backbones import backbone
 from adamix.cli import app
 from adamix.data import Example
 from adamix.errors import AdamixError, Code
-from adamix.evaluation import predict
+from adamix.evaluation.labelled import predict
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec, HeadSpec

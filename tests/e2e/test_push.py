@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import evaluation
 from adamix.backbones import backbone
 from adamix.data import load
+from adamix.evaluation import labelled
 from adamix.files import adapter_file
 from adamix_server.cli import app
 from adamix_server.client import Classification, Regression
@@ -27,7 +27,7 @@ FILLERS = ("the", "a", "runs", "sleeps", "eats", "big", "small", "red", "blue", 
 # a free port, and those of the command.
 TWO = """
 import os, sys
-import adamix.trainer
+import adamix.training.train
 
 for rank in range(2):
     if os.fork() == 0:
@@ -114,7 +114,7 @@ def test_what_passes_goes_live_and_answers_as_it_does_offline(
             adapter = adapter_file.read(tmp_path / task / "adapter.safetensors")
             assert client.get_task(task).traffic == ((adapter.digest, 1),)
             rows = load(str(data), split="test")
-            offline = evaluation.evaluate(adapter, loaded, tokenizer, rows)
+            offline = labelled.evaluate(adapter, loaded, tokenizer, rows)
             texts = [example.text for example in rows.examples][:64]
             answers = client.predict(task=task, texts=texts, return_logits=True).predictions
             for answer, logits, prediction in zip(answers, offline.logits, offline.predictions, strict=False):

@@ -12,7 +12,7 @@ import pytest
 from adamix.backbones import backbone
 from adamix.data import Example, TaskData
 from adamix.errors import AdamixError, Code, NotFound
-from adamix.evaluation import evaluate
+from adamix.evaluation.labelled import evaluate
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec

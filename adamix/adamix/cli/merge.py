@@ -98,7 +98,7 @@ def merge(
         config = MergeConfig(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]  # by name
         from adamix.files import adapter_file, disk
         from adamix.files.mixture_file import read_mixture
-        from adamix.merge import merge as merge_mixture
+        from adamix.merging.merge import merge as merge_mixture
 
         _check_out(out, directory)
         mixture = read_mixture(directory)
@@ -133,10 +133,10 @@ def _merge_by_data(
             field="split",
         )
     from adamix import data as datasets
-    from adamix import evaluation
     from adamix.backbones import backbone as backbones
     from adamix.data.named import GENERATION, few_rows, load_rows
-    from adamix.merge import merge as merge_mixture
+    from adamix.evaluation import labelled
+    from adamix.merging.merge import merge as merge_mixture
     from adamix.merging.samples import Samples
 
     manifest = mixture.manifest.adapter
@@ -145,7 +145,7 @@ def _merge_by_data(
         raise InvalidConfig(
             f"--how {how} reads labels or texts, and a head of type {head.type} gives neither", field="how"
         )
-    task_type = GENERATION if head.type == "causal_lm" else evaluation.label_type(head)
+    task_type = GENERATION if head.type == "causal_lm" else labelled.label_type(head)
     rows = load_rows(data, split=split, task_type=task_type)
     if few_shot is not None:
         rows = few_rows(rows, few_shot, config.seed)

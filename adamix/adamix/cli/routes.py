@@ -8,7 +8,7 @@ from adamix.cli.terminal import format_metrics, print_json
 from adamix.errors import InvalidAdapter, InvalidConfig
 
 if TYPE_CHECKING:
-    from adamix.evaluation import Evaluation
+    from adamix.evaluation.labelled import Evaluation
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.mixture_file import MixtureFile
     from adamix.routing.probe import MixtureProbe
@@ -25,7 +25,7 @@ def read_source(source: Path, routing: "Routing") -> "tuple[AdapterFile, Mixture
         InvalidConfig: the routing needs several experts, and the file is merged; or an expert that is not there.
     """
     from adamix.files import adapter_file
-    from adamix.merge import merge, read_mixture
+    from adamix.merging.merge import merge, read_mixture
 
     if not source.is_dir():
         try:

@@ -75,7 +75,7 @@ def exit_codes() -> Iterator[None]:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    from adamix.metrics import finite_json
+    from adamix.evaluation.metrics import finite_json
 
     print(json.dumps(finite_json(document), indent=2))
 

@@ -25,9 +25,9 @@ import msgspec
 
 from adamix.data.sources import local_files
 from adamix.errors import AdamixError, Cancelled, FailedPrecondition, InvalidConfig, InvalidData
+from adamix.evaluation.metrics import finite_json
 from adamix.experiments.settings import SETTINGS, Kind, Value, flag_of
 from adamix.files import disk
-from adamix.metrics import finite_json
 
 LEDGER_FILE = "sweep.json"
 MAX_TASKS = 20_000

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData
-from adamix.evaluation import DEFAULT_BATCH_SIZE
+from adamix.evaluation.labelled import DEFAULT_BATCH_SIZE
 from adamix.files.adapter_file import AdapterFile
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding

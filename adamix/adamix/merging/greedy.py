@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from adamix import evaluation
 from adamix.data import GenerationData, TaskType
+from adamix.evaluation import labelled
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
@@ -61,7 +61,7 @@ def _score(adapter: AdapterFile, samples: Samples, batch_size: int, on_rows: Cal
     rows, reader = samples.data, (samples.backbone, samples.tokenizer)
     if isinstance(rows, GenerationData):
         return -generation.token_metrics(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)["loss"]
-    result = evaluation.evaluate(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)
+    result = labelled.evaluate(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)
     return result.metrics[METRIC[rows.task_type]]
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidData
-from adamix.evaluation import LabelledRows, label_rows
+from adamix.evaluation.labelled import LabelledRows, label_rows
 from adamix.files import adapter_file
 from adamix.files.mixture_file import MixtureFile, Projection
 from adamix.generation.likelihood import language_model, read_references

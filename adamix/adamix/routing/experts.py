@@ -20,7 +20,7 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import SITES
 from adamix.files.mixture_file import MixtureFile, Projection, merged_key
 from adamix.files.tensors import TensorData
-from adamix.merge import merge
+from adamix.merging.merge import merge
 from adamix.modules.mixture import DOWN, UP
 
 Pairing = Literal["paired", "all"]

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from adamix.evaluation import Evaluation
+from adamix.evaluation.labelled import Evaluation
 from adamix.generation.evaluation import TextEvaluation
 from adamix.routing.calibration import Calibration, Disagreement, calibrate, disagreement, spread
 from adamix.routing.probe import MixtureProbe

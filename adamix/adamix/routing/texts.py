@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData
 from adamix.errors import InvalidConfig
-from adamix.evaluation import DEFAULT_BATCH_SIZE
+from adamix.evaluation.labelled import DEFAULT_BATCH_SIZE
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
 from adamix.generation.decoding import Decoding

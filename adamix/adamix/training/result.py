@@ -13,7 +13,7 @@ from adamix.errors import FailedPrecondition, InvalidAdapter
 from adamix.files import adapter_file
 from adamix.files.manifest import BackboneRef, Manifest, TrainingRecord
 from adamix.files.tensors import TensorData
-from adamix.merge import MixtureFile, MixtureManifest, expert_key, initial_key
+from adamix.merging.merge import MixtureFile, MixtureManifest, expert_key, initial_key
 from adamix.modules.heads import ClozeHead, Head
 from adamix.modules.mixture import Mixture
 from adamix.training.task import TrainingTask

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import evaluation
 from adamix.backbones.backbone import Backbone
 from adamix.config import HeadConfig
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidConfig, InvalidData
+from adamix.evaluation import labelled
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import HeadSpec
 from adamix.generation import inference as generation
@@ -138,7 +138,7 @@ class LabelledTask:
     def measure(
         self, adapter: AdapterFile, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, validation: Any
     ) -> dict[str, float]:
-        return evaluation.evaluate(adapter, backbone, tokenizer, validation).metrics
+        return labelled.evaluate(adapter, backbone, tokenizer, validation).metrics
 
     def digest(self) -> str:
         return _digest([(e.text, e.pair, e.label) for e in self.data.examples])

@@ -15,7 +15,7 @@ from statistics import fmean
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import data, trainer
+from adamix import data
 from adamix.backbones import backbone as backbones
 from adamix.backbones.backbone import Backbone
 from adamix.config import TrainingPlan
@@ -24,6 +24,7 @@ from adamix.files import disk
 from adamix.files.mixture_file import MixtureFile, read_mixture
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import parse_routing
+from adamix.training import train as trainer
 from adamix_bench.quality.settings import QualitySettings, Rows
 from adamix_bench.quality.store import RunStore
 from adamix_bench.quality.trainings import ROUTED, TRAININGS, Choice

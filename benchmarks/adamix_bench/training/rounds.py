@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from adamix import trainer
 from adamix.backbones import backbone as backbones
 from adamix.config import HeadConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig
+from adamix.training import train as trainer
 from adamix_bench.measure import Spread
 from adamix_bench.training.memory import Memory, watched
 from adamix_bench.training.settings import UNCOUNTED_STEPS, Settings

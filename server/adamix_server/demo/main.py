@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from adamix.backbones import backbone as backbones
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
-from adamix.evaluation import evaluate
+from adamix.evaluation.labelled import evaluate
 from adamix_server.client import Client, Input, Predictions
 from adamix_server.demo import report, throughput
 from adamix_server.demo.serving import Tally, Traffic

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix import merge, trainer
 from adamix.backbones.backbone import Backbone
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData, few_shot, load
-from adamix.evaluation import Evaluation, evaluate
+from adamix.evaluation.labelled import Evaluation, evaluate
 from adamix.files import adapter_file, disk
 from adamix.files.adapter_file import AdapterFile
+from adamix.merging import merge
+from adamix.training import train as trainer
 
 BACKBONE = "minilm"
 SEED = 0

@@ -27,7 +27,7 @@ from adamix.interop.assembly import ImportOptions
 from adamix.interop.microsoft_adamix import import_release
 from adamix.interop.release_forward import self_test
 from adamix.interop.release_layout import Experts
-from adamix.merge import merge
+from adamix.merging.merge import merge
 
 MakeClassifier = Callable[..., Any]
 State = dict[str, Tensor]

@@ -24,8 +24,8 @@ from adamix.files.mixture_file import MixtureFile, read_mixture
 from adamix.modules.heads import shared_copy
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routes import parse_routing
-from adamix.trainer import Progress, train
 from adamix.training.loop import MixtureTrainer
+from adamix.training.train import Progress, train
 
 ADAPTER = AdapterConfig(rank=2)
 LORA = AdapterConfig(kind="lora", rank=2, sites=("attn_q",))

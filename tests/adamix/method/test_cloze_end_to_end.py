@@ -17,10 +17,10 @@ from adamix.backbones.backbone import from_language_model
 from adamix.cli import app
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData, few_shot, load
-from adamix.evaluation import predict
+from adamix.evaluation.labelled import predict
 from adamix.modules.heads import ClozeHead, TaskModel
 from adamix.rows import cloze
-from adamix.trainer import train
+from adamix.training.train import train
 
 MakeWords = Callable[[list[str]], PreTrainedTokenizerFast]
 MakeModel = Callable[[int], BertForMaskedLM]

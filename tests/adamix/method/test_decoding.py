@@ -12,16 +12,16 @@ from adamix.backbones.backbone import Backbone
 from adamix.config import AdapterConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
-from adamix.evaluation import evaluate
+from adamix.evaluation.labelled import evaluate
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding, parse_decoding
-from adamix.merge import merge
+from adamix.merging.merge import merge
 from adamix.modules.attach import insert_adapter
 from adamix.modules.heads import LanguageModel, shared_copy
 from adamix.rows.targets import prompts
-from adamix.trainer import train
+from adamix.training.train import train
 
 EOS = 3
 GREEDY = Decoding(num_beams=1, no_repeat_ngram_size=0, max_new_tokens=8)

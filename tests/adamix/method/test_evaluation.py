@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 from adamix.backbones.backbone import Backbone
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
-from adamix.evaluation import evaluate
+from adamix.evaluation.labelled import evaluate
+from adamix.evaluation.metrics import positive_class, score
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import HeadSpec, Manifest, label_map
 from adamix.files.tensors import TensorData
-from adamix.metrics import positive_class, score
 from adamix.modules.attach import attach
 from adamix.rows.labelled import tokenize
 from adamix_testing.manifests import make_manifest

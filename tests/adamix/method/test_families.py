@@ -36,7 +36,7 @@ from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.evaluation import predict
+from adamix.evaluation.labelled import predict
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
@@ -46,8 +46,8 @@ from adamix.modules.bottleneck import Bottleneck, BottleneckAtLinear
 from adamix.modules.heads import recompute_activations, shared_copy
 from adamix.modules.mixture import Mixture
 from adamix.rows.labelled import TokenRow, tokenize
-from adamix.trainer import train
 from adamix.training.run_directory import newest_checkpoint
+from adamix.training.train import train
 from adamix_testing.manifests import make_manifest
 
 _SIZES: dict[str, Any] = {"vocab_size": 256, "max_position_embeddings": 64, "initializer_range": 0.2}

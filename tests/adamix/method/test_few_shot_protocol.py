@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import evaluation
 from adamix.cli import app
 from adamix.data import TaskData, few_shot, load
+from adamix.evaluation import labelled
 from adamix.experiments.few_shot import SeedResult, summarise
 from adamix.files import adapter_file
 
@@ -73,7 +73,7 @@ def test_it_goes_on_where_it_was_and_measures_nothing_twice(
     out, before = experiment
     (out / "seed-1" / "result.json").write_text("{")  # damaged: made anew
     measured = []
-    original = evaluation.evaluate
+    original = labelled.evaluate
 
     def evaluate(adapter: Any, *arguments: Any, **options: Any) -> Any:
         measured.append(adapter.manifest.training.seed)

@@ -20,11 +20,11 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding
-from adamix.merge import MIXTURE_FILE, merge
+from adamix.merging.merge import MIXTURE_FILE, merge
 from adamix.modules.heads import remove_dropout
 from adamix.rows.targets import target_rows
-from adamix.trainer import Progress, TrainResult, train
 from adamix.training.loop import MixtureTrainer
+from adamix.training.train import Progress, TrainResult, train
 
 MakeWords = Callable[..., PreTrainedTokenizerFast]
 

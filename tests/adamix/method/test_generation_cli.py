@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from adamix.cli import app
 from adamix.data import GenerationData, synthetic
 from adamix.files import adapter_file
-from adamix.merge import merge
+from adamix.merging.merge import merge
 
 TRAIN = ["--task-type", "generation", "--max-steps", "4", "--batch-size", "8", "--max-length", "24", "--rank", "4"]
 QUICK = ["--decoding", "num_beams=2,max_new_tokens=6"]

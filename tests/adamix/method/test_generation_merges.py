@@ -24,8 +24,8 @@ from adamix.files.mixture_file import expert_key
 from adamix.files.tensors import TensorData
 from adamix.generation import inference as generation
 from adamix.generation.likelihood import language_model, read_references
-from adamix.merge import DATA_METHODS, MergeConfig, MixtureFile, merge
 from adamix.merging import fisher, greedy, learned, regmean, rules
+from adamix.merging.merge import DATA_METHODS, MergeConfig, MixtureFile, merge
 from adamix.merging.samples import Samples
 from adamix.modules.heads import Head, shared_copy
 from adamix.modules.mixture import Mixture

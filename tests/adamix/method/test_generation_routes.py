@@ -33,7 +33,7 @@ from adamix.generation import inference as generation
 from adamix.generation.decoding import Decoding
 from adamix.generation.evaluation import TextEvaluation
 from adamix.generation.likelihood import language_model, read_references
-from adamix.merge import merge
+from adamix.merging.merge import merge
 from adamix.modules.heads import shared_copy
 from adamix.modules.mixture import Mixture
 from adamix.routing.report import num_passes, report_draws, report_text_ensemble

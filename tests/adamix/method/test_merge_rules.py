@@ -16,8 +16,8 @@ from adamix.files import adapter_file
 from adamix.files.manifest import HeadSpec, TrainingRecord
 from adamix.files.mixture_file import ExpertStack, Projection, expert_key, initial_key
 from adamix.files.tensors import TensorData
-from adamix.merge import MergeConfig, MixtureFile, MixtureManifest, merge
 from adamix.merging import rules
+from adamix.merging.merge import MergeConfig, MixtureFile, MixtureManifest, merge
 from adamix.merging.rules import Information, MergedProjection, Moments
 from adamix_testing.manifests import make_manifest, make_spec
 

@@ -8,10 +8,10 @@ import pytest
 from adamix import data
 from adamix.backbones.backbone import load, load_tokenizer
 from adamix.config import TrainConfig, TrainingPlan
-from adamix.evaluation import evaluate
+from adamix.evaluation.labelled import evaluate
 from adamix.files import adapter_file
-from adamix.merge import merge
-from adamix.trainer import train
+from adamix.merging.merge import merge
+from adamix.training.train import train
 
 pytestmark = [pytest.mark.weights, pytest.mark.slow]
 

@@ -28,12 +28,12 @@ from adamix.backbones.backbone import Backbone, from_model
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, InvalidData
-from adamix.evaluation import evaluate
+from adamix.evaluation.labelled import evaluate
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
 from adamix.files.tensors import TensorData
-from adamix.merge import merge
+from adamix.merging.merge import merge
 from adamix.modules.attach import attach
 from adamix.modules.heads import Head, shared_copy
 from adamix.modules.mixture import Mixture

@@ -14,7 +14,7 @@ import torch
 
 from adamix.backbones.backbone import Backbone
 from adamix.errors import Code
-from adamix.evaluation import predict
+from adamix.evaluation.labelled import predict
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach

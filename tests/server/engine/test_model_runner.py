@@ -24,7 +24,7 @@ from transformers import (
 from adamix.backbones import backbone as backbones
 from adamix.backbones.backbone import Backbone
 from adamix.errors import FailedPrecondition, InternalError
-from adamix.evaluation import predict
+from adamix.evaluation.labelled import predict
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow

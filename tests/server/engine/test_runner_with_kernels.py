@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adamix.backbones.backbone import Backbone
-from adamix.evaluation import predict
+from adamix.evaluation.labelled import predict
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow

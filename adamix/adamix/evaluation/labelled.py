@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from adamix.backbones.backbone import Backbone
 from adamix.data import Example, TaskData, TaskType
 from adamix.errors import FailedPrecondition, InvalidData
+from adamix.evaluation.metrics import positive_class, score
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import HeadSpec, Manifest
-from adamix.metrics import positive_class, score
 from adamix.modules.attach import attach
 from adamix.modules.heads import TaskModel
 from adamix.rows import cloze

@@ -23,7 +23,7 @@ from adamix.data import GenerationData, TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
 from adamix.files import adapter_file, disk
 from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
-from adamix.merge import MIXTURE_FILE, merge
+from adamix.merging.merge import MIXTURE_FILE, merge
 from adamix.modules.heads import LanguageModel, TaskModel, recompute_activations, remove_dropout, shared_copy
 from adamix.modules.mixture import Mixture
 from adamix.rows.order import EpochOrder
