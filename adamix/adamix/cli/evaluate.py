@@ -64,7 +64,7 @@ def evaluate(
         from adamix.files import disk
         from adamix.routing.probe import MixtureProbe
         from adamix.routing.report import num_passes
-        from adamix.routing.routes import parse_routing
+        from adamix.routing.routing import parse_routing
 
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)

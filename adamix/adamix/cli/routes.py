@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adamix.files.mixture_file import MixtureFile
     from adamix.routing.probe import MixtureProbe
     from adamix.routing.report import DrawsReport, EnsembleReport, Measured
-    from adamix.routing.routes import Routing
+    from adamix.routing.routing import Routing
 
 DEFAULT_SEEDS = 10
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from adamix.files.mixture_file import MixtureFile
     from adamix.generation.evaluation import TextEvaluation
     from adamix.routing.report import DrawsReport, EnsembleReport
-    from adamix.routing.routes import Routing
-    from adamix.routing.texts import TextProbe, TokenEvaluation
+    from adamix.routing.routing import Routing
+    from adamix.routing.text_probe import TextProbe, TokenEvaluation
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Run:
         Raises:
             InvalidConfig: it was, and by this routing nothing is generated.
         """
-        from adamix.routing.texts import generates
+        from adamix.routing.text_probe import generates
 
         about_texts = {
             "decoding": self.writing.decoding,
@@ -132,7 +132,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     from adamix.files import disk
     from adamix.generation.evaluation import TextEvaluation
     from adamix.routing.report import num_passes
-    from adamix.routing.texts import TextProbe, Writing
+    from adamix.routing.text_probe import TextProbe, Writing
 
     if plot is not None and routing.mode == "ensemble":
         raise InvalidConfig("--plot: texts have no calibration to draw; it draws random routing", field="plot")

@@ -19,7 +19,7 @@ from adamix.experiments.gates import Gate, Verdict, baseline, check_metric_names
 from adamix.experiments.run import Finished, Prepared
 from adamix.files import adapter_file, disk
 from adamix.files.manifest import BackboneSpec
-from adamix.generation.inference import TOKEN_METRICS
+from adamix.generation.beam_search import TOKEN_METRICS
 from adamix.merging.merge import merge
 from adamix.rows.labelled import target_tensor
 

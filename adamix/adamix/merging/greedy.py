@@ -8,7 +8,7 @@ from adamix.evaluation import labelled
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
-from adamix.generation import inference as generation
+from adamix.generation import beam_search
 from adamix.merging.rules import combine, weighted
 from adamix.merging.samples import OnProgress, Samples
 from adamix.merging.settings import MergeConfig
@@ -60,7 +60,7 @@ def choose(mixture: MixtureFile, samples: Samples, config: MergeConfig, on_progr
 def _score(adapter: AdapterFile, samples: Samples, batch_size: int, on_rows: Callable[[int], None]) -> float:
     rows, reader = samples.data, (samples.backbone, samples.tokenizer)
     if isinstance(rows, GenerationData):
-        return -generation.token_metrics(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)["loss"]
+        return -beam_search.token_metrics(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)["loss"]
     result = labelled.evaluate(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)
     return result.metrics[METRIC[rows.task_type]]
 

@@ -23,7 +23,7 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
 from adamix.modules.attach import attach
 from adamix.routing.experts import ExpertPair, Experts, Pairing, RouteTable
-from adamix.routing.routes import Granularity, Routing, average, draw_route, draw_token_routes
+from adamix.routing.routing import Granularity, Routing, average, draw_route, draw_token_routes
 
 
 @dataclass

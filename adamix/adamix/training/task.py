@@ -21,7 +21,7 @@ from adamix.errors import InvalidConfig, InvalidData
 from adamix.evaluation import labelled
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import HeadSpec
-from adamix.generation import inference as generation
+from adamix.generation import beam_search
 from adamix.modules.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
 from adamix.rows import cloze
 from adamix.rows.labelled import target_tensor, tokenize
@@ -242,7 +242,7 @@ class GenerationTask:
     def measure(
         self, adapter: AdapterFile, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, validation: Any
     ) -> dict[str, float]:
-        return generation.token_metrics(adapter, backbone, tokenizer, validation)
+        return beam_search.token_metrics(adapter, backbone, tokenizer, validation)
 
     def digest(self) -> str:
         return _digest([(e.source, e.references) for e in self.data.examples])

@@ -33,7 +33,7 @@ from adamix.files.tensors import TensorData
 from adamix.merging.merge import merge
 from adamix.modules.attach import attach
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routes import parse_routing
+from adamix.routing.routing import parse_routing
 from adamix.rows import cloze
 from adamix.training.train import train
 from adamix_server.adapters.validation import judge

@@ -18,7 +18,7 @@ from adamix.data import GenerationData, GenerationExample, TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
-from adamix.generation import inference as generation
+from adamix.generation import beam_search
 from adamix.generation.decoding import Decoding
 from adamix.merging.merge import MIXTURE_FILE, merge
 from adamix.modules.heads import remove_dropout
@@ -142,7 +142,7 @@ def test_training_lowers_the_loss_of_the_merged_adapter(
     assert merged.manifest.training.data == "likes (synthetic, 12 sources, 24 references)"
     assert merged.manifest.training.metrics["validation_loss"] == result.metrics["loss"]
     # What was measured at the end of training is what the file does.
-    assert generation.token_metrics(merged, decoder, words, likes) == result.metrics
+    assert beam_search.token_metrics(merged, decoder, words, likes) == result.metrics
 
 
 def test_the_papers_mixture_trains_its_lora_on_queries_and_values(

@@ -22,7 +22,7 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import expert_key
 from adamix.files.tensors import TensorData
-from adamix.generation import inference as generation
+from adamix.generation import beam_search
 from adamix.generation.likelihood import language_model, read_references
 from adamix.merging import fisher, greedy, learned, regmean, rules
 from adamix.merging.merge import DATA_METHODS, MergeConfig, MixtureFile, merge
@@ -84,7 +84,7 @@ def samples(decoder: Backbone, words: PreTrainedTokenizerFast, likes: Generation
 
 def _loss(adapter: AdapterFile, samples: Samples) -> float:
     assert isinstance(samples.data, GenerationData)
-    return generation.token_metrics(adapter, samples.backbone, samples.tokenizer, samples.data)["loss"]
+    return beam_search.token_metrics(adapter, samples.backbone, samples.tokenizer, samples.data)["loss"]
 
 
 @pytest.mark.parametrize("how", DATA_METHODS)

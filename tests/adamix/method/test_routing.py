@@ -38,7 +38,7 @@ from adamix.modules.attach import attach
 from adamix.modules.heads import Head, shared_copy
 from adamix.modules.mixture import Mixture
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routes import Routing, average, draw_route, draw_token_routes, parse_routing
+from adamix.routing.routing import Routing, average, draw_route, draw_token_routes, parse_routing
 from adamix.rows.labelled import collate
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 from adamix.training.task import LabelledTask

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from adamix.routing.routes import draw_route, draw_token_routes
+from adamix.routing.routing import draw_route, draw_token_routes
 from adamix.rows.labelled import TokenRow
 
 

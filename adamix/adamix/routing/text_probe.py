@@ -28,7 +28,7 @@ from adamix.generation.likelihood import References, TokenBatch, TokenTally, lan
 from adamix.modules.heads import LanguageModel
 from adamix.routing.calibration import Disagreement
 from adamix.routing.experts import Experts, RouteTable
-from adamix.routing.routes import Average, Routing, draw_route, draw_token_routes
+from adamix.routing.routing import Average, Routing, draw_route, draw_token_routes
 from adamix.routing.token_means import MeanLogits, MeanProbabilities
 
 Route = NDArray[np.int64]
