@@ -50,7 +50,7 @@ def peft(
     with exit_codes():
         options = _options(labels, task_type, max_length, pooling, clip)
         from adamix.backbones import backbone as backbones
-        from adamix.interop.peft import import_peft
+        from adamix.interop.peft.weights import import_peft
 
         _finish(import_peft(source, backbones.load(backbone), options), out, json_)
 
@@ -71,7 +71,7 @@ def adapterhub(
     with exit_codes():
         options = _options(labels, task_type, max_length, pooling, clip)
         from adamix.backbones import backbone as backbones
-        from adamix.interop.adapterhub import import_adapterhub
+        from adamix.interop.adapterhub.weights import import_adapterhub
 
         _finish(import_adapterhub(source, backbones.load(backbone), options), out, json_)
 
@@ -101,7 +101,7 @@ def microsoft_adamix(
         from adamix.backbones import backbone as backbones
         from adamix.files import disk
         from adamix.files.mixture_file import MIXTURE_FILE
-        from adamix.interop.microsoft_adamix import import_release
+        from adamix.interop.microsoft_adamix.weights import import_release
 
         loaded = backbones.load(backbone)
         normalizer = backbones.load_tokenizer(backbone).backend_tokenizer.normalizer
@@ -122,7 +122,7 @@ def export_peft(
     """Write a LoRA as a directory that PEFT reads."""
     with exit_codes():
         from adamix.files import adapter_file
-        from adamix.interop.peft_export import export_peft as export
+        from adamix.interop.peft.export import export_peft as export
 
         result = export(adapter_file.read(file), out, body_only=body_only)
         _print_notes(result.notes)

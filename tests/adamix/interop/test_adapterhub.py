@@ -17,7 +17,7 @@ from transformers import AutoModel
 from adamix.backbones import backbone as backbones
 from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.interop.adapterhub import import_adapterhub
+from adamix.interop.adapterhub.weights import import_adapterhub
 from adamix.interop.assembly import ImportOptions
 from adamix.modules.attach import attach
 

@@ -24,9 +24,9 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.tensors import TensorData
 from adamix.interop.assembly import ImportOptions
-from adamix.interop.microsoft_adamix import import_release
-from adamix.interop.release_forward import self_test
-from adamix.interop.release_layout import Experts
+from adamix.interop.microsoft_adamix.forward import self_test
+from adamix.interop.microsoft_adamix.layout import Experts
+from adamix.interop.microsoft_adamix.weights import import_release
 from adamix.merging.merge import merge
 
 MakeClassifier = Callable[..., Any]

@@ -18,8 +18,8 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import Dense, Pooling
 from adamix.files.tensors import TensorData
 from adamix.interop.assembly import ImportOptions
-from adamix.interop.peft import import_peft
-from adamix.interop.peft_export import export_peft
+from adamix.interop.peft.export import export_peft
+from adamix.interop.peft.weights import import_peft
 from adamix.modules.attach import attach
 from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
 

@@ -24,8 +24,8 @@ from adamix.errors import FailedPrecondition
 from adamix.files import disk
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.tensors import TensorData
-from adamix.interop.peft import KEY_PREFIX, WEIGHTS_FILE, lora_targets
-from adamix.interop.peft_config import CONFIG_FILE
+from adamix.interop.peft.config import CONFIG_FILE
+from adamix.interop.peft.weights import KEY_PREFIX, WEIGHTS_FILE, lora_targets
 from adamix.interop.sequence_heads import SEQUENCE_HEADS
 
 

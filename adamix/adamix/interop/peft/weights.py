@@ -30,7 +30,7 @@ from adamix.interop.assembly import (
     note_on_base,
     without_head,
 )
-from adamix.interop.peft_config import LoraConfig, read_config
+from adamix.interop.peft.config import LoraConfig, read_config
 from adamix.interop.reading import Ledger, float32, read_pickle, read_tensors, shown, state_dict, tensor_data
 from adamix.interop.sequence_heads import POOLER, SEQUENCE_HEADS, take_head
 

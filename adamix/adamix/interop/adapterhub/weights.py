@@ -21,7 +21,7 @@ from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter
 from adamix.files.manifest import MAX_LABELS, Activation, HeadType, TrainingRecord
 from adamix.files.tensors import TensorData
-from adamix.interop.adapterhub_config import (
+from adamix.interop.adapterhub.config import (
     BLOCKS,
     CONFIG_FILE,
     HEAD_CONFIG_FILE,

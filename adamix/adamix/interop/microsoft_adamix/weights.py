@@ -25,9 +25,9 @@ from adamix.files.manifest import TrainingRecord
 from adamix.files.mixture_file import MixtureFile, MixtureManifest, expert_key
 from adamix.files.tensors import TensorData
 from adamix.interop.assembly import LANGUAGE_MODEL, AdapterPart, HeadPart, Imported, ImportOptions, assemble
+from adamix.interop.microsoft_adamix.forward import self_test
+from adamix.interop.microsoft_adamix.layout import Experts, Layout, check_backbone, layout_of, read_state, take_experts
 from adamix.interop.reading import Ledger, float32
-from adamix.interop.release_forward import self_test
-from adamix.interop.release_layout import Experts, Layout, check_backbone, layout_of, read_state, take_experts
 from adamix.interop.sequence_heads import take_head
 
 # The release cuts RoBERTa's predictions at 0 from below only; this is the largest bound a manifest may hold.
