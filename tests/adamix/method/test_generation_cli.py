@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from adamix.cli import app
-from adamix.data import GenerationData, synthetic
+from adamix.data import GenerationData
+from adamix.data.generation import synthetic
 from adamix.files import adapter_file
 from adamix.merging.merge import merge
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adamix.data.dart import read_dart
-from adamix.data.e2e import read_generation_csv, read_joined
 from adamix.data.files import MAX_FILE_BYTES, check_file, read_objects
-from adamix.data.generation import SUBSETS, GenerationData, SourceRow, Subset, assemble_generation
-from adamix.data.generation_hub import read_generation_hub
+from adamix.data.generation.dart import read_dart
+from adamix.data.generation.data import SUBSETS, GenerationData, SourceRow, Subset, assemble_generation
+from adamix.data.generation.e2e import read_generation_csv, read_joined
+from adamix.data.generation.hub import read_generation_hub
+from adamix.data.generation.synthetic import SYNTHETIC_E2E, synthetic_e2e
+from adamix.data.generation.webnlg import read_webnlg_json, read_webnlg_xml
 from adamix.data.hub import NAME
 from adamix.data.rows import check_arguments
-from adamix.data.synthetic import SYNTHETIC_E2E, synthetic_e2e
 from adamix.data.task import Split
-from adamix.data.webnlg import read_webnlg_json, read_webnlg_xml
 from adamix.errors import InvalidConfig, InvalidData
 
 # Parsed as a whole, at about ten times the size in memory; DART's train file has 34 MB.

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from adamix.data.e2e import linearise_mr
-from adamix.data.generation import SourceRow
+from adamix.data.generation.data import SourceRow
+from adamix.data.generation.e2e import linearise_mr
+from adamix.data.generation.triples import read_triples
+from adamix.data.generation.webnlg import category_of, is_reference
 from adamix.data.hub import load_splits
 from adamix.data.task import Split
-from adamix.data.triples import read_triples
-from adamix.data.webnlg import category_of, is_reference
 from adamix.errors import InvalidData
 
 Record = Mapping[str, Any]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from adamix.data.generation import SourceRow
-from adamix.data.triples import read_triples
+from adamix.data.generation.data import SourceRow
+from adamix.data.generation.triples import read_triples
 from adamix.errors import InvalidData
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from adamix.data.e2e import linearise_mr
-from adamix.data.generation import GenerationData, GenerationExample
+from adamix.data.generation.data import GenerationData, GenerationExample
+from adamix.data.generation.e2e import linearise_mr
 from adamix.data.task import SPLITS, Split
 
 SYNTHETIC_E2E = "synthetic-e2e"

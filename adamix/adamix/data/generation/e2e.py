@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adamix.data.files import read_csv, read_lines
-from adamix.data.generation import SourceRow
+from adamix.data.generation.data import SourceRow
 from adamix.errors import InvalidData
 
 ATTRIBUTE_NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}

@@ -14,9 +14,9 @@ from typing import Any
 from xml.parsers import expat
 
 from adamix.data.files import check_file
-from adamix.data.generation import SourceRow
+from adamix.data.generation.data import SourceRow
+from adamix.data.generation.triples import read_triples
 from adamix.data.rows import MAX_TEXT_CHARS
-from adamix.data.triples import read_triples
 from adamix.errors import InvalidData
 
 MAX_XML_BYTES = 256 << 20
