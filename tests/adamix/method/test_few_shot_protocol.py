@@ -79,7 +79,7 @@ def test_it_goes_on_where_it_was_and_measures_nothing_twice(
         measured.append(adapter.manifest.training.seed)
         return original(adapter, *arguments, **options)
 
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(labelled, "evaluate", evaluate)
     result = _invoke(backbone_directory, splits, out, "--k", 9, "--seeds", 4, "--json")
     assert result.exit_code == 0, result.stderr
     assert measured == [1, 3]
