@@ -19,13 +19,9 @@ from pathlib import Path
 from adamix_server.agreement import Books, Letter
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import recover
-from adamix_server.child import Child
-from adamix_server.codec import FromChild, ToChild
-from adamix_server.config import ServerConfig, is_loopback, split_address
-from adamix_server.engine_frames import Hello
-from adamix_server.keeper import Keeper
-from adamix_server.port import cannot_listen, held_port
-from adamix_server.supervisor_frames import (
+from adamix_server.channel.codec import FromChild, ToChild
+from adamix_server.channel.engine_frames import Hello
+from adamix_server.channel.supervisor_frames import (
     Drain,
     DrainWanted,
     EngineDown,
@@ -36,6 +32,10 @@ from adamix_server.supervisor_frames import (
     StartFrontEnd,
     Stats,
 )
+from adamix_server.child import Child
+from adamix_server.config import ServerConfig, is_loopback, split_address
+from adamix_server.keeper import Keeper
+from adamix_server.port import cannot_listen, held_port
 from adamix_server.telemetry.metrics import Registry
 
 log = logging.getLogger(__name__)

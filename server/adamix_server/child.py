@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Mapping
 
-from adamix_server.codec import FromChild, ToChild, from_child, to_child
-from adamix_server.process import FDS_VARIABLE, open_reader, pack, read_frame
-from adamix_server.supervisor_frames import StartEngine, StartFrontEnd
+from adamix_server.channel.codec import FromChild, ToChild, from_child, to_child
+from adamix_server.channel.pipe import FDS_VARIABLE, open_reader, pack, read_frame
+from adamix_server.channel.supervisor_frames import StartEngine, StartFrontEnd
 
 _REAP_S = 0.5
 

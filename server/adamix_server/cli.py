@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adamix.experiments.release import Publisher
+    from adamix_server.channel.engine_frames import Hello
     from adamix_server.client import Client, Prediction
-    from adamix_server.engine_frames import Hello
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 # Packages that bring commands of their own, so that this one needs to import none of them.

@@ -10,7 +10,7 @@ from typing import Literal
 
 from adamix.errors import Aborted, AdamixError
 from adamix_server.adapters.loader import AdapterLoader
-from adamix_server.channel import Peer
+from adamix_server.channel.channel import Peer
 
 # A front end, and what it calls its question.
 Caller = tuple[Peer, int]

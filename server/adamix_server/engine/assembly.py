@@ -17,12 +17,12 @@ from adamix_server.adapters.rehearsal import Rehearsal
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.adapters.slots import Slots
 from adamix_server.catalog.blobs import BlobStore
-from adamix_server.channel import EngineChannel
+from adamix_server.channel.channel import EngineChannel
+from adamix_server.channel.engine_frames import Hello, Limits
+from adamix_server.channel.supervisor_frames import StartEngine
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.engine_frames import Hello, Limits
-from adamix_server.supervisor_frames import StartEngine
 from adamix_server.telemetry.metrics import Recorder
 
 

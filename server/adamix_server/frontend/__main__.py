@@ -4,8 +4,8 @@ import asyncio
 import signal
 import sys
 
-from adamix_server.process import SupervisorPipe
-from adamix_server.supervisor_frames import StartFrontEnd
+from adamix_server.channel.pipe import SupervisorPipe
+from adamix_server.channel.supervisor_frames import StartFrontEnd
 from adamix_server.telemetry import logs
 
 

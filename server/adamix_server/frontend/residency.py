@@ -16,7 +16,7 @@ from functools import partial
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition
 from adamix_protos.v1 import adapters_pb2
-from adamix_server.engine_frames import Value
+from adamix_server.channel.engine_frames import Value
 from adamix_server.frontend import convert
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink

@@ -15,11 +15,24 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
-from adamix_server import channel
 from adamix_server.adapters.validation import Verdict, validate_async
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.codec import FromChild, ToChild
+from adamix_server.channel import channel
+from adamix_server.channel.codec import FromChild, ToChild
+from adamix_server.channel.supervisor_frames import (
+    Agreed,
+    Drain,
+    Drained,
+    DrainWanted,
+    EngineDown,
+    EngineUp,
+    Fatal,
+    Ready,
+    Refresh,
+    StartFrontEnd,
+    Stats,
+)
 from adamix_server.frontend.adapter_root import AdapterRoot
 from adamix_server.frontend.adapters import AdapterServicer, Validate
 from adamix_server.frontend.admission import Admission
@@ -34,19 +47,6 @@ from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.frontend.stages import Stages
 from adamix_server.frontend.tokenization import Tokenizer
 from adamix_server.frontend.watch import Watch
-from adamix_server.supervisor_frames import (
-    Agreed,
-    Drain,
-    Drained,
-    DrainWanted,
-    EngineDown,
-    EngineUp,
-    Fatal,
-    Ready,
-    Refresh,
-    StartFrontEnd,
-    Stats,
-)
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from adamix_protos.v1 import inference_pb2
 from adamix_server.api import answers
 from adamix_server.catalog.names import check_digest
 from adamix_server.catalog.rows import VersionRow
-from adamix_server.engine_frames import Event, Row
+from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend import convert, status
 from adamix_server.frontend.call import Call
 from adamix_server.frontend.catalog_view import CatalogView

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.rows import Snapshot, TaskRow
+from adamix_server.channel.supervisor_frames import Drained
 from adamix_server.client import Client
 from adamix_server.frontend.admission import Admission
 from adamix_server.frontend.watch import Watch, compare
-from adamix_server.supervisor_frames import Drained
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

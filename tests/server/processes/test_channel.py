@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adamix_server.channel import (
+from adamix_server.channel.channel import (
     EngineChannel,
     FrontEndChannel,
     SocketEngineChannel,
@@ -17,8 +17,8 @@ from adamix_server.channel import (
     connect,
     in_process_pair,
 )
-from adamix_server.codec import ToEngine, from_engine
-from adamix_server.engine_frames import Cancel, Control, Credit
+from adamix_server.channel.codec import ToEngine, from_engine
+from adamix_server.channel.engine_frames import Cancel, Control, Credit
 
 ENGINE_ID = "0"
 

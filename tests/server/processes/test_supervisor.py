@@ -8,9 +8,8 @@ import pytest
 
 from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix_server import app, keeper
-from adamix_server.codec import FromChild
-from adamix_server.port import cannot_listen
-from adamix_server.supervisor_frames import (
+from adamix_server.channel.codec import FromChild
+from adamix_server.channel.supervisor_frames import (
     Agreed,
     DrainWanted,
     EngineDown,
@@ -21,6 +20,7 @@ from adamix_server.supervisor_frames import (
     Seen,
     Stats,
 )
+from adamix_server.port import cannot_listen
 from adamix_testing.stage import Played, StartStage, healthy
 
 

@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit
-from adamix_server.supervisor_frames import (
+from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit
+from adamix_server.channel.supervisor_frames import (
     Agreed,
     Drain,
     Drained,

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import zmq
 
-from adamix_server.codec import FromEngine, NotAFrame, ToEngine, from_engine, to_engine
-from adamix_server.engine_frames import Control
+from adamix_server.channel.codec import FromEngine, NotAFrame, ToEngine, from_engine, to_engine
+from adamix_server.channel.engine_frames import Control
 
 log = logging.getLogger(__name__)
 

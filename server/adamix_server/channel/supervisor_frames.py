@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from adamix_server.channel.engine_frames import Frame, Hello
 from adamix_server.config import EngineSettings, FrontEndSettings, LogLevel
-from adamix_server.engine_frames import Frame, Hello
 
 
 class Start(Frame, frozen=True, kw_only=True):

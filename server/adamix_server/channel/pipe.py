@@ -10,7 +10,7 @@ import os
 import threading
 from typing import TypeVar
 
-from adamix_server.codec import Codec, FromChild, NotAFrame, ToChild, from_child, to_child
+from adamix_server.channel.codec import Codec, FromChild, NotAFrame, ToChild, from_child, to_child
 
 log = logging.getLogger(__name__)
 
