@@ -102,7 +102,7 @@ def serve(
             drain_grace_s=drain_grace,
             log_level=log_level,  # type: ignore[arg-type]
         )
-        from adamix_server import app as application
+        from adamix_server.supervisor import supervisor as application
         from adamix_server.telemetry import logs
 
         logs.configure(config.log_level, process="supervisor")

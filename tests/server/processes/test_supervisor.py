@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from adamix.errors import FailedPrecondition, InvalidConfig
-from adamix_server import app, keeper
 from adamix_server.channel.codec import FromChild
 from adamix_server.channel.supervisor_frames import (
     Agreed,
@@ -21,6 +20,8 @@ from adamix_server.channel.supervisor_frames import (
     Stats,
 )
 from adamix_server.port import cannot_listen
+from adamix_server.supervisor import keeper
+from adamix_server.supervisor import supervisor as app
 from adamix_testing.stage import Played, StartStage, healthy
 
 

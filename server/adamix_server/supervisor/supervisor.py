@@ -32,10 +32,10 @@ from adamix_server.channel.supervisor_frames import (
     StartFrontEnd,
     Stats,
 )
-from adamix_server.child import Child
 from adamix_server.config import ServerConfig, is_loopback, split_address
-from adamix_server.keeper import Keeper
 from adamix_server.port import cannot_listen, held_port
+from adamix_server.supervisor.child import Child
+from adamix_server.supervisor.keeper import Keeper
 from adamix_server.telemetry.metrics import Registry
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from adamix.errors import FailedPrecondition
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.supervisor_frames import Drain, Drained, Fatal, Ready
-from adamix_server.child import Child
+from adamix_server.supervisor.child import Child
 
 log = logging.getLogger(__name__)
 
