@@ -19,8 +19,8 @@ from sqlalchemy import insert, update
 from adamix.files import adapter_file
 from adamix.files.manifest import BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
 from adamix.files.tensors import TensorData, canonical_json
+from adamix_server.blobs.local import BlobStore
 from adamix_server.catalog import changes, schema
-from adamix_server.catalog.blobs import BlobStore
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Pointer

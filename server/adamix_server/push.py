@@ -13,9 +13,9 @@ from adamix.config import HeadConfig
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidRequest, NotFound
 from adamix.experiments.release import Published
 from adamix.files.manifest import BackboneSpec, TrainingRecord
-from adamix_server.catalog.names import check_name
 from adamix_server.client import Client
 from adamix_server.config import split_address
+from adamix_server.names import check_name
 
 # Characters of a data set's name that a manifest keeps.
 _MAX_DATA_NAME = 400

@@ -16,7 +16,7 @@ from adamix_server.adapters.packing import PackedAdapter, pack
 from adamix_server.adapters.rehearsal import Rehearsal
 from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.adapters.slots import Slots
-from adamix_server.catalog.blobs import BlobStore
+from adamix_server.blobs.local import BlobStore
 from adamix_server.channel.channel import EngineChannel
 from adamix_server.channel.engine_frames import Hello, Limits
 from adamix_server.channel.supervisor_frames import StartEngine

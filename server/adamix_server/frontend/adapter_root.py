@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, InvalidRequest, Unavailable
-from adamix_server.catalog.blobs import Temporary
+from adamix_server.blobs.local import Temporary
 from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES
 
 MAX_NAME_BYTES = 512

@@ -16,6 +16,7 @@ from functools import partial
 
 from adamix.errors import AdamixError, DeadlineExceeded, InvalidRequest
 from adamix_protos.v1 import inference_pb2
+from adamix_server.api import status
 from adamix_server.channel.engine_frames import Event
 from adamix_server.config import (
     DEFAULT_TIMEOUT_S,
@@ -24,7 +25,7 @@ from adamix_server.config import (
     MAX_STREAM_INPUTS,
     MAX_TIMEOUT_S,
 )
-from adamix_server.frontend import convert, status
+from adamix_server.frontend import convert
 from adamix_server.frontend.admission import Admission, draining
 from adamix_server.frontend.call import Call
 from adamix_server.frontend.stages import Item, Stages, abandon, settle

@@ -13,16 +13,16 @@ from typing import Any
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidRequest
 from adamix_protos.v1 import inference_pb2
-from adamix_server.api import answers
-from adamix_server.catalog.names import check_digest
+from adamix_server.api import answers, status
+from adamix_server.api.resource_names import parse_task, task_name, version_name
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.channel.engine_frames import Event, Row
-from adamix_server.frontend import convert, status
+from adamix_server.frontend import convert
 from adamix_server.frontend.call import Call
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
-from adamix_server.frontend.names import parse_task, task_name, version_name
 from adamix_server.frontend.tokenization import Text, Tokenizer, Tokens, check_ids
+from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

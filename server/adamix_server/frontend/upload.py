@@ -12,7 +12,7 @@ from functools import partial
 from adamix.errors import DeadlineExceeded, InvalidRequest
 from adamix.files.tensors import MAX_HEADER_BYTES
 from adamix_protos.v1 import adapters_pb2
-from adamix_server.catalog.blobs import BlobStore, Temporary
+from adamix_server.blobs.local import BlobStore, Temporary
 from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES
 from adamix_server.frontend.adapter_root import too_large
 from adamix_server.frontend.catalog_view import CatalogView

@@ -23,7 +23,7 @@ from adamix.errors import (
     InvalidRequest,
 )
 from adamix_protos.v1 import adapters_pb2 as pb
-from adamix_server.catalog.blobs import BlobStore
+from adamix_server.blobs.local import BlobStore
 from adamix_server.client import Client, ServerFile
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
 from adamix_server.frontend.adapter_root import AdapterRoot

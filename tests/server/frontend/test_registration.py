@@ -15,7 +15,7 @@ from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MIXTURE_FORMAT, encode_tensors
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
-from adamix_server.catalog.blobs import Temporary
+from adamix_server.blobs.local import Temporary
 from adamix_server.catalog.store import Catalog
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adamix.errors import Cancelled, DataLoss, InvalidAdapter, StoreFull
-from adamix_server.catalog.directories import make_directory, sync_directory
-from adamix_server.catalog.names import check_digest
+from adamix_server.blobs.directories import make_directory, sync_directory
+from adamix_server.names import check_digest
 
 _CHUNK_BYTES = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}

@@ -4,7 +4,7 @@ Pure functions. What an id may look like is decided in `catalog.names`.
 """
 
 from adamix.errors import InvalidRequest
-from adamix_server.catalog.names import check_name, task_not_found
+from adamix_server.names import check_name, task_not_found
 
 
 def parse_task(name: str, tenant: str, field: str = "task") -> str:
