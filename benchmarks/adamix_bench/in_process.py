@@ -17,10 +17,10 @@ from adamix.files import adapter_file
 from adamix.modules.heads import shared_copy
 from adamix_bench.synthesis import SynthTask
 from adamix_bench.workload import Requests
-from adamix_server.adapters.packing import PackedAdapter, pack
-from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.packing import PackedAdapter, pack
+from adamix_server.engine.residency.slot_bank import SlotBank
 
 _ALIGNMENT_BYTES = 4096
 # Heads and biases differ between tasks, so adapters differ by a little in size.

@@ -23,11 +23,11 @@ from adamix.data import Example
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow, collate, tokenize
-from adamix_server.adapters.packing import pack
-from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.client import Client, Input
 from adamix_server.engine import request as engine_request
 from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.residency.packing import pack
+from adamix_server.engine.residency.slot_bank import SlotBank
 
 ROUNDS = 3
 INPUTS_PER_CALL = 32

@@ -10,7 +10,7 @@ from adamix.errors import InvalidAdapter
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.tensors import TensorData
-from adamix_server.adapters.packing import pack
+from adamix_server.engine.residency.packing import pack
 
 
 def test_values_that_the_compute_dtype_cannot_hold_are_refused(make_adapter: Callable[..., AdapterFile]) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adamix.errors import Aborted, AdamixError
-from adamix_server.adapters.loader import AdapterLoader
 from adamix_server.channel.channel import Peer
+from adamix_server.engine.residency.loader import AdapterLoader
 
 # A front end, and what it calls its question.
 Caller = tuple[Peer, int]

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from adamix.errors import AdamixError, FailedPrecondition, InternalError, Overloaded
-from adamix_server.adapters.host_cache import HostCache
-from adamix_server.adapters.packing import PackedAdapter
-from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.adapters.slots import Hold, Slots, SlotState
+from adamix_server.engine.residency.host_cache import HostCache
+from adamix_server.engine.residency.packing import PackedAdapter
+from adamix_server.engine.residency.slot_bank import SlotBank
+from adamix_server.engine.residency.slots import Hold, Slots, SlotState
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
 from adamix_kernels.frozen_linear import FrozenLinear
 from adamix_kernels.gpu.records import FIELDS, SlotTable
 from adamix_kernels.segments import Segments
-from adamix_server.adapters.packing import PackedAdapter
+from adamix_server.engine.residency.packing import PackedAdapter
 
 # Which table of a site a kind of weights has its records in.
 _BOTTLENECK, _LORA = 0, 1

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from adamix_server.adapters.packing import PackedAdapter
+from adamix_server.engine.residency.packing import PackedAdapter
 
 
 class HostCache:

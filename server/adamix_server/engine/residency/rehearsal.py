@@ -14,8 +14,8 @@ from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
 from adamix_kernels.plans import RANK_CLASSES, rank_class
 from adamix_kernels.segments import Segments
-from adamix_server.adapters.packing import AdapterWeights, PackedAdapter
-from adamix_server.adapters.slot_bank import LinearSite, NormSite, SlotBank
+from adamix_server.engine.residency.packing import AdapterWeights, PackedAdapter
+from adamix_server.engine.residency.slot_bank import LinearSite, NormSite, SlotBank
 
 
 class Rehearsal:
