@@ -33,7 +33,7 @@ RUNNING = (
     process(103, "adamix_server.frontend"),
     # The server beside it, what judges an upload, and a program that has the same words among its arguments.
     process(201, "adamix_server.engine", 200),
-    process(104, "adamix_server.adapters.validation", 102, "-I", "-B"),
+    process(104, "adamix_server.frontend.control.validation", 102, "-I", "-B"),
     process(105, "adamix_server.frontend.control.validation", SUPERVISOR),
     Process(106, SUPERVISOR, ("grep", "-m", "1", "adamix_server.engine")),
     Process(107, SUPERVISOR, ("",)),

@@ -36,7 +36,7 @@ from adamix.routing.probe import MixtureProbe
 from adamix.routing.routing import parse_routing
 from adamix.rows import cloze
 from adamix.training.train import train
-from adamix_server.adapters.validation import judge
+from adamix_server.frontend.control.validation import judge
 
 MakeWords = Callable[[list[str]], PreTrainedTokenizerFast]
 MakeModel = Callable[[int], BertForMaskedLM]

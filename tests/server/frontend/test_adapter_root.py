@@ -26,7 +26,7 @@ from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.blobs.local import BlobStore
 from adamix_server.client import Client, ServerFile
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
-from adamix_server.frontend.adapter_root import AdapterRoot
+from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.harness import Harness, StartServing
 
@@ -121,14 +121,14 @@ def test_a_file_over_the_limit_is_refused(
         file.truncate((256 << 20) + 1)
     assert reason_of(copy, "sparse") == (InvalidAdapter, "TOO_LARGE")
     # One that grows while it is read is cut off there.
-    monkeypatch.setattr("adamix_server.frontend.adapter_root.MAX_ADAPTER_BYTES", 2500)
+    monkeypatch.setattr("adamix_server.frontend.control.adapter_root.MAX_ADAPTER_BYTES", 2500)
     read = os.read
 
     def growing(descriptor: int, num_bytes: int) -> bytes:
         read(descriptor, num_bytes)
         return bytes(1000)
 
-    monkeypatch.setattr("adamix_server.frontend.adapter_root.os.read", growing)
+    monkeypatch.setattr("adamix_server.frontend.control.adapter_root.os.read", growing)
     assert reason_of(copy, "team/good") == (InvalidAdapter, "TOO_LARGE")
 
 

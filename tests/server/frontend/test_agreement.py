@@ -23,7 +23,7 @@ from adamix_server.channel.supervisor_frames import (
     StartFrontEnd,
     Stats,
 )
-from adamix_server.frontend.server import FrontEnd
+from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine

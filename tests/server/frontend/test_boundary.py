@@ -14,8 +14,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from adamix.errors import Overloaded
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc, server_pb2
-from adamix_server.frontend.admission import Admission
-from adamix_server.frontend.interceptors import Boundary, own_limit_s
+from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.boundary.boundary import Boundary, own_limit_s
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -216,7 +216,7 @@ def test_the_servers_own_time_limit() -> None:
 
 
 async def test_a_call_without_a_deadline_ends_with_the_servers(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adamix_server.frontend.interceptors.DEFAULT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("adamix_server.frontend.boundary.boundary.DEFAULT_TIMEOUT_S", 0.05)
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def predict(request: inference_pb2.PredictRequest, context: Context) -> Any:

@@ -12,7 +12,7 @@ from adamix.backbones import backbone
 from adamix.data import Example
 from adamix.errors import AdamixError
 from adamix.rows.labelled import tokenize
-from adamix_server.frontend.tokenization import Text, Tokenizer
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer
 
 
 @pytest.mark.weights

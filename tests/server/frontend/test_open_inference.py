@@ -16,7 +16,7 @@ from adamix.errors import InternalError, InvalidRequest
 from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
-from adamix_server.frontend.open_inference import split_bytes
+from adamix_server.frontend.inference.open_inference import split_bytes
 from adamix_testing import refusals
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

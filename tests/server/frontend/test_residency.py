@@ -17,7 +17,7 @@ from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.rows import VersionRecord, VersionRow
 from adamix_server.channel.engine_frames import Control
-from adamix_server.frontend.residency import Residency
+from adamix_server.frontend.control.pins import Residency
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
-from adamix_server.frontend import tokenization
-from adamix_server.frontend.tokenization import Text, Tokenizer, Tokens, check_ids, longest_first
+from adamix_server.frontend.inference import tokenization
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, longest_first
 
 TEXTS = [
     "Where is the Eiffel tower?",

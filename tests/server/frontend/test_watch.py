@@ -15,8 +15,8 @@ from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.channel.supervisor_frames import Drained
 from adamix_server.client import Client
-from adamix_server.frontend.admission import Admission
-from adamix_server.frontend.watch import Watch, compare
+from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.control.watch import Watch, compare
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -121,7 +121,7 @@ async def test_whoever_follows_every_message_knows_every_task(
 async def test_only_so_many_watch(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.watch.MAX_WATCHERS", 2)
+    monkeypatch.setattr("adamix_server.frontend.control.watch.MAX_WATCHERS", 2)
     seed("sst2", make_adapter())
     harness = await start_serving()
     calls = [harness.adapters.WatchTasks(WATCH) for _ in range(2)]
@@ -143,7 +143,7 @@ async def test_only_so_many_watch(
 async def test_a_stream_on_which_nothing_happens_ends(
     start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.watch.IDLE_S", 0.05)
+    monkeypatch.setattr("adamix_server.frontend.control.watch.IDLE_S", 0.05)
     harness = await start_serving()
     found = await refusal(read_all(harness.adapters.WatchTasks(WATCH)))
     assert found == (grpc.StatusCode.DEADLINE_EXCEEDED, "STREAM_IDLE")

@@ -25,7 +25,7 @@ from adamix.files import disk
 from adamix.files.adapter_file import decode
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MAX_HEADER_BYTES
-from adamix_server.adapters.validation import judge
+from adamix_server.frontend.control.validation import judge
 
 Stored = Callable[[bytes], Path]
 

@@ -18,8 +18,8 @@ from adamix.errors import InvalidAdapter
 from adamix.files.adapter_file import encode
 from adamix.files.manifest import BackboneSpec, Manifest
 from adamix.files.tensors import Dtype, TensorData, canonical_json
-from adamix_server.adapters import validation
-from adamix_server.adapters.validation import MAX_CHILDREN, Verdict, validate, validate_async
+from adamix_server.frontend.control import validation
+from adamix_server.frontend.control.validation import MAX_CHILDREN, Verdict, validate, validate_async
 
 Stored = Callable[[bytes], Path]
 
@@ -148,7 +148,7 @@ def test_the_child_gets_no_secret_of_the_parents_environment(
 
 def test_the_childs_module_loads_neither_torch_nor_grpc_nor_asyncio() -> None:
     program = (
-        "import sys, adamix_server.adapters.validation\n"
+        "import sys, adamix_server.frontend.control.validation\n"
         "print([m for m in ('torch', 'grpc', 'transformers', 'sqlalchemy', 'asyncio') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)

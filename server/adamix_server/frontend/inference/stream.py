@@ -26,9 +26,9 @@ from adamix_server.config import (
     MAX_TIMEOUT_S,
 )
 from adamix_server.frontend import convert
-from adamix_server.frontend.admission import Admission, draining
-from adamix_server.frontend.call import Call
-from adamix_server.frontend.stages import Item, Stages, abandon, settle
+from adamix_server.frontend.boundary.admission import Admission, draining
+from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.inference.stages import Item, Stages, abandon, settle
 
 # Without a message in either direction, and with nothing under way.
 IDLE_S = 300.0

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
-from adamix_server.adapters.validation import Verdict, validate_async
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
@@ -33,20 +32,21 @@ from adamix_server.channel.supervisor_frames import (
     StartFrontEnd,
     Stats,
 )
-from adamix_server.frontend.adapter_root import AdapterRoot
-from adamix_server.frontend.adapters import AdapterServicer, Validate
-from adamix_server.frontend.admission import Admission
+from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_server.frontend.control.pins import Residency
+from adamix_server.frontend.control.reclaimer import Reclaimer
+from adamix_server.frontend.control.service import AdapterServicer, Validate
+from adamix_server.frontend.control.validation import Verdict, validate_async
+from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import Connect, EngineLink
-from adamix_server.frontend.inference import InferenceServicer
-from adamix_server.frontend.open_inference import OpenInferenceServicer
-from adamix_server.frontend.reclaimer import Reclaimer
-from adamix_server.frontend.residency import Residency
+from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
+from adamix_server.frontend.inference.service import InferenceServicer
+from adamix_server.frontend.inference.stages import Stages
+from adamix_server.frontend.inference.tokenization import Tokenizer
 from adamix_server.frontend.server_info import ServerInfoServicer
-from adamix_server.frontend.stages import Stages
-from adamix_server.frontend.tokenization import Tokenizer
-from adamix_server.frontend.watch import Watch
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

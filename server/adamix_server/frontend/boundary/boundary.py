@@ -27,9 +27,9 @@ from google.protobuf.message import DecodeError
 from adamix.errors import AdamixError, Code, DeadlineExceeded, InvalidRequest
 from adamix_server.api import status
 from adamix_server.config import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
-from adamix_server.frontend import call as calls
-from adamix_server.frontend.admission import Admission
-from adamix_server.frontend.call import Call
+from adamix_server.frontend.boundary import call as calls
+from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.boundary.call import Call
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

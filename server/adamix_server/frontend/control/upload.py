@@ -14,8 +14,8 @@ from adamix.files.tensors import MAX_HEADER_BYTES
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.blobs.local import BlobStore, Temporary
 from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES
-from adamix_server.frontend.adapter_root import too_large
 from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.frontend.control.adapter_root import too_large
 
 # An upload that stands still keeps its place, of which there are few, no longer than this.
 IDLE_S = 30.0

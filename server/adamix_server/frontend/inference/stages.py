@@ -18,10 +18,10 @@ from adamix_server.api.resource_names import parse_task, task_name, version_name
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend import convert
-from adamix_server.frontend.call import Call
+from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
-from adamix_server.frontend.tokenization import Text, Tokenizer, Tokens, check_ids
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
 from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
 

@@ -17,19 +17,20 @@ from typing import Any
 from adamix.errors import AdamixError, Code, FailedPrecondition, InvalidAdapter, Overloaded
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
-from adamix_server.adapters.validation import Verdict
 from adamix_server.api.resource_names import parse_task, task_name, version_name
 from adamix_server.blobs.local import Temporary
 from adamix_server.catalog.pointer import check_split
 from adamix_server.catalog.rows import VersionRow, check_same_form
-from adamix_server.frontend import call as calls
-from adamix_server.frontend import convert, upload
-from adamix_server.frontend.adapter_root import AdapterRoot
+from adamix_server.frontend import convert
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView, to_the_end
+from adamix_server.frontend.control import upload
+from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_server.frontend.control.pins import Residency
+from adamix_server.frontend.control.reclaimer import Reclaimer
+from adamix_server.frontend.control.validation import Verdict
+from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.engine_link import EngineLink
-from adamix_server.frontend.reclaimer import Reclaimer
-from adamix_server.frontend.residency import Residency
-from adamix_server.frontend.watch import Watch
 from adamix_server.names import check_digest, check_request_id
 from adamix_server.telemetry.metrics import Recorder
 

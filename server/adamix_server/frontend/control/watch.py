@@ -15,7 +15,7 @@ from typing import Any
 
 from adamix.errors import DeadlineExceeded, Overloaded
 from adamix_server.catalog.rows import Snapshot, TaskRow
-from adamix_server.frontend.admission import Admission, draining
+from adamix_server.frontend.boundary.admission import Admission, draining
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.telemetry.metrics import Recorder
 

@@ -1,6 +1,6 @@
 """Judges an adapter file from a stranger, in a child process that may die of it.
 
-`validate` is the parent's side: it starts `python -m adamix_server.adapters.validation`, tells it which file to judge
+`validate` is the parent's side: it starts `python -m adamix_server.frontend.control.validation`, tells it which file to judge
 for which backbone, and believes only a well-formed verdict. The parent never sees a byte of the file. `main` is the
 child's side: it lowers its own limits for good, then reads and checks the file with `adamix.files.adapter_file`.
 
@@ -43,7 +43,7 @@ _BYTES_PER_FILE_BYTE = 8
 
 _LENGTH_BYTES = 8
 
-_MODULE = "adamix_server.adapters.validation"
+_MODULE = "adamix_server.frontend.control.validation"
 
 _log = logging.getLogger(__name__)
 
