@@ -35,7 +35,7 @@ ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envv
 
 
 def _connect(address: str, task: str | None) -> "Publisher":
-    from adamix_server.push import connect
+    from adamix_server.cli.push import connect
 
     return connect(address, task)
 
