@@ -11,7 +11,7 @@ import pytest
 from adamix.files import adapter_file
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import canonical_json
-from adamix_bench.synthesis import SynthTask, fill_names, fill_store, make_task, task_name
+from adamix_bench.serving.synthesis import SynthTask, fill_names, fill_store, make_task, task_name
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 

@@ -1,8 +1,8 @@
 """Judges an adapter file from a stranger, in a child process that may die of it.
 
-`validate` is the parent's side: it starts `python -m adamix_server.frontend.control.validation`, tells it which file to judge
-for which backbone, and believes only a well-formed verdict. The parent never sees a byte of the file. `main` is the
-child's side: it lowers its own limits for good, then reads and checks the file with `adamix.files.adapter_file`.
+`validate` is the parent's side: it starts `python -m adamix_server.frontend.control.validation`, tells it which file
+to judge for which backbone, and believes only a well-formed verdict. The parent never sees a byte of the file. `main`
+is the child's side: it lowers its own limits for good, then reads and checks the file with `adamix.files.adapter_file`.
 
 The child must start in a tenth of a second, so it imports numpy and msgspec but no torch and no grpc, and what only
 the parent needs is imported in the parent's functions.

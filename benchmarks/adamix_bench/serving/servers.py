@@ -7,11 +7,11 @@ from pathlib import Path
 
 from adamix.errors import AdamixError, InvalidConfig
 from adamix.files.manifest import BackboneSpec
-from adamix_bench.load import LoadProcess, Plan
-from adamix_bench.settings import Settings
-from adamix_bench.synthesis import SynthTask, fill_store, task_name
-from adamix_bench.wire import predict_payloads
-from adamix_bench.workbench import Workbench
+from adamix_bench.serving.load import LoadProcess, Plan
+from adamix_bench.serving.settings import Settings
+from adamix_bench.serving.synthesis import SynthTask, fill_store, task_name
+from adamix_bench.serving.wire import predict_payloads
+from adamix_bench.serving.workbench import Workbench
 from adamix_server.client import Client
 from adamix_server.config import MAX_INPUTS_PER_CALL
 from adamix_server.local_server import LocalServer

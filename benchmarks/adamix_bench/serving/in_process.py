@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from adamix.backbones.backbone import Backbone
 from adamix.files import adapter_file
 from adamix.modules.heads import shared_copy
-from adamix_bench.synthesis import SynthTask
-from adamix_bench.workload import Requests
+from adamix_bench.serving.synthesis import SynthTask
+from adamix_bench.serving.workload import Requests
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Request
 from adamix_server.engine.residency.packing import PackedAdapter, pack

@@ -13,14 +13,14 @@ from adamix.evaluation.labelled import predict
 from adamix.files import adapter_file
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow
-from adamix_bench.in_process import BareEngine, MixedEngine
-from adamix_bench.load import LoadProcess, Plan
-from adamix_bench.peers.padded import PaddedBackbone
-from adamix_bench.peers.peft import PeftBackbone
-from adamix_bench.synthesis import make_task
-from adamix_bench.wire import predict_payloads, read_logits
-from adamix_bench.workbench import Workbench
-from adamix_bench.workload import Requests
+from adamix_bench.serving.in_process import BareEngine, MixedEngine
+from adamix_bench.serving.load import LoadProcess, Plan
+from adamix_bench.serving.peers.padded import PaddedBackbone
+from adamix_bench.serving.peers.peft import PeftBackbone
+from adamix_bench.serving.synthesis import make_task
+from adamix_bench.serving.wire import predict_payloads, read_logits
+from adamix_bench.serving.workbench import Workbench
+from adamix_bench.serving.workload import Requests
 from adamix_server.config import MAX_INPUTS_PER_CALL
 
 # Above it the ways do not answer the same, and comparing their speeds means nothing. Logits are O(1), in fp32.

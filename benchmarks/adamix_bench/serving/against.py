@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Self
 
 from adamix.errors import InvalidConfig, Unavailable
-from adamix_bench import equality
-from adamix_bench.checkouts import Checkout
-from adamix_bench.load import LoadProcess, Outcome, Plan
 from adamix_bench.measure import Goal, Spread, in_turns
-from adamix_bench.processes import ROLES, Processes, Role, running_processes
-from adamix_bench.report import Report, Way
-from adamix_bench.servers import Say, serve_flags, warm_up
-from adamix_bench.settings import Settings
-from adamix_bench.wire import predict_payloads
-from adamix_bench.workbench import Workbench
-from adamix_bench.workload import Requests
+from adamix_bench.serving import equality
+from adamix_bench.serving.checkouts import Checkout
+from adamix_bench.serving.load import LoadProcess, Outcome, Plan
+from adamix_bench.serving.processes import ROLES, Processes, Role, running_processes
+from adamix_bench.serving.report import Report, Way
+from adamix_bench.serving.servers import Say, serve_flags, warm_up
+from adamix_bench.serving.settings import Settings
+from adamix_bench.serving.wire import predict_payloads
+from adamix_bench.serving.workbench import Workbench
+from adamix_bench.serving.workload import Requests
 from adamix_server.client import Client
 from adamix_server.local_server import LocalServer
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
+from adamix_bench.demo.throughput import CALLS_IN_FLIGHT, INPUTS_PER_CALL, Throughput
+from adamix_bench.demo.training import Trained
 from adamix_server.client import Classification, Predictions, Regression
-from adamix_server.demo.throughput import CALLS_IN_FLIGHT, INPUTS_PER_CALL, Throughput
-from adamix_server.demo.training import Trained
 
 
 def training_table(trained: Sequence[Trained], baselines: Sequence[Trained], better: Trained) -> Table:

@@ -4,7 +4,7 @@ Machines with a GPU often have torch and Triton installed for the system's Pytho
 uses no virtual environment, says by name what is missing, runs what can be run without it, and writes under
 `benchmarks/results/<device>` (or `$OUT`) what came of it. Needs the standard library alone.
 
-Usage: PYTHONPATH=benchmarks python3 -m adamix_bench.on_gpu [--budget SECONDS]
+Usage: PYTHONPATH=benchmarks python3 -m adamix_bench.kernels.on_gpu [--budget SECONDS]
 """
 
 import argparse
@@ -56,7 +56,7 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if there is no device, or if what could run of tests and benchmark went well; 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="adamix_bench.on_gpu", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="adamix_bench.kernels.on_gpu", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--budget", type=float, default=450.0, help="seconds for everything")
     budget_s = parser.parse_args(arguments).budget
     started_s = time.monotonic()

@@ -12,22 +12,22 @@ from functools import partial
 from importlib.util import find_spec
 
 from adamix.errors import AdamixError
-from adamix_bench import equality
-from adamix_bench.in_process import BareEngine, MixedEngine
-from adamix_bench.load import LoadProcess, Outcome, Plan
-from adamix_bench.matmuls import BareProducts
 from adamix_bench.measure import Goal, Spread, in_turns, timed
-from adamix_bench.memory import footprint
-from adamix_bench.op_times import op_times
-from adamix_bench.peers.padded import PaddedBackbone
-from adamix_bench.peers.peft import PeftBackbone
-from adamix_bench.registering import p99s
-from adamix_bench.report import Report, Way
-from adamix_bench.servers import Say, own_server, warm_up
-from adamix_bench.settings import Settings
-from adamix_bench.wire import predict_payloads, stream_payloads
-from adamix_bench.workbench import Workbench
-from adamix_bench.workload import Requests, draw_tasks
+from adamix_bench.serving import equality
+from adamix_bench.serving.in_process import BareEngine, MixedEngine
+from adamix_bench.serving.load import LoadProcess, Outcome, Plan
+from adamix_bench.serving.matmuls import BareProducts
+from adamix_bench.serving.memory import footprint
+from adamix_bench.serving.op_times import op_times
+from adamix_bench.serving.peers.padded import PaddedBackbone
+from adamix_bench.serving.peers.peft import PeftBackbone
+from adamix_bench.serving.registering import p99s
+from adamix_bench.serving.report import Report, Way
+from adamix_bench.serving.servers import Say, own_server, warm_up
+from adamix_bench.serving.settings import Settings
+from adamix_bench.serving.wire import predict_payloads, stream_payloads
+from adamix_bench.serving.workbench import Workbench
+from adamix_bench.serving.workload import Requests, draw_tasks
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class LoadProcess:
     def __enter__(self) -> Self:
         # A session of its own: Ctrl-C reaches the benchmark, which then ends the generator.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "adamix_bench.loadgen"],
+            [sys.executable, "-m", "adamix_bench.serving.loadgen"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},

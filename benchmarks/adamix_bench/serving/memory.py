@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adamix.errors import NotFound, Unavailable
-from adamix_bench.processes import Processes, running_processes
-from adamix_bench.servers import Say
-from adamix_bench.settings import Settings
-from adamix_bench.synthesis import fill_names, task_name
-from adamix_bench.workbench import Workbench
+from adamix_bench.serving.processes import Processes, running_processes
+from adamix_bench.serving.servers import Say
+from adamix_bench.serving.settings import Settings
+from adamix_bench.serving.synthesis import fill_names, task_name
+from adamix_bench.serving.workbench import Workbench
 from adamix_server.client import Client, Input
 from adamix_server.local_server import LocalServer
 

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from adamix.errors import AdamixError
 from adamix_bench import reports
-from adamix_bench.load import Outcome
 from adamix_bench.measure import Goal, Spread, rates
-from adamix_bench.workload import Requests
+from adamix_bench.serving.load import Outcome
+from adamix_bench.serving.workload import Requests
 
 FORMAT = "adamix-bench-serving/1"
 _PERCENTILES = (50, 90, 99)

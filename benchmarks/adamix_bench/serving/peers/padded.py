@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adamix.backbones.backbone import Backbone
 from adamix.rows.labelled import TokenRow, collate
-from adamix_bench.workload import Requests
+from adamix_bench.serving.workload import Requests
 
 BATCH = 32
 

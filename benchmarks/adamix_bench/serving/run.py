@@ -18,12 +18,13 @@ from rich.markup import escape
 
 from adamix.cli import stderr
 from adamix.errors import InvalidConfig
-from adamix_bench import against as _against
-from adamix_bench import equality, machine, mixed, tiny
-from adamix_bench import targets as _targets
-from adamix_bench.checkouts import Checkout
-from adamix_bench.report import Report, plot
-from adamix_bench.settings import Settings
+from adamix_bench import machine, tiny
+from adamix_bench.serving import against as _against
+from adamix_bench.serving import equality, mixed
+from adamix_bench.serving import targets as _targets
+from adamix_bench.serving.checkouts import Checkout
+from adamix_bench.serving.report import Report, plot
+from adamix_bench.serving.settings import Settings
 from adamix_server.engine.host_memory import keep_freed_memory
 
 # Numbers that are cut off say nothing: a narrow terminal breaks the lines instead.

@@ -16,10 +16,10 @@ from adamix.backbones import backbone as backbones
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 from adamix.evaluation.labelled import evaluate
+from adamix_bench.demo import report, throughput
+from adamix_bench.demo.traffic import Tally, Traffic
+from adamix_bench.demo.training import BACKBONE, BASELINE_TASK, BETTER, SEED, TASKS, DemoTrainer, Trained
 from adamix_server.client import Client, Input, Predictions
-from adamix_server.demo import report, throughput
-from adamix_server.demo.serving import Tally, Traffic
-from adamix_server.demo.training import BACKBONE, BASELINE_TASK, BETTER, SEED, TASKS, DemoTrainer, Trained
 from adamix_server.engine.host_memory import keep_freed_memory
 from adamix_server.local_server import LocalServer
 

@@ -18,9 +18,9 @@ from adamix.errors import InvalidConfig
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.heads import pool, shared_copy
-from adamix_bench.peers.padded import BATCH, pad
-from adamix_bench.synthesis import LORA_RANK, LORA_SITES, SynthTask
-from adamix_bench.workload import Requests
+from adamix_bench.serving.peers.padded import BATCH, pad
+from adamix_bench.serving.synthesis import LORA_RANK, LORA_SITES, SynthTask
+from adamix_bench.serving.workload import Requests
 
 
 class PeftBackbone:

@@ -35,7 +35,7 @@ ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envv
 
 
 def _connect(address: str, task: str | None) -> "Publisher":
-    from adamix_server.push import connect
+    from adamix_server.cli.push import connect
 
     return connect(address, task)
 
@@ -224,7 +224,7 @@ def demo(
 ) -> None:
     """Train, merge, serve, register, swap and measure on packaged weights and texts, in a few minutes."""
     with exit_codes():
-        from adamix_server.demo.main import run
+        from adamix_bench.demo.main import run
 
         result = run(out, stderr)
         if json_:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamix.errors import InvalidData
-from adamix_bench.synthesis import task_name
-from adamix_bench.workload import Requests
+from adamix_bench.serving.synthesis import task_name
+from adamix_bench.serving.workload import Requests
 from adamix_protos.v1 import inference_pb2
 
 

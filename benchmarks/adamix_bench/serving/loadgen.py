@@ -1,4 +1,4 @@
-"""The load generator's process: `python -m adamix_bench.loadgen`, plans on stdin, outcomes on stdout.
+"""The load generator's process: `python -m adamix_bench.serving.loadgen`, plans on stdin, outcomes on stdout.
 
 Requests arrive serialised and answers are looked at only when the clock has stopped, so that a call costs this process
 little more than grpc itself does. Knows nothing of tasks or models.
@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 import msgspec
 
-from adamix_bench.load import Outcome, Plan, read_frame, write_frame
+from adamix_bench.serving.load import Outcome, Plan, read_frame, write_frame
 from adamix_protos.v1 import inference_pb2
 
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}

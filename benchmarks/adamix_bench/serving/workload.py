@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adamix_bench.settings import Popularity
+from adamix_bench.serving.settings import Popularity
 
 ZIPF_EXPONENT = 1.0
 

@@ -8,12 +8,12 @@ from itertools import count
 import numpy as np
 
 from adamix.errors import AdamixError
-from adamix_bench.load import LoadProcess, Outcome, Plan
 from adamix_bench.measure import Spread, in_turns
-from adamix_bench.servers import Say
-from adamix_bench.synthesis import make_task
-from adamix_bench.workbench import Workbench
-from adamix_bench.workload import draw_arrivals
+from adamix_bench.serving.load import LoadProcess, Outcome, Plan
+from adamix_bench.serving.servers import Say
+from adamix_bench.serving.synthesis import make_task
+from adamix_bench.serving.workbench import Workbench
+from adamix_bench.serving.workload import draw_arrivals
 from adamix_server.client import Client
 
 # New tasks a second: far more than people make, and each costs a process that judges the file.

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from adamix_bench import equality
-from adamix_bench.in_process import BareEngine, MixedEngine
-from adamix_bench.load import LoadProcess, Outcome, Plan
 from adamix_bench.measure import Goal, in_turns, timed
-from adamix_bench.peers.padded import PaddedBackbone
-from adamix_bench.peers.peft import PeftBackbone
-from adamix_bench.report import Report, Way
-from adamix_bench.servers import Say, own_server, running_server, warm_up
-from adamix_bench.settings import Settings
-from adamix_bench.wire import predict_payloads
-from adamix_bench.workbench import Workbench
-from adamix_bench.workload import Requests, draw_arrivals
+from adamix_bench.serving import equality
+from adamix_bench.serving.in_process import BareEngine, MixedEngine
+from adamix_bench.serving.load import LoadProcess, Outcome, Plan
+from adamix_bench.serving.peers.padded import PaddedBackbone
+from adamix_bench.serving.peers.peft import PeftBackbone
+from adamix_bench.serving.report import Report, Way
+from adamix_bench.serving.servers import Say, own_server, running_server, warm_up
+from adamix_bench.serving.settings import Settings
+from adamix_bench.serving.wire import predict_payloads
+from adamix_bench.serving.workbench import Workbench
+from adamix_bench.serving.workload import Requests, draw_arrivals
 
 BARE, ENGINE, SERVER = "bare backbone", "engine in process", "server"
 _CONNECTIONS = 4

@@ -11,9 +11,9 @@ from adamix.backbones import backbone as backbones
 from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidConfig
 from adamix.files.manifest import Kind
-from adamix_bench.settings import Popularity
-from adamix_bench.synthesis import SynthTask, make_task
-from adamix_bench.workload import Ints, Lengths, Requests, draw_tasks, draw_texts
+from adamix_bench.serving.settings import Popularity
+from adamix_bench.serving.synthesis import SynthTask, make_task
+from adamix_bench.serving.workload import Ints, Lengths, Requests, draw_tasks, draw_texts
 
 _MOST_WORDS = 2000
 # Draws that must not change when another one is added each have a stream of their own.
