@@ -51,6 +51,14 @@ def numbers() -> TaskData:
 
 
 @pytest.fixture(scope="session")
+def csv(tmp_path_factory: pytest.TempPathFactory, colours: TaskData) -> Path:
+    """The colours as a file, for commands that read it."""
+    path = tmp_path_factory.mktemp("data") / "colours.csv"
+    path.write_text("\n".join(tasks.csv_lines(colours)) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
 def backbone_directory(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """The tiny backbone on disk, as `--backbone` takes it."""
     directory = tmp_path_factory.mktemp("backbone")

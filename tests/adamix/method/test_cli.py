@@ -21,14 +21,6 @@ TRAIN = ["--max-steps", "4", "--batch-size", "8", "--max-length", "32", "--rank"
 
 
 @pytest.fixture(scope="module")
-def csv(tmp_path_factory: pytest.TempPathFactory, colours: TaskData) -> Path:
-    path = tmp_path_factory.mktemp("data") / "colours.csv"
-    rows = [f"{example.text},{colours.labels[int(example.label)]}" for example in colours.examples]  # type: ignore[arg-type]
-    path.write_text("\n".join(["text,label", *rows]) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, backbone_directory: Path, csv: Path) -> Path:
     out = tmp_path_factory.mktemp("run")
     result = _invoke("train", "--backbone", backbone_directory, "--data", csv, *TRAIN, "--out", out)

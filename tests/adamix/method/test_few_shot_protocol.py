@@ -13,6 +13,7 @@ from adamix.data import TaskData, few_shot, load
 from adamix.evaluation import labelled
 from adamix.experiments.few_shot import SeedResult, summarise
 from adamix.files import adapter_file
+from adamix_testing.tasks import csv_lines
 
 FLAGS = ["--max-steps", "3", "--batch-size", "4", "--max-length", "32", "--rank", "4"]
 
@@ -21,9 +22,9 @@ FLAGS = ["--max-steps", "3", "--batch-size", "4", "--max-length", "32", "--rank"
 def splits(tmp_path_factory: pytest.TempPathFactory, colours: TaskData) -> Path:
     directory = tmp_path_factory.mktemp("data") / "colours"
     directory.mkdir()
-    rows = [f"{e.text},{colours.labels[int(e.label)]}" for e in colours.examples]  # type: ignore[arg-type]
-    (directory / "train.csv").write_text("\n".join(["text,label", *rows[:36]]) + "\n")
-    (directory / "test.csv").write_text("\n".join(["text,label", *rows[36:]]) + "\n")
+    header, *rows = csv_lines(colours)
+    (directory / "train.csv").write_text("\n".join([header, *rows[:36]]) + "\n")
+    (directory / "test.csv").write_text("\n".join([header, *rows[36:]]) + "\n")
     return directory
 
 

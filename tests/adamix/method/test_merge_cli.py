@@ -8,19 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from adamix.cli import app
-from adamix.data import TaskData
 from adamix.files import adapter_file
 from adamix.merging.merge import METHODS
 
 TRAIN = ["--max-steps", "3", "--batch-size", "8", "--max-length", "32", "--rank", "2", "--experts", "2"]
-
-
-@pytest.fixture(scope="module")
-def csv(tmp_path_factory: pytest.TempPathFactory, colours: TaskData) -> Path:
-    path = tmp_path_factory.mktemp("data") / "colours.csv"
-    rows = [f"{example.text},{colours.labels[int(example.label)]}" for example in colours.examples]  # type: ignore[arg-type]
-    path.write_text("\n".join(["text,label", *rows]) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")

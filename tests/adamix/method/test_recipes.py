@@ -112,13 +112,6 @@ def test_a_recipe_must_say_where_its_settings_are_from() -> None:
 
 
 class TestCommand:
-    @pytest.fixture
-    def csv(self, tmp_path: Path, colours: TaskData) -> Path:
-        path = tmp_path / "colours.csv"
-        rows = [f"{e.text},{colours.labels[int(e.label)]}" for e in colours.examples]  # type: ignore[arg-type]
-        path.write_text("\n".join(["text,label", *rows]) + "\n")
-        return path
-
     def _train(self, backbone: Path, csv: Path, out: Path, *flags: object) -> Any:
         arguments = ["train", "--backbone", backbone, "--data", csv, "--out", out, "--no-validate", *flags]
         return CliRunner().invoke(app, [str(argument) for argument in arguments])

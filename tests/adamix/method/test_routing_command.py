@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from adamix.cli import app
 from adamix.data import TaskData
+from adamix_testing.tasks import csv_lines
 
 TRAIN = ["--max-steps", "4", "--batch-size", "8", "--max-length", "32", "--rank", "4", "--lr", "0.05"]
 PNG = b"\x89PNG\r\n"
@@ -32,10 +33,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory, colours: TaskData, numbers: 
     directory = tmp_path_factory.mktemp("data")
     paths = {}
     for data in (colours, numbers):
-        labels = [data.labels[int(e.label)] if data.labels else e.label for e in data.examples]  # type: ignore[arg-type]
-        rows = [f"{example.text},{label}" for example, label in zip(data.examples, labels, strict=True)]
         paths[data.name] = directory / f"{data.name}.csv"
-        paths[data.name].write_text("\n".join(["text,label", *rows]) + "\n")
+        paths[data.name].write_text("\n".join(csv_lines(data)) + "\n")
     return paths
 
 

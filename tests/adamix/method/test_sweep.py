@@ -262,14 +262,6 @@ def _hang_in_b(out: Path) -> None:
     list(run(TASKS, out, train))
 
 
-@pytest.fixture(scope="module")
-def csv(tmp_path_factory: pytest.TempPathFactory, colours: TaskData) -> Path:
-    path = tmp_path_factory.mktemp("data") / "colours.csv"
-    rows = [f"{example.text},{colours.labels[int(example.label)]}" for example in colours.examples]  # type: ignore[arg-type]
-    path.write_text("\n".join(["text,label", *rows]) + "\n")
-    return path
-
-
 @pytest.fixture
 def file(tmp_path: Path, backbone_directory: Path, csv: Path) -> Path:
     return _toml(

@@ -14,9 +14,8 @@ ATTACKS = 20
 
 
 def functions(path: Path) -> set[str]:
-    return {
-        node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)
-    }
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)}
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(PROOF.findall(PAGE))))
