@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import pytest
 from hypothesis import settings
@@ -36,9 +36,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
-    from adamix.adapter_file import AdapterFile
-    from adamix.backbone import Backbone
-    from adamix.manifest import BackboneSpec
+    from adamix.backbones.backbone import Backbone
+    from adamix.files.adapter_file import AdapterFile
+    from adamix.files.manifest import BackboneSpec
+    from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
 
 # A busy machine makes any example slow now and then; how long a test takes is not what it tests.
 settings.register_profile("adamix", deadline=None)
@@ -56,7 +57,7 @@ def make_backbone() -> "Callable[[], Backbone]":
     """Every call returns the same weights in a new module tree: runners take their backbone over."""
 
     def make() -> "Backbone":
-        from adamix import backbone
+        from adamix.backbones import backbone
         from adamix_testing.bodies import tiny_bert
 
         return backbone.from_model(tiny_bert(attn_implementation="sdpa"))
@@ -65,14 +66,14 @@ def make_backbone() -> "Callable[[], Backbone]":
 
 
 @pytest.fixture
-def make_adapter(make_backbone: "Callable[[], Backbone]") -> "Callable[..., AdapterFile]":
+def make_adapter(make_backbone: "Callable[[], Backbone]") -> "MakeRandomAdapter":
     """(seed, …) -> an adapter of `make_backbone`'s backbone, or of the `spec` that is given."""
     from adamix_testing.adapters import random_adapter
 
     tiny = make_backbone().spec
 
-    def make(seed: int, *, spec: "BackboneSpec" = tiny, **what: Any) -> "AdapterFile":
-        return random_adapter(spec, seed, **what)
+    def make(seed: int, *, spec: "BackboneSpec" = tiny, **shape: "Unpack[AdapterShape]") -> "AdapterFile":
+        return random_adapter(spec, seed, **shape)
 
     return make
 
@@ -86,7 +87,7 @@ def minilm_as_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import RobertaConfig, RobertaModel
 
-    from adamix import backbone
+    from adamix.backbones import backbone
 
     source = backbone.load("minilm").model
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

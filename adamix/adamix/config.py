@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from adamix.errors import InvalidConfig
-from adamix.manifest import (
+from adamix.files.manifest import (
     MAX_CLIP,
     MAX_EXPERTS,
     MAX_TEMPLATE,
@@ -142,7 +142,7 @@ class ClozeConfig:
     Attributes:
         template: what a row becomes: `{text}`, `{pair}` for the second text of a pair, and `{mask}` where the word is
             missing. A decoder predicts what comes next, so there the mask is at the end or left out. None takes the
-            one of `adamix.cloze`.
+            one of `adamix.rows.cloze`.
         words: (label, word) of each label that another word than its name stands for.
     """
 

@@ -11,20 +11,12 @@ from typing import Any
 import pytest
 
 from adamix.errors import InvalidConfig, Unavailable
-from adamix_bench import serving
-from adamix_bench.against import (
-    Checkout,
-    Process,
-    Processes,
-    Turn,
-    costs_ms,
-    cpu_s,
-    parent_of,
-    ratios,
-    running_processes,
-)
-from adamix_bench.load import Outcome
-from adamix_bench.settings import Settings
+from adamix_bench.serving import run
+from adamix_bench.serving.against import Turn, costs_ms, ratios
+from adamix_bench.serving.checkouts import Checkout
+from adamix_bench.serving.load import Outcome
+from adamix_bench.serving.processes import Process, Processes, cpu_s, parent_of, running_processes
+from adamix_bench.serving.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 SUPERVISOR = 100
@@ -41,7 +33,7 @@ RUNNING = (
     process(103, "adamix_server.frontend"),
     # The server beside it, what judges an upload, and a program that has the same words among its arguments.
     process(201, "adamix_server.engine", 200),
-    process(104, "adamix_server.adapters.validation", 102, "-I", "-B"),
+    process(104, "adamix_server.frontend.control.validation", 102, "-I", "-B"),
     process(105, "adamix_server.frontend.control.validation", SUPERVISOR),
     Process(106, SUPERVISOR, ("grep", "-m", "1", "adamix_server.engine")),
     Process(107, SUPERVISOR, ("",)),
@@ -148,7 +140,7 @@ class TestRefusals:
         return python
 
     def _run(self, against: Path, tmp_path: Path, *, targets: bool = False, **settings: Any) -> None:
-        serving.run(
+        run.run(
             Settings(**settings),
             targets=targets,
             against=against,
@@ -227,4 +219,4 @@ def test_a_checkout_against_itself(tmp_path: Path) -> None:
         assert all(len(spread["values"]) == 2 for spread in costs.values())
     assert [goal["name"] for goal in document["goals"]] == ["engine.8", "front-ends.8", "engine.1", "front-ends.1"]
     assert {checkout["directory"] for checkout in document["facts"]["checkouts"].values()} == {str(ROOT.resolve())}
-    assert json.loads((tmp_path / "serving.json").read_text())["cpu_ms"] == document["cpu_ms"]
+    assert json.loads((tmp_path / "run.json").read_text())["cpu_ms"] == document["cpu_ms"]

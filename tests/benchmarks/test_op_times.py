@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from adamix_bench.op_times import OpTimes, kind_of, op_times
+from adamix_bench.serving.op_times import OpTimes, kind_of, op_times
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from adamix.errors import AdamixError
-from adamix_bench.load import Outcome
 from adamix_bench.measure import Goal, Spread
-from adamix_bench.report import Report, Way, plot
+from adamix_bench.serving.load import Outcome
+from adamix_bench.serving.report import Report, Way, plot
 
 
 def outcome(latency_s: list[float], answered: list[int], errors: dict[str, int], wall_s: float = 2.0) -> Outcome:

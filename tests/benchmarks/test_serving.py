@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from adamix.errors import InvalidConfig
-from adamix_bench import mixed, serving, tiny
-from adamix_bench.equality import failures, largest
+from adamix_bench import tiny
 from adamix_bench.measure import Spread
-from adamix_bench.report import FORMAT, Report, Way
-from adamix_bench.servers import own_server
-from adamix_bench.settings import Settings
-from adamix_bench.workbench import Workbench
+from adamix_bench.serving import mixed, run
+from adamix_bench.serving.equality import failures, largest
+from adamix_bench.serving.report import FORMAT, Report, Way
+from adamix_bench.serving.servers import own_server
+from adamix_bench.serving.settings import Settings
+from adamix_bench.serving.workbench import Workbench
 from adamix_server.client import Client
 
 TOLERANCE = 1e-4
@@ -64,8 +65,8 @@ def test_a_quick_run_prints_one_document(tmp_path: Path) -> None:
     }
     assert {goal["name"] for goal in document["goals"]} == {"retention", "wire"}
     assert all(0 <= difference < TOLERANCE for difference in document["equal"]["max_abs_diff"].values())
-    assert json.loads((tmp_path / "serving.json").read_text())["ways"] == document["ways"]
-    assert (tmp_path / "serving.png").stat().st_size > 0
+    assert json.loads((tmp_path / "run.json").read_text())["ways"] == document["ways"]
+    assert (tmp_path / "run.png").stat().st_size > 0
 
 
 @pytest.mark.slow
@@ -126,7 +127,7 @@ def test_a_running_server_is_left_as_it_was(tmp_path: Path) -> None:
 )
 def test_the_targets_refuse_what_they_choose_themselves(flags: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=f"leave {named} out"):
-        serving.run(Settings(**flags), targets=True, quick=True, out=tmp_path / "out", command=[], quiet=True)
+        run.run(Settings(**flags), targets=True, quick=True, out=tmp_path / "out", command=[], quiet=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -141,7 +142,7 @@ def test_ways_that_answer_differently_are_a_failure(
 
     monkeypatch.setattr(mixed, "measure", measure)
     settings = Settings(threads=1, server=server)
-    document = serving.run(settings, targets=False, quick=False, out=tmp_path, command=[], quiet=True)
+    document = run.run(settings, targets=False, quick=False, out=tmp_path, command=[], quiet=True)
     assert document["complete"] is (server is not None)
     assert list(document["failures"]) == ([] if server else ["this, that"])
     assert ("answers differ by 0.5" in capsys.readouterr().err) is (server is None)
@@ -162,8 +163,8 @@ def test_an_interruption_leaves_what_was_measured(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(mixed, "measure", interrupted)
-    document = serving.run(Settings(threads=1), targets=False, quick=False, out=tmp_path, command=[], quiet=False)
+    document = run.run(Settings(threads=1), targets=False, quick=False, out=tmp_path, command=[], quiet=False)
     assert document["complete"] is False
     assert document["ways"]["bare backbone"]["inputs_per_s"]["median"] == 11.0
-    assert json.loads((tmp_path / "serving.json").read_text())["complete"] is False
+    assert json.loads((tmp_path / "run.json").read_text())["complete"] is False
     assert "bare backbone" in capsys.readouterr().out

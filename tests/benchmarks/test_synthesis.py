@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import canonical_json
-from adamix.manifest import BackboneSpec
-from adamix_bench.synthesis import SynthTask, fill_names, fill_store, make_task, task_name
+from adamix.files import adapter_file
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import canonical_json
+from adamix_bench.serving.synthesis import SynthTask, fill_names, fill_store, make_task, task_name
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 
 if TYPE_CHECKING:
-    from adamix.backbone import Backbone
+    from adamix.backbones.backbone import Backbone
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix_bench.workload import Lengths, Requests, draw_arrivals, draw_tasks, draw_texts
+from adamix_bench.serving.workload import Lengths, Requests, draw_arrivals, draw_tasks, draw_texts
 
 COUNT = 40_000
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adamix.manifest import BackboneSpec
-from adamix_testing.servers import Callers, Server, eventually
+from adamix.files.manifest import BackboneSpec
+from adamix_testing.servers import Callers, Eventually, Server, StartServer, eventually
 
 WORDS: tuple[str, ...] = (
     "the",
@@ -47,7 +47,7 @@ def backbone_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def spec(backbone_directory: Path) -> BackboneSpec:
-    from adamix import backbone
+    from adamix.backbones import backbone
 
     return backbone.load(str(backbone_directory)).spec
 
@@ -58,16 +58,13 @@ def callers() -> type[Callers]:
 
 
 @pytest.fixture(scope="session", name="eventually")
-def wait_until_it_holds() -> Callable[..., None]:
+def wait_until_it_holds() -> Eventually:
     return eventually
 
 
 @pytest.fixture(scope="session")
 def server_type() -> type[Server]:
     return Server
-
-
-StartServer = Callable[..., Server]
 
 
 @pytest.fixture

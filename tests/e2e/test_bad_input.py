@@ -13,13 +13,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
-from adamix.tensors import MIXTURE_FORMAT, TensorData, encode_tensors
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import MIXTURE_FORMAT, TensorData, encode_tensors
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc, inference_pb2, inference_pb2_grpc
 from adamix_server.client import Input
+from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -29,7 +30,7 @@ def data_of(adapter: AdapterFile) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def probe(server: Any) -> Iterator[Callable[[], None]]:
+def probe(server: Server) -> Iterator[Callable[[], None]]:
     """Each call proves that the healthy task answers exactly as before, and that no task has come or gone."""
     state: dict[str, Any] = {}
 
@@ -48,7 +49,7 @@ def probe(server: Any) -> Iterator[Callable[[], None]]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_lost(
-    server: Any, probe: Callable[[], None], make_adapter: MakeAdapter, spec: BackboneSpec
+    server: Server, probe: Callable[[], None], make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> Iterator[None]:
     with server.client() as client:
         client.register("healthy", data_of(make_adapter(0, spec=spec)))
@@ -97,7 +98,7 @@ BAD_FILES: dict[str, tuple[Callable[[AdapterFile], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_adapter_files(server: Any, name: str, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+def test_bad_adapter_files(server: Server, name: str, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     build, reason = BAD_FILES[name]
     data = build(make_adapter(1, spec=spec))
     with server.client() as client:
@@ -107,14 +108,14 @@ def test_bad_adapter_files(server: Any, name: str, make_adapter: MakeAdapter, sp
         assert refused(lambda: client.register("healthy", data)).reason == reason
 
 
-def test_an_adapter_of_another_backbone(server: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+def test_an_adapter_of_another_backbone(server: Server, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     other = msgspec.structs.replace(spec, fingerprint="0" * 64)
     with server.client() as client:
         error = refused(lambda: client.register("foreign", data_of(make_adapter(1, spec=other))))
     assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "BACKBONE_MISMATCH")
 
 
-def test_a_wrong_digest(server: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+def test_a_wrong_digest(server: Server, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     with server.client() as client:
         error = refused(lambda: client.register("t", data_of(make_adapter(1, spec=spec)), expected_digest="0" * 64))
     assert error.code == Code.INVALID_ARGUMENT
@@ -124,14 +125,14 @@ def test_a_wrong_digest(server: Any, make_adapter: MakeAdapter, spec: BackboneSp
 @pytest.mark.parametrize(
     "task", ["", "UPPER", "../up", "a b", "a" * 64, "tenants/default", "tenants/default/tasks/", "x\n"]
 )
-def test_bad_task_ids(server: Any, task: str, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+def test_bad_task_ids(server: Server, task: str, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     with server.client() as client:
         assert refused(lambda: client.predict(task=task, texts=["the cat"])).code == Code.INVALID_ARGUMENT
         data = data_of(make_adapter(1, spec=spec))
         assert refused(lambda: client.register(task, data)).code == Code.INVALID_ARGUMENT
 
 
-def test_unknown_and_foreign_tasks_give_the_same_answer(server: Any) -> None:
+def test_unknown_and_foreign_tasks_give_the_same_answer(server: Server) -> None:
     with server.client() as client:
         unknown = refused(lambda: client.predict(task="nobody", texts=["the cat"]))
         foreign = refused(lambda: client.predict(task="tenants/other/tasks/healthy", texts=["the cat"]))
@@ -140,7 +141,7 @@ def test_unknown_and_foreign_tasks_give_the_same_answer(server: Any) -> None:
     assert (unknown.message, unknown.reason) == (foreign.message, foreign.reason)
 
 
-def test_bad_texts_fail_alone(server: Any) -> None:
+def test_bad_texts_fail_alone(server: Server) -> None:
     inputs = [
         Input(task="healthy", text="the cat sleeps"),
         Input(task="healthy", text=""),
@@ -162,13 +163,13 @@ def test_bad_texts_fail_alone(server: Any) -> None:
     assert answers[3].error.field == "inputs[3].text"
 
 
-def test_a_call_whose_inputs_all_fail_alike_fails_itself(server: Any) -> None:
+def test_a_call_whose_inputs_all_fail_alike_fails_itself(server: Server) -> None:
     with server.client() as client:
         error = refused(lambda: client.predict(task="healthy", texts=["", ""]))
     assert error.code == Code.INVALID_ARGUMENT
 
 
-def test_too_many_inputs(server: Any) -> None:
+def test_too_many_inputs(server: Server) -> None:
     with server.client() as client:
         error = refused(lambda: client.predict(task="healthy", texts=["the cat"] * 65))
         assert error.code == Code.INVALID_ARGUMENT
@@ -176,7 +177,7 @@ def test_too_many_inputs(server: Any) -> None:
         assert refused(lambda: client.predict([])).code == Code.INVALID_ARGUMENT
 
 
-def test_a_message_over_the_cap(server: Any) -> None:
+def test_a_message_over_the_cap(server: Server) -> None:
     request = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="healthy", text="x" * (10 << 20))])
     with (
         grpc.insecure_channel(server.address, options=[("grpc.max_send_message_length", -1)]) as channel,
@@ -186,13 +187,13 @@ def test_a_message_over_the_cap(server: Any) -> None:
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_garbage_instead_of_a_message(server: Any) -> None:
+def test_garbage_instead_of_a_message(server: Server) -> None:
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/adamix.v1.InferenceService/Predict")(b"\xff\xff\xff\xff", timeout=30)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_an_upload_cut_in_the_middle(server: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+def test_an_upload_cut_in_the_middle(server: Server, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     data = data_of(make_adapter(1, spec=spec))
 
     def half() -> Iterator[adapters_pb2.RegisterAdapterRequest]:
@@ -209,27 +210,27 @@ def test_an_upload_cut_in_the_middle(server: Any, make_adapter: MakeAdapter, spe
         assert refused(lambda: client.get_task("cut")).code == Code.NOT_FOUND
 
 
-def test_generate_on_an_encoder(server: Any) -> None:
+def test_generate_on_an_encoder(server: Server) -> None:
     request = inference_pb2.GenerateRequest(task="healthy", prompt="hello", max_new_tokens=4)
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
         list(inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, timeout=30))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_a_second_server_on_the_same_store_is_refused_in_words(server: Any, start_server: Callable[..., Any]) -> None:
+def test_a_second_server_on_the_same_store_is_refused_in_words(server: Server, start_server: StartServer) -> None:
     second = start_server(store=server.store)
     assert second.process.wait(60) == 1
     assert any("store" in record["message"] for record in second.records)
     assert server.process.poll() is None
 
 
-def test_a_public_address_needs_insecure(start_server: Callable[..., Any]) -> None:
+def test_a_public_address_needs_insecure(start_server: StartServer) -> None:
     server = start_server("--listen", "0.0.0.0:0")
     assert server.process.wait(60) == 2
     assert any("--insecure" in record["message"] for record in server.records)
 
 
-def test_a_backbone_that_does_not_exist_is_refused_in_words(start_server: Callable[..., Any]) -> None:
+def test_a_backbone_that_does_not_exist_is_refused_in_words(start_server: StartServer) -> None:
     server = start_server("--backbone", "./nowhere")
     assert server.process.wait(120) != 0
     assert any("./nowhere" in json.dumps(record) for record in server.records)
@@ -237,7 +238,7 @@ def test_a_backbone_that_does_not_exist_is_refused_in_words(start_server: Callab
 
 @pytest.mark.parametrize("moments", [(0.1,), pytest.param((0.02, 0.1, 0.18), marks=pytest.mark.long)], ids=len)
 def test_kill_during_registration_leaves_the_old_or_the_new_version(
-    moments: tuple[float, ...], start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec
+    moments: tuple[float, ...], start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     """So many seconds after it was asked for; tests of the catalog die at each step of one."""
     versions = [data_of(make_adapter(100 + i, spec=spec)) for i in range(len(moments))]

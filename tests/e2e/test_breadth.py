@@ -12,21 +12,23 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from adamix import adapter_file, backbone
 from adamix import data as datasets
-from adamix.adapter_file import AdapterFile
-from adamix.attach import attach
-from adamix.batches import tokenize
+from adamix.backbones import backbone
 from adamix.cli import app
 from adamix.data import Example
 from adamix.errors import AdamixError, Code
-from adamix.evaluation import predict
-from adamix.manifest import BackboneSpec, HeadSpec
-from adamix.tensors import TensorData
+from adamix.evaluation.labelled import predict
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec, HeadSpec
+from adamix.files.tensors import TensorData
+from adamix.modules.attach import attach
+from adamix.rows.labelled import tokenize
 from adamix_server.client import Classification, Client, Embedding, Input, MultiLabel, Prediction
+from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
-Serve = Callable[[Path | str], Any]
+Serve = Callable[[Path | str], Server]
 
 # fp32 on both sides: only the order of sums differs.
 TOLERANCE = 1e-5
@@ -414,7 +416,7 @@ class TestTinyBert:
 
 
 def test_a_decoder_is_refused_in_one_sentence(
-    start_server: Callable[..., Any], backbone_directory: Path, tmp_path: Path
+    start_server: StartServer, backbone_directory: Path, tmp_path: Path
 ) -> None:
     import torch
     from transformers import GPT2Config, GPT2Model

@@ -14,15 +14,15 @@ from typing import Any
 import grpc
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import Code
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
-from adamix_server.frontend import status
+from adamix_server.api import status
+from adamix_testing.servers import Eventually, Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
-Eventually = Callable[..., None]
 
 CALLS = 2_000
 THREADS = 8
@@ -127,7 +127,7 @@ def storms(address: str, calls: int, seed: int, ways: list[Callable[..., Any]]) 
 
 @pytest.mark.slow
 def test_two_thousand_calls_given_up(
-    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec, eventually: Eventually
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec, eventually: Eventually
 ) -> None:
     server = start_server("--metrics-port", "0", "--slots", str(SLOTS)).wait()
     with server.client() as client:
@@ -154,7 +154,7 @@ def test_two_thousand_calls_given_up(
     assert server.terminate() == 0
 
 
-def the_whole_queue_is_free(server: Any) -> None:
+def the_whole_queue_is_free(server: Server) -> None:
     """With the engine held still, exactly as many inputs are accepted as the queue has room for."""
     whole = inference_pb2.PredictRequest(
         inputs=[inference_pb2.PredictInput(task="task-0", text="fish")] * INPUTS_PER_CALL

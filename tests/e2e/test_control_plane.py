@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import Unavailable
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Client, Input
+from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -31,7 +32,7 @@ def adamix(*arguments: str) -> str:
 
 
 def test_a_canary_from_the_servers_disk(
-    start_server: Any, make_adapter: MakeAdapter, spec: BackboneSpec, tmp_path: Path
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec, tmp_path: Path
 ) -> None:
     old, new = make_adapter(1, spec=spec), make_adapter(2, spec=spec)
     root = tmp_path / "adapters"
@@ -72,7 +73,7 @@ def logits_of(client: Client, digest: str) -> tuple[float, ...]:
     return client.predict([Input("sst2", text=TEXT, version=digest)], return_logits=True).predictions[0].logits
 
 
-def drain(server: Any, changes: Any) -> None:
+def drain(server: Server, changes: Any) -> None:
     """Ask the server to end, and listen to the last."""
     server.process.terminate()
     for _ in changes:

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from adamix import adapter_file
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Client, Input, Predictions
+from adamix_testing.servers import Callers, Eventually, Server
 
 ROUNDS = 20
 FRESH = 4
@@ -30,15 +31,15 @@ def files(make_adapter: Callable[..., Any], spec: BackboneSpec) -> dict[str, byt
 
 
 @pytest.fixture(scope="module")
-def pair(start_module_server: Callable[..., Any]) -> Any:
+def pair(start_module_server: Callable[..., Server]) -> Server:
     return start_module_server("--front-ends", "2", "--metrics-port", "0")
 
 
-def front_ends(server: Any) -> list[int]:
+def front_ends(server: Server) -> list[int]:
     return sorted(server.pids("adamix_server.frontend"))
 
 
-def connections(server: Any) -> Counter[int]:
+def connections(server: Server) -> Counter[int]:
     """How many established connections each front end has, by process id."""
     port = f":{int(server.address.rpartition(':')[2]):04X}"
     inodes = {
@@ -59,7 +60,7 @@ def version_of(client: Client, task: str) -> str:
     return client.predict(task=task, texts=["the cat"]).predictions[0].version
 
 
-def on_both(server: Any, stack: ExitStack) -> list[Client]:
+def on_both(server: Server, stack: ExitStack) -> list[Client]:
     """Clients that are connected to all front ends, at least one each."""
     clients: list[Client] = []
     while len(clients) < 32:
@@ -71,7 +72,7 @@ def on_both(server: Any, stack: ExitStack) -> list[Client]:
     raise AssertionError("all connections went to one front end")
 
 
-def test_what_is_acknowledged_every_front_end_answers(pair: Any, files: dict[str, bytes]) -> None:
+def test_what_is_acknowledged_every_front_end_answers(pair: Server, files: dict[str, bytes]) -> None:
     old, new, _ = files
     asked: Counter[int] = Counter()
     with pair.client() as operator, ExitStack() as stack:
@@ -96,7 +97,7 @@ def test_what_is_acknowledged_every_front_end_answers(pair: Any, files: dict[str
             assert gone.value.code is Code.NOT_FOUND
 
 
-def test_no_version_comes_back_while_traffic_flows_through_both(pair: Any, files: dict[str, bytes]) -> None:
+def test_no_version_comes_back_while_traffic_flows_through_both(pair: Server, files: dict[str, bytes]) -> None:
     """Versions go up by one; what a caller saw acknowledged before it asked is the least it is answered."""
     order = list(files)
     acknowledged, stop = [0], threading.Event()
@@ -138,7 +139,7 @@ def test_no_version_comes_back_while_traffic_flows_through_both(pair: Any, files
     assert not wrong
 
 
-def test_deleted_versions_are_purged(pair: Any, files: dict[str, bytes], eventually: Callable[..., None]) -> None:
+def test_deleted_versions_are_purged(pair: Server, files: dict[str, bytes], eventually: Eventually) -> None:
     digest = list(files)[2]
     with pair.client() as operator, ExitStack() as stack:
         operator.register("passing", files[digest])
@@ -149,7 +150,7 @@ def test_deleted_versions_are_purged(pair: Any, files: dict[str, bytes], eventua
         eventually(lambda: not blob.exists(), "the bytes of a deleted version are gone")
 
 
-def test_the_load_is_that_of_the_one_engine(pair: Any, files: dict[str, bytes]) -> None:
+def test_the_load_is_that_of_the_one_engine(pair: Server, files: dict[str, bytes]) -> None:
     with ExitStack() as stack:
         clients = on_both(pair, stack)
         clients[0].register("loaded", next(iter(files.values())))
@@ -161,7 +162,7 @@ def test_the_load_is_that_of_the_one_engine(pair: Any, files: dict[str, bytes]) 
             assert load.queued_inputs == load.queued_tokens == 0
 
 
-def test_metrics_of_both_add_up(pair: Any, files: dict[str, bytes], eventually: Callable[..., None]) -> None:
+def test_metrics_of_both_add_up(pair: Server, files: dict[str, bytes], eventually: Eventually) -> None:
     labels = {"tenant": "default", "task": "counted"}
     with ExitStack() as stack:
         clients = on_both(pair, stack)
@@ -176,7 +177,7 @@ def test_metrics_of_both_add_up(pair: Any, files: dict[str, bytes], eventually: 
 
 
 def test_a_second_server_is_refused_the_port(
-    pair: Any, server_type: Any, backbone_directory: Path, tmp_path: Path
+    pair: Server, server_type: type[Server], backbone_directory: Path, tmp_path: Path
 ) -> None:
     second = server_type(backbone_directory, tmp_path / "other", "--front-ends", "2", "--listen", pair.address)
     try:
@@ -188,7 +189,7 @@ def test_a_second_server_is_refused_the_port(
 
 
 def test_one_that_is_killed_is_replaced_while_the_other_goes_on(
-    pair: Any, files: dict[str, bytes], callers: Any, eventually: Callable[..., None]
+    pair: Server, files: dict[str, bytes], callers: type[Callers], eventually: Eventually
 ) -> None:
     digests = list(files)
     with pair.client() as operator, ExitStack() as stack:
@@ -217,7 +218,7 @@ def test_one_that_is_killed_is_replaced_while_the_other_goes_on(
     assert len(failures) < len(load.outcomes) / 2
 
 
-def started_again(server: Any) -> set[str]:
+def started_again(server: Server) -> set[str]:
     """The front ends that have said more than once that they serve."""
     said = Counter(r["process"] for r in list(server.records) if r["message"] == "serving")
     return {name for name, count in said.items() if count > 1}
@@ -237,7 +238,7 @@ def retried(work: Callable[[], Any]) -> None:
 
 
 def test_a_drain_by_call_loses_nothing(
-    start_module_server: Callable[..., Any], files: dict[str, bytes], callers: Any, eventually: Callable[..., None]
+    start_module_server: Callable[..., Server], files: dict[str, bytes], callers: type[Callers], eventually: Eventually
 ) -> None:
     server = start_module_server("--front-ends", "2")
     digest, data = next(iter(files.items()))

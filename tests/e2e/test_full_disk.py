@@ -6,17 +6,17 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
+from adamix_server.client import Client
+from adamix_testing.servers import Eventually, Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
-Eventually = Callable[..., None]
 
 TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird"]
 # With room at first for what the server keeps in its store while it runs.
@@ -54,7 +54,7 @@ def own_mounts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 class SmallDisk:
     """The store as the server sees it, and a file that takes all room but what is left on purpose."""
 
-    def __init__(self, server: Any, store: Path) -> None:
+    def __init__(self, server: Server, store: Path) -> None:
         self.root = Path(f"/proc/{server.process.pid}/root{store}")
         self._filler = self.root / "filler"
 
@@ -81,8 +81,8 @@ class SmallDisk:
 
 @pytest.fixture(scope="module")
 def small(
-    server_type: Any, backbone_directory: Path, own_mounts: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Any, SmallDisk]]:
+    server_type: type[Server], backbone_directory: Path, own_mounts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, SmallDisk]]:
     store = tmp_path_factory.mktemp("store")
     server = server_type(backbone_directory, store, before=[*own_mounts, MOUNT, str(store)])
     try:
@@ -92,7 +92,7 @@ def small(
         server.kill()
 
 
-def register(client: Any, task: str, data: bytes) -> AdamixError | None:
+def register(client: Client, task: str, data: bytes) -> AdamixError | None:
     try:
         client.register(task, data)
     except AdamixError as error:
@@ -102,7 +102,7 @@ def register(client: Any, task: str, data: bytes) -> AdamixError | None:
 
 @pytest.mark.slow
 def test_a_registration_that_meets_the_end_of_the_disk_anywhere(
-    small: tuple[Any, SmallDisk], make_adapter: MakeAdapter, spec: BackboneSpec
+    small: tuple[Server, SmallDisk], make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     """With one page more of room each time, the room ends in the upload, in the catalog's log, or nowhere."""
     server, disk = small
@@ -135,7 +135,7 @@ def test_a_registration_that_meets_the_end_of_the_disk_anywhere(
 
 @pytest.mark.slow
 def test_every_process_comes_back_while_the_disk_is_full(
-    small: tuple[Any, SmallDisk], make_adapter: MakeAdapter, spec: BackboneSpec, eventually: Eventually
+    small: tuple[Server, SmallDisk], make_adapter: MakeAdapter, spec: BackboneSpec, eventually: Eventually
 ) -> None:
     server, disk = small
     with server.client() as client:
@@ -157,7 +157,7 @@ def test_every_process_comes_back_while_the_disk_is_full(
 
 @pytest.mark.slow
 def test_a_restart_on_a_full_disk_serves_what_was_live(
-    start_server: Callable[..., Any],
+    start_server: StartServer,
     make_adapter: MakeAdapter,
     spec: BackboneSpec,
     own_mounts: list[str],
@@ -185,7 +185,7 @@ def test_a_restart_on_a_full_disk_serves_what_was_live(
 
 
 def test_a_new_store_on_a_full_disk_is_refused_in_words(
-    start_server: Callable[..., Any], own_mounts: list[str], tmp_path: Path
+    start_server: StartServer, own_mounts: list[str], tmp_path: Path
 ) -> None:
     store, nothing = tmp_path / "store", tmp_path / "nothing"
     store.mkdir()
@@ -195,7 +195,7 @@ def test_a_new_store_on_a_full_disk_is_refused_in_words(
     assert server.find(message="error: the server's disk is full; free space or delete versions, then try again")
 
 
-def answers(client: Any) -> bool:
+def answers(client: Client) -> bool:
     try:
         client.predict(task="t", texts=TEXTS)
     except AdamixError:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import TensorData
+from adamix_testing.servers import Server
 
 MakeAdapter = Callable[..., AdapterFile]
 Header = dict[str, Any]
@@ -108,7 +109,7 @@ def mutated(data: bytes, choose: random.Random) -> bytes:
 
 @pytest.mark.slow
 def test_hostile_files_leave_the_live_version_as_it_was(
-    server: Any, make_adapter: MakeAdapter, spec: BackboneSpec
+    server: Server, make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     live, next_one = make_adapter(0, spec=spec), make_adapter(1, spec=spec)
     data = adapter_file.encode(next_one.manifest, next_one.tensors)

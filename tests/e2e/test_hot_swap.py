@@ -3,16 +3,16 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Input, Predictions
+from adamix_testing.servers import Callers, Server
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -44,7 +44,7 @@ def permitted(swaps: list[Swap], began: float, ended: float) -> set[str]:
 
 @pytest.mark.slow
 def test_three_hundred_swaps_under_load(
-    server: Any, make_adapter: MakeAdapter, spec: BackboneSpec, callers: Any
+    server: Server, make_adapter: MakeAdapter, spec: BackboneSpec, callers: type[Callers]
 ) -> None:
     inputs = [Input(task="swapped-often", text=text) for text in TEXTS]
     adapters = [make_adapter(seed, spec=spec) for seed in range(5 + REGISTRATIONS)]

@@ -6,11 +6,12 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from adamix.adapter_file import AdapterFile, canonical_json, encode
-from adamix.manifest import BackboneSpec
+from adamix.files.adapter_file import AdapterFile, encode
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import canonical_json
 from adamix_server.client import Input
+from adamix_testing.servers import StartServer
 
 OLD = Path(__file__).parent.parent / "server" / "catalog" / "old_stores" / "schema_2"
 
@@ -36,7 +37,7 @@ def with_other_bytes(store: Path, old: str, adapter: AdapterFile, fingerprint: s
 
 
 def test_it_lists_answers_and_changes(
-    start_server: Any, spec: BackboneSpec, make_adapter: Callable[..., AdapterFile], tmp_path: Path
+    start_server: StartServer, spec: BackboneSpec, make_adapter: Callable[..., AdapterFile], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     shutil.copytree(OLD, store)

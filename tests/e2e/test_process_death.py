@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Input, Predictions
+from adamix_testing.servers import Callers, Eventually, Outcome, Server
 
 MakeAdapter = Callable[..., AdapterFile]
-Eventually = Callable[..., None]
 
 TASKS = ("one", "two", "three")
 TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird", "fish", "not the quick blue cat and a small dog"]
@@ -33,7 +33,7 @@ def data_of(adapter: AdapterFile) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def mortal(start_module_server: Callable[..., Any]) -> Iterator[Any]:
+def mortal(start_module_server: Callable[..., Server]) -> Iterator[Any]:
     """A server whose processes are killed; whatever they died of, it ends in order."""
     server = start_module_server("--metrics-port", "0")
     yield server
@@ -43,7 +43,7 @@ def mortal(start_module_server: Callable[..., Any]) -> Iterator[Any]:
 class Expected:
     """Three tasks with two versions each, and what they answer before anything goes wrong."""
 
-    def __init__(self, server: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+    def __init__(self, server: Server, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
         self.inputs = [[Input(task=task, text=text) for text in TEXTS * 8] for task in TASKS]
         self._answers: dict[str, list[tuple[str, tuple[float, ...]]]] = {}
         with server.client() as client:
@@ -72,7 +72,7 @@ def expected(mortal: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> Expe
 
 
 @contextmanager
-def health_of(server: Any) -> Iterator[Callable[[], int | None]]:
+def health_of(server: Server) -> Iterator[Callable[[], int | None]]:
     """What the health service says now; None when nobody answers."""
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -86,7 +86,7 @@ def health_of(server: Any) -> Iterator[Callable[[], int | None]]:
         yield ask
 
 
-def told_s(outcomes: list[Any], killed: float) -> float:
+def told_s(outcomes: list[Outcome], killed: float) -> float:
     """The longest that a call which was under way at the kill had to wait for its end."""
     return max((o.ended - killed for o in outcomes if o.began < killed < o.ended), default=0.0)
 
@@ -94,7 +94,7 @@ def told_s(outcomes: list[Any], killed: float) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("cycles", [2, pytest.param(5, marks=pytest.mark.long)])
 def test_an_engine_killed_under_load(
-    cycles: int, mortal: Any, expected: Expected, spec: BackboneSpec, callers: Any, eventually: Eventually
+    cycles: int, mortal: Any, expected: Expected, spec: BackboneSpec, callers: type[Callers], eventually: Eventually
 ) -> None:
     server = mortal
     front_end = server.child("adamix_server.frontend")
@@ -136,7 +136,7 @@ def test_a_front_end_killed_under_load(
     expected: Expected,
     make_adapter: MakeAdapter,
     spec: BackboneSpec,
-    callers: Any,
+    callers: type[Callers],
     eventually: Eventually,
 ) -> None:
     server = mortal

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file, backbone, evaluation
+from adamix.backbones import backbone
 from adamix.data import load
-from adamix_server.cli import app
+from adamix.evaluation import labelled
+from adamix.files import adapter_file
+from adamix_server.cli.main import app
 from adamix_server.client import Classification, Regression
+from adamix_testing.servers import Server, StartServer
 
 ANIMALS = ("bird", "cat", "dog")
 FILLERS = ("the", "a", "runs", "sleeps", "eats", "big", "small", "red", "blue", "quick", "lazy")
@@ -24,13 +27,13 @@ FILLERS = ("the", "a", "runs", "sleeps", "eats", "big", "small", "red", "blue", 
 # a free port, and those of the command.
 TWO = """
 import os, sys
-import adamix.trainer
+import adamix.training.train
 
 for rank in range(2):
     if os.fork() == 0:
         os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv.pop(1)}
-        from adamix_server.cli import main
+        from adamix_server.cli.main import main
         sys.exit(main())
 sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
 """
@@ -78,7 +81,7 @@ def _write(path: Path, label: Callable[[str], str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(serve: Any, body: Path) -> Any:
+def server(serve: Callable[[Path | str], Server], body: Path) -> Server:
     return serve(body)
 
 
@@ -86,13 +89,13 @@ def _invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def _push(server: Any, body: Path, data: Path, out: Path, task: str, *more: object) -> Any:
+def _push(server: Server, body: Path, data: Path, out: Path, task: str, *more: object) -> Any:
     where = ["--push", server.address, "--task", task, "--json"]
     return _invoke("train", "--backbone", body, "--data", data, *TRAIN, "--out", out, *where, *more)
 
 
 def test_what_passes_goes_live_and_answers_as_it_does_offline(
-    server: Any, body: Path, animals: Path, sizes: Path, tmp_path: Path
+    server: Server, body: Path, animals: Path, sizes: Path, tmp_path: Path
 ) -> None:
     for task, data, metric in (("animals", animals, "accuracy"), ("sizes", sizes, "mse")):
         result = _push(server, body, data, tmp_path / task, task)
@@ -111,7 +114,7 @@ def test_what_passes_goes_live_and_answers_as_it_does_offline(
             adapter = adapter_file.read(tmp_path / task / "adapter.safetensors")
             assert client.get_task(task).traffic == ((adapter.digest, 1),)
             rows = load(str(data), split="test")
-            offline = evaluation.evaluate(adapter, loaded, tokenizer, rows)
+            offline = labelled.evaluate(adapter, loaded, tokenizer, rows)
             texts = [example.text for example in rows.examples][:64]
             answers = client.predict(task=task, texts=texts, return_logits=True).predictions
             for answer, logits, prediction in zip(answers, offline.logits, offline.predictions, strict=False):
@@ -123,7 +126,7 @@ def test_what_passes_goes_live_and_answers_as_it_does_offline(
 
 
 def test_a_gate_that_fails_leaves_the_live_version_and_the_files(
-    server: Any, body: Path, animals: Path, tmp_path: Path
+    server: Server, body: Path, animals: Path, tmp_path: Path
 ) -> None:
     assert _push(server, body, animals, tmp_path / "good", "gated").exit_code == 0
     with server.client() as client:
@@ -148,7 +151,7 @@ def test_a_gate_that_fails_leaves_the_live_version_and_the_files(
 
 
 def test_the_same_training_again_is_one_version_no_worse_than_itself(
-    server: Any, body: Path, animals: Path, tmp_path: Path
+    server: Server, body: Path, animals: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     gates = ["--gate", "no-worse:accuracy", "--gate", "accuracy>=0", "--max-steps", 4]
@@ -164,7 +167,7 @@ def test_the_same_training_again_is_one_version_no_worse_than_itself(
 
 
 def test_what_could_not_be_pushed_is_found_out_before_the_training(
-    server: Any, body: Path, backbone_directory: Path, animals: Path, sizes: Path, tmp_path: Path
+    server: Server, body: Path, backbone_directory: Path, animals: Path, sizes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     base = ["train", "--data", animals, *TRAIN, "--out", out]
@@ -208,7 +211,7 @@ def test_what_could_not_be_pushed_is_found_out_before_the_training(
 
 
 def test_a_live_version_of_other_data_is_not_compared_with(
-    server: Any, body: Path, animals: Path, tmp_path: Path
+    server: Server, body: Path, animals: Path, tmp_path: Path
 ) -> None:
     assert (
         _push(server, body, animals, tmp_path / "one", "moved", "--max-steps", 4, "--gate", "accuracy>=0").exit_code
@@ -223,10 +226,15 @@ def test_a_live_version_of_other_data_is_not_compared_with(
 
 
 def test_a_server_that_goes_away_meanwhile_costs_nothing(
-    start_server: Any, body: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Any
+    start_server: StartServer,
+    body: Path,
+    animals: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    serve: Callable[[Path | str], Server],
 ) -> None:
     """The merged file stays, and the command to register it is printed."""
-    from adamix_server.push import Push
+    from adamix_server.cli.push import Push
 
     server = serve(body)
     check = Push.check
@@ -248,7 +256,7 @@ def test_a_server_that_goes_away_meanwhile_costs_nothing(
 
 
 def test_a_sweep_pushes_every_task_that_passes(
-    server: Any, body: Path, animals: Path, sizes: Path, tmp_path: Path
+    server: Server, body: Path, animals: Path, sizes: Path, tmp_path: Path
 ) -> None:
     file, out = tmp_path / "sweep.toml", tmp_path / "out"
     file.write_text(
@@ -296,7 +304,7 @@ def test_a_sweep_pushes_every_task_that_passes(
 
 
 @pytest.mark.slow
-def test_of_two_processes_the_first_one_pushes(server: Any, body: Path, animals: Path, tmp_path: Path) -> None:
+def test_of_two_processes_the_first_one_pushes(server: Server, body: Path, animals: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with socket.create_server(("127.0.0.1", 0)) as free:
         launch = [sys.executable, "-c", TWO, str(free.getsockname()[1])]

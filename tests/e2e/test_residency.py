@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import AdamixError, Code
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Client, Version
+from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -43,7 +44,7 @@ def until_device(client: Client, task: str, digest: str) -> Version:
 
 
 @pytest.fixture(scope="module")
-def small(start_module_server: Callable[..., Any]) -> Any:
+def small(start_module_server: Callable[..., Server]) -> Any:
     """A server of four slots."""
     return start_module_server("--slots", "4")
 
@@ -106,7 +107,7 @@ def test_what_requests_use_is_not_unloaded(small: Any, make_adapter: MakeAdapter
 
 
 def test_pins_outlive_the_engine_and_the_server(
-    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     pinned, other = make_adapter(20, spec=spec), make_adapter(21, spec=spec)
     server = start_server("--slots", "2").wait()

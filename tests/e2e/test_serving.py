@@ -5,18 +5,19 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from adamix import adapter_file, backbone
-from adamix.adapter_file import AdapterFile
+from adamix.backbones import backbone
 from adamix.data import Example, TaskData
 from adamix.errors import AdamixError, Code, NotFound
-from adamix.evaluation import evaluate
-from adamix.manifest import BackboneSpec
+from adamix.evaluation.labelled import evaluate
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Classification, Input, Regression
+from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
 
@@ -28,7 +29,7 @@ def data_of(adapter: AdapterFile) -> bytes:
 
 
 def test_a_mixed_batch_equals_offline_evaluation(
-    server: Any, make_adapter: MakeAdapter, spec: BackboneSpec, backbone_directory: Path
+    server: Server, make_adapter: MakeAdapter, spec: BackboneSpec, backbone_directory: Path
 ) -> None:
     adapters = {
         "three": make_adapter(1, num_labels=3, spec=spec),
@@ -63,7 +64,7 @@ def test_a_mixed_batch_equals_offline_evaluation(
             assert isinstance(answer.result, Regression)
 
 
-def test_swap_rollback_and_pinned_versions(server: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+def test_swap_rollback_and_pinned_versions(server: Server, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     old, new = make_adapter(10, spec=spec), make_adapter(11, spec=spec)
     with server.client() as client:
 
@@ -91,7 +92,7 @@ def test_swap_rollback_and_pinned_versions(server: Any, make_adapter: MakeAdapte
         assert gone.value.code == Code.NOT_FOUND
 
 
-def test_no_request_fails_while_versions_change(server: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+def test_no_request_fails_while_versions_change(server: Server, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     versions = [make_adapter(20 + i, spec=spec) for i in range(6)]
     stop, failures, seen = threading.Event(), [], []
 
@@ -121,7 +122,7 @@ def test_no_request_fails_while_versions_change(server: Any, make_adapter: MakeA
 
 
 def test_a_kill_and_a_restart_change_nothing_that_was_acknowledged(
-    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     first, second, deleted = (make_adapter(30 + i, spec=spec) for i in range(3))
     server = start_server().wait()
@@ -148,7 +149,7 @@ def test_a_kill_and_a_restart_change_nothing_that_was_acknowledged(
 
 
 def test_drain_loses_no_accepted_request(
-    start_server: Callable[..., Any], make_adapter: MakeAdapter, spec: BackboneSpec
+    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec
 ) -> None:
     server = start_server().wait()
     outcomes: list[Code | None] = []
@@ -181,7 +182,7 @@ def test_drain_loses_no_accepted_request(
     assert set(outcomes) == {None, Code.UNAVAILABLE}
 
 
-def test_metrics_are_exposed_on_loopback(server: Any, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
+def test_metrics_are_exposed_on_loopback(server: Server, make_adapter: MakeAdapter, spec: BackboneSpec) -> None:
     record = server.find(process="supervisor", message="metrics")
     assert record is not None
     with server.client() as client:
@@ -202,7 +203,7 @@ def test_metrics_are_exposed_on_loopback(server: Any, make_adapter: MakeAdapter,
         assert wanted in text
 
 
-def test_server_info(server: Any, spec: BackboneSpec) -> None:
+def test_server_info(server: Server, spec: BackboneSpec) -> None:
     with server.client() as client:
         info = client.server_info()
     assert info.backbone["fingerprint"] == spec.fingerprint

@@ -5,14 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.manifest import BackboneSpec
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec
 from adamix_server.client import Classification, Input, Prediction, Regression, StreamInput
+from adamix_testing.servers import Server
 
 TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird", "fish"]
 STOCK_CLIENT = Path(__file__).parents[1] / "server" / "frontend" / "stock_client.py"
@@ -29,7 +29,7 @@ def scores(prediction: Prediction) -> list[float]:
 
 
 def test_three_ways_to_the_same_answer(
-    server: Any, make_adapter: Callable[..., AdapterFile], spec: BackboneSpec
+    server: Server, make_adapter: Callable[..., AdapterFile], spec: BackboneSpec
 ) -> None:
     adapters = {
         "topic": make_adapter(1, num_labels=3, spec=spec),

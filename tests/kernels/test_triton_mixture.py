@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adamix.backbone import Backbone
-from adamix.bottleneck import BottleneckAtLinear
+from adamix.backbones.backbone import Backbone
 from adamix.config import AdapterConfig, MixtureConfig
-from adamix.lora import LoraAtLinear
-from adamix.mixture import DOWN, UP, ExpertLinear, Mixture, RoutedBottleneck, RoutedLora, RouteTable
+from adamix.modules.bottleneck import BottleneckAtLinear
+from adamix.modules.lora import LoraAtLinear
+from adamix.modules.mixture import DOWN, UP, ExpertLinear, Mixture, RoutedBottleneck, RoutedLora, RouteTable
 from adamix_kernels import dispatch
 from adamix_kernels.gpu import ops
 

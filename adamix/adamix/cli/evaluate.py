@@ -21,7 +21,7 @@ from adamix.generation.decoding import Decoding
 
 if TYPE_CHECKING:
     from adamix.data import Example, TaskData
-    from adamix.evaluation import Prediction
+    from adamix.evaluation.labelled import Prediction
     from adamix.routing.report import DrawsReport, EnsembleReport
 
 
@@ -58,12 +58,13 @@ def evaluate(
 ) -> None:
     """Measure an adapter on labelled text, or a trained mixture by other routes through its experts."""
     with exit_codes():
-        from adamix import backbone as backbones
         from adamix import data as datasets
-        from adamix import disk, evaluation
+        from adamix.backbones import backbone as backbones
+        from adamix.evaluation import labelled
+        from adamix.files import disk
         from adamix.routing.probe import MixtureProbe
         from adamix.routing.report import num_passes
-        from adamix.routing.routes import parse_routing
+        from adamix.routing.routing import parse_routing
 
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)
@@ -90,11 +91,11 @@ def evaluate(
             )
         if plot is not None and chosen.mode == "ensemble" and head.type == "regression":
             raise InvalidConfig("--plot: a regression has no probabilities whose calibration to draw", field="plot")
-        rows = datasets.load(data, split=split, task_type=evaluation.label_type(head))
+        rows = datasets.load(data, split=split, task_type=labelled.label_type(head))
         name = backbone or adapter.manifest.backbone.name
         loaded = backbones.load(name, device=backbones.device_name(device), language_model=head.type == "cloze")
         tokenizer = backbones.load_tokenizer(name)
-        report: DrawsReport[evaluation.Evaluation] | EnsembleReport[evaluation.Evaluation] | None = None
+        report: DrawsReport[labelled.Evaluation] | EnsembleReport[labelled.Evaluation] | None = None
         with progress_bar() as bar:
             task = bar.add_task("evaluating", total=len(rows.examples), note="")
 
@@ -103,7 +104,7 @@ def evaluate(
                 bar.advance(task, count)
 
             if mixture is None:
-                result = evaluation.evaluate(adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
+                result = labelled.evaluate(adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
             else:
                 probe = MixtureProbe(mixture, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
                 bar.update(task, total=len(rows.examples) * num_passes(probe, chosen, num_seeds))

@@ -99,8 +99,8 @@ def _train(plans: Sequence[Plan], out: Path, split: str) -> "tuple[list[SeedResu
 
 def _head(out: Path) -> dict[str, Any]:
     """What the adapters say of their heads, which are all alike."""
-    from adamix import adapter_file
     from adamix.experiments.few_shot import ADAPTER_FILE, run_directory
+    from adamix.files import adapter_file
 
     return dict(adapter_file.read(run_directory(out, 0) / ADAPTER_FILE).manifest.to_json()["head"])
 
@@ -125,7 +125,7 @@ def _settings(ctx: typer.Context) -> dict[str, Value]:
 def _write(out: Path, document: dict[str, Any]) -> None:
     import json
 
-    from adamix import disk
+    from adamix.files import disk
 
     disk.write(out / "few-shot.json", json.dumps(document, indent=2).encode())
 

@@ -15,7 +15,7 @@ def inspect(
 ) -> None:
     """Show what an adapter file says about itself."""
     with exit_codes():
-        from adamix import adapter_file
+        from adamix.files import adapter_file
 
         adapter = adapter_file.read(file)
         if json_:

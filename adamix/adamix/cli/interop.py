@@ -49,8 +49,8 @@ def peft(
     """Import a LoRA directory of PEFT."""
     with exit_codes():
         options = _options(labels, task_type, max_length, pooling, clip)
-        from adamix import backbone as backbones
-        from adamix.interop.peft import import_peft
+        from adamix.backbones import backbone as backbones
+        from adamix.interop.peft.weights import import_peft
 
         _finish(import_peft(source, backbones.load(backbone), options), out, json_)
 
@@ -70,8 +70,8 @@ def adapterhub(
     """Import a bottleneck adapter of AdapterHub."""
     with exit_codes():
         options = _options(labels, task_type, max_length, pooling, clip)
-        from adamix import backbone as backbones
-        from adamix.interop.adapterhub import import_adapterhub
+        from adamix.backbones import backbone as backbones
+        from adamix.interop.adapterhub.weights import import_adapterhub
 
         _finish(import_adapterhub(source, backbones.load(backbone), options), out, json_)
 
@@ -98,10 +98,10 @@ def microsoft_adamix(
         options = _options(labels, task_type, max_length, None, clip)
         if mixture is not None and mixture.exists() and (not mixture.is_dir() or any(mixture.iterdir())):
             raise InvalidConfig(f"--mixture: {mixture} is not an empty directory", field="mixture")
-        from adamix import backbone as backbones
-        from adamix import disk
-        from adamix.interop.microsoft_adamix import import_release
-        from adamix.mixture_file import MIXTURE_FILE
+        from adamix.backbones import backbone as backbones
+        from adamix.files import disk
+        from adamix.files.mixture_file import MIXTURE_FILE
+        from adamix.interop.microsoft_adamix.weights import import_release
 
         loaded = backbones.load(backbone)
         normalizer = backbones.load_tokenizer(backbone).backend_tokenizer.normalizer
@@ -121,8 +121,8 @@ def export_peft(
 ) -> None:
     """Write a LoRA as a directory that PEFT reads."""
     with exit_codes():
-        from adamix import adapter_file
-        from adamix.interop.peft_export import export_peft as export
+        from adamix.files import adapter_file
+        from adamix.interop.peft.export import export_peft as export
 
         result = export(adapter_file.read(file), out, body_only=body_only)
         _print_notes(result.notes)
@@ -149,7 +149,7 @@ def _options(
 
 def _finish(result: "Imported", out: Path, json_: bool) -> None:
     """Write the file; progress and notes to stderr, the result to stdout."""
-    from adamix import disk
+    from adamix.files import disk
 
     stderr.print(f"tensors: {result.matched} matched, 0 missing, 0 surplus")
     if result.max_abs_diff is not None:

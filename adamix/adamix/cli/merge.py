@@ -18,7 +18,7 @@ from adamix.errors import InvalidConfig
 from adamix.merging.settings import DATA_METHODS, DEFAULT_DENSITY, METHODS, MergeConfig
 
 if TYPE_CHECKING:
-    from adamix.mixture_file import MixtureFile
+    from adamix.files.mixture_file import MixtureFile
 
 _CONFIG = MergeConfig()
 _DENSITIES = ", ".join(f"{method} {density:g}" for method, density in DEFAULT_DENSITY.items())
@@ -96,9 +96,9 @@ def merge(
             "seed": seed,
         }
         config = MergeConfig(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]  # by name
-        from adamix import adapter_file, disk
-        from adamix.merge import merge as merge_mixture
-        from adamix.mixture_file import read_mixture
+        from adamix.files import adapter_file, disk
+        from adamix.files.mixture_file import read_mixture
+        from adamix.merging.merge import merge as merge_mixture
 
         _check_out(out, directory)
         mixture = read_mixture(directory)
@@ -132,11 +132,11 @@ def _merge_by_data(
             "an adapter that was merged by the test split could not be tested on it: use --split train or validation",
             field="split",
         )
-    from adamix import backbone as backbones
     from adamix import data as datasets
-    from adamix import evaluation
+    from adamix.backbones import backbone as backbones
     from adamix.data.named import GENERATION, few_rows, load_rows
-    from adamix.merge import merge as merge_mixture
+    from adamix.evaluation import labelled
+    from adamix.merging.merge import merge as merge_mixture
     from adamix.merging.samples import Samples
 
     manifest = mixture.manifest.adapter
@@ -145,7 +145,7 @@ def _merge_by_data(
         raise InvalidConfig(
             f"--how {how} reads labels or texts, and a head of type {head.type} gives neither", field="how"
         )
-    task_type = GENERATION if head.type == "causal_lm" else evaluation.label_type(head)
+    task_type = GENERATION if head.type == "causal_lm" else labelled.label_type(head)
     rows = load_rows(data, split=split, task_type=task_type)
     if few_shot is not None:
         rows = few_rows(rows, few_shot, config.seed)
@@ -165,7 +165,7 @@ def _merge_by_data(
 
 def _check_out(out: Path, directory: Path) -> None:
     """Refuse before the work is done what would lose it, or the mixture."""
-    from adamix.mixture_file import MIXTURE_FILE
+    from adamix.files.mixture_file import MIXTURE_FILE
 
     if out.is_dir():
         raise InvalidConfig(f"--out {out} is a directory: name the file to write in it", field="out")

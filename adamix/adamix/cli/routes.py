@@ -8,12 +8,12 @@ from adamix.cli.terminal import format_metrics, print_json
 from adamix.errors import InvalidAdapter, InvalidConfig
 
 if TYPE_CHECKING:
-    from adamix.adapter_file import AdapterFile
-    from adamix.evaluation import Evaluation
-    from adamix.mixture_file import MixtureFile
+    from adamix.evaluation.labelled import Evaluation
+    from adamix.files.adapter_file import AdapterFile
+    from adamix.files.mixture_file import MixtureFile
     from adamix.routing.probe import MixtureProbe
     from adamix.routing.report import DrawsReport, EnsembleReport, Measured
-    from adamix.routing.routes import Routing
+    from adamix.routing.routing import Routing
 
 DEFAULT_SEEDS = 10
 
@@ -24,8 +24,8 @@ def read_source(source: Path, routing: "Routing") -> "tuple[AdapterFile, Mixture
     Raises:
         InvalidConfig: the routing needs several experts, and the file is merged; or an expert that is not there.
     """
-    from adamix import adapter_file
-    from adamix.merge import merge, read_mixture
+    from adamix.files import adapter_file
+    from adamix.merging.merge import merge, read_mixture
 
     if not source.is_dir():
         try:

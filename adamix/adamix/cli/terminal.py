@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from adamix.errors import AdamixError, InvalidConfig
 
 if TYPE_CHECKING:
-    from adamix.adapter_file import AdapterFile
+    from adamix.files.adapter_file import AdapterFile
 
 # Commands in the order of work, in the list of `--help`; those of other packages follow.
 _ORDER = ("train", "recipes", "few-shot", "sweep", "merge", "evaluate", "glue", "inspect", "import", "export")
@@ -75,7 +75,7 @@ def exit_codes() -> Iterator[None]:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    from adamix.metrics import finite_json
+    from adamix.evaluation.metrics import finite_json
 
     print(json.dumps(finite_json(document), indent=2))
 

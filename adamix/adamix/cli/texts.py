@@ -15,14 +15,14 @@ from adamix.generation.decoding import Decoding, parse_decoding
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from adamix.adapter_file import AdapterFile
-    from adamix.backbone import Backbone
+    from adamix.backbones.backbone import Backbone
     from adamix.data import GenerationData
+    from adamix.files.adapter_file import AdapterFile
+    from adamix.files.mixture_file import MixtureFile
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.mixture_file import MixtureFile
     from adamix.routing.report import DrawsReport, EnsembleReport
-    from adamix.routing.routes import Routing
-    from adamix.routing.texts import TextProbe, TokenEvaluation
+    from adamix.routing.routing import Routing
+    from adamix.routing.text_probe import TextProbe, TokenEvaluation
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Run:
 
     def load_backbone(self, named: str) -> "tuple[Backbone, PreTrainedTokenizerFast]":
         """The backbone that was asked for, or else the one the adapter names."""
-        from adamix import backbone as backbones
+        from adamix.backbones import backbone as backbones
 
         name = self.backbone or named
         loaded = backbones.load(name, device=backbones.device_name(self.device), language_model=True)
@@ -85,7 +85,7 @@ class Run:
         Raises:
             InvalidConfig: it was, and by this routing nothing is generated.
         """
-        from adamix.routing.texts import generates
+        from adamix.routing.text_probe import generates
 
         about_texts = {
             "decoding": self.writing.decoding,
@@ -129,10 +129,10 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     Without a flag about generated texts only the references are predicted: to generate by every draw takes many
     times as long.
     """
-    from adamix import disk
+    from adamix.files import disk
     from adamix.generation.evaluation import TextEvaluation
     from adamix.routing.report import num_passes
-    from adamix.routing.texts import TextProbe, Writing
+    from adamix.routing.text_probe import TextProbe, Writing
 
     if plot is not None and routing.mode == "ensemble":
         raise InvalidConfig("--plot: texts have no calibration to draw; it draws random routing", field="plot")
@@ -178,7 +178,7 @@ def _measure(
 
 def _save(run: Run, rows: "GenerationData", result: "TextEvaluation") -> None:
     """Write the texts where they were asked for, and say on stderr which metrics were left out."""
-    from adamix import disk
+    from adamix.files import disk
 
     if run.save_predictions is not None:
         disk.write(run.save_predictions, _lines(rows, result).encode())

@@ -26,7 +26,7 @@ from adamix.experiments.settings import SETTINGS, Value
 
 if TYPE_CHECKING:
     from adamix.experiments.run import Backbones, Finished, Prepared
-    from adamix.trainer import Progress
+    from adamix.training.train import Progress
 
 _ADAPTER, _MIXTURE, _HEAD, _TRAIN = AdapterConfig(), MixtureConfig(), HeadConfig(), TrainConfig()
 

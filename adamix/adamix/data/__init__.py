@@ -7,8 +7,8 @@ reference texts. Nothing here knows a tokenizer, a model or torch.
 
 from adamix.data.corpora import CORPORA, Corpus
 from adamix.data.few_shot import few_shot
-from adamix.data.generation import GenerationData, GenerationExample
-from adamix.data.generation_sources import load_generation
+from adamix.data.generation.data import GenerationData, GenerationExample
+from adamix.data.generation.sources import load_generation
 from adamix.data.sources import load
 from adamix.data.task import SPLITS, TASK_TYPES, Example, Split, TaskData, TaskType, split_of
 

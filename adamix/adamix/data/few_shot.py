@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
 
-from adamix.data.generation import GenerationData
+from adamix.data.generation.data import GenerationData
 from adamix.data.task import TaskData
 from adamix.errors import InvalidConfig
 

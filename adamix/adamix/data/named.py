@@ -1,10 +1,10 @@
 """Data of either form by name: labelled text, or with the task type `generation` sources with reference texts."""
 
 from adamix.data.few_shot import few_shot, few_sources
-from adamix.data.generation import GenerationData
-from adamix.data.generation_sources import load_generation
+from adamix.data.generation.data import GenerationData
+from adamix.data.generation.sources import load_generation
+from adamix.data.generation.synthetic import SYNTHETIC_E2E
 from adamix.data.sources import load
-from adamix.data.synthetic import SYNTHETIC_E2E
 from adamix.data.task import TASK_TYPES, TaskData
 from adamix.errors import InvalidConfig
 

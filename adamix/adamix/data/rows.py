@@ -13,7 +13,7 @@ from typing import Any
 
 from adamix.data.task import SPLITS, TASK_TYPES, Example, Split, TaskData, TaskType, split_of
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.manifest import MAX_LABELS, MAX_NAME
+from adamix.files.manifest import MAX_LABELS, MAX_NAME
 
 MAX_ROWS = 5_000_000
 MAX_TEXT_CHARS = 131_072

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from adamix.data.corpora import CORPORA
 from adamix.data.files import SUFFIXES, read_parts, split_files
-from adamix.data.generation_sources import generation_files
+from adamix.data.generation.sources import generation_files
+from adamix.data.generation.synthetic import SYNTHETIC_E2E
 from adamix.data.glue import PREFIX as GLUE_PREFIX
 from adamix.data.glue import glue_files, load_glue
 from adamix.data.hub import NAME, read_hub
 from adamix.data.rows import assemble, check_arguments
-from adamix.data.synthetic import SYNTHETIC_E2E
 from adamix.data.task import SPLITS, TaskData
 from adamix.errors import InvalidConfig, InvalidData
 

@@ -21,10 +21,11 @@ from pathlib import Path
 import msgspec
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file, disk, evaluation
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import TaskData
-from adamix.merge import merge
+from adamix.evaluation import labelled
+from adamix.files import adapter_file, disk
+from adamix.merging.merge import merge
 
 ADAPTER_FILE = "adapter.safetensors"
 RESULT_FILE = "result.json"
@@ -66,7 +67,7 @@ def measure(
     """Merge the finished run of one seed and measure it, unless that has been done.
 
     Raises:
-        as `merge` and `evaluation.evaluate`.
+        as `merge` and `labelled.evaluate`.
     """
     adapter = adapter_file.decode(data := merge(directory))
     rows = _digest(held_out)
@@ -74,7 +75,7 @@ def measure(
     if known is not None and (known.seed, known.digest, known.held_out) == (seed, adapter.digest, rows):
         return known
     disk.write(directory / ADAPTER_FILE, data)
-    found = evaluation.evaluate(adapter, backbone, tokenizer, held_out)
+    found = labelled.evaluate(adapter, backbone, tokenizer, held_out)
     result = SeedResult(seed=seed, digest=adapter.digest, held_out=rows, rows=found.rows, metrics=found.metrics)
     disk.write(directory / RESULT_FILE, msgspec.json.format(msgspec.json.encode(result)))
     return result

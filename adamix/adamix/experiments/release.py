@@ -10,17 +10,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from adamix import adapter_file, disk, evaluation
-from adamix.batches import target_tensor
 from adamix.config import HeadConfig
 from adamix.data import SPLITS, TaskData, load
 from adamix.errors import AdamixError, FailedPrecondition, InvalidConfig
+from adamix.evaluation import labelled
+from adamix.evaluation.metrics import score
 from adamix.experiments.gates import Gate, Verdict, baseline, check_metric_names, judge
 from adamix.experiments.run import Finished, Prepared
-from adamix.generation.inference import TOKEN_METRICS
-from adamix.manifest import BackboneSpec
-from adamix.merge import merge
-from adamix.metrics import score
+from adamix.files import adapter_file, disk
+from adamix.files.manifest import BackboneSpec
+from adamix.generation.beam_search import TOKEN_METRICS
+from adamix.merging.merge import merge
+from adamix.rows.labelled import target_tensor
 
 ADAPTER_FILE = "adapter.safetensors"
 
@@ -159,7 +160,7 @@ class Release:
         adapter = adapter_file.decode(merged)
         held_out, metrics, prepared = self._held_out, dict(training.result.metrics), training.prepared
         if held_out is not None and (self._split != "validation" or not metrics):
-            metrics = evaluation.evaluate(adapter, prepared.backbone, prepared.tokenizer, held_out).metrics
+            metrics = labelled.evaluate(adapter, prepared.backbone, prepared.tokenizer, held_out).metrics
         verdicts: list[Verdict] = []
         published: Published | None = None
         failure: AdamixError | None = None

@@ -10,14 +10,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix import backbone, trainer
-from adamix.backbone import Backbone, device_name
+from adamix.backbones import backbone
+from adamix.backbones.backbone import Backbone, device_name
 from adamix.data import GenerationData, TaskData
 from adamix.data.named import few_rows, load_rows, type_of
 from adamix.errors import InvalidData
 from adamix.experiments.plan import Plan
 from adamix.experiments.settings import named_as_settings
-from adamix.trainer import Callback, TrainResult
+from adamix.training import train as trainer
+from adamix.training.train import Callback, TrainResult
 
 
 class Backbones:

@@ -23,11 +23,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from adamix import disk
 from adamix.data.sources import local_files
 from adamix.errors import AdamixError, Cancelled, FailedPrecondition, InvalidConfig, InvalidData
+from adamix.evaluation.metrics import finite_json
 from adamix.experiments.settings import SETTINGS, Kind, Value, flag_of
-from adamix.metrics import finite_json
+from adamix.files import disk
 
 LEDGER_FILE = "sweep.json"
 MAX_TASKS = 20_000

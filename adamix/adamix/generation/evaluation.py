@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData
-from adamix.evaluation import DEFAULT_BATCH_SIZE
-from adamix.generation import inference as generation
+from adamix.evaluation.labelled import DEFAULT_BATCH_SIZE
+from adamix.files.adapter_file import AdapterFile
+from adamix.generation import beam_search
 from adamix.generation.decoding import Decoding
 from adamix.generation.metrics import score_generation
 
@@ -19,7 +19,7 @@ class TextEvaluation:
     """What an adapter wrote for one data set.
 
     Attributes:
-        metrics: those of `generation.token_metrics`, then those of the texts (`score_generation`).
+        metrics: those of `beam_search.token_metrics`, then those of the texts (`score_generation`).
         rows: sources.
         truncated: of these, sources that were cut.
         unfinished: texts that reached the limit of tokens before an end.
@@ -57,13 +57,13 @@ def evaluate_texts(
         on_rows: called after each batch with the number of sources it had.
 
     Raises:
-        As `generation.generate` and `score_generation`; InvalidData: no rows.
+        As `beam_search.generate` and `score_generation`; InvalidData: no rows.
     """
     decoding = decoding or Decoding()
-    tokens = generation.token_metrics(adapter, backbone, tokenizer, data, batch_size=batch_size)
+    tokens = beam_search.token_metrics(adapter, backbone, tokenizer, data, batch_size=batch_size)
     sources = [example.source for example in data.examples]
     at_once = max(1, batch_size // decoding.num_beams)
-    generated = generation.generate(
+    generated = beam_search.generate(
         adapter, backbone, tokenizer, sources, decoding, batch_size=at_once, on_rows=on_rows
     )
     warnings: list[str] = []

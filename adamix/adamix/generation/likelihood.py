@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, device, nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix.adapter_file import AdapterFile, check_backbone
-from adamix.attach import insert_adapter
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData
 from adamix.errors import FailedPrecondition, InvalidData
-from adamix.generation.rows import TargetRows, target_rows
-from adamix.heads import LanguageModel, shared_copy
+from adamix.files.adapter_file import AdapterFile, check_backbone
+from adamix.modules.attach import insert_adapter
+from adamix.modules.heads import LanguageModel, shared_copy
+from adamix.rows.targets import TargetRows, target_rows
 
 # exp of anything larger is infinite.
 _MAX_EXPONENT = 700.0

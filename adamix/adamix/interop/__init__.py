@@ -4,5 +4,5 @@ Nothing here needs those libraries: each module knows how one of them lays out i
 them. Weights are copied, never approximated; what our format cannot say exactly is refused by name, with the reason.
 Every tensor of a source has to be accounted for.
 
-Import from the modules (`adamix.interop.peft`, …): this package loads nothing by itself.
+Import from the modules (`adamix.interop.peft.weights`, …): this package loads nothing by itself.
 """

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data.task import TaskType
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import (
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import (
     MAX_NAME,
     Activation,
     BackboneRef,
@@ -27,8 +27,8 @@ from adamix.manifest import (
     TrainingRecord,
     label_map,
 )
-from adamix.mixture_file import MixtureFile
-from adamix.tensors import TensorData
+from adamix.files.mixture_file import MixtureFile
+from adamix.files.tensors import TensorData
 
 DEFAULT_MAX_LENGTH = 128  # tokens: what the release, and most who publish adapters of encoders, train with
 

@@ -23,7 +23,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from adamix.errors import InvalidAdapter
-from adamix.tensors import MAX_FILE_BYTES, Dtype, TensorData
+from adamix.files.tensors import MAX_FILE_BYTES, Dtype, TensorData
 
 MAX_JSON_BYTES = 1 << 20
 MAX_TENSORS = 20_000

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter
+from adamix.files.manifest import Activation, Dense, Pooling
+from adamix.files.tensors import TensorData
 from adamix.interop.assembly import HeadPart
 from adamix.interop.reading import Ledger, float32, tensor_data
-from adamix.manifest import Activation, Dense, Pooling
-from adamix.tensors import TensorData
 
 POOLER = "pooler.dense"
 

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamix.data import TaskType
-from adamix.generation.rows import TargetRows
+from adamix.files.mixture_file import MixtureFile, Projection
 from adamix.merging.rules import Information
 from adamix.merging.samples import ExpertSweep, OnProgress, Samples
 from adamix.merging.settings import MergeConfig
-from adamix.mixture_file import MixtureFile, Projection
-from adamix.order import Rows
+from adamix.rows.order import Rows
+from adamix.rows.targets import TargetRows
 
 # Distributions in fp64 at a time: over a vocabulary they are large.
 _AT_ONCE = 64

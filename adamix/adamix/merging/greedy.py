@@ -3,14 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from adamix import adapter_file, evaluation
-from adamix.adapter_file import AdapterFile
 from adamix.data import GenerationData, TaskType
-from adamix.generation import inference as generation
+from adamix.evaluation import labelled
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import MixtureFile
+from adamix.generation import beam_search
 from adamix.merging.rules import combine, weighted
 from adamix.merging.samples import OnProgress, Samples
 from adamix.merging.settings import MergeConfig
-from adamix.mixture_file import MixtureFile
 
 METRIC: dict[TaskType, str] = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "pearson"}
 
@@ -59,8 +60,8 @@ def choose(mixture: MixtureFile, samples: Samples, config: MergeConfig, on_progr
 def _score(adapter: AdapterFile, samples: Samples, batch_size: int, on_rows: Callable[[int], None]) -> float:
     rows, reader = samples.data, (samples.backbone, samples.tokenizer)
     if isinstance(rows, GenerationData):
-        return -generation.token_metrics(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)["loss"]
-    result = evaluation.evaluate(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)
+        return -beam_search.token_metrics(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)["loss"]
+    result = labelled.evaluate(adapter, *reader, rows, batch_size=batch_size, on_rows=on_rows)
     return result.metrics[METRIC[rows.task_type]]
 
 

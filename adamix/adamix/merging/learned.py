@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamix.errors import FailedPrecondition
-from adamix.heads import LanguageModel, TaskModel
-from adamix.losses import task_loss
+from adamix.files.mixture_file import MixtureFile, Projection
 from adamix.merging.samples import OnProgress, Samples, expert_tensors, model_with
 from adamix.merging.settings import MergeConfig
-from adamix.mixture_file import MixtureFile, Projection
-from adamix.order import EpochOrder, Rows
+from adamix.modules.heads import LanguageModel, TaskModel
+from adamix.modules.losses import task_loss
+from adamix.rows.order import EpochOrder, Rows
 
 
 class SoftMerged(nn.Module):

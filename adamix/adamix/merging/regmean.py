@@ -8,10 +8,10 @@ down projections of the first point do, merge into their uniform mean.
 import torch
 from torch import Tensor
 
+from adamix.files.mixture_file import MixtureFile, Projection
 from adamix.merging.rules import Moments, deviations
 from adamix.merging.samples import ExpertSweep, OnProgress, Samples
 from adamix.merging.settings import MergeConfig
-from adamix.mixture_file import MixtureFile, Projection
 
 
 @torch.inference_mode()

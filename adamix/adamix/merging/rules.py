@@ -15,11 +15,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from adamix import adapter_file
 from adamix.errors import InvalidConfig
-from adamix.manifest import Manifest
-from adamix.mixture_file import ExpertStack, MixtureFile, Projection, merged_key
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.manifest import Manifest
+from adamix.files.mixture_file import ExpertStack, MixtureFile, Projection, merged_key
+from adamix.files.tensors import TensorData
 
 # Of the mean Fisher information: below it two experts count as equally sure of a weight.
 _FISHER_FLOOR = 1e-6

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file
-from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidData
-from adamix.evaluation import LabelledRows, label_rows
+from adamix.evaluation.labelled import LabelledRows, label_rows
+from adamix.files import adapter_file
+from adamix.files.mixture_file import MixtureFile, Projection
 from adamix.generation.likelihood import language_model, read_references
-from adamix.generation.rows import TargetRows
-from adamix.heads import LanguageModel, TaskModel
 from adamix.merging.rules import combine, uniform
 from adamix.merging.settings import MergeConfig
-from adamix.mixture_file import MixtureFile, Projection
-from adamix.order import Rows
+from adamix.modules.attach import attach
+from adamix.modules.heads import LanguageModel, TaskModel
+from adamix.rows.order import Rows
+from adamix.rows.targets import TargetRows
 
 # (rows done, rows in all), or steps for a method that makes steps.
 OnProgress = Callable[[int, int], None]

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.manifest import SITES
-from adamix.merge import merge
-from adamix.mixture import DOWN, UP
-from adamix.mixture_file import MixtureFile, Projection, merged_key
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import SITES
+from adamix.files.mixture_file import MixtureFile, Projection, merged_key
+from adamix.files.tensors import TensorData
+from adamix.merging.merge import merge
+from adamix.modules.mixture import DOWN, UP
 
 Pairing = Literal["paired", "all"]
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from adamix import evaluation
-from adamix.adapter_file import AdapterFile
-from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import TaskData
-from adamix.evaluation import DEFAULT_BATCH_SIZE, Evaluation, LabelledRows
-from adamix.mixture_file import MixtureFile
+from adamix.evaluation import labelled
+from adamix.evaluation.labelled import DEFAULT_BATCH_SIZE, Evaluation, LabelledRows
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import MixtureFile
+from adamix.modules.attach import attach
 from adamix.routing.experts import ExpertPair, Experts, Pairing, RouteTable
-from adamix.routing.routes import Granularity, Routing, average, draw_route, draw_token_routes
+from adamix.routing.routing import Granularity, Routing, average, draw_route, draw_token_routes
 
 
 @dataclass
@@ -34,7 +34,7 @@ class MixtureProbe:
         on_rows: called after each forward pass with the number of rows it had; an ensemble passes each row repeatedly.
 
     Raises:
-        as `evaluation.evaluate`; and InvalidConfig: there is no expert of the fixed number.
+        as `labelled.evaluate`; and InvalidConfig: there is no expert of the fixed number.
     """
 
     mixture: MixtureFile
@@ -50,7 +50,7 @@ class MixtureProbe:
     @cached_property
     def rows(self) -> LabelledRows:
         """The tokens and the targets of the data set."""
-        return evaluation.label_rows(self.mixture.manifest.adapter, self.backbone, self.tokenizer, self.data)
+        return labelled.label_rows(self.mixture.manifest.adapter, self.backbone, self.tokenizer, self.data)
 
     def evaluate(self, routing: Routing, seed: int = 0) -> Evaluation:
         """Measure by one routing. Of an ensemble's mean probabilities the logits are those that have them.
@@ -63,7 +63,7 @@ class MixtureProbe:
 
     def judge(self, logits: Tensor) -> Evaluation:
         """What the head decides by logits `[N, C]`."""
-        return evaluation.judge(self.mixture.manifest.adapter.head, logits, self.rows)
+        return labelled.judge(self.mixture.manifest.adapter.head, logits, self.rows)
 
     def logits(self, routing: Routing, seed: int = 0) -> Tensor:
         """fp32 `[N, C]`, in the order of the rows."""
@@ -97,7 +97,7 @@ class MixtureProbe:
     def _predict(self, adapter: AdapterFile) -> Tensor:
         model = attach(adapter, self.backbone)
         tokens, pad_id = self.rows.tokens, self.rows.pad_id
-        return evaluation.predict(model, tokens, pad_id=pad_id, batch_size=self.batch_size, on_rows=self.on_rows)
+        return labelled.predict(model, tokens, pad_id=pad_id, batch_size=self.batch_size, on_rows=self.on_rows)
 
     def _predict_by_token(self, granularity: Granularity, seed: int) -> Tensor:
         table, experts = RouteTable(), self._experts
@@ -109,7 +109,7 @@ class MixtureProbe:
             rows = [tokens[index] for index in chosen]
             table.set(draw_token_routes(seed, rows, experts.num_points, experts.num_experts, granularity))
 
-        return evaluation.predict(
+        return labelled.predict(
             model,
             tokens,
             pad_id=pad_id,

@@ -12,12 +12,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from adamix.evaluation import Evaluation
+from adamix.evaluation.labelled import Evaluation
 from adamix.generation.evaluation import TextEvaluation
 from adamix.routing.calibration import Calibration, Disagreement, calibrate, disagreement, spread
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routes import Routing, average
-from adamix.routing.texts import TextProbe, TokenEvaluation
+from adamix.routing.routing import Routing, average
+from adamix.routing.text_probe import TextProbe, TokenEvaluation
 
 MONTE_CARLO = Routing("random")
 

@@ -26,11 +26,11 @@ from transformers import (
 from adamix.config import Unrouted
 from adamix.data import TaskType
 from adamix.errors import FailedPrecondition
-from adamix.generation.rows import TargetRows
-from adamix.heads import LanguageModel, TaskModel
-from adamix.losses import consistency_loss, task_loss
-from adamix.mixture import Mixture, select_rows
-from adamix.order import EpochOrder, Rows
+from adamix.modules.heads import LanguageModel, TaskModel
+from adamix.modules.losses import consistency_loss, task_loss
+from adamix.modules.mixture import Mixture, select_rows
+from adamix.rows.order import EpochOrder, Rows
+from adamix.rows.targets import TargetRows
 from adamix.training.run_directory import checkpoint_step
 
 _WEIGHTS_FILE = "trained.safetensors"

@@ -6,16 +6,16 @@ Knows neither how they were trained nor where the file goes.
 import msgspec
 import torch
 
-from adamix import adapter_file
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.config import MixtureConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter
-from adamix.heads import ClozeHead, Head
-from adamix.manifest import BackboneRef, Manifest, TrainingRecord
-from adamix.merge import MixtureFile, MixtureManifest, expert_key, initial_key
-from adamix.mixture import Mixture
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.manifest import BackboneRef, Manifest, TrainingRecord
+from adamix.files.tensors import TensorData
+from adamix.merging.merge import MixtureFile, MixtureManifest, expert_key, initial_key
+from adamix.modules.heads import ClozeHead, Head
+from adamix.modules.mixture import Mixture
 from adamix.training.task import TrainingTask
 
 

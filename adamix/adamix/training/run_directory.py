@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adamix import disk
 from adamix.errors import FailedPrecondition, InvalidConfig
+from adamix.files import disk
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"

@@ -14,18 +14,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import cloze, evaluation
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
-from adamix.batches import target_tensor, tokenize
+from adamix.backbones.backbone import Backbone
 from adamix.config import HeadConfig
 from adamix.data import GenerationData, TaskData, TaskType
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.generation import inference as generation
-from adamix.generation.rows import TargetRows, target_rows
-from adamix.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
-from adamix.manifest import HeadSpec
-from adamix.order import Rows
+from adamix.evaluation import labelled
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import HeadSpec
+from adamix.generation import beam_search
+from adamix.modules.heads import ClozeHead, Head, LanguageModel, TaskModel, describe_head, shared_copy
+from adamix.rows import cloze
+from adamix.rows.labelled import target_tensor, tokenize
+from adamix.rows.order import Rows
+from adamix.rows.targets import TargetRows, target_rows
 
 
 class TrainingTask(Protocol):
@@ -137,7 +138,7 @@ class LabelledTask:
     def measure(
         self, adapter: AdapterFile, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, validation: Any
     ) -> dict[str, float]:
-        return evaluation.evaluate(adapter, backbone, tokenizer, validation).metrics
+        return labelled.evaluate(adapter, backbone, tokenizer, validation).metrics
 
     def digest(self) -> str:
         return _digest([(e.text, e.pair, e.label) for e in self.data.examples])
@@ -241,7 +242,7 @@ class GenerationTask:
     def measure(
         self, adapter: AdapterFile, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, validation: Any
     ) -> dict[str, float]:
-        return generation.token_metrics(adapter, backbone, tokenizer, validation)
+        return beam_search.token_metrics(adapter, backbone, tokenizer, validation)
 
     def digest(self) -> str:
         return _digest([(e.source, e.references) for e in self.data.examples])

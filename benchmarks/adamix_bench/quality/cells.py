@@ -15,14 +15,16 @@ from statistics import fmean
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from adamix import backbone as backbones
-from adamix import data, disk, trainer
-from adamix.backbone import Backbone
+from adamix import data
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.config import TrainingPlan
 from adamix.errors import InvalidConfig
-from adamix.mixture_file import MixtureFile, read_mixture
+from adamix.files import disk
+from adamix.files.mixture_file import MixtureFile, read_mixture
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routes import parse_routing
+from adamix.routing.routing import parse_routing
+from adamix.training import train as trainer
 from adamix_bench.quality.settings import QualitySettings, Rows
 from adamix_bench.quality.store import RunStore
 from adamix_bench.quality.trainings import ROUTED, TRAININGS, Choice

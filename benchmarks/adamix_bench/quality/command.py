@@ -14,7 +14,7 @@ from adamix_bench.quality.settings import QualitySettings
 from adamix_bench.quality.trainings import METHODS
 
 if TYPE_CHECKING:
-    from adamix.trainer import Progress
+    from adamix.training.train import Progress
 
 _DEFAULTS = QualitySettings()
 _TUNING_CELLS = ",".join(f"{task}:{rows}" for task, rows in _DEFAULTS.tuning_cells)
@@ -81,7 +81,7 @@ def quality(
         )
         import torch
 
-        from adamix.backbone import device_name
+        from adamix.backbones.backbone import device_name
         from adamix_bench.quality.outcome import write
         from adamix_bench.quality.run import run
         from adamix_bench.quality.store import RunStore

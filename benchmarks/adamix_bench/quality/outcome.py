@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from adamix import disk
 from adamix.errors import InvalidData
+from adamix.files import disk
 from adamix_bench import reports
 from adamix_bench.machine import describe
 from adamix_bench.quality import plots, report, tuning

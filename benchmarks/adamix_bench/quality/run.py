@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-from adamix import trainer
 from adamix.errors import InvalidConfig
+from adamix.training import train as trainer
 from adamix_bench.quality import tuning
 from adamix_bench.quality.cells import Cell, Laboratory
 from adamix_bench.quality.settings import QualitySettings, Rows

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from statistics import fmean
 
-from adamix import trainer
 from adamix.errors import InvalidData
+from adamix.training import train as trainer
 from adamix_bench.quality.cells import Cell, Laboratory
 from adamix_bench.quality.settings import QualitySettings
 from adamix_bench.quality.store import Record, RunStore

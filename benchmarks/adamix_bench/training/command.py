@@ -47,7 +47,7 @@ def training(
             threads=threads,
             seed=seed,
         )
-        from adamix.backbone import device_name
+        from adamix.backbones.backbone import device_name
         from adamix_bench.training.run import run
 
         document = run(settings, device_name(device), out, sys.argv[1:], quiet=json_)

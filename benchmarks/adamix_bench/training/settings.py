@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig
 from adamix.errors import InvalidConfig
-from adamix.manifest import Kind
+from adamix.files.manifest import Kind
 
 # Steps of each way and round that come before the clock: the first ones allocate what later ones find.
 UNCOUNTED_STEPS = 2

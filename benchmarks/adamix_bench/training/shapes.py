@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from adamix import backbone as backbones
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidConfig
 
 PREFIX = "random:"

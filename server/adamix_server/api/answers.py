@@ -51,7 +51,7 @@ Result = Classification | MultiLabel | Regression | Embedding
 
 
 class Head(Protocol):
-    """What must be known of a head to read its output: `adamix.manifest.HeadSpec` knows it.
+    """What must be known of a head to read its output: `adamix.files.manifest.HeadSpec` knows it.
 
     Attributes:
         type: one of `PREDICT_HEADS`.

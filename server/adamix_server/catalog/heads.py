@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 
 # By the sha256 of their JSON, as long as a row has them.
 _heads: WeakValueDictionary[bytes, HeadSpec] = WeakValueDictionary()

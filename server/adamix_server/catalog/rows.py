@@ -16,9 +16,9 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 from adamix.errors import FailedPrecondition
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.names import task_not_found, version_not_found
+from adamix_server.names import task_not_found, version_not_found
 
 Row = TypeVar("Row")
 # (tenant, task)

@@ -7,7 +7,7 @@ the result with the untouched model when it starts.
 import torch
 from torch import nn
 
-from adamix.sites import Family
+from adamix.backbones.sites import Family
 from adamix_kernels.frozen_linear import FUSED_ACTIVATIONS, FrozenLinear, is_available
 from adamix_kernels.weights import activation as function_of
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from adamix.errors import AdamixError, FailedPrecondition
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_server.agreement import Bell, Party
 from adamix_server.catalog.rows import Snapshot, VersionRow
 from adamix_server.catalog.store import Catalog

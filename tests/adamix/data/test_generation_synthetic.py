@@ -6,7 +6,7 @@ import time
 import pytest
 
 from adamix.data import SPLITS, GenerationData, load_generation
-from adamix.data.synthetic import MAX_REFERENCES, SIZES, synthetic_e2e
+from adamix.data.generation.synthetic import MAX_REFERENCES, SIZES, synthetic_e2e
 from adamix.errors import InvalidData
 
 SAID = {

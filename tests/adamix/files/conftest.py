@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from adamix import adapter_file
-from adamix.manifest import BackboneSpec, Manifest
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.manifest import BackboneSpec, Manifest
+from adamix.files.tensors import TensorData
 from adamix_testing.golden_adapter import golden_manifest, golden_spec, golden_tensors, join, split
 
 

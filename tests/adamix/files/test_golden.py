@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load as safetensors_load
 
-from adamix import adapter_file
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec, Manifest
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.manifest import BackboneSpec, Manifest
+from adamix.files.tensors import TensorData
 
 GOLDEN = Path(__file__).with_name("golden-adapter.safetensors")
 GOLDEN_DIGEST = "4d739e079640b318ee77b5beeb186d160b958394eb3e40f93c92d0e55a9361a0"

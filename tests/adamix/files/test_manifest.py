@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from adamix import adapter_file
 from adamix.errors import InvalidAdapter
-from adamix.manifest import SITES, HeadSpec, Manifest, TrainingRecord
-from adamix.tensors import TensorData, canonical_json
+from adamix.files import adapter_file
+from adamix.files.manifest import SITES, HeadSpec, Manifest, TrainingRecord
+from adamix.files.tensors import TensorData, canonical_json
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "kind missing": lambda m: m.pop("kind"),

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamix import adapter_file
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec, Manifest, label_map
-from adamix.tensors import MAX_HEADER_BYTES, MAX_MANIFEST_BYTES, MIXTURE_FORMAT, Dtype, TensorData, encode_tensors
+from adamix.files import adapter_file
+from adamix.files.manifest import BackboneSpec, Manifest, label_map
+from adamix.files.tensors import MAX_HEADER_BYTES, MAX_MANIFEST_BYTES, MIXTURE_FORMAT, Dtype, TensorData, encode_tensors
 
 Crafted = Callable[..., bytes]
 DOWN = "layers.0.mlp_out.down_proj.weight"
@@ -70,9 +70,9 @@ def test_sizes_over_the_limits(
     other = TensorData("F32", np.zeros((4, adapter_file.MAX_ADAPTER_RANK + 1), "<f4"))
     without_bias = {k: v for k, v in tensors.items() if k != "layers.0.mlp_out.down_proj.bias"}
     assert _refused(adapter_file.encode(manifest, without_bias | {DOWN: wide, UP: other})).reason == "TOO_LARGE"
-    monkeypatch.setattr("adamix.tensors.MAX_TENSORS", len(tensors) - 1)
+    monkeypatch.setattr("adamix.files.tensors.MAX_TENSORS", len(tensors) - 1)
     assert _refused(crafted()).reason == "TOO_LARGE"
-    monkeypatch.setattr("adamix.tensors.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("adamix.files.tensors.MAX_FILE_BYTES", 100)
     assert _refused(crafted()).reason == "TOO_LARGE"
 
 

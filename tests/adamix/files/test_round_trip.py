@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adamix import adapter_file, disk
 from adamix.errors import InvalidAdapter
-from adamix.manifest import HeadSpec, Manifest, TrainingRecord
-from adamix.tensors import Dtype, TensorData, encode_tensors
+from adamix.files import adapter_file, disk
+from adamix.files.manifest import HeadSpec, Manifest, TrainingRecord
+from adamix.files.tensors import Dtype, TensorData, encode_tensors
 from adamix_testing.manifests import make_manifest, make_spec
 
 DIGEST = st.text("0123456789abcdef", min_size=64, max_size=64)

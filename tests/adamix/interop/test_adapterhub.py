@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from adamix import backbone as backbones
-from adamix.attach import attach
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.interop.adapterhub import import_adapterhub
+from adamix.interop.adapterhub.weights import import_adapterhub
 from adamix.interop.assembly import ImportOptions
+from adamix.modules.attach import attach
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/expected.json"))

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import adapter_file, packaged
-from adamix import backbone as backbones
-from adamix.attach import attach
+from adamix.backbones import backbone as backbones
+from adamix.backbones import packaged
 from adamix.cli import app
+from adamix.files import adapter_file
+from adamix.modules.attach import attach
 
 WORDS = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *(f"w{i}" for i in range(36))]
 

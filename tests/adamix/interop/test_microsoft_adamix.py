@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from adamix import adapter_file
-from adamix import backbone as backbones
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidAdapter, InvalidConfig
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.tensors import TensorData
 from adamix.interop.assembly import ImportOptions
-from adamix.interop.microsoft_adamix import import_release
-from adamix.interop.release_forward import self_test
-from adamix.interop.release_layout import Experts
-from adamix.merge import merge
-from adamix.tensors import TensorData
+from adamix.interop.microsoft_adamix.forward import self_test
+from adamix.interop.microsoft_adamix.layout import Experts
+from adamix.interop.microsoft_adamix.weights import import_release
+from adamix.merging.merge import merge
 
 MakeClassifier = Callable[..., Any]
 State = dict[str, Tensor]

@@ -11,14 +11,17 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.attach import attach
+from adamix.backbones.backbone import Backbone
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import Dense, Pooling
+from adamix.files.tensors import TensorData
 from adamix.interop.assembly import ImportOptions
-from adamix.interop.peft import import_peft
-from adamix.interop.peft_export import export_peft
-from adamix.tensors import TensorData
+from adamix.interop.peft.export import export_peft
+from adamix.interop.peft.weights import import_peft
+from adamix.modules.attach import attach
+from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2"]
 # `all-linear` would take DistilBERT's second layer of the head too, which PEFT saves whole.
@@ -247,12 +250,16 @@ EXPORTS = [
 ]
 
 
-def lora(make_adapter: Any, backbone: Any, sites: tuple[str, ...], pooling: str, dense: str) -> AdapterFile:
+def lora(
+    make_adapter: MakeRandomAdapter, backbone: Backbone, sites: tuple[str, ...], pooling: Pooling, dense: Dense
+) -> AdapterFile:
     """A LoRA of different ranks and scales, with the head of its family's sequence classifier."""
     import msgspec
 
-    parts = [make_adapter(seed, "lora", (site,), 2 + seed, 3, pooling, dense, backbone.spec) for seed, site in
-             enumerate(sites)]  # fmt: skip
+    shape: AdapterShape = {"kind": "lora", "pooling": pooling, "dense": dense}
+    parts = [
+        make_adapter(seed, spec=backbone.spec, sites=(site,), rank=2 + seed, **shape) for seed, site in enumerate(sites)
+    ]
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     family = backbone.spec.model_type
     if backbone.family.is_decoder:
@@ -271,7 +278,7 @@ def test_peft_computes_what_was_exported(
     pooling: str,
     dense: str,
     make_classifier: MakeClassifier,
-    make_adapter: Any,
+    make_adapter: MakeRandomAdapter,
     rows: Rows,
     tmp_path: Path,
 ) -> None:
@@ -290,7 +297,7 @@ def test_peft_computes_what_was_exported(
 
 
 def test_some_layers_of_many_are_exported(
-    make_classifier: MakeClassifier, make_adapter: Any, rows: Rows, tmp_path: Path
+    make_classifier: MakeClassifier, make_adapter: MakeRandomAdapter, rows: Rows, tmp_path: Path
 ) -> None:
     """PEFT shortens long lists of targets; those it finds again have to be the same."""
     base = make_classifier("bert", num_hidden_layers=12)
@@ -303,7 +310,7 @@ def test_some_layers_of_many_are_exported(
 
 
 def test_the_body_alone_can_be_exported(
-    make_classifier: MakeClassifier, make_adapter: Any, rows: Rows, tmp_path: Path
+    make_classifier: MakeClassifier, make_adapter: MakeRandomAdapter, rows: Rows, tmp_path: Path
 ) -> None:
     base = make_classifier("bert")
     adapter = lora(make_adapter, base.backbone, ("attn_q",), "mean", "none")
@@ -320,7 +327,7 @@ def test_the_body_alone_can_be_exported(
 
 
 def test_what_peft_has_no_words_for_is_refused(
-    make_classifier: MakeClassifier, make_adapter: Any, tmp_path: Path
+    make_classifier: MakeClassifier, make_adapter: MakeRandomAdapter, tmp_path: Path
 ) -> None:
     base = make_classifier("bert")
     bottleneck = make_adapter(0, spec=base.backbone.spec)
@@ -332,6 +339,6 @@ def test_what_peft_has_no_words_for_is_refused(
         export_peft(lora(make_adapter, base.backbone, ("attn_q",), "cls", "own"), tmp_path / "full")
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep me"
     decoder = make_classifier("llama").backbone
-    with_bias = make_adapter(0, "lora", ("attn_q",), 2, 3, "last", "none", decoder.spec)
+    with_bias = make_adapter(0, kind="lora", sites=("attn_q",), rank=2, pooling="last", spec=decoder.spec)
     with pytest.raises(FailedPrecondition, match="output layer has a bias, transformers' has none"):
         export_peft(with_bias, tmp_path / "peft")

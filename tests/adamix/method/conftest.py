@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import BertForMaskedLM, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from adamix.backbone import Backbone, from_language_model, from_model
+from adamix.backbones.backbone import Backbone, from_language_model, from_model
 from adamix.data import GenerationData, TaskData
 from adamix_testing import bodies, tasks
 from adamix_testing.word_tokenizers import bert_words, decoder_words, masked_words, pretrained_bert

@@ -15,17 +15,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig
-from adamix.heads import shared_copy
-from adamix.mixture_file import MixtureFile, read_mixture
+from adamix.files.mixture_file import MixtureFile, read_mixture
+from adamix.modules.heads import shared_copy
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routes import parse_routing
-from adamix.trainer import Progress, train
+from adamix.routing.routing import parse_routing
 from adamix.training.loop import MixtureTrainer
+from adamix.training.train import Progress, train
 
 ADAPTER = AdapterConfig(rank=2)
 LORA = AdapterConfig(kind="lora", rank=2, sites=("attn_q",))

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertTokenizer
 
-from adamix import backbone as backbones
-from adamix.batches import tokenize
+from adamix.backbones import backbone as backbones
 from adamix.data import Example
 from adamix.errors import InvalidConfig
+from adamix.rows.labelled import tokenize
 
 TEXTS = ["red noun1", "RED Noun1 unheard", "[CLS] one [MASK] noun2", "blue", "<pad> [UNK]"]
 

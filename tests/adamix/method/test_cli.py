@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file, disk
 from adamix.cli import app, exit_codes
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, NotFound
-from adamix.manifest import HeadSpec
+from adamix.files import adapter_file, disk
+from adamix.files.manifest import HeadSpec
 
 TRAIN = ["--max-steps", "4", "--batch-size", "8", "--max-length", "32", "--rank", "4", "--lr", "0.01"]
 

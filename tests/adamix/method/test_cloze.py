@@ -21,21 +21,22 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from adamix import adapter_file, cloze
-from adamix.attach import attach
-from adamix.backbone import Backbone, from_language_model
+from adamix.backbones.backbone import Backbone, from_language_model
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
-from adamix.evaluation import evaluate, predict, token_rows
-from adamix.manifest import HeadSpec, Manifest
-from adamix.merge import merge
-from adamix.mixture_file import read_mixture
+from adamix.evaluation.labelled import evaluate, predict, token_rows
+from adamix.files import adapter_file
+from adamix.files.manifest import HeadSpec, Manifest
+from adamix.files.mixture_file import read_mixture
+from adamix.files.tensors import TensorData
+from adamix.merging.merge import merge
+from adamix.modules.attach import attach
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routes import parse_routing
-from adamix.tensors import TensorData
-from adamix.trainer import train
-from adamix_server.adapters.validation import judge
+from adamix.routing.routing import parse_routing
+from adamix.rows import cloze
+from adamix.training.train import train
+from adamix_server.frontend.control.validation import judge
 
 MakeWords = Callable[[list[str]], PreTrainedTokenizerFast]
 MakeModel = Callable[[int], BertForMaskedLM]

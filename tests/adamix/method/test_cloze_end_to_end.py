@@ -12,15 +12,15 @@ import torch
 from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import backbone as backbones
-from adamix import cloze
-from adamix.backbone import from_language_model
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import from_language_model
 from adamix.cli import app
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData, few_shot, load
-from adamix.evaluation import predict
-from adamix.heads import ClozeHead, TaskModel
-from adamix.trainer import train
+from adamix.evaluation.labelled import predict
+from adamix.modules.heads import ClozeHead, TaskModel
+from adamix.rows import cloze
+from adamix.training.train import train
 
 MakeWords = Callable[[list[str]], PreTrainedTokenizerFast]
 MakeModel = Callable[[int], BertForMaskedLM]

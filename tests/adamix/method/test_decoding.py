@@ -8,20 +8,20 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.attach import insert_adapter
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.config import AdapterConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
-from adamix.evaluation import evaluate
-from adamix.generation import inference as generation
+from adamix.evaluation.labelled import evaluate
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.generation import beam_search
 from adamix.generation.decoding import Decoding, parse_decoding
-from adamix.generation.rows import prompts
-from adamix.heads import LanguageModel, shared_copy
-from adamix.merge import merge
-from adamix.trainer import train
+from adamix.merging.merge import merge
+from adamix.modules.attach import insert_adapter
+from adamix.modules.heads import LanguageModel, shared_copy
+from adamix.rows.targets import prompts
+from adamix.training.train import train
 
 EOS = 3
 GREEDY = Decoding(num_beams=1, no_repeat_ngram_size=0, max_new_tokens=8)
@@ -66,7 +66,7 @@ def test_generation_is_greedy_decoding_by_whole_forward_passes(
 ) -> None:
     """In one batch of prompts of unequal lengths: padding, positions, cache and adapter are all as without them."""
     sources = [*(example.source for example in likes.examples), "anna", "colour red name bert of is"]
-    generated = generation.generate(trained, decoder, words, sources, GREEDY)
+    generated = beam_search.generate(trained, decoder, words, sources, GREEDY)
     model = _adapted(trained, decoder)
     with torch.inference_mode():
         answers = [_stepwise(model, prompt.ids, 8) for prompt in prompts(words, sources, max_tokens=24)]
@@ -75,7 +75,7 @@ def test_generation_is_greedy_decoding_by_whole_forward_passes(
     assert generated.truncated == 0
     assert generated.unfinished == sum(len(ids) == 8 for ids in answers)
     # Whatever else is in the batch.
-    alone = generation.generate(trained, decoder, words, sources, GREEDY, batch_size=1)
+    alone = beam_search.generate(trained, decoder, words, sources, GREEDY, batch_size=1)
     assert alone.texts == generated.texts
     assert decoder.model.config.use_cache is False
 
@@ -108,7 +108,7 @@ def test_beam_search_finds_the_best_text_where_it_can_look_at_all(
     model = _adapted(trained, decoder)
     sources = ["name anna colour red", "anna", "fond of"]
     decoding = Decoding(num_beams=64, no_repeat_ngram_size=0, max_new_tokens=2)
-    generated = generation.generate(trained, decoder, words, sources, decoding)
+    generated = beam_search.generate(trained, decoder, words, sources, decoding)
     for source, text in zip(sources, generated.texts, strict=True):
         (prompt,) = prompts(words, [source], max_tokens=24)
         with torch.inference_mode():
@@ -119,16 +119,16 @@ def test_beam_search_finds_the_best_text_where_it_can_look_at_all(
 @pytest.mark.parametrize("size", [1, 2])
 def test_no_ngram_repeats(trained: AdapterFile, decoder: Backbone, words: PreTrainedTokenizerFast, size: int) -> None:
     chosen = prompts(words, ["anna likes red", "of of of", "name dora colour blue"], max_tokens=24)
-    model = generation.attach_adapter(trained, decoder)
+    model = beam_search.attach_adapter(trained, decoder)
     decoding = dataclasses.replace(GREEDY, no_repeat_ngram_size=size)
-    for said, _ in generation._generate_batch(model, words, chosen, decoding):
+    for said, _ in beam_search._generate_batch(model, words, chosen, decoding):
         ngrams = [tuple(said[i : i + size]) for i in range(len(said) - size + 1)]
         assert len(set(ngrams)) == len(ngrams)
 
 
 def test_what_the_source_says_may_be_said() -> None:
     """transformers' own settings of these names would count the prompt, and forbid copying a name out of it."""
-    penalties = generation._penalties(Decoding(no_repeat_ngram_size=2, repetition_penalty=2.0), prompt_width=3)
+    penalties = beam_search._penalties(Decoding(no_repeat_ngram_size=2, repetition_penalty=2.0), prompt_width=3)
     prompt, said = [5, 6, 7], [8, 9, 8]
     scores = penalties(torch.tensor([[*prompt, *said]]), torch.full((1, 12), -1.0))
     halved = [8, 9]
@@ -145,43 +145,43 @@ def test_a_long_prompt_loses_its_beginning_and_is_counted(
 ) -> None:
     tail = "name anna colour red"
     long = "green " * 60 + tail
-    generated = generation.generate(trained, decoder, words, [long, tail], GREEDY)
+    generated = beam_search.generate(trained, decoder, words, [long, tail], GREEDY)
     assert generated.truncated == 1
     # 24 tokens of the adapter's limit, of which one is the separator.
-    again = generation.generate(trained, decoder, words, ["green " * 19 + tail], GREEDY)
+    again = beam_search.generate(trained, decoder, words, ["green " * 19 + tail], GREEDY)
     assert (again.truncated, again.texts[0]) == (0, generated.texts[0])
     with pytest.raises(InvalidConfig, match="leaves no prompt"):
-        generation.generate(trained, decoder, words, [tail], dataclasses.replace(GREEDY, max_new_tokens=47))
+        beam_search.generate(trained, decoder, words, [tail], dataclasses.replace(GREEDY, max_new_tokens=47))
 
 
 def test_settings_of_the_checkpoint_do_not_leak_into_decoding(
     trained: AdapterFile, decoder: Backbone, words: PreTrainedTokenizerFast
 ) -> None:
     assert decoder.language_model is not None
-    want = generation.generate(trained, decoder, words, ["name anna colour red"], GREEDY).texts
+    want = beam_search.generate(trained, decoder, words, ["name anna colour red"], GREEDY).texts
     settings = decoder.language_model.generation_config
     settings.do_sample, settings.temperature, settings.min_new_tokens = True, 5.0, 8
     try:
-        assert generation.generate(trained, decoder, words, ["name anna colour red"], GREEDY).texts == want
+        assert beam_search.generate(trained, decoder, words, ["name anna colour red"], GREEDY).texts == want
     finally:
         settings.do_sample, settings.temperature, settings.min_new_tokens = False, 1.0, None
 
 
 def test_no_sources_are_no_texts(trained: AdapterFile, decoder: Backbone, words: PreTrainedTokenizerFast) -> None:
-    generated = generation.generate(trained, decoder, words, [], GREEDY)
+    generated = beam_search.generate(trained, decoder, words, [], GREEDY)
     assert (generated.texts, generated.truncated, generated.unfinished) == ([], 0, 0)
     with pytest.raises(InvalidData, match="no rows to evaluate"):
-        generation.token_metrics(trained, decoder, words, GenerationData("none", ()))
+        beam_search.token_metrics(trained, decoder, words, GenerationData("none", ()))
 
 
 def test_other_heads_and_bare_backbones_generate_nothing(
     trained: AdapterFile, decoder: Backbone, words: PreTrainedTokenizerFast, colours: TaskData, make_adapter: Any
 ) -> None:
     with pytest.raises(FailedPrecondition, match="type classification generates no text"):
-        generation.generate(make_adapter(0), decoder, words, ["anna"], GREEDY)
+        beam_search.generate(make_adapter(0), decoder, words, ["anna"], GREEDY)
     bare = dataclasses.replace(decoder, lm_head=None, language_model=None)
     with pytest.raises(FailedPrecondition, match="without a language model"):
-        generation.generate(trained, bare, words, ["anna"], GREEDY)
+        beam_search.generate(trained, bare, words, ["anna"], GREEDY)
     with pytest.raises(FailedPrecondition, match="causal_lm cannot be evaluated on labels"):
         evaluate(trained, decoder, words, colours)
 

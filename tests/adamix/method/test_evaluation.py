@@ -10,17 +10,17 @@ from scipy import stats
 from sklearn import metrics as sk
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.attach import attach
-from adamix.backbone import Backbone
-from adamix.batches import tokenize
+from adamix.backbones.backbone import Backbone
 from adamix.data import Example, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
-from adamix.evaluation import evaluate
-from adamix.manifest import HeadSpec, Manifest, label_map
-from adamix.metrics import positive_class, score
-from adamix.tensors import TensorData
+from adamix.evaluation.labelled import evaluate
+from adamix.evaluation.metrics import positive_class, score
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import HeadSpec, Manifest, label_map
+from adamix.files.tensors import TensorData
+from adamix.modules.attach import attach
+from adamix.rows.labelled import tokenize
 from adamix_testing.manifests import make_manifest
 
 

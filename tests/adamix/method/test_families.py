@@ -30,24 +30,24 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.attach import attach
-from adamix.backbone import Backbone, from_model
-from adamix.batches import TokenRow, tokenize
-from adamix.bottleneck import Bottleneck, BottleneckAtLinear
+from adamix.backbones.backbone import Backbone, from_model
+from adamix.backbones.sites import Point, insert, points
 from adamix.cli import app
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.evaluation import predict
-from adamix.heads import recompute_activations, shared_copy
-from adamix.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
-from adamix.mixture import Mixture
-from adamix.sites import Point, insert, points
-from adamix.tensors import TensorData
-from adamix.trainer import train
+from adamix.evaluation.labelled import predict
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
+from adamix.files.tensors import TensorData
+from adamix.modules.attach import attach
+from adamix.modules.bottleneck import Bottleneck, BottleneckAtLinear
+from adamix.modules.heads import recompute_activations, shared_copy
+from adamix.modules.mixture import Mixture
+from adamix.rows.labelled import TokenRow, tokenize
 from adamix.training.run_directory import newest_checkpoint
+from adamix.training.train import train
 from adamix_testing.manifests import make_manifest
 
 _SIZES: dict[str, Any] = {"vocab_size": 256, "max_position_embeddings": 64, "initializer_range": 0.2}

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file, evaluation
 from adamix.cli import app
 from adamix.data import TaskData, few_shot, load
+from adamix.evaluation import labelled
 from adamix.experiments.few_shot import SeedResult, summarise
+from adamix.files import adapter_file
 
 FLAGS = ["--max-steps", "3", "--batch-size", "4", "--max-length", "32", "--rank", "4"]
 
@@ -72,13 +73,13 @@ def test_it_goes_on_where_it_was_and_measures_nothing_twice(
     out, before = experiment
     (out / "seed-1" / "result.json").write_text("{")  # damaged: made anew
     measured = []
-    original = evaluation.evaluate
+    original = labelled.evaluate
 
     def evaluate(adapter: Any, *arguments: Any, **options: Any) -> Any:
         measured.append(adapter.manifest.training.seed)
         return original(adapter, *arguments, **options)
 
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(labelled, "evaluate", evaluate)
     result = _invoke(backbone_directory, splits, out, "--k", 9, "--seeds", 4, "--json")
     assert result.exit_code == 0, result.stderr
     assert measured == [1, 3]

@@ -12,19 +12,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData
 from adamix.errors import Cancelled, InvalidConfig, InvalidData
-from adamix.generation import inference as generation
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.generation import beam_search
 from adamix.generation.decoding import Decoding
-from adamix.generation.rows import target_rows
-from adamix.heads import remove_dropout
-from adamix.merge import MIXTURE_FILE, merge
-from adamix.trainer import Progress, TrainResult, train
+from adamix.merging.merge import MIXTURE_FILE, merge
+from adamix.modules.heads import remove_dropout
+from adamix.rows.targets import target_rows
 from adamix.training.loop import MixtureTrainer
+from adamix.training.train import Progress, TrainResult, train
 
 MakeWords = Callable[..., PreTrainedTokenizerFast]
 
@@ -142,7 +142,7 @@ def test_training_lowers_the_loss_of_the_merged_adapter(
     assert merged.manifest.training.data == "likes (synthetic, 12 sources, 24 references)"
     assert merged.manifest.training.metrics["validation_loss"] == result.metrics["loss"]
     # What was measured at the end of training is what the file does.
-    assert generation.token_metrics(merged, decoder, words, likes) == result.metrics
+    assert beam_search.token_metrics(merged, decoder, words, likes) == result.metrics
 
 
 def test_the_papers_mixture_trains_its_lora_on_queries_and_values(

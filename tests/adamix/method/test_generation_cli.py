@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file
 from adamix.cli import app
-from adamix.data import GenerationData, synthetic
-from adamix.merge import merge
+from adamix.data import GenerationData
+from adamix.data.generation import synthetic
+from adamix.files import adapter_file
+from adamix.merging.merge import merge
 
 TRAIN = ["--task-type", "generation", "--max-steps", "4", "--batch-size", "8", "--max-length", "24", "--rank", "4"]
 QUICK = ["--decoding", "num_beams=2,max_new_tokens=6"]

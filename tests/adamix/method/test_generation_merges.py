@@ -13,23 +13,23 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
-from adamix.batches import collate
+from adamix.backbones.backbone import Backbone
 from adamix.cli import app
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData
 from adamix.errors import FailedPrecondition, InvalidData
-from adamix.generation import inference as generation
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import expert_key
+from adamix.files.tensors import TensorData
+from adamix.generation import beam_search
 from adamix.generation.likelihood import language_model, read_references
-from adamix.heads import Head, shared_copy
-from adamix.merge import DATA_METHODS, MergeConfig, MixtureFile, merge
 from adamix.merging import fisher, greedy, learned, regmean, rules
+from adamix.merging.merge import DATA_METHODS, MergeConfig, MixtureFile, merge
 from adamix.merging.samples import Samples
-from adamix.mixture import Mixture
-from adamix.mixture_file import expert_key
-from adamix.tensors import TensorData
+from adamix.modules.heads import Head, shared_copy
+from adamix.modules.mixture import Mixture
+from adamix.rows.labelled import collate
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 from adamix.training.task import GenerationTask, LabelledTask
 
@@ -84,7 +84,7 @@ def samples(decoder: Backbone, words: PreTrainedTokenizerFast, likes: Generation
 
 def _loss(adapter: AdapterFile, samples: Samples) -> float:
     assert isinstance(samples.data, GenerationData)
-    return generation.token_metrics(adapter, samples.backbone, samples.tokenizer, samples.data)["loss"]
+    return beam_search.token_metrics(adapter, samples.backbone, samples.tokenizer, samples.data)["loss"]
 
 
 @pytest.mark.parametrize("how", DATA_METHODS)

@@ -19,27 +19,27 @@ from hypothesis.extra.numpy import arrays
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from adamix import adapter_file
-from adamix import backbone as backbones
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 from adamix.cli import app
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import GenerationData, GenerationExample, TaskData, load_generation
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
-from adamix.generation import inference as generation
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import MixtureFile
+from adamix.files.tensors import TensorData
+from adamix.generation import beam_search
 from adamix.generation.decoding import Decoding
 from adamix.generation.evaluation import TextEvaluation
 from adamix.generation.likelihood import language_model, read_references
-from adamix.heads import shared_copy
-from adamix.merge import merge
-from adamix.mixture import Mixture
-from adamix.mixture_file import MixtureFile
+from adamix.merging.merge import merge
+from adamix.modules.heads import shared_copy
+from adamix.modules.mixture import Mixture
 from adamix.routing.report import num_passes, report_draws, report_text_ensemble
-from adamix.routing.routes import Routing, draw_route, draw_token_routes, parse_routing
-from adamix.routing.texts import TextProbe, TokenEvaluation, Writing
+from adamix.routing.routing import Routing, draw_route, draw_token_routes, parse_routing
+from adamix.routing.text_probe import TextProbe, TokenEvaluation, Writing
 from adamix.routing.token_means import MeanProbabilities
-from adamix.tensors import TensorData
 from adamix.training.result import build_manifest, expert_tensors, mixture_file
 from adamix.training.task import GenerationTask
 
@@ -102,12 +102,12 @@ def test_merged_and_fixed_routes_are_adapters(
     mixture = make_mixture(decoder, likes, adapter, share=share)
     probe = TextProbe(mixture, decoder, words, likes)
     merged = adapter_file.decode(merge(mixture))
-    assert probe.evaluate(Routing()).metrics == generation.token_metrics(merged, decoder, words, likes, batch_size=32)
+    assert probe.evaluate(Routing()).metrics == beam_search.token_metrics(merged, decoder, words, likes, batch_size=32)
     found = []
     for expert in range(3):
         own = by_hand(mixture, lambda _layer, _site, _side, expert=expert: expert)
         result = probe.evaluate(Routing("fixed", expert=expert))
-        assert result.metrics == generation.token_metrics(own, decoder, words, likes, batch_size=32)
+        assert result.metrics == beam_search.token_metrics(own, decoder, words, likes, batch_size=32)
         assert (result.rows, result.truncated) == (12, 0)
         found.append(result.metrics["loss"])
     assert len(set(found)) == 3
@@ -123,7 +123,7 @@ def test_random_routes_are_those_that_are_drawn(
     route = draw_route(7, len(points), 3).tolist()
     own = by_hand(mixture, lambda i, site, side: int(route[points.index((i, site))][side == "up"]))
     found = probe.evaluate(Routing("random"), seed=7)
-    assert found.metrics == generation.token_metrics(own, decoder, words, likes, batch_size=32)
+    assert found.metrics == beam_search.token_metrics(own, decoder, words, likes, batch_size=32)
     total, count = 0.0, 0
     rows = read_references(words, likes, 24).rows.rows
     pairs = [(example.source, text) for example in likes.examples for text in example.references]
@@ -131,7 +131,7 @@ def test_random_routes_are_those_that_are_drawn(
         drawn = draw_token_routes(7, [row.inputs], len(points), 3, "sentence")[0, 0].tolist()
         own = by_hand(mixture, lambda i, site, side, drawn=drawn: int(drawn[points.index((i, site))][side == "up"]))
         alone = GenerationData("one", (GenerationExample(source, (text,)),))
-        total += generation.token_metrics(own, decoder, words, alone)["loss"] * len(row.targets)
+        total += beam_search.token_metrics(own, decoder, words, alone)["loss"] * len(row.targets)
         count += len(row.targets)
     by_row = probe.evaluate(Routing("random", granularity="sentence"), seed=7)
     assert by_row.metrics["loss"] == pytest.approx(total / count, rel=1e-4)
@@ -277,7 +277,7 @@ def test_one_adapter_for_all_rows_writes(
     result = probe.evaluate(Routing("fixed", expert=2))
     assert isinstance(result, TextEvaluation)
     sources = [example.source for example in few.examples]
-    assert result.predictions == generation.generate(own, decoder, words, sources, GREEDY).texts
+    assert result.predictions == beam_search.generate(own, decoder, words, sources, GREEDY).texts
     assert "bleu" in result.metrics
     assert _close(result.metrics, silent.evaluate(Routing("fixed", expert=2)).metrics)
     assert isinstance(probe.evaluate(Routing("random"), seed=1), TextEvaluation)
@@ -429,7 +429,7 @@ def test_routes_through_a_real_decoder() -> None:
         ),
     )
     probe = TextProbe(mixture, decoder, tokenizer, few)
-    own = generation.token_metrics(by_hand(mixture, lambda *_: 1), decoder, tokenizer, few, batch_size=32)
+    own = beam_search.token_metrics(by_hand(mixture, lambda *_: 1), decoder, tokenizer, few, batch_size=32)
     losses = [probe.evaluate(Routing("fixed", expert=expert)).metrics["loss"] for expert in (0, 1)]
     assert losses[1] == own["loss"]
     assert abs(losses[0] - losses[1]) > 1e-4

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.data import GenerationData, GenerationExample
 from adamix.data.few_shot import few_sources
 from adamix.errors import InvalidConfig
-from adamix.generation.rows import TargetRows, prompts, target_rows
-from adamix.heads import LanguageModel
-from adamix.losses import consistency_loss, task_loss
+from adamix.modules.heads import LanguageModel
+from adamix.modules.losses import consistency_loss, task_loss
+from adamix.rows.targets import TargetRows, prompts, target_rows
 
 MakeWords = Callable[..., PreTrainedTokenizerFast]
 

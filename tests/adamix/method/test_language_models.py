@@ -27,7 +27,7 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from adamix import backbone as backbones
+from adamix.backbones import backbone as backbones
 from adamix.errors import InvalidConfig
 
 SIZES = {

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamix.losses import consistency_loss, task_loss
+from adamix.modules.losses import consistency_loss, task_loss
 
 _GENERATOR = torch.Generator().manual_seed(0)
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from adamix import adapter_file
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import HeadSpec, TrainingRecord
-from adamix.merge import MIXTURE_FILE, MergeConfig, MixtureFile, MixtureManifest, merge, read_mixture
+from adamix.files import adapter_file
+from adamix.files.manifest import HeadSpec, TrainingRecord
+from adamix.files.tensors import MIXTURE_FORMAT, TensorData, encode_tensors
 from adamix.merging import fisher
-from adamix.tensors import MIXTURE_FORMAT, TensorData, encode_tensors
+from adamix.merging.merge import MIXTURE_FILE, MergeConfig, MixtureFile, MixtureManifest, merge, read_mixture
 from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, RANK = 6, 2

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file
 from adamix.cli import app
 from adamix.data import TaskData
-from adamix.merge import METHODS
+from adamix.files import adapter_file
+from adamix.merging.merge import METHODS
 
 TRAIN = ["--max-steps", "3", "--batch-size", "8", "--max-length", "32", "--rank", "2", "--experts", "2"]
 

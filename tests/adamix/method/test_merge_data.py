@@ -11,19 +11,20 @@ import torch
 from torch import nn
 from transformers import BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
-from adamix import adapter_file, evaluation
-from adamix.adapter_file import AdapterFile
-from adamix.attach import attach
-from adamix.backbone import Backbone, from_model
-from adamix.batches import collate
+from adamix.backbones.backbone import Backbone, from_model
 from adamix.data import TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter, InvalidData
-from adamix.manifest import HeadSpec, TrainingRecord, label_map
-from adamix.merge import DATA_METHODS, MergeConfig, MixtureFile, MixtureManifest, merge
+from adamix.evaluation import labelled
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import HeadSpec, TrainingRecord, label_map
+from adamix.files.mixture_file import expert_key
+from adamix.files.tensors import TensorData
 from adamix.merging import fisher, greedy, learned, regmean, rules
+from adamix.merging.merge import DATA_METHODS, MergeConfig, MixtureFile, MixtureManifest, merge
 from adamix.merging.samples import Samples
-from adamix.mixture_file import expert_key
-from adamix.tensors import TensorData
+from adamix.modules.attach import attach
+from adamix.rows.labelled import collate
 from adamix_testing.manifests import make_manifest
 
 RANK = 3
@@ -137,7 +138,7 @@ def test_every_task_type_is_merged_by_its_text(
     assert seen[-1][0] == seen[-1][1]
     adapter = adapter_file.decode(content)
     assert adapter.manifest.training.merge.startswith(how)
-    assert evaluation.evaluate(adapter, backbone, tokenizer, rows).rows == 48
+    assert labelled.evaluate(adapter, backbone, tokenizer, rows).rows == 48
     for name in ("head.out_proj.weight", "head.out_proj.bias"):
         assert np.array_equal(adapter.tensors[name].array, mixture.tensors[name].array)
 
@@ -185,14 +186,14 @@ def test_greedy_is_never_below_its_best_expert(
     mixture, samples = _mixture(backbone, rows), Samples(backbone, tokenizer, rows)
     choice = greedy.choose(mixture, samples, MergeConfig(), quiet)
     scores = [
-        evaluation.evaluate(_single(mixture, e), backbone, tokenizer, rows).metrics[metric] for e in range(NUM_EXPERTS)
+        labelled.evaluate(_single(mixture, e), backbone, tokenizer, rows).metrics[metric] for e in range(NUM_EXPERTS)
     ]
     # Batches of other sizes, in fp32.
     assert list(choice.single) == pytest.approx(scores, abs=1e-5)
     assert choice.experts[0] == int(np.argmax(scores))
     assert choice.score >= max(choice.single)
     merged = adapter_file.decode(merge(mixture, "greedy", samples=samples))
-    result = evaluation.evaluate(merged, backbone, tokenizer, rows)
+    result = labelled.evaluate(merged, backbone, tokenizer, rows)
     assert result.metrics[metric] == pytest.approx(choice.score, abs=1e-5)
     assert merged.manifest.training.merge == "greedy " + ",".join(map(str, choice.experts))
 
@@ -222,7 +223,7 @@ def _with_fitted_head(mixture: MixtureFile, samples: Samples) -> MixtureFile:
     assert out_proj is not None
     out_proj.register_forward_hook(lambda _m, inputs, _y: features.append(inputs[0]))
     rows = samples.labelled_rows(mixture).tokens
-    evaluation.predict(model, rows, pad_id=0, batch_size=len(rows))
+    labelled.predict(model, rows, pad_id=0, batch_size=len(rows))
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     x = np.hstack([features[0].double().numpy(), np.ones((len(rows), 1))])
     labels = np.array([int(samples.data.examples[i].label) for i in order])  # type: ignore[arg-type]
@@ -345,7 +346,7 @@ def test_learning_lowers_the_loss_it_learns_by(
     if task == "colours":
         config = MergeConfig(steps=15, learning_rate=0.1)
         merged = adapter_file.decode(merge(mixture, "learned", samples=samples, config=config))
-        logits = torch.tensor(evaluation.evaluate(merged, backbone, tokenizer, rows).logits)
+        logits = torch.tensor(labelled.evaluate(merged, backbone, tokenizer, rows).logits)
         targets = torch.tensor([int(example.label) for example in rows.examples])  # type: ignore[arg-type]
         assert float(nn.functional.cross_entropy(logits, targets)) == pytest.approx(result.loss_after, abs=1e-4)
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from adamix import adapter_file, data, evaluation
-from adamix.backbone import load, load_tokenizer
+from adamix import data
+from adamix.backbones.backbone import load, load_tokenizer
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
-from adamix.merge import DATA_METHODS, MergeConfig, merge, read_mixture
+from adamix.evaluation import labelled
+from adamix.files import adapter_file
+from adamix.merging.merge import DATA_METHODS, MergeConfig, merge, read_mixture
 from adamix.merging.samples import Samples
-from adamix.trainer import train
+from adamix.training.train import train
 
 
 @pytest.mark.weights
@@ -30,6 +32,6 @@ def test_all_methods_merge_a_trained_mixture_on_pretrained_weights(tmp_path: Pat
     for how in ("uniform", *DATA_METHODS, "ties", "dare"):
         by_data = samples if how in DATA_METHODS else None
         content = merge(mixture, how, samples=by_data, config=MergeConfig(steps=3, max_rows=12, density=0.9))
-        found[how] = evaluation.evaluate(adapter_file.decode(content), backbone, tokenizer, rows).metrics["accuracy"]
+        found[how] = labelled.evaluate(adapter_file.decode(content), backbone, tokenizer, rows).metrics["accuracy"]
     # Methods that keep what was learned answer the rows they were trained on far better than by the commonest class.
     assert min(found.values()) > majority + 0.2, found

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamix import adapter_file
 from adamix.errors import InvalidAdapter, InvalidConfig
-from adamix.manifest import HeadSpec, TrainingRecord
-from adamix.merge import MergeConfig, MixtureFile, MixtureManifest, merge
+from adamix.files import adapter_file
+from adamix.files.manifest import HeadSpec, TrainingRecord
+from adamix.files.mixture_file import ExpertStack, Projection, expert_key, initial_key
+from adamix.files.tensors import TensorData
 from adamix.merging import rules
+from adamix.merging.merge import MergeConfig, MixtureFile, MixtureManifest, merge
 from adamix.merging.rules import Information, MergedProjection, Moments
-from adamix.mixture_file import ExpertStack, Projection, expert_key, initial_key
-from adamix.tensors import TensorData
 from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, RANK = 5, 2

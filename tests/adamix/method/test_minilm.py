@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from adamix import adapter_file, data
-from adamix.backbone import load, load_tokenizer
+from adamix import data
+from adamix.backbones.backbone import load, load_tokenizer
 from adamix.config import TrainConfig, TrainingPlan
-from adamix.evaluation import evaluate
-from adamix.merge import merge
-from adamix.trainer import train
+from adamix.evaluation.labelled import evaluate
+from adamix.files import adapter_file
+from adamix.merging.merge import merge
+from adamix.training.train import train
 
 pytestmark = [pytest.mark.weights, pytest.mark.slow]
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.config import AdapterConfig, MixtureConfig
 from adamix.errors import FailedPrecondition, InvalidConfig
-from adamix.heads import recompute_activations, shared_copy
-from adamix.mixture import DOWN, UP, ExpertLinear, Mixture, RoutedBottleneck, RoutedLora, RouteTable
+from adamix.modules.heads import recompute_activations, shared_copy
+from adamix.modules.mixture import DOWN, UP, ExpertLinear, Mixture, RoutedBottleneck, RoutedLora, RouteTable
 
 
 def _mixture(

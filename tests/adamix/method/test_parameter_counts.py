@@ -5,9 +5,9 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
 from adamix.config import AdapterConfig, MixtureConfig
-from adamix.heads import Head
-from adamix.manifest import HeadSpec
-from adamix.mixture import Mixture
+from adamix.files.manifest import HeadSpec
+from adamix.modules.heads import Head
+from adamix.modules.mixture import Mixture
 
 
 def _bert_base() -> PreTrainedModel:

@@ -16,7 +16,7 @@ from adamix.data import TaskData
 from adamix.errors import InvalidConfig
 from adamix.experiments.recipes import RECIPES, Recipe, find
 from adamix.experiments.settings import SETTINGS
-from adamix.mixture_file import read_mixture
+from adamix.files.mixture_file import read_mixture
 
 # Hyper-parameters of the released scripts: lr, epochs, batch, rank, experts, warm-up, weight decay, tokens.
 PUBLISHED = {
@@ -206,7 +206,7 @@ def test_no_clipping_is_no_clipping(tmp_path: Path, backbone: Any, tokenizer: An
 
     AdamW's first step does not depend on the gradient's size; so two steps are made, whose gradients differ in size.
     """
-    from adamix.trainer import train
+    from adamix.training.train import train
 
     found = {}
     for norm in (0.0, 1e6, 1e-3):

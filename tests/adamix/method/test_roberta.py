@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from adamix import backbone as backbones
-from adamix.batches import collate, tokenize
+from adamix.backbones import backbone as backbones
 from adamix.data import Example
+from adamix.rows.labelled import collate, tokenize
 
 pytestmark = [pytest.mark.weights, pytest.mark.slow]
 

@@ -24,22 +24,22 @@ from transformers import (
     RobertaModel,
 )
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.attach import attach
-from adamix.backbone import Backbone, from_model
-from adamix.batches import collate
+from adamix.backbones.backbone import Backbone, from_model
 from adamix.config import AdapterConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import InvalidAdapter, InvalidConfig, InvalidData
-from adamix.evaluation import evaluate
-from adamix.heads import Head, shared_copy
-from adamix.merge import merge
-from adamix.mixture import Mixture
-from adamix.mixture_file import MixtureFile
+from adamix.evaluation.labelled import evaluate
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.mixture_file import MixtureFile
+from adamix.files.tensors import TensorData
+from adamix.merging.merge import merge
+from adamix.modules.attach import attach
+from adamix.modules.heads import Head, shared_copy
+from adamix.modules.mixture import Mixture
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routes import Routing, average, draw_route, draw_token_routes, parse_routing
-from adamix.tensors import TensorData
+from adamix.routing.routing import Routing, average, draw_route, draw_token_routes, parse_routing
+from adamix.rows.labelled import collate
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 from adamix.training.task import LabelledTask
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from adamix.batches import TokenRow
-from adamix.routing.routes import draw_route, draw_token_routes
+from adamix.routing.routing import draw_route, draw_token_routes
+from adamix.rows.labelled import TokenRow
 
 
 def test_draws_are_uniform_and_independent() -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adamix import adapter_file
 from adamix.cli import app
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig, InvalidData
 from adamix.experiments.sweep import Entry, Ledger, Outcome, SweepTask, read_sweep, run, source_digest
+from adamix.files import adapter_file
 from adamix.training.loop import StepWatch
 
 
@@ -307,7 +307,7 @@ def _invoke(*arguments: object) -> Any:
 def test_a_sweep_trains_merges_and_measures(
     file: Path, tmp_path: Path, csv: Path, backbone_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adamix import backbone as backbones
+    from adamix.backbones import backbone as backbones
 
     loads: list[str] = []
     load = backbones.load

@@ -11,18 +11,18 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamix import adapter_file
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidAdapter, InvalidConfig, InvalidData
-from adamix.evaluation import evaluate
-from adamix.manifest import SITES
-from adamix.merge import MIXTURE_FILE, merge, read_mixture
-from adamix.order import EpochOrder
-from adamix.trainer import Progress, TrainResult, train
+from adamix.evaluation.labelled import evaluate
+from adamix.files import adapter_file
+from adamix.files.manifest import SITES
+from adamix.merging.merge import MIXTURE_FILE, merge, read_mixture
+from adamix.rows.order import EpochOrder
 from adamix.training.loop import MixtureTrainer
 from adamix.training.run_directory import newest_checkpoint
+from adamix.training.train import Progress, TrainResult, train
 
 ADAPTER = AdapterConfig(rank=4)
 TRAIN = TrainConfig(max_steps=6, batch_size=8, learning_rate=5e-3, log_every=2, max_length=32)
@@ -54,7 +54,7 @@ def _largest_difference(first: Path, second: Path) -> float:
 
 
 def _without_dropout(backbone: Backbone) -> Backbone:
-    from adamix.heads import shared_copy
+    from adamix.modules.heads import shared_copy
 
     body = shared_copy(backbone.model)
     for module in body.modules():

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from adamix_bench import on_gpu
+from adamix_bench.kernels import on_gpu
 
 ROOT = Path(__file__).parents[3]
 
@@ -101,6 +102,31 @@ def test_tests_run_side_by_side_only_where_they_can(has_xdist: bool, commands, m
     assert ("-n" in commands[0]) == has_xdist
 
 
+@pytest.mark.parametrize("has_asyncio", [True, False])
+def test_settings_of_a_plugin_that_is_missing_do_not_keep_the_tests_from_running(
+    has_asyncio: bool, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_gpu, "_is_there", lambda name: has_asyncio or name != "pytest_asyncio")
+    assert on_gpu.main([]) == 0
+    words = commands[0]
+    assert ("-o" in words) is not has_asyncio
+    given = words[words.index("-o") : words.index("-o") + 2] if "-o" in words else []
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:asyncio", "--collect-only", "-q", *given, __file__],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # With the settings as they stand, a pytest without the plugin refuses to start.
+    assert (done.returncode == 0) is not has_asyncio, done.stdout + done.stderr
+
+
+def test_the_settings_that_are_given_instead_are_those_of_the_project() -> None:
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]["addopts"]
+    assert ours.replace("--strict-config ", "") == on_gpu._OPTIONS_WITHOUT_ASYNCIO
+
+
 def test_without_pytest_the_benchmark_still_runs(commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "pytest")
     assert on_gpu.main([]) == 0
@@ -146,9 +172,8 @@ def test_the_counts_are_those_of_pytest(tmp_path: Path) -> None:
 
 def test_a_command_that_takes_too_long_is_ended() -> None:
     assert on_gpu._run(["-c", "import time; time.sleep(60)"], 0.5) is None
-    assert (
-        on_gpu._run(["-c", "import adamix, adamix_kernels, adamix_bench, adamix_testing; raise SystemExit(3)"], 60) == 3
-    )
+    imports = "import adamix, adamix_kernels, adamix_bench, adamix_testing"
+    assert on_gpu._run(["-c", f"{imports}; raise SystemExit(3)"], 60) == 3
 
 
 def test_folders_that_are_named_exist() -> None:
@@ -157,7 +182,9 @@ def test_folders_that_are_named_exist() -> None:
 
 def test_it_needs_the_standard_library_alone() -> None:
     """It has to say what is missing, so it may not need it."""
-    program = "import sys; sys.path.append('benchmarks'); import adamix_bench.on_gpu; print(sys.modules.get('numpy'))"
+    program = (
+        "import sys; sys.path.append('benchmarks'); import adamix_bench.kernels.on_gpu; print(sys.modules.get('numpy'))"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], cwd=ROOT, capture_output=True, check=True, text=True
     )

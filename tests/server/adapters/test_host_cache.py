@@ -6,8 +6,8 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix_server.adapters.host_cache import HostCache
-from adamix_server.adapters.packing import PackedAdapter
+from adamix_server.engine.residency.host_cache import HostCache
+from adamix_server.engine.residency.packing import PackedAdapter
 
 
 @dataclass(frozen=True)

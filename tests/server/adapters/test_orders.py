@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adamix.errors import AdamixError, DataLoss
-from adamix_server.adapters.host_cache import HostCache
-from adamix_server.adapters.loader import AdapterLoader
-from adamix_server.adapters.orders import Kind, Orders
-from adamix_server.adapters.slots import Hold, Slots
+from adamix_server.engine.residency.host_cache import HostCache
+from adamix_server.engine.residency.loader import AdapterLoader
+from adamix_server.engine.residency.orders import Kind, Orders
+from adamix_server.engine.residency.slots import Hold, Slots
 from adamix_server.telemetry.metrics import Recorder
 
 KIB = 1024

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
 from adamix.errors import InvalidAdapter
-from adamix.tensors import TensorData
-from adamix_server.adapters.packing import pack
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.tensors import TensorData
+from adamix_server.engine.residency.packing import pack
 
 
 def test_values_that_the_compute_dtype_cannot_hold_are_refused(make_adapter: Callable[..., AdapterFile]) -> None:

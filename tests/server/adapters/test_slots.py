@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from adamix.errors import InternalError, Overloaded
-from adamix_server.adapters.slots import Extents, Slots, SlotState
+from adamix_server.engine.residency.slots import Extents, Slots, SlotState
 
 CAPACITY = 4096
 

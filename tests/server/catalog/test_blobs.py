@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adamix.errors import Cancelled, DataLoss, InvalidAdapter, InvalidRequest, StoreFull
-from adamix_server.catalog.blobs import BlobStore
+from adamix_server.blobs.local import BlobStore
 
 DATA = b"some weights" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()

@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.attach import attach
-from adamix.backbone import Backbone
-from adamix.batches import TokenRow
+from adamix.backbones.backbone import Backbone
 from adamix.errors import Code
-from adamix.evaluation import predict
-from adamix_server.catalog.blobs import BlobStore
-from adamix_server.channel import InProcessFrontEndChannel, in_process_pair
+from adamix.evaluation.labelled import predict
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.modules.attach import attach
+from adamix.rows.labelled import TokenRow
+from adamix_server.blobs.local import BlobStore
+from adamix_server.channel.channel import InProcessFrontEndChannel, in_process_pair
+from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
+from adamix_server.channel.supervisor_frames import StartEngine
 from adamix_server.config import EngineSettings
 from adamix_server.engine.assembly import assemble
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.request import Request
-from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
-from adamix_server.supervisor_frames import StartEngine
 from adamix_server.telemetry.metrics import Recorder
+from adamix_testing.adapters import MakeRandomAdapter
 
 ENGINE_ID = "0"
 POISON = 63
@@ -154,23 +155,18 @@ def poisoned(engine: Engine, error: Callable[[], BaseException]) -> None:
     engine._runner.run = failing  # type: ignore[method-assign, assignment]
 
 
-def test_answers_equal_offline_whatever_shares_the_batch(
+async def test_answers_equal_offline_whatever_shares_the_batch(
     make_harness: Callable[..., Harness],
-    make_adapter: Callable[..., AdapterFile],
+    make_adapter: MakeRandomAdapter,
     make_backbone: Callable[[], Backbone],
 ) -> None:
     harness = make_harness()
     adapters = [make_adapter(i, num_labels=i + 1) for i in range(4)]
     adapters.append(make_adapter(9, kind="lora", sites=("attn_q", "attn_v"), num_labels=6))
     digests = [harness.add(adapter) for adapter in adapters]
-
-    async def scenario() -> FrontEnd:
-        async with harness.running() as front_end:
-            await front_end.submit(*(row(i, digests[i % 5], tokens(i)) for i in range(60)))
-            await front_end.until(lambda: len(front_end.events) == 60)
-            return front_end
-
-    front_end = asyncio.run(scenario())
+    async with harness.running() as front_end:
+        await front_end.submit(*(row(i, digests[i % 5], tokens(i)) for i in range(60)))
+        await front_end.until(lambda: len(front_end.events) == 60)
     for i in range(60):
         alone = predict(
             attach(adapters[i % 5], make_backbone()), [TokenRow(tuple(tokens(i)), None, is_truncated=False)], pad_id=0
@@ -183,27 +179,23 @@ def test_answers_equal_offline_whatever_shares_the_batch(
     assert timing.batch_tokens <= 64
 
 
-def test_more_adapters_than_slots_are_all_answered(
-    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+async def test_more_adapters_than_slots_are_all_answered(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
 ) -> None:
     harness = make_harness(slots=2)
     digests = [harness.add(make_adapter(i)) for i in range(7)]
-
-    async def scenario() -> None:
-        async with harness.running() as front_end:
-            for start in (0, 70):
-                await front_end.submit(*(row(start + i, digests[i % 7], tokens(i)) for i in range(70)))
-            await front_end.until(lambda: len(front_end.events) == 140)
-            for i in range(70):
-                np.testing.assert_allclose(
-                    logits(front_end.events[i]), logits(front_end.events[70 + i]), atol=2e-5, rtol=1e-4
-                )
-
-    asyncio.run(scenario())
+    async with harness.running() as front_end:
+        for start in (0, 70):
+            await front_end.submit(*(row(start + i, digests[i % 7], tokens(i)) for i in range(70)))
+        await front_end.until(lambda: len(front_end.events) == 140)
+        for i in range(70):
+            np.testing.assert_allclose(
+                logits(front_end.events[i]), logits(front_end.events[70 + i]), atol=2e-5, rtol=1e-4
+            )
 
 
-def test_a_missing_or_corrupt_blob_fails_its_own_requests_alone(
-    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+async def test_a_missing_or_corrupt_blob_fails_its_own_requests_alone(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
 ) -> None:
     harness = make_harness()
     good, bad = harness.add(make_adapter(0)), harness.add(make_adapter(1))
@@ -212,21 +204,15 @@ def test_a_missing_or_corrupt_blob_fails_its_own_requests_alone(
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-
-    async def scenario() -> None:
-        async with harness.running() as front_end:
-            await front_end.submit(
-                row(0, good, [1, 2]), row(1, bad, [1, 2]), row(2, "f" * 64, [1, 2]), row(3, good, [3])
-            )
-            await front_end.until(lambda: len(front_end.events) == 4)
-            assert front_end.events[0].error is None
-            assert front_end.events[3].error is None
-            error = front_end.events[1].error
-            assert error is not None
-            assert error.code == Code.DATA_LOSS
-            assert front_end.events[2].error is not None
-
-    asyncio.run(scenario())
+    async with harness.running() as front_end:
+        await front_end.submit(row(0, good, [1, 2]), row(1, bad, [1, 2]), row(2, "f" * 64, [1, 2]), row(3, good, [3]))
+        await front_end.until(lambda: len(front_end.events) == 4)
+        assert front_end.events[0].error is None
+        assert front_end.events[3].error is None
+        error = front_end.events[1].error
+        assert error is not None
+        assert error.code == Code.DATA_LOSS
+        assert front_end.events[2].error is not None
 
 
 @pytest.mark.parametrize(
@@ -236,30 +222,26 @@ def test_a_missing_or_corrupt_blob_fails_its_own_requests_alone(
         (lambda: torch.OutOfMemoryError("secret"), Code.RESOURCE_EXHAUSTED),
     ],
 )
-def test_a_request_that_breaks_its_batch_fails_alone(
+async def test_a_request_that_breaks_its_batch_fails_alone(
     make_harness: Callable[..., Harness],
-    make_adapter: Callable[..., AdapterFile],
+    make_adapter: MakeRandomAdapter,
     error: Callable[[], BaseException],
     code: Code,
 ) -> None:
     harness = make_harness()
     digest = harness.add(make_adapter(0))
-
-    async def scenario() -> None:
-        async with harness.running(lambda engine: poisoned(engine, error)) as front_end:
-            rows = [row(i, digest, [POISON, 2] if i == 5 else tokens(i)) for i in range(32)]
-            await front_end.submit(*rows)
-            await front_end.until(lambda: len(front_end.events) == 32)
-            failed = {i: e.error for i, e in front_end.events.items() if e.error is not None}
-            assert set(failed) == {5}
-            assert failed[5].code == code
-            assert "secret" not in failed[5].message
-
-    asyncio.run(scenario())
+    async with harness.running(lambda engine: poisoned(engine, error)) as front_end:
+        rows = [row(i, digest, [POISON, 2] if i == 5 else tokens(i)) for i in range(32)]
+        await front_end.submit(*rows)
+        await front_end.until(lambda: len(front_end.events) == 32)
+        failed = {i: e.error for i, e in front_end.events.items() if e.error is not None}
+        assert set(failed) == {5}
+        assert failed[5].code == code
+        assert "secret" not in failed[5].message
 
 
-def test_an_engine_whose_device_is_lost_ends(
-    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+async def test_an_engine_whose_device_is_lost_ends(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
 ) -> None:
     """Better a new engine than one that answers INTERNAL for ever."""
     harness = make_harness()
@@ -268,25 +250,22 @@ def test_an_engine_whose_device_is_lost_ends(
     def lost(*_: Any) -> Any:
         raise RuntimeError("the device is lost")
 
-    async def scenario() -> None:
-        engine_end, front_end = await in_process_pair(ENGINE_ID, generation=1)
-        engine = assemble(harness.start, engine_end, harness.backbone, Recorder(), lambda: None)
-        engine._runner.run = lost  # type: ignore[method-assign]
-        engine._runner.check_device = lost  # type: ignore[method-assign]
-        await front_end.send(Submit(engine_id=ENGINE_ID, generation=1, rows=[row(0, digest, tokens(0))]))
+    engine_end, front_end = await in_process_pair(ENGINE_ID, generation=1)
+    engine = assemble(harness.start, engine_end, harness.backbone, Recorder(), lambda: None)
+    engine._runner.run = lost  # type: ignore[method-assign]
+    engine._runner.check_device = lost  # type: ignore[method-assign]
+    await front_end.send(Submit(engine_id=ENGINE_ID, generation=1, rows=[row(0, digest, tokens(0))]))
 
-        def steps() -> None:
-            for _ in range(200):
-                engine.step()
+    def steps() -> None:
+        for _ in range(200):
+            engine.step()
 
-        with pytest.raises(RuntimeError, match="the device is lost"):
-            steps()
-
-    asyncio.run(scenario())
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        steps()
 
 
-def test_cancelled_and_expired_requests_are_not_computed(
-    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+async def test_cancelled_and_expired_requests_are_not_computed(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
 ) -> None:
     harness = make_harness()
     digest = harness.add(make_adapter(0))
@@ -303,110 +282,93 @@ def test_cancelled_and_expired_requests_are_not_computed(
 
         engine._runner.run = slow  # type: ignore[method-assign, assignment]
 
-    async def scenario() -> None:
-        async with harness.running(prepare) as front_end:
-            await front_end.submit(row(0, digest, [POISON], deadline_s=-1.0))
-            await front_end.until(lambda: 0 in front_end.events)
-            error = front_end.events[0].error
-            assert error is not None
-            assert error.code == Code.DEADLINE_EXCEEDED
-            # While the engine computes something else, both frames arrive: it sees them together.
-            await front_end.submit(row(1, digest, tokens(1)))
-            await asyncio.to_thread(computes.wait, 20)
-            await front_end.submit(row(2, digest, [POISON]))
-            await front_end.channel.send(Cancel(engine_id=ENGINE_ID, generation=1, ids=[2]))
-            go_on.set()
-            await front_end.until(lambda: front_end.events.keys() == {0, 1, 2})
-            error = front_end.events[2].error
-            assert error is not None
-            assert error.code == Code.CANCELLED
-            assert front_end.events[1].error is None
-            assert front_end.credit == [1003, 10_002 + len(tokens(1))]
-
-    asyncio.run(scenario())
+    async with harness.running(prepare) as front_end:
+        await front_end.submit(row(0, digest, [POISON], deadline_s=-1.0))
+        await front_end.until(lambda: 0 in front_end.events)
+        error = front_end.events[0].error
+        assert error is not None
+        assert error.code == Code.DEADLINE_EXCEEDED
+        # While the engine computes something else, both frames arrive: it sees them together.
+        await front_end.submit(row(1, digest, tokens(1)))
+        await asyncio.to_thread(computes.wait, 20)
+        await front_end.submit(row(2, digest, [POISON]))
+        await front_end.channel.send(Cancel(engine_id=ENGINE_ID, generation=1, ids=[2]))
+        go_on.set()
+        await front_end.until(lambda: front_end.events.keys() == {0, 1, 2})
+        error = front_end.events[2].error
+        assert error is not None
+        assert error.code == Code.CANCELLED
+        assert front_end.events[1].error is None
+        assert front_end.credit == [1003, 10_002 + len(tokens(1))]
 
 
-def test_control_calls(make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]) -> None:
+async def test_control_calls(make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter) -> None:
     harness = make_harness()
     digest = harness.add(make_adapter(0))
+    async with harness.running() as front_end:
 
-    async def scenario() -> None:
-        async with harness.running() as front_end:
+        async def ask(call: int, op: Any, what: str) -> Reply:
+            await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=what))
+            await front_end.until(lambda: call in front_end.replies)
+            return front_end.replies[call]
 
-            async def ask(call: int, op: Any, what: str) -> Reply:
-                await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=what))
-                await front_end.until(lambda: call in front_end.replies)
-                return front_end.replies[call]
-
-            assert (await ask(1, "residency", digest)).value == "store"
-            assert (await ask(2, "load", digest)).error is None
-            assert (await ask(3, "residency", digest)).value == "host"
-            await front_end.submit(row(0, digest, [1]))
-            await front_end.until(lambda: 0 in front_end.events)
-            assert (await ask(4, "residency", digest)).value == "device"
-            assert (await ask(5, "in_use", digest)).value is False
-            assert (await ask(6, "load", "e" * 64)).error is not None
-
-    asyncio.run(scenario())
+        assert (await ask(1, "residency", digest)).value == "store"
+        assert (await ask(2, "load", digest)).error is None
+        assert (await ask(3, "residency", digest)).value == "host"
+        await front_end.submit(row(0, digest, [1]))
+        await front_end.until(lambda: 0 in front_end.events)
+        assert (await ask(4, "residency", digest)).value == "device"
+        assert (await ask(5, "in_use", digest)).value is False
+        assert (await ask(6, "load", "e" * 64)).error is not None
 
 
-def test_loading_unloading_and_pinning(
-    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+async def test_loading_unloading_and_pinning(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
 ) -> None:
     harness = make_harness(slots=2)
     digests = [harness.add(make_adapter(i)) for i in range(4)]
+    async with harness.running() as front_end:
 
-    async def scenario() -> None:
-        async with harness.running() as front_end:
+        async def ask(op: Any, digest: str = "") -> Any:
+            call = len(front_end.replies) + 1
+            await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=digest))
+            await front_end.until(lambda: call in front_end.replies)
+            reply = front_end.replies[call]
+            return reply.value if reply.error is None else reply.error.reason
 
-            async def ask(op: Any, digest: str = "") -> Any:
-                call = len(front_end.replies) + 1
-                await front_end.channel.send(
-                    Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=digest)
-                )
-                await front_end.until(lambda: call in front_end.replies)
-                reply = front_end.replies[call]
-                return reply.value if reply.error is None else reply.error.reason
-
-            assert await ask("activate", digests[0]) == "device"
-            assert await ask("unload", digests[0]) == await ask("residency", digests[0]) == "store"
-            assert await ask("pin", digests[0]) == "device"
-            assert await ask("pins") == [digests[0]]
-            assert await ask("unload", digests[0]) == "VERSION_PINNED"
-            assert await ask("pin", digests[1]) == "TOO_MANY_PINNED"
-            assert await ask("in_use", digests[0]) is False
-            # One slot is left for all the others; the pinned one answers from the slot it keeps.
-            await front_end.submit(*(row(i, digests[i % 4], tokens(i)) for i in range(40)))
-            await front_end.until(lambda: len(front_end.events) == 40)
-            assert all(event.error is None for event in front_end.events.values())
-            assert await ask("residency", digests[0]) == "device"
-            await front_end.submit(row(100, digests[0], tokens(0)))
-            await front_end.until(lambda: 100 in front_end.events)
-            np.testing.assert_allclose(logits(front_end.events[100]), logits(front_end.events[0]), atol=2e-5, rtol=1e-4)
-            assert await ask("unpin", digests[0]) == "device"
-            assert await ask("pins") == []
-            assert await ask("pin", "e" * 64) not in ("device", None)
-
-    asyncio.run(scenario())
+        assert await ask("activate", digests[0]) == "device"
+        assert await ask("unload", digests[0]) == await ask("residency", digests[0]) == "store"
+        assert await ask("pin", digests[0]) == "device"
+        assert await ask("pins") == [digests[0]]
+        assert await ask("unload", digests[0]) == "VERSION_PINNED"
+        assert await ask("pin", digests[1]) == "TOO_MANY_PINNED"
+        assert await ask("in_use", digests[0]) is False
+        # One slot is left for all the others; the pinned one answers from the slot it keeps.
+        await front_end.submit(*(row(i, digests[i % 4], tokens(i)) for i in range(40)))
+        await front_end.until(lambda: len(front_end.events) == 40)
+        assert all(event.error is None for event in front_end.events.values())
+        assert await ask("residency", digests[0]) == "device"
+        await front_end.submit(row(100, digests[0], tokens(0)))
+        await front_end.until(lambda: 100 in front_end.events)
+        np.testing.assert_allclose(logits(front_end.events[100]), logits(front_end.events[0]), atol=2e-5, rtol=1e-4)
+        assert await ask("unpin", digests[0]) == "device"
+        assert await ask("pins") == []
+        assert await ask("pin", "e" * 64) not in ("device", None)
 
 
-def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
-    make_harness: Callable[..., Harness], make_adapter: Callable[..., AdapterFile]
+async def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
 ) -> None:
     harness = make_harness(arena_bytes=1 << 20)
     small = harness.add(make_adapter(0, rank=1))
     large = harness.add(make_adapter(1, rank=1024, sites=("attn_q", "attn_out", "mlp_out")))
-
-    async def scenario() -> None:
-        async with harness.running() as front_end:
-            await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=1, op="load", digest=large))
-            await front_end.until(lambda: 1 in front_end.replies)
-            error = front_end.replies[1].error
-            assert error is not None
-            assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "ARENA_TOO_SMALL")
-            await front_end.submit(row(0, large, [1]), row(1, small, [1]))
-            await front_end.until(lambda: len(front_end.events) == 2)
-            assert front_end.events[0].error is not None
-            assert front_end.events[1].error is None
-
-    asyncio.run(scenario())
+    async with harness.running() as front_end:
+        await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=1, op="load", digest=large))
+        await front_end.until(lambda: 1 in front_end.replies)
+        error = front_end.replies[1].error
+        assert error is not None
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "ARENA_TOO_SMALL")
+        await front_end.submit(row(0, large, [1]), row(1, small, [1]))
+        await front_end.until(lambda: len(front_end.events) == 2)
+        assert front_end.events[0].error is not None
+        assert front_end.events[1].error is None

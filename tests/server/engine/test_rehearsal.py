@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from adamix.adapter_file import AdapterFile
-from adamix.backbone import Backbone
+from adamix.backbones.backbone import Backbone
+from adamix.files.adapter_file import AdapterFile
 from adamix_kernels import dispatch
 from adamix_kernels.gpu import heads, low_rank, ops
 from adamix_kernels.plans import Facts, Plan
-from adamix_server.adapters.packing import pack
-from adamix_server.adapters.rehearsal import Rehearsal
-from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.packing import pack
+from adamix_server.engine.residency.rehearsal import Rehearsal
+from adamix_server.engine.residency.slot_bank import SlotBank
 
 EXTENT = 1 << 16
 MAX_ROWS = 48

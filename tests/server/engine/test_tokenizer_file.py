@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adamix import disk
 from adamix.errors import StoreFull
+from adamix.files import disk
 from adamix_server.engine.assembly import _write_tokenizer
 
 TEXT = '{"model": "ä"}'

@@ -3,28 +3,25 @@
 The catalog, the blob store, the tokenizer and the validation child are the real ones; only the numbers are made up.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from adamix.manifest import BackboneSpec
-from adamix_server.supervisor_frames import StartFrontEnd
+from adamix.files.manifest import BackboneSpec
+from adamix_server.channel.supervisor_frames import StartFrontEnd
 from adamix_testing import catalogs
-from adamix_testing.adapters import adapter_bytes
+from adamix_testing.adapters import MakeAdapter, adapter_bytes
+from adamix_testing.catalogs import Seed
+from adamix_testing.event_loop import clean_loop
 from adamix_testing.fake_engine import FakeEngine
-from adamix_testing.fake_supervisor import FakeSupervisor
-from adamix_testing.harness import Harness, serving, start_front_end
+from adamix_testing.harness import Harness, StartServing, serving, start_front_end
 from adamix_testing.manifests import make_spec
 from adamix_testing.word_tokenizers import BERT_SPECIAL, bert_words
 
 VOCAB = 64
-
-# Everything below must end long before this; a test that does not has found a hang.
-TEST_TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="session")
@@ -41,21 +38,8 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_adapter(spec: BackboneSpec) -> Callable[..., bytes]:
+def make_adapter(spec: BackboneSpec) -> MakeAdapter:
     return partial(adapter_bytes, spec)
-
-
-@pytest.fixture(scope="session")
-def supervisor_type() -> type[FakeSupervisor]:
-    return FakeSupervisor
-
-
-@pytest.fixture(scope="session")
-def engine_type() -> type[FakeEngine]:
-    return FakeEngine
-
-
-Scenario = Callable[[Harness], Awaitable[None]]
 
 
 @pytest.fixture
@@ -70,39 +54,36 @@ def settings(store: Path, tokenizer_file: Path) -> StartFrontEnd:
 
 
 @pytest.fixture
-def seed(store: Path, spec: BackboneSpec) -> Callable[..., str]:
-    """(task, bytes) -> digest, put into the catalog before the front end starts."""
+def seed(store: Path, spec: BackboneSpec) -> Seed:
     return partial(catalogs.register, store, here=spec.fingerprint)
 
 
-@pytest.fixture(scope="session")
-def play() -> Iterator[Callable[[Coroutine[Any, Any, None]], None]]:
-    """Run a coroutine to its end, within the time limit. One event loop for all: grpc.aio wants no second one."""
-
-    async def limited(scene: Coroutine[Any, Any, None]) -> None:
-        async with asyncio.timeout(TEST_TIMEOUT_S):
-            await scene
-
-    with asyncio.Runner() as runner:
-        yield lambda scene: runner.run(limited(scene))
+@pytest.fixture(autouse=True)
+async def each_test_leaves_a_clean_loop() -> AsyncIterator[None]:
+    async with clean_loop():
+        yield
 
 
 @pytest.fixture
-def serve(
-    store: Path, tokenizer_file: Path, spec: BackboneSpec, play: Callable[[Coroutine[Any, Any, None]], None]
-) -> Callable[..., None]:
-    """Run a scenario against a front end that serves; by default it is drained afterwards and must end cleanly."""
+async def start_serving(
+    store: Path, tokenizer_file: Path, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StartServing]:
+    """Starts a front end, once the catalog has what the test wants; it is drained after the test, and ends cleanly.
 
-    def run(
-        scenario: Scenario,
-        *,
-        prepare: Callable[[FakeEngine], None] = lambda engine: None,
-        adapter_root: Path | None = None,
-    ) -> None:
-        async def scene() -> None:
-            async with serving(store, tokenizer_file, spec, prepare=prepare, adapter_root=adapter_root) as harness:
-                await scenario(harness)
+    What the test patches stays so until then.
+    """
+    async with AsyncExitStack() as stack:
 
-        play(scene())
+        async def start(
+            *, prepare: Callable[[FakeEngine], None] = lambda engine: None, adapter_root: Path | None = None
+        ) -> Harness:
+            front_end = serving(store, tokenizer_file, spec, prepare=prepare, adapter_root=adapter_root)
+            return await stack.enter_async_context(front_end)
 
-    return run
+        yield start
+
+
+@pytest.fixture
+async def harness(start_serving: StartServing) -> Harness:
+    """A front end that serves an empty catalog."""
+    return await start_serving()

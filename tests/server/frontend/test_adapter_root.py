@@ -1,6 +1,5 @@
 """Registering from the server's own disk: what a name can reach, and what it never can."""
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -8,7 +7,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import pytest
@@ -25,12 +23,12 @@ from adamix.errors import (
     InvalidRequest,
 )
 from adamix_protos.v1 import adapters_pb2 as pb
-from adamix_server.catalog.blobs import BlobStore
+from adamix_server.blobs.local import BlobStore
 from adamix_server.client import Client, ServerFile
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
-from adamix_server.frontend.adapter_root import AdapterRoot
-
-Make = Callable[..., bytes]
+from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.harness import Harness, StartServing
 
 SECRET = b"outside"
 
@@ -123,14 +121,14 @@ def test_a_file_over_the_limit_is_refused(
         file.truncate((256 << 20) + 1)
     assert reason_of(copy, "sparse") == (InvalidAdapter, "TOO_LARGE")
     # One that grows while it is read is cut off there.
-    monkeypatch.setattr("adamix_server.frontend.adapter_root.MAX_ADAPTER_BYTES", 2500)
+    monkeypatch.setattr("adamix_server.frontend.control.adapter_root.MAX_ADAPTER_BYTES", 2500)
     read = os.read
 
     def growing(descriptor: int, num_bytes: int) -> bytes:
         read(descriptor, num_bytes)
         return bytes(1000)
 
-    monkeypatch.setattr("adamix_server.frontend.adapter_root.os.read", growing)
+    monkeypatch.setattr("adamix_server.frontend.control.adapter_root.os.read", growing)
     assert reason_of(copy, "team/good") == (InvalidAdapter, "TOO_LARGE")
 
 
@@ -191,26 +189,16 @@ def test_a_root_that_is_no_directory_is_refused_at_the_start(root: Path) -> None
             ServerConfig(engine=engine, front_end=FrontEndSettings(adapter_root=path))
 
 
-def in_thread(scenario: Callable[[Client, Any], None]) -> Any:
-    """A scenario of plain calls, run beside the event loop that the front end lives in."""
-
-    async def main(harness: Any) -> None:
-        def work() -> None:
-            with Client(harness.address, timeout_s=10) as client:
-                scenario(client, harness)
-
-        await asyncio.to_thread(work)
-
-    return main
-
-
-def test_a_file_of_the_server_is_registered_like_an_upload(serve: Any, make_adapter: Make, root: Path) -> None:
+async def test_a_file_of_the_server_is_registered_like_an_upload(
+    start_serving: StartServing, make_adapter: MakeAdapter, root: Path
+) -> None:
     data, other = make_adapter(seed=1), make_adapter(seed=2)
     (root / "team" / "adapter").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     file = ServerFile("team/adapter")
+    harness = await start_serving(adapter_root=root)
 
-    def scenario(client: Client, harness: Any) -> None:
+    def work(client: Client) -> None:
         checked = client.register("sst2", file, validate_only=True)
         assert (checked.version.digest, checked.version.state) == (digest, "VALIDATING")
         assert client.tasks() == []
@@ -234,11 +222,13 @@ def test_a_file_of_the_server_is_registered_like_an_upload(serve: Any, make_adap
         assert client.rollback("sst2").traffic == ((digest, 1),)
         assert harness.temporaries() == []
 
-    serve(in_thread(scenario), adapter_root=root)
+    await harness.call(work)
 
 
-def test_what_is_wrong_with_a_name_is_said_on_the_wire(serve: Any, root: Path) -> None:
-    def scenario(client: Client, harness: Any) -> None:
+async def test_what_is_wrong_with_a_name_is_said_on_the_wire(start_serving: StartServing, root: Path) -> None:
+    harness = await start_serving(adapter_root=root)
+
+    def work(client: Client) -> None:
         with pytest.raises(InvalidRequest) as absent:
             client.register("sst2", ServerFile("absent"))
         assert (absent.value.reason, absent.value.field) == ("FILE_NOT_FOUND", "header.file")
@@ -250,24 +240,22 @@ def test_what_is_wrong_with_a_name_is_said_on_the_wire(serve: Any, root: Path) -
         assert invalid.value.reason == "TRUNCATED"
         assert harness.temporaries() == []
 
-    serve(in_thread(scenario), adapter_root=root)
+    await harness.call(work)
 
 
-def test_without_a_root_no_name_means_anything(serve: Any) -> None:
-    def scenario(client: Client, harness: Any) -> None:
+async def test_without_a_root_no_name_means_anything(harness: Harness) -> None:
+    def work(client: Client) -> None:
         with pytest.raises(FailedPrecondition) as caught:
             client.register("sst2", ServerFile("team/good"))
         assert caught.value.reason == "NO_ADAPTER_ROOT"
 
-    serve(in_thread(scenario))
+    await harness.call(work)
 
 
-def test_bytes_after_a_name_are_refused(serve: Any, root: Path) -> None:
-    async def scenario(harness: Any) -> None:
-        header = pb.RegisterAdapterRequest(header=pb.RegisterAdapterHeader(task="sst2", file="team/good"))
-        call = harness.adapters.RegisterAdapter(iter([header, pb.RegisterAdapterRequest(chunk=b"x")]))
-        with pytest.raises(grpc.aio.AioRpcError, match="nothing may follow") as caught:
-            await call
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-    serve(scenario, adapter_root=root)
+async def test_bytes_after_a_name_are_refused(start_serving: StartServing, root: Path) -> None:
+    harness = await start_serving(adapter_root=root)
+    header = pb.RegisterAdapterRequest(header=pb.RegisterAdapterHeader(task="sst2", file="team/good"))
+    call = harness.adapters.RegisterAdapter(iter([header, pb.RegisterAdapterRequest(chunk=b"x")]))
+    with pytest.raises(grpc.aio.AioRpcError, match="nothing may follow") as caught:
+        await call
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

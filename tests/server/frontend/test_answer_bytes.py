@@ -15,10 +15,14 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as oip
 from adamix_protos.v1 import inference_pb2 as v1
-from adamix_server.engine_frames import Emit, Event
+from adamix_server.channel.engine_frames import Emit, Event
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
+from adamix_testing.fake_engine import FakeEngine
+from adamix_testing.harness import Harness, StartServing
 
 GOLDEN: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "golden" / "answers.json").read_text())
 PREDICT = "/adamix.v1.InferenceService/Predict"
@@ -135,7 +139,7 @@ WAYS: dict[str, tuple[str, Callable[[str], bytes]]] = {
 }
 
 
-async def ask(harness: Any, way: str, task: str, output: tuple[float, ...]) -> str:
+async def ask(harness: Harness, way: str, task: str, output: tuple[float, ...]) -> str:
     """What the server answers, in hex, when its engine gives `output` for one input and its negative for the other."""
     method, request = WAYS[way]
     call = asyncio.ensure_future(harness.channel.unary_unary(method)(request(task), metadata=METADATA))
@@ -153,21 +157,20 @@ async def ask(harness: Any, way: str, task: str, output: tuple[float, ...]) -> s
         return dict(error.trailing_metadata())["grpc-status-details-bin"].hex()
 
 
-def test_answers_are_the_bytes_they_always_were(serve: Any, seed: Any, make_adapter: Callable[..., bytes]) -> None:
+async def test_answers_are_the_bytes_they_always_were(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
     tasks = {name: f"task-{index}" for index, name in enumerate(CASES)}
     for index, (name, case) in enumerate(CASES.items()):
         seed(tasks[name], make_adapter(case.head, seed=index))
 
-    def prepare(engine: Any) -> None:
+    def prepare(engine: FakeEngine) -> None:
         engine.hold = True
 
     found: dict[str, dict[str, str]] = {}
-
-    async def scenario(harness: Any) -> None:
-        for name, case in CASES.items():
-            found[name] = {way: await ask(harness, way, tasks[name], case.output) for way in WAYS}
-
-    serve(scenario, prepare=prepare)
+    harness = await start_serving(prepare=prepare)
+    for name, case in CASES.items():
+        found[name] = {way: await ask(harness, way, tasks[name], case.output) for way in WAYS}
     assert found.keys() == GOLDEN.keys()
     for name, ways in found.items():
         for way, answer in ways.items():

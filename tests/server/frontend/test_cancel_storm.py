@@ -2,68 +2,66 @@
 
 import asyncio
 import random
-from collections.abc import Callable
-from typing import Any
 
 import grpc
 
 from adamix_protos.v1 import inference_pb2 as pb
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
+from adamix_testing.fake_engine import FakeEngine
+from adamix_testing.harness import StartServing
 
 CALLS, AT_ONCE = 1_200, 24
 CREDIT = (60, 400)
 TASKS = ("a", "b", "c")
 
 
-def test_every_credit_comes_back(serve: Any, seed: Any, make_adapter: Callable[..., bytes]) -> None:
+async def test_every_credit_comes_back(start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter) -> None:
     for number, task in enumerate(TASKS):
         seed(task, make_adapter(seed=number))
     choose = random.Random(0)
     codes: set[grpc.StatusCode] = set()
 
-    def prepare(engine: Any) -> None:
+    def prepare(engine: FakeEngine) -> None:
         engine.credit = CREDIT
 
-    async def scenario(harness: Any) -> None:
-        engine = harness.engine
-        engine.hold = True
-        link = harness.front_end._link
-        places = asyncio.Semaphore(AT_ONCE)
-        done = False
+    harness = await start_serving(prepare=prepare)
+    engine = harness.engine
+    engine.hold = True
+    link = harness.front_end._link
+    places = asyncio.Semaphore(AT_ONCE)
+    done = False
 
-        async def answering() -> None:
-            """An engine that answers in any order and sometimes not for a while."""
-            while not done:
-                await asyncio.sleep(choose.choice([0, 0, 0.002, 0.01]))
-                some = [row for row in engine.held if choose.random() < 0.3]
-                engine.answer(some)
+    async def answering() -> None:
+        """An engine that answers in any order and sometimes not for a while."""
+        while not done:
+            await asyncio.sleep(choose.choice([0, 0, 0.002, 0.01]))
+            some = [row for row in engine.held if choose.random() < 0.3]
+            engine.answer(some)
 
-        async def one() -> None:
-            inputs = [
-                pb.PredictInput(task=choose.choice(TASKS), text="w1 w2 w3") for _ in range(choose.choice([1, 3, 9]))
-            ]
-            async with places:
-                timeout_s = choose.choice([None, None, choose.uniform(0.0005, 0.02)])
-                call = harness.inference.Predict(pb.PredictRequest(inputs=inputs), timeout=timeout_s)
-                if timeout_s is None and choose.random() < 0.8:
-                    await asyncio.sleep(choose.choice([0, 0.001, choose.uniform(0, 0.02)]))
-                    call.cancel()
-                code = await call.code()
-                # The transport refuses new streams to a connection with too many that are not yet cleared away.
-                if code is grpc.StatusCode.UNAVAILABLE and "RST_STREAM" in (await call.details() or ""):
-                    code = grpc.StatusCode.RESOURCE_EXHAUSTED
-                codes.add(code)
+    async def one() -> None:
+        inputs = [pb.PredictInput(task=choose.choice(TASKS), text="w1 w2 w3") for _ in range(choose.choice([1, 3, 9]))]
+        async with places:
+            timeout_s = choose.choice([None, None, choose.uniform(0.0005, 0.02)])
+            call = harness.inference.Predict(pb.PredictRequest(inputs=inputs), timeout=timeout_s)
+            if timeout_s is None and choose.random() < 0.8:
+                await asyncio.sleep(choose.choice([0, 0.001, choose.uniform(0, 0.02)]))
+                call.cancel()
+            code = await call.code()
+            # The transport refuses new streams to a connection with too many that are not yet cleared away.
+            if code is grpc.StatusCode.UNAVAILABLE and "RST_STREAM" in (await call.details() or ""):
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            codes.add(code)
 
-        answers = asyncio.create_task(answering())
-        await asyncio.gather(*(one() for _ in range(CALLS)))
-        done = True
-        await answers
-        engine.hold = False
-        engine.answer_all()
-        await harness.until(lambda: not link._connection._waiting and not engine.held)
-        await harness.until(lambda: (link._connection._inputs, link._connection._tokens) == CREDIT)
-        assert link._connection._rows == {}
-
-    serve(scenario, prepare=prepare)
+    answers = asyncio.create_task(answering())
+    await asyncio.gather(*(one() for _ in range(CALLS)))
+    done = True
+    await answers
+    engine.hold = False
+    engine.answer_all()
+    await harness.until(lambda: not link._connection._waiting and not engine.held)
+    await harness.until(lambda: (link._connection._inputs, link._connection._tokens) == CREDIT)
+    assert link._connection._rows == {}
     assert codes >= {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
     assert codes <= {
         grpc.StatusCode.OK,

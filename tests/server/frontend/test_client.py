@@ -1,10 +1,7 @@
 """The typed client against a front end on a real port."""
 
-import asyncio
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,29 +15,19 @@ from adamix.errors import (
     NotFound,
     Unavailable,
 )
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_server.client import Classification, Client, Input, Regression
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
+from adamix_testing.harness import Harness, StartServing
 
 
-def in_thread(scenario: Callable[[Client, Any], None]) -> Any:
-    """A scenario of plain calls, run beside the event loop that the front end lives in."""
-
-    async def main(harness: Any) -> None:
-        def work() -> None:
-            with Client(harness.address, timeout_s=10) as client:
-                scenario(client, harness)
-
-        await asyncio.to_thread(work)
-
-    return main
-
-
-def test_the_life_of_a_task(serve: Any, make_adapter: Callable[..., bytes], tmp_path: Path) -> None:
+async def test_the_life_of_a_task(harness: Harness, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     path = tmp_path / "first.safetensors"
     path.write_bytes(make_adapter(seed=1))
     first, second = hashlib.sha256(path.read_bytes()).hexdigest(), make_adapter(seed=2)
 
-    def scenario(client: Client, harness: Any) -> None:
+    def work(client: Client) -> None:
         client.wait_until_serving(10)
         registered = client.register("sst2", path)
         assert (registered.version.digest, registered.already_exists) == (first, False)
@@ -67,15 +54,16 @@ def test_the_life_of_a_task(serve: Any, make_adapter: Callable[..., bytes], tmp_
         with pytest.raises(NotFound):
             client.predict(task="sst2", texts=["w1"])
 
-    serve(in_thread(scenario))
+    await harness.call(work)
 
 
-def test_errors_come_back_as_the_classes_they_are(
-    serve: Any, seed: Any, make_adapter: Callable[..., bytes], tmp_path: Path
+async def test_errors_come_back_as_the_classes_they_are(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     seed("sst2", make_adapter())
+    harness = await start_serving()
 
-    def scenario(client: Client, harness: Any) -> None:
+    def work(client: Client) -> None:
         with pytest.raises(InvalidRequest) as empty:
             client.predict(task="sst2", texts=[""])
         assert (empty.value.reason, empty.value.field) == ("TEXT_EMPTY", "inputs[0].text")
@@ -97,7 +85,7 @@ def test_errors_come_back_as_the_classes_they_are(
         assert isinstance(bad.error, NotFound)
         harness.engine.control_error = None
 
-    serve(in_thread(scenario))
+    await harness.call(work)
 
 
 def test_without_a_server_the_address_is_named() -> None:
@@ -107,12 +95,13 @@ def test_without_a_server_the_address_is_named() -> None:
         client.wait_until_serving(0.2)
 
 
-def test_predict_json_prints_proto_names_and_defaults(
-    serve: Any, seed: Any, make_adapter: Callable[..., bytes]
+async def test_predict_json_prints_proto_names_and_defaults(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
     digest = seed("score", make_adapter(HeadSpec(type="regression", pooling="mean")))
+    harness = await start_serving()
 
-    def scenario(client: Client, harness: Any) -> None:
+    def work(client: Client) -> None:
         harness.engine.widths[digest] = 1
         answer = client.predict_json(task="score", texts=["w1"])
         assert answer["predictions"] == [
@@ -125,14 +114,14 @@ def test_predict_json_prints_proto_names_and_defaults(
         mixed = client.predict_json([Input("score", text="w1"), Input("nobody", text="w1")])
         assert mixed["predictions"][1]["error"]["details"][0]["reason"] == "NOT_FOUND"
 
-    serve(in_thread(scenario))
+    await harness.call(work)
 
 
-def test_server_info_says_what_the_engine_said(serve: Any) -> None:
-    def scenario(client: Client, harness: Any) -> None:
+async def test_server_info_says_what_the_engine_said(harness: Harness) -> None:
+    def work(client: Client) -> None:
         info = client.server_info()
         assert info.backbone["fingerprint"] == harness.engine.spec.fingerprint
         assert info.limits["max_inputs_per_call"] == 64
         assert (info.compute_dtype, info.device) == ("float32", "cpu")
 
-    serve(in_thread(scenario))
+    await harness.call(work)

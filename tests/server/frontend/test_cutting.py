@@ -7,12 +7,12 @@ import pytest
 import tokenizers
 from tokenizers import models
 
-from adamix import backbone
 from adamix import data as datasets
-from adamix.batches import tokenize
+from adamix.backbones import backbone
 from adamix.data import Example
 from adamix.errors import AdamixError
-from adamix_server.frontend.tokenization import Text, Tokenizer
+from adamix.rows.labelled import tokenize
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer
 
 
 @pytest.mark.weights

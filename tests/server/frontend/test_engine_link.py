@@ -1,14 +1,17 @@
 """The link to the engine by itself: frames out, futures in, credit, and never anything left pending."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
-from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
+from adamix.files.manifest import BackboneSpec
+from adamix_server.channel.codec import NotAFrame, ToEngine
+from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
+from adamix_server.channel.supervisor_frames import EngineUp
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
-from adamix_server.supervisor_frames import EngineUp
 
 ENGINE_ID = "engine-0"
 
@@ -22,7 +25,7 @@ class Wire:
         self.closed = False
         self.send_error: Exception | None = None
 
-    async def send(self, frame: Any) -> None:
+    async def send(self, frame: ToEngine) -> None:
         if self.send_error is not None:
             raise self.send_error
         self.sent.append(frame)
@@ -43,7 +46,7 @@ class Wire:
 class Scene:
     """A link that is connected to generation 1 with some credit."""
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, spec: BackboneSpec) -> None:
         self.spec = spec
         self.wires: list[Wire] = []
         self.link = EngineLink(self._connect)
@@ -79,250 +82,204 @@ async def settle() -> None:
 
 
 @pytest.fixture
-def act(play: Any, spec: Any) -> Any:
-    def run(scenario: Any) -> None:
-        async def scene() -> None:
-            stage = Scene(spec)
-            await scenario(stage)
-            stage.link.close()
-
-        play(scene())
-
-    return run
+async def scene(spec: BackboneSpec) -> AsyncIterator[Scene]:
+    scene = Scene(spec)
+    yield scene
+    scene.link.close()
 
 
-def test_rows_of_one_turn_leave_in_one_frame(act: Any) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up()
-        for _ in range(3):
-            scene.link.submit([scene.row(), scene.row()])
-        await settle()
-        assert [len(submit.rows) for submit in wire.of(Submit)] == [6]
-        scene.link.submit([scene.row()])
-        await settle()
-        assert [len(submit.rows) for submit in wire.of(Submit)] == [6, 1]
-
-    act(scenario)
+async def test_rows_of_one_turn_leave_in_one_frame(scene: Scene) -> None:
+    wire = await scene.up()
+    for _ in range(3):
+        scene.link.submit([scene.row(), scene.row()])
+    await settle()
+    assert [len(submit.rows) for submit in wire.of(Submit)] == [6]
+    scene.link.submit([scene.row()])
+    await settle()
+    assert [len(submit.rows) for submit in wire.of(Submit)] == [6, 1]
 
 
-def test_while_the_engine_is_busy_rows_are_gathered(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_the_engine_is_busy_rows_are_gathered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     # Long enough for any machine to do the turns in between.
     monkeypatch.setattr("adamix_server.frontend.engine_link.GATHER_S", 0.3)
-
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up()
-        scene.link.submit([scene.row() for _ in range(BUSY_ROWS)])
-        await settle()
-        assert [len(submit.rows) for submit in wire.of(Submit)] == [BUSY_ROWS]
-        (_, unwanted) = scene.link.submit([scene.row(), scene.row()])
-        await settle()
-        unwanted.cancel()
-        scene.link.submit([scene.row()])
-        await settle()
-        assert len(wire.of(Submit)) == 1
-        while len(wire.of(Submit)) == 1:  # noqa: ASYNC110 - the link has no event for it
-            await asyncio.sleep(0.01)
-        assert [len(submit.rows) for submit in wire.of(Submit)] == [BUSY_ROWS, 2]
-        assert wire.of(Cancel) == []
-
-    act(scenario)
+    wire = await scene.up()
+    scene.link.submit([scene.row() for _ in range(BUSY_ROWS)])
+    await settle()
+    assert [len(submit.rows) for submit in wire.of(Submit)] == [BUSY_ROWS]
+    (_, unwanted) = scene.link.submit([scene.row(), scene.row()])
+    await settle()
+    unwanted.cancel()
+    scene.link.submit([scene.row()])
+    await settle()
+    assert len(wire.of(Submit)) == 1
+    while len(wire.of(Submit)) == 1:  # noqa: ASYNC110 - the link has no event for it
+        await asyncio.sleep(0.01)
+    assert [len(submit.rows) for submit in wire.of(Submit)] == [BUSY_ROWS, 2]
+    assert wire.of(Cancel) == []
 
 
-def test_answers_find_their_futures_in_any_order(act: Any) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up()
-        first, second = scene.link.submit([scene.row(), scene.row()])
-        await settle()
-        ids = [row.id for row in wire.of(Submit)[0].rows]
-        events = [Event(id=ids[1], payload=b"2"), Event(id=ids[0], payload=b"1"), Event(id=999)]
-        wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=events))
-        assert ((await first).payload, (await second).payload) == (b"1", b"2")
-
-    act(scenario)
+async def test_answers_find_their_futures_in_any_order(scene: Scene) -> None:
+    wire = await scene.up()
+    first, second = scene.link.submit([scene.row(), scene.row()])
+    await settle()
+    ids = [row.id for row in wire.of(Submit)[0].rows]
+    events = [Event(id=ids[1], payload=b"2"), Event(id=ids[0], payload=b"1"), Event(id=999)]
+    wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=events))
+    assert ((await first).payload, (await second).payload) == (b"1", b"2")
 
 
-def test_credit_in_inputs_and_in_tokens_is_kept_exactly(act: Any) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up(inputs=3, tokens=10)
-        futures = scene.link.submit([scene.row(4), scene.row(4), scene.row(4), scene.row(2), scene.row(1)])
-        refused = [future.done() for future in futures]
-        # 4 + 4 + 2 tokens fit; a third row of 4 does not, and after three inputs nothing does.
-        assert refused == [False, False, True, False, True]
-        for future in (futures[2], futures[4]):
-            error = future.exception()
-            assert isinstance(error, Overloaded)
-            assert error.retry_after_s is not None
-            assert 0.05 <= error.retry_after_s <= 5
-        await settle()
-        assert [len(submit.rows) for submit in wire.of(Submit)] == [3]
-        wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=[], credit_inputs=1, credit_tokens=4))
-        await settle()
-        assert not scene.link.submit([scene.row(4)])[0].done()
-        assert scene.link.submit([scene.row(1)])[0].done()
-
-    act(scenario)
+async def test_credit_in_inputs_and_in_tokens_is_kept_exactly(scene: Scene) -> None:
+    wire = await scene.up(inputs=3, tokens=10)
+    futures = scene.link.submit([scene.row(4), scene.row(4), scene.row(4), scene.row(2), scene.row(1)])
+    refused = [future.done() for future in futures]
+    # 4 + 4 + 2 tokens fit; a third row of 4 does not, and after three inputs nothing does.
+    assert refused == [False, False, True, False, True]
+    for future in (futures[2], futures[4]):
+        error = future.exception()
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s is not None
+        assert 0.05 <= error.retry_after_s <= 5
+    await settle()
+    assert [len(submit.rows) for submit in wire.of(Submit)] == [3]
+    wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=[], credit_inputs=1, credit_tokens=4))
+    await settle()
+    assert not scene.link.submit([scene.row(4)])[0].done()
+    assert scene.link.submit([scene.row(1)])[0].done()
 
 
-def test_a_row_cancelled_before_it_left_costs_nothing(act: Any) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up(inputs=1)
-        (future,) = scene.link.submit([scene.row()])
+async def test_a_row_cancelled_before_it_left_costs_nothing(scene: Scene) -> None:
+    wire = await scene.up(inputs=1)
+    (future,) = scene.link.submit([scene.row()])
+    future.cancel()
+    await settle()
+    assert wire.of(Submit) == wire.of(Cancel) == []
+    assert not scene.link.submit([scene.row()])[0].done()
+
+
+async def test_cancels_of_one_turn_leave_in_one_frame_and_late_events_are_ignored(scene: Scene) -> None:
+    wire = await scene.up(inputs=2)
+    futures = scene.link.submit([scene.row(), scene.row()])
+    await settle()
+    ids = [row.id for row in wire.of(Submit)[0].rows]
+    for future in futures:
         future.cancel()
-        await settle()
-        assert wire.of(Submit) == wire.of(Cancel) == []
-        assert not scene.link.submit([scene.row()])[0].done()
-
-    act(scenario)
-
-
-def test_cancels_of_one_turn_leave_in_one_frame_and_late_events_are_ignored(act: Any) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up(inputs=2)
-        futures = scene.link.submit([scene.row(), scene.row()])
-        await settle()
-        ids = [row.id for row in wire.of(Submit)[0].rows]
-        for future in futures:
-            future.cancel()
-        await settle()
-        assert [cancel.ids for cancel in wire.of(Cancel)] == [ids]
-        assert scene.link.submit([scene.row()])[0].done()
-        events = [Event(id=id_) for id_ in ids]
-        wire.incoming.put_nowait(
-            Emit(engine_id=ENGINE_ID, generation=1, events=events, credit_inputs=2, credit_tokens=4)
-        )
-        await settle()
-        assert not scene.link.submit([scene.row()])[0].done()
-
-    act(scenario)
+    await settle()
+    assert [cancel.ids for cancel in wire.of(Cancel)] == [ids]
+    assert scene.link.submit([scene.row()])[0].done()
+    events = [Event(id=id_) for id_ in ids]
+    wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=events, credit_inputs=2, credit_tokens=4))
+    await settle()
+    assert not scene.link.submit([scene.row()])[0].done()
 
 
 @pytest.mark.parametrize("how", ["told", "read", "write", "garbage", "replaced", "closed"])
-def test_whatever_ends_the_connection_fails_everything_that_waits(act: Any, how: str) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up()
-        (future,) = scene.link.submit([scene.row()])
-        asking = asyncio.create_task(scene.link.control("in_use", "a" * 64))
-        await settle()
-        match how:
-            case "told":
-                scene.link.engine_down(1, ENGINE_ID)
-            case "read":
-                wire.incoming.put_nowait(OSError("broken"))
-            case "write":
-                wire.send_error = OSError("broken")
-                scene.link.submit([scene.row()])
-            case "garbage":
-                wire.incoming.put_nowait(Submit(engine_id=ENGINE_ID, generation=1, rows=[]))
-            case "replaced":
-                await scene.up(generation=2)
-            case "closed":
-                scene.link.close()
-        for waiting in (future, asking):
-            with pytest.raises(Unavailable) as caught:
-                await waiting
-            assert (caught.value.reason, caught.value.retry_after_s) == ("ENGINE_RESTARTING", 1.0)
-        assert wire.closed
-        assert scene.link.is_up is (how == "replaced")
-        if how != "replaced":
-            with pytest.raises(Unavailable):
-                scene.link.submit([scene.row()])
-
-    act(scenario)
+async def test_whatever_ends_the_connection_fails_everything_that_waits(scene: Scene, how: str) -> None:
+    wire = await scene.up()
+    (future,) = scene.link.submit([scene.row()])
+    asking = asyncio.create_task(scene.link.control("in_use", "a" * 64))
+    await settle()
+    match how:
+        case "told":
+            scene.link.engine_down(1, ENGINE_ID)
+        case "read":
+            wire.incoming.put_nowait(OSError("broken"))
+        case "write":
+            wire.send_error = OSError("broken")
+            scene.link.submit([scene.row()])
+        case "garbage":
+            wire.incoming.put_nowait(NotAFrame("not one of an engine's"))
+        case "replaced":
+            await scene.up(generation=2)
+        case "closed":
+            scene.link.close()
+    for waiting in (future, asking):
+        with pytest.raises(Unavailable) as caught:
+            await waiting
+        assert (caught.value.reason, caught.value.retry_after_s) == ("ENGINE_RESTARTING", 1.0)
+    assert wire.closed
+    assert scene.link.is_up is (how == "replaced")
+    if how != "replaced":
+        with pytest.raises(Unavailable):
+            scene.link.submit([scene.row()])
 
 
-def test_words_about_an_older_generation_change_nothing(act: Any) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up(generation=7, inputs=1)
-        scene.link.engine_down(6, ENGINE_ID)
-        assert scene.link.is_up
-        (future,) = scene.link.submit([scene.row()])
-        await settle()
-        id_ = wire.of(Submit)[0].rows[0].id
-        wire.incoming.put_nowait(
-            Emit(engine_id=ENGINE_ID, generation=6, events=[Event(id=id_)], credit_inputs=5, credit_tokens=50)
-        )
-        wire.incoming.put_nowait(Credit(engine_id=ENGINE_ID, generation=6, inputs=5, tokens=50))
-        await settle()
-        assert not future.done()
-        assert scene.link.submit([scene.row()])[0].done()
-
-    act(scenario)
+async def test_words_about_an_older_generation_change_nothing(scene: Scene) -> None:
+    wire = await scene.up(generation=7, inputs=1)
+    scene.link.engine_down(6, ENGINE_ID)
+    assert scene.link.is_up
+    (future,) = scene.link.submit([scene.row()])
+    await settle()
+    id_ = wire.of(Submit)[0].rows[0].id
+    wire.incoming.put_nowait(
+        Emit(engine_id=ENGINE_ID, generation=6, events=[Event(id=id_)], credit_inputs=5, credit_tokens=50)
+    )
+    wire.incoming.put_nowait(Credit(engine_id=ENGINE_ID, generation=6, inputs=5, tokens=50))
+    await settle()
+    assert not future.done()
+    assert scene.link.submit([scene.row()])[0].done()
 
 
-def test_frames_carry_the_engines_id_and_those_of_another_engine_change_nothing(act: Any) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up(inputs=2)
-        future, unwanted = scene.link.submit([scene.row(), scene.row()])
-        asking = asyncio.create_task(scene.link.control("in_use", "a" * 64))
-        await settle()
-        unwanted.cancel()
-        await settle()
-        assert {(type(frame), frame.engine_id, frame.generation) for frame in wire.sent} == {
-            (kind, ENGINE_ID, 1) for kind in (Submit, Cancel, Control)
-        }
-        id_, call = wire.of(Submit)[0].rows[0].id, wire.of(Control)[0].call
-        other = {"engine_id": "engine-1", "generation": 1}
-        wire.incoming.put_nowait(Emit(**other, events=[Event(id=id_)], credit_inputs=5, credit_tokens=50))
-        wire.incoming.put_nowait(Credit(**other, inputs=5, tokens=50))
-        wire.incoming.put_nowait(Reply(**other, call=call, value=False))
-        await settle()
-        assert not future.done()
-        assert not asking.done()
-        assert scene.link.submit([scene.row()])[0].done()
-        asking.cancel()
-
-    act(scenario)
+async def test_frames_carry_the_engines_id_and_those_of_another_engine_change_nothing(scene: Scene) -> None:
+    wire = await scene.up(inputs=2)
+    future, unwanted = scene.link.submit([scene.row(), scene.row()])
+    asking = asyncio.create_task(scene.link.control("in_use", "a" * 64))
+    await settle()
+    unwanted.cancel()
+    await settle()
+    assert {(type(frame), frame.engine_id, frame.generation) for frame in wire.sent} == {
+        (kind, ENGINE_ID, 1) for kind in (Submit, Cancel, Control)
+    }
+    id_, call = wire.of(Submit)[0].rows[0].id, wire.of(Control)[0].call
+    other = {"engine_id": "engine-1", "generation": 1}
+    wire.incoming.put_nowait(Emit(**other, events=[Event(id=id_)], credit_inputs=5, credit_tokens=50))
+    wire.incoming.put_nowait(Credit(**other, inputs=5, tokens=50))
+    wire.incoming.put_nowait(Reply(**other, call=call, value=False))
+    await settle()
+    assert not future.done()
+    assert not asking.done()
+    assert scene.link.submit([scene.row()])[0].done()
+    asking.cancel()
 
 
-def test_another_engine_of_the_same_generation_replaces_the_first(act: Any) -> None:
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up()
-        await scene.up()
-        assert not wire.closed
-        await scene.up(engine_id="engine-1")
-        assert wire.closed
-        assert scene.link.is_up
-
-    act(scenario)
+async def test_another_engine_of_the_same_generation_replaces_the_first(scene: Scene) -> None:
+    wire = await scene.up()
+    await scene.up()
+    assert not wire.closed
+    await scene.up(engine_id="engine-1")
+    assert wire.closed
+    assert scene.link.is_up
 
 
-def test_an_engine_that_grants_nothing_is_not_up(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_that_grants_nothing_is_not_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.01)
-
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up()
-        scene.link.engine_down(1, ENGINE_ID)
-        silent = EngineUp(address="ipc:///x", hello=scene.link.hello)  # type: ignore[arg-type]
-        with pytest.raises(Unavailable, match="does not answer"):
-            await scene.link.connect(silent)
-        assert wire.closed
-        assert scene.wires[-1].closed
-        assert not scene.link.is_up
-
-    act(scenario)
+    wire = await scene.up()
+    scene.link.engine_down(1, ENGINE_ID)
+    silent = EngineUp(address="ipc:///x", hello=scene.link.hello)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match="does not answer"):
+        await scene.link.connect(silent)
+    assert wire.closed
+    assert scene.wires[-1].closed
+    assert not scene.link.is_up
 
 
-def test_control_returns_the_value_or_raises_the_engines_error(act: Any) -> None:
-    from adamix_server.engine_frames import WireError
+async def test_control_returns_the_value_or_raises_the_engines_error(scene: Scene) -> None:
+    from adamix_server.channel.engine_frames import WireError
 
-    async def scenario(scene: Scene) -> None:
-        wire = await scene.up()
-        asking = [asyncio.create_task(scene.link.control("residency", digest * 64)) for digest in "ab"]
-        await settle()
-        first, second = wire.of(Control)
-        error = WireError(code=15, reason="BLOB_CORRUPT", message="damaged")
-        wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=second.call, error=error))
-        wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=first.call, value="host"))
-        assert await asking[0] == "host"
-        with pytest.raises(AdamixError, match="damaged"):
-            await asking[1]
-        # A caller that gave up is forgotten.
-        gone = asyncio.create_task(scene.link.control("load", "c" * 64))
-        await settle()
-        gone.cancel()
-        await settle()
-        wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=wire.of(Control)[-1].call))
-        await settle()
-        assert scene.link.is_up
-
-    act(scenario)
+    wire = await scene.up()
+    asking = [asyncio.create_task(scene.link.control("residency", digest * 64)) for digest in "ab"]
+    await settle()
+    first, second = wire.of(Control)
+    error = WireError(code=15, reason="BLOB_CORRUPT", message="damaged")
+    wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=second.call, error=error))
+    wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=first.call, value="host"))
+    assert await asking[0] == "host"
+    with pytest.raises(AdamixError, match="damaged"):
+        await asking[1]
+    # A caller that gave up is forgotten.
+    gone = asyncio.create_task(scene.link.control("load", "c" * 64))
+    await settle()
+    gone.cancel()
+    await settle()
+    wire.incoming.put_nowait(Reply(engine_id=ENGINE_ID, generation=1, call=wire.of(Control)[-1].call))
+    await settle()
+    assert scene.link.is_up

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
-from adamix_server.channel import SocketEngineChannel
-from adamix_server.child import Child
-from adamix_server.engine_frames import Control, Credit, Emit, Event, Hello, Limits, Submit
-from adamix_server.supervisor_frames import Agreed, Drain, Drained, EngineUp, Ready, Seen, Stats
+from adamix_server.channel.channel import SocketEngineChannel
+from adamix_server.channel.engine_frames import Control, Credit, Emit, Event, Hello, Limits, Submit
+from adamix_server.channel.supervisor_frames import Agreed, Drain, Drained, EngineUp, Ready, Seen, Stats
+from adamix_server.supervisor.child import Child
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
 from adamix_testing.harness import start_front_end
 
 ENGINE_ID = "engine-0"
@@ -68,57 +70,47 @@ async def expect(child: Child, kind: type[Any]) -> Any:
     return frame
 
 
-def test_a_process_serves_drains_and_exits(
-    play: Any, engine: EngineUp, store: Path, tokenizer_file: Path, seed: Any, make_adapter: Callable[..., bytes]
+async def test_a_process_serves_drains_and_exits(
+    engine: EngineUp, store: Path, tokenizer_file: Path, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
-    from adamix.manifest import HeadSpec
+    from adamix.files.manifest import HeadSpec
 
     seed("score", make_adapter(HeadSpec(type="regression", pooling="mean")))
-
-    async def scene() -> None:
-        child = await start(store, tokenizer_file)
-        child.send(engine)
-        ready: Ready = await expect(child, Ready)
-        request = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="score", text="w1 w2")])
-        async with grpc.aio.insecure_channel(ready.address) as channel:
-            response = await inference_pb2_grpc.InferenceServiceStub(channel).Predict(request)
-        assert response.predictions[0].regression.score == 4.0
-        await expect(child, Stats)
-        child.send(Drain(delay_s=0, grace_s=5))
-        await expect(child, Drained)
-        assert await child.stop(10) == 0
-
-    play(scene())
+    child = await start(store, tokenizer_file)
+    child.send(engine)
+    ready: Ready = await expect(child, Ready)
+    request = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="score", text="w1 w2")])
+    async with grpc.aio.insecure_channel(ready.address) as channel:
+        response = await inference_pb2_grpc.InferenceServiceStub(channel).Predict(request)
+    assert response.predictions[0].regression.score == 4.0
+    await expect(child, Stats)
+    child.send(Drain(delay_s=0, grace_s=5))
+    await expect(child, Drained)
+    assert await child.stop(10) == 0
 
 
 @pytest.mark.parametrize("when", ["before the engine", "while serving"])
-def test_a_process_does_not_outlive_its_supervisor(
-    play: Any, engine: EngineUp, store: Path, tokenizer_file: Path, when: str
+async def test_a_process_does_not_outlive_its_supervisor(
+    engine: EngineUp, store: Path, tokenizer_file: Path, when: str
 ) -> None:
-    async def scene() -> None:
-        child = await start(store, tokenizer_file)
-        if when == "while serving":
-            child.send(engine)
-            await expect(child, Ready)
-        # Closes the pipe, as the death of the supervisor does, and sends no signal.
-        assert await child.stop(20) == 0
-
-    play(scene())
+    child = await start(store, tokenizer_file)
+    if when == "while serving":
+        child.send(engine)
+        await expect(child, Ready)
+    # Closes the pipe, as the death of the supervisor does, and sends no signal.
+    assert await child.stop(20) == 0
 
 
-def test_a_signal_meant_for_the_terminal_does_not_end_the_process(
-    play: Any, engine: EngineUp, store: Path, tokenizer_file: Path
+async def test_a_signal_meant_for_the_terminal_does_not_end_the_process(
+    engine: EngineUp, store: Path, tokenizer_file: Path
 ) -> None:
     import signal
 
-    async def scene() -> None:
-        child = await start(store, tokenizer_file)
-        child.send(engine)
-        await expect(child, Ready)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            child.process.send_signal(number)
-        await asyncio.sleep(0)
-        await expect(child, Stats)
-        assert await child.stop(20) == 0
-
-    play(scene())
+    child = await start(store, tokenizer_file)
+    child.send(engine)
+    await expect(child, Ready)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        child.process.send_signal(number)
+    await asyncio.sleep(0)
+    await expect(child, Stats)
+    assert await child.stop(20) == 0

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
-from adamix_server.frontend import tokenization
-from adamix_server.frontend.tokenization import Text, Tokenizer, Tokens, check_ids, longest_first
+from adamix_server.frontend.inference import tokenization
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, longest_first
 
 TEXTS = [
     "Where is the Eiffel tower?",
@@ -51,7 +51,7 @@ def tokenizer(tokenizer_file: Path) -> Any:
 @pytest.mark.weights
 def test_equal_to_transformers_with_and_without_truncation(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from adamix import backbone
+    from adamix.backbones import backbone
 
     theirs = backbone.load_tokenizer("minilm")
     path = tmp_path / "tokenizer.json"
@@ -81,7 +81,7 @@ def test_equal_to_transformers_with_and_without_truncation(tmp_path: Path) -> No
 )
 @pytest.mark.parametrize("pair", [("w1 w2 w9", None), ("w1 w2 w9", "w3 w4 w5 w6 w7"), ("w3 w4 w5 w6", "w1")])
 def test_equal_to_the_tokenizer_itself_for_every_way_to_join(
-    tmp_path: Path, processor: Any, pair: tuple[str, str | None]
+    tmp_path: Path, processor: processors.PostProcessor | None, pair: tuple[str, str | None]
 ) -> None:
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(10))])}
     theirs = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -133,14 +133,11 @@ def test_texts_that_cannot_be_answered_are_refused_by_field(
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
 
-def test_one_bad_text_does_not_touch_the_others(tokenizer: Tokenizer, play: Any) -> None:
-    async def scene() -> None:
-        good, bad, also_good = await tokenizer.tokenize([text("w1"), text(""), text("w2")])
-        assert isinstance(good, Tokens)
-        assert isinstance(bad, InvalidRequest)
-        assert isinstance(also_good, Tokens)
-
-    play(scene())
+async def test_one_bad_text_does_not_touch_the_others(tokenizer: Tokenizer) -> None:
+    good, bad, also_good = await tokenizer.tokenize([text("w1"), text(""), text("w2")])
+    assert isinstance(good, Tokens)
+    assert isinstance(bad, InvalidRequest)
+    assert isinstance(also_good, Tokens)
 
 
 def test_outcomes_are_in_order_however_the_texts_are_grouped(
@@ -177,8 +174,8 @@ def test_a_text_the_tokenizer_fails_on_does_not_touch_the_others(tmp_path: Path)
     tokenizer.close()
 
 
-def test_the_event_loop_goes_on_while_a_long_text_is_encoded(
-    tokenizer: Tokenizer, play: Any, monkeypatch: pytest.MonkeyPatch
+async def test_the_event_loop_goes_on_while_a_long_text_is_encoded(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = 0
     turns_while_encoding = []
@@ -203,37 +200,28 @@ def test_the_event_loop_goes_on_while_a_long_text_is_encoded(
             return watched
 
     monkeypatch.setattr(tokenizer, "_tokenizer", Watched(tokenizer._tokenizer))
-
-    async def scene() -> None:
-        nonlocal turns
-        encoding = asyncio.create_task(tokenizer.tokenize([text("w1 " * (21 << 10), truncate=True)] * 8))
-        while not encoding.done():
-            await asyncio.sleep(0)
-            turns += 1
-        assert [isinstance(outcome, Tokens) for outcome in await encoding] == [True] * 8
-
-    play(scene())
+    encoding = asyncio.create_task(tokenizer.tokenize([text("w1 " * (21 << 10), truncate=True)] * 8))
+    while not encoding.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert [isinstance(outcome, Tokens) for outcome in await encoding] == [True] * 8
     # Without a release of the GIL it turns a few times where one starts and ends; with it, tens of thousands of times.
     assert sum(turns_while_encoding) > 2000
 
 
-def test_more_waiting_text_than_fits_is_refused_at_once(
-    tokenizer: Tokenizer, play: Any, monkeypatch: pytest.MonkeyPatch
+async def test_more_waiting_text_than_fits_is_refused_at_once(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenization, "MAX_PENDING_BYTES", 3000)
     long = text("w1 " * 300, truncate=True)
-
-    async def scene() -> None:
-        first = asyncio.create_task(tokenizer.tokenize([long]))
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
-            await tokenizer.tokenize([long])
-        # What is answered without a thread does not wait.
-        assert len(await tokenizer.tokenize([text("w1 w2")])) == 1
-        await first
-        assert len(await tokenizer.tokenize([long])) == 1
-
-    play(scene())
+    first = asyncio.create_task(tokenizer.tokenize([long]))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await tokenizer.tokenize([long])
+    # What is answered without a thread does not wait.
+    assert len(await tokenizer.tokenize([text("w1 w2")])) == 1
+    await first
+    assert len(await tokenizer.tokenize([long])) == 1
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 80))

@@ -1,43 +1,31 @@
 """Several versions share a task's traffic: how much each gets, and what cannot share."""
 
-import asyncio
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidRequest, NotFound
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_server.client import Client, Input
-
-Make = Callable[..., bytes]
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
+from adamix_testing.harness import Harness, StartServing
 
 
 def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def in_thread(scenario: Callable[[Client, Any], None]) -> Any:
-    """A scenario of plain calls, run beside the event loop that the front end lives in."""
-
-    async def main(harness: Any) -> None:
-        def work() -> None:
-            with Client(harness.address, timeout_s=30) as client:
-                scenario(client, harness)
-
-        await asyncio.to_thread(work)
-
-    return main
-
-
-def test_a_canary_gets_its_share_and_goes_back(serve: Any, seed: Any, make_adapter: Make) -> None:
+async def test_a_canary_gets_its_share_and_goes_back(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
     old, new = seed("sst2", make_adapter(seed=1)), make_adapter(seed=2)
     calls, inputs_per_call, share = 63, 64, 0.1
+    harness = await start_serving()
 
-    def scenario(client: Client, harness: Any) -> None:
+    def work(client: Client) -> None:
         canary = client.register("sst2", new, make_live=False).version.digest
         harness.engine.controls.clear()
         task = client.set_traffic("sst2", {old: 90, canary: 10})
@@ -62,11 +50,11 @@ def test_a_canary_gets_its_share_and_goes_back(serve: Any, seed: Any, make_adapt
         assert client.rollback("sst2").traffic == ((old, 1),)
         assert {p.version for p in client.predict(task="sst2", texts=["w1"] * 64).predictions} == {old}
 
-    serve(in_thread(scenario))
+    await harness.call(work)
 
 
-def test_up_to_sixteen_versions_share(serve: Any, make_adapter: Make) -> None:
-    def scenario(client: Client, harness: Any) -> None:
+async def test_up_to_sixteen_versions_share(harness: Harness, make_adapter: MakeAdapter) -> None:
+    def work(client: Client) -> None:
         digests = [client.register("sst2", make_adapter(seed=i), make_live=i == 0).version.digest for i in range(17)]
         client.set_traffic("sst2", dict.fromkeys(digests[:16], 1))
         seen: Counter[str] = Counter()
@@ -76,20 +64,23 @@ def test_up_to_sixteen_versions_share(serve: Any, make_adapter: Make) -> None:
         with pytest.raises(InvalidRequest, match="1 to 16"):
             client.set_traffic("sst2", dict.fromkeys(digests, 1))
 
-    serve(in_thread(scenario))
+    await harness.call(work)
 
 
-def test_a_task_that_is_split_describes_its_heaviest_version(serve: Any, seed: Any, make_adapter: Make) -> None:
+async def test_a_task_that_is_split_describes_its_heaviest_version(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
     head = HeadSpec(type="classification", pooling="mean", num_labels=2, id2label={"0": "no", "1": "yes"})
     short, long = seed("sst2", make_adapter(head, max_length=8)), make_adapter(head, max_length=16)
+    harness = await start_serving()
 
-    def scenario(client: Client, harness: Any) -> None:
+    def work(client: Client) -> None:
         second = client.register("sst2", long, make_live=False).version.digest
         task = client.set_traffic("sst2", {short: 1, second: 3})
         assert (task.head_type, task.labels) == ("classification", ("no", "yes"))
         assert task.max_length == 8, "what every version of the split takes"
 
-    serve(in_thread(scenario))
+    await harness.call(work)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +92,13 @@ def test_a_task_that_is_split_describes_its_heaviest_version(serve: Any, seed: A
     ],
     ids=["type", "count", "names"],
 )
-def test_answers_a_client_cannot_read_alike_do_not_share(
-    serve: Any, seed: Any, make_adapter: Make, other: HeadSpec
+async def test_answers_a_client_cannot_read_alike_do_not_share(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, other: HeadSpec
 ) -> None:
     first = seed("sst2", make_adapter(seed=1))
+    harness = await start_serving()
 
-    def scenario(client: Client, harness: Any) -> None:
+    def work(client: Client) -> None:
         second = client.register("sst2", make_adapter(other, seed=2), make_live=False).version.digest
         harness.engine.controls.clear()
         with pytest.raises(FailedPrecondition) as caught:
@@ -116,13 +108,16 @@ def test_answers_a_client_cannot_read_alike_do_not_share(
         # One after the other they may.
         assert client.set_traffic("sst2", second).traffic == ((second, 1),)
 
-    serve(in_thread(scenario))
+    await harness.call(work)
 
 
-def test_a_split_that_cannot_be_served_changes_nothing(serve: Any, seed: Any, make_adapter: Make) -> None:
+async def test_a_split_that_cannot_be_served_changes_nothing(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
     first = seed("sst2", make_adapter(seed=1))
+    harness = await start_serving()
 
-    def scenario(client: Client, harness: Any) -> None:
+    def work(client: Client) -> None:
         second = client.register("sst2", make_adapter(seed=2), make_live=False).version.digest
         before = client.get_task("sst2")
 
@@ -139,4 +134,4 @@ def test_a_split_that_cannot_be_served_changes_nothing(serve: Any, seed: Any, ma
         harness.engine.control_error = DataLoss("gone")
         refused({first: 1, second: 1}, DataLoss)
 
-    serve(in_thread(scenario))
+    await harness.call(work)

@@ -3,25 +3,25 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from types import SimpleNamespace
-from typing import Any
 
 import grpc.aio
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.catalog.rows import Snapshot, TaskRow
+from adamix_server.channel.supervisor_frames import Drained
 from adamix_server.client import Client
-from adamix_server.frontend.admission import Admission
-from adamix_server.frontend.watch import Watch, compare
-from adamix_server.supervisor_frames import Drained
+from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.control.watch import Watch, compare
 from adamix_server.telemetry.metrics import Recorder
-
-Make = Callable[..., bytes]
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
+from adamix_testing.harness import Harness, StartServing
+from adamix_testing.refusals import refusal
 
 WATCH = pb.WatchTasksRequest()
 
@@ -31,169 +31,153 @@ async def upload(data: bytes, task: str) -> AsyncIterator[pb.RegisterAdapterRequ
     yield pb.RegisterAdapterRequest(chunk=data)
 
 
-async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
-    """(code, reason) of a stream that must end so."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in call:
-            pass
-    status = status_pb2.Status.FromString(dict(caught.value.trailing_metadata())["grpc-status-details-bin"])
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return caught.value.code(), info.reason
+async def read_all(call: AsyncIterable[object]) -> None:
+    async for _ in call:
+        pass
 
 
-def test_every_task_once_and_then_every_change(serve: Any, seed: Any, make_adapter: Make) -> None:
+async def test_every_task_once_and_then_every_change(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
     first, second = make_adapter(seed=1), make_adapter(seed=2)
     for task in ("b", "a"):
         seed(task, first)
     seed("theirs", first, tenant="other")
+    harness = await start_serving()
+    call = harness.adapters.WatchTasks(WATCH)
 
-    async def scenario(harness: Any) -> None:
-        call = harness.adapters.WatchTasks(WATCH)
-
-        async def told() -> tuple[str, bool, list[str]]:
-            message = await call.read()
-            return (
-                message.task.name.rsplit("/", 1)[1],
-                message.deleted,
-                [share.digest for share in message.task.traffic],
-            )
-
-        digests = [hashlib.sha256(data).hexdigest() for data in (first, second)]
-        assert [await told(), await told()] == [("a", False, digests[:1]), ("b", False, digests[:1])]
-        await harness.adapters.RegisterAdapter(upload(second, "a"))
-        assert await told() == ("a", False, digests[1:])
-        await harness.adapters.RegisterAdapter(upload(first, "c"))
-        assert await told() == ("c", False, digests[:1])
-        await harness.adapters.Rollback(pb.RollbackRequest(task="a"))
-        assert await told() == ("a", False, digests[:1])
-        await harness.adapters.DeleteTask(pb.DeleteTaskRequest(task="b"))
-        assert await told() == ("b", True, [])
-        call.cancel()
-
-    serve(scenario)
-
-
-def test_a_tenant_without_tasks_knows_that_it_is_heard(serve: Any, make_adapter: Make) -> None:
-    async def scenario(harness: Any) -> None:
-        call = harness.adapters.WatchTasks(WATCH)
-        await call.initial_metadata()
-        await harness.adapters.RegisterAdapter(upload(make_adapter(), "sst2"))
+    async def told() -> tuple[str, bool, list[str]]:
         message = await call.read()
-        assert message.task.name == "tenants/default/tasks/sst2"
-        assert message.task == (await harness.adapters.GetTask(pb.GetTaskRequest(task="sst2"))).task
-        call.cancel()
+        return (
+            message.task.name.rsplit("/", 1)[1],
+            message.deleted,
+            [share.digest for share in message.task.traffic],
+        )
 
-    serve(scenario)
+    digests = [hashlib.sha256(data).hexdigest() for data in (first, second)]
+    assert [await told(), await told()] == [("a", False, digests[:1]), ("b", False, digests[:1])]
+    await harness.adapters.RegisterAdapter(upload(second, "a"))
+    assert await told() == ("a", False, digests[1:])
+    await harness.adapters.RegisterAdapter(upload(first, "c"))
+    assert await told() == ("c", False, digests[:1])
+    await harness.adapters.Rollback(pb.RollbackRequest(task="a"))
+    assert await told() == ("a", False, digests[:1])
+    await harness.adapters.DeleteTask(pb.DeleteTaskRequest(task="b"))
+    assert await told() == ("b", True, [])
+    call.cancel()
 
 
-def test_whoever_follows_every_message_knows_every_task(serve: Any, seed: Any, make_adapter: Make) -> None:
+async def test_a_tenant_without_tasks_knows_that_it_is_heard(harness: Harness, make_adapter: MakeAdapter) -> None:
+    call = harness.adapters.WatchTasks(WATCH)
+    await call.initial_metadata()
+    await harness.adapters.RegisterAdapter(upload(make_adapter(), "sst2"))
+    message = await call.read()
+    assert message.task.name == "tenants/default/tasks/sst2"
+    assert message.task == (await harness.adapters.GetTask(pb.GetTaskRequest(task="sst2"))).task
+    call.cancel()
+
+
+async def test_whoever_follows_every_message_knows_every_task(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
     """Watchers that start at any moment of a storm of changes all end where the list does."""
     digests = [seed(f"t{i}", make_adapter(seed=seed_)) for i in range(4) for seed_ in (1, 2)][:2]
+    harness = await start_serving()
 
-    async def scenario(harness: Any) -> None:
-        async def storm(task: str) -> None:
-            for step in range(6):
-                traffic = [pb.Traffic(digest=digests[step % 2], weight=1)]
-                await harness.adapters.SetTraffic(pb.SetTrafficRequest(task=task, traffic=traffic))
-            if task == "t3":
-                await harness.adapters.DeleteTask(pb.DeleteTaskRequest(task=task))
+    async def storm(task: str) -> None:
+        for step in range(6):
+            traffic = [pb.Traffic(digest=digests[step % 2], weight=1)]
+            await harness.adapters.SetTraffic(pb.SetTrafficRequest(task=task, traffic=traffic))
+        if task == "t3":
+            await harness.adapters.DeleteTask(pb.DeleteTaskRequest(task=task))
 
-        async def watch(known: dict[str, str], etags: list[str]) -> None:
-            async for message in harness.adapters.WatchTasks(WATCH):
-                if message.deleted:
-                    del known[message.task.name]
-                else:
-                    known[message.task.name] = message.task.etag
-                    etags.append(message.task.etag)
+    async def watch(known: dict[str, str], etags: list[str]) -> None:
+        async for message in harness.adapters.WatchTasks(WATCH):
+            if message.deleted:
+                del known[message.task.name]
+            else:
+                known[message.task.name] = message.task.etag
+                etags.append(message.task.etag)
 
-        views: list[tuple[dict[str, str], list[str]]] = []
-        watchers: list[asyncio.Task[None]] = []
-        storms = [asyncio.create_task(storm(f"t{i}")) for i in range(4)]
-        while not all(task.done() for task in storms):
-            if len(watchers) < 20:
-                views.append(({}, []))
-                watchers.append(asyncio.create_task(watch(*views[-1])))
-            await asyncio.sleep(0.005)
-        await asyncio.gather(*storms)
-        listed = (await harness.adapters.ListTasks(pb.ListTasksRequest())).tasks
-        expected = {task.name: task.etag for task in listed}
-        assert len(expected) == 3
-        await harness.until(lambda: all(known == expected for known, _ in views))
-        assert all(len(etags) == len(set(etags)) for _, etags in views), "no state is told twice"
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
-
-    serve(scenario)
+    views: list[tuple[dict[str, str], list[str]]] = []
+    watchers: list[asyncio.Task[None]] = []
+    storms = [asyncio.create_task(storm(f"t{i}")) for i in range(4)]
+    while not all(task.done() for task in storms):
+        if len(watchers) < 20:
+            views.append(({}, []))
+            watchers.append(asyncio.create_task(watch(*views[-1])))
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*storms)
+    listed = (await harness.adapters.ListTasks(pb.ListTasksRequest())).tasks
+    expected = {task.name: task.etag for task in listed}
+    assert len(expected) == 3
+    await harness.until(lambda: all(known == expected for known, _ in views))
+    assert all(len(etags) == len(set(etags)) for _, etags in views), "no state is told twice"
+    for watcher in watchers:
+        watcher.cancel()
+    await asyncio.gather(*watchers, return_exceptions=True)
 
 
-def test_only_so_many_watch(serve: Any, seed: Any, make_adapter: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adamix_server.frontend.watch.MAX_WATCHERS", 2)
+async def test_only_so_many_watch(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adamix_server.frontend.control.watch.MAX_WATCHERS", 2)
     seed("sst2", make_adapter())
-
-    async def scenario(harness: Any) -> None:
-        calls = [harness.adapters.WatchTasks(WATCH) for _ in range(2)]
-        for call in calls:
-            await call.read()
-        found = await refusal(harness.adapters.WatchTasks(WATCH))
-        assert found == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS")
-        calls[0].cancel()
-        # The place is free once the server has noticed.
-        while True:
-            call = harness.adapters.WatchTasks(WATCH)
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                await call.read()
-                break
-        for each in (call, calls[1]):
-            each.cancel()
-
-    serve(scenario)
-
-
-def test_a_stream_on_which_nothing_happens_ends(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adamix_server.frontend.watch.IDLE_S", 0.05)
-
-    async def scenario(harness: Any) -> None:
-        found = await refusal(harness.adapters.WatchTasks(WATCH))
-        assert found == (grpc.StatusCode.DEADLINE_EXCEEDED, "STREAM_IDLE")
-
-    serve(scenario)
-
-
-def test_draining_ends_it(serve: Any, seed: Any, make_adapter: Make) -> None:
-    seed("sst2", make_adapter())
-
-    async def scenario(harness: Any) -> None:
+    harness = await start_serving()
+    calls = [harness.adapters.WatchTasks(WATCH) for _ in range(2)]
+    for call in calls:
+        await call.read()
+    found = await refusal(read_all(harness.adapters.WatchTasks(WATCH)))
+    assert found == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS")
+    calls[0].cancel()
+    # The place is free once the server has noticed.
+    while True:
         call = harness.adapters.WatchTasks(WATCH)
-        await call.initial_metadata()
-        # Far longer than the test may take: the drain does not wait for its end.
-        harness.drain(grace_s=1000.0)
-        assert await refusal(call) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-        await harness.supervisor.expect(Drained)
-
-    serve(scenario)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await call.read()
+            break
+    for each in (call, calls[1]):
+        each.cancel()
 
 
-def test_the_client_iterates_and_stops(serve: Any, seed: Any, make_adapter: Make) -> None:
+async def test_a_stream_on_which_nothing_happens_ends(
+    start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adamix_server.frontend.control.watch.IDLE_S", 0.05)
+    harness = await start_serving()
+    found = await refusal(read_all(harness.adapters.WatchTasks(WATCH)))
+    assert found == (grpc.StatusCode.DEADLINE_EXCEEDED, "STREAM_IDLE")
+
+
+async def test_draining_ends_it(start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter) -> None:
+    seed("sst2", make_adapter())
+    harness = await start_serving()
+    call = harness.adapters.WatchTasks(WATCH)
+    await call.initial_metadata()
+    # Far longer than the test may take: the drain does not wait for its end.
+    harness.drain(grace_s=1000.0)
+    assert await refusal(read_all(call)) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    await harness.supervisor.expect(Drained)
+
+
+async def test_the_client_iterates_and_stops(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
     digest = seed("sst2", make_adapter())
+    harness = await start_serving()
 
-    async def scenario(harness: Any) -> None:
-        def work() -> None:
-            with Client(harness.address, timeout_s=10) as client:
-                changes = client.watch_tasks()
-                change = next(changes)
-                assert change.name == "tenants/default/tasks/sst2"
-                assert change.task is not None
-                assert change.task.traffic == ((digest, 1),)
-                client.delete_task("sst2")
-                change = next(changes)
-                assert (change.name, change.task) == ("tenants/default/tasks/sst2", None)
-                changes.close()  # type: ignore[attr-defined] # it is a generator
+    def work(client: Client) -> None:
+        changes = client.watch_tasks()
+        change = next(changes)
+        assert change.name == "tenants/default/tasks/sst2"
+        assert change.task is not None
+        assert change.task.traffic == ((digest, 1),)
+        client.delete_task("sst2")
+        change = next(changes)
+        assert (change.name, change.task) == ("tenants/default/tasks/sst2", None)
+        changes.close()  # type: ignore[attr-defined] # it is a generator
 
-        await asyncio.to_thread(work)
-
-    serve(scenario)
+    await harness.call(work)
 
 
 def row(task: str, etag: str, tenant: str = "default") -> TaskRow:
@@ -229,24 +213,21 @@ def test_a_comparison_leads_from_one_snapshot_to_the_other(old: Snapshot, new: S
         assert tasks == {key[1]: row.etag for key, row in new.tasks.items() if key[0] == tenant}
 
 
-def test_a_slow_reader_gets_the_newest_state_and_not_every_step() -> None:
-    async def scene() -> None:
-        snapshots = [Snapshot(revision=i, tasks={("default", "t"): row("t", f"{i}")}) for i in range(5)]
-        view = SimpleNamespace(snapshot=snapshots[0])
+async def test_a_slow_reader_gets_the_newest_state_and_not_every_step() -> None:
+    snapshots = [Snapshot(revision=i, tasks={("default", "t"): row("t", f"{i}")}) for i in range(5)]
+    view = SimpleNamespace(snapshot=snapshots[0])
 
-        async def changed(since: Snapshot) -> Snapshot:
-            while view.snapshot is since:  # noqa: ASYNC110 - a stand-in
-                await asyncio.sleep(0)
-            return view.snapshot
-
-        view.changed = changed
-        watch = Watch(view, Admission(), Recorder())  # type: ignore[arg-type]
-        changes = watch.follow("default", snapshots[0])
-        etags = [change.row.etag if (change := await anext(changes)).row else ""]
-        for view.snapshot in snapshots[1:]:
+    async def changed(since: Snapshot) -> Snapshot:
+        while view.snapshot is since:  # noqa: ASYNC110 - a stand-in
             await asyncio.sleep(0)
-        etags.append(change.row.etag if (change := await anext(changes)).row else "")
-        await changes.aclose()
-        assert etags == ["0", "4"]
+        return view.snapshot
 
-    asyncio.run(scene())
+    view.changed = changed
+    watch = Watch(view, Admission(), Recorder())  # type: ignore[arg-type]
+    changes = watch.follow("default", snapshots[0])
+    etags = [change.row.etag if (change := await anext(changes)).row else ""]
+    for view.snapshot in snapshots[1:]:
+        await asyncio.sleep(0)
+    etags.append(change.row.etag if (change := await anext(changes)).row else "")
+    await changes.aclose()
+    assert etags == ["0", "4"]

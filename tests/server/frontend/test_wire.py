@@ -1,7 +1,6 @@
 """Names, statuses and conversions: pure functions, and a storm of mutated messages over a real channel."""
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -14,11 +13,14 @@ from hypothesis import strategies as st
 
 from adamix import errors
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidInput, InvalidRequest, NotFound
-from adamix.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec
 from adamix_protos.v1 import inference_pb2
-from adamix_server.api import answers
-from adamix_server.frontend import convert, status
-from adamix_server.frontend.names import parse_task
+from adamix_server.api import answers, status
+from adamix_server.api.resource_names import parse_task
+from adamix_server.frontend import convert
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
+from adamix_testing.harness import StartServing
 
 
 def prediction(head: HeadSpec, payload: bytes, *, return_logits: bool = False) -> inference_pb2.Prediction:
@@ -158,8 +160,8 @@ def test_outputs_a_head_cannot_have_made(head: HeadSpec, values: list[float], er
         prediction(head, np.asarray(values, "<f4").tobytes())
 
 
-def test_mutated_messages_never_get_unknown_or_stop_the_server(
-    serve: Any, seed: Any, make_adapter: Callable[..., bytes]
+async def test_mutated_messages_never_get_unknown_or_stop_the_server(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
     seed("sst2", make_adapter())
     inputs = [
@@ -183,18 +185,16 @@ def test_mutated_messages_never_get_unknown_or_stop_the_server(
                     data.insert(where, choose.randrange(256))
         return bytes(data)
 
-    async def scenario(harness: Any) -> None:
-        call = harness.channel.unary_unary("/adamix.v1.InferenceService/Predict")
-        codes = set()
-        for _ in range(400):
-            try:
-                await call(mutated(), timeout=5)
-            except grpc.aio.AioRpcError as error:
-                codes.add(error.code())
-        assert codes <= {
-            grpc.StatusCode.INVALID_ARGUMENT,
-            grpc.StatusCode.NOT_FOUND,
-        }
-        assert (await harness.inference.Predict(inference_pb2.PredictRequest(inputs=inputs))).predictions
-
-    serve(scenario)
+    harness = await start_serving()
+    call = harness.channel.unary_unary("/adamix.v1.InferenceService/Predict")
+    codes = set()
+    for _ in range(400):
+        try:
+            await call(mutated(), timeout=5)
+        except grpc.aio.AioRpcError as error:
+            codes.add(error.code())
+    assert codes <= {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+    }
+    assert (await harness.inference.Predict(inference_pb2.PredictRequest(inputs=inputs))).predictions

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from adamix_server.agreement import Books, Party
-from adamix_server.supervisor_frames import Agreed, Refresh, Seen
+from adamix_server.channel.supervisor_frames import Agreed, Refresh, Seen
 
 
 def seen(revision: int, oldest: int | None = None) -> Seen:

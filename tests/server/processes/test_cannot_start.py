@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from adamix.errors import InvalidConfig
-from adamix_server import child
-from adamix_server.app import Supervisor
 from adamix_server.config import EngineSettings, ServerConfig
+from adamix_server.supervisor import child
+from adamix_server.supervisor.supervisor import Supervisor
 from adamix_testing.harness import start_front_end
 
 

@@ -7,10 +7,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from adamix_server.codec import Codec, NotAFrame, from_child, from_engine, to_child, to_engine
-from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Reply, Row, Submit
-from adamix_server.process import SupervisorPipe, pack
-from adamix_server.supervisor_frames import Agreed, Drain, Drained, DrainWanted, EngineDown, Fatal, Refresh, Seen, Stats
+from adamix_server.channel.codec import Codec, NotAFrame, from_child, from_engine, to_child, to_engine
+from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Reply, Row, Submit
+from adamix_server.channel.pipe import SupervisorPipe, pack
+from adamix_server.channel.supervisor_frames import (
+    Agreed,
+    Drain,
+    Drained,
+    DrainWanted,
+    EngineDown,
+    Fatal,
+    Refresh,
+    Seen,
+    Stats,
+)
 from adamix_testing.harness import start_front_end
 
 ENGINE_ID = "0"

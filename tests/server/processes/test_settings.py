@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from adamix.errors import InvalidConfig
-from adamix_server.codec import to_child
+from adamix_server.channel.codec import to_child
+from adamix_server.channel.supervisor_frames import StartEngine
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
-from adamix_server.supervisor_frames import StartEngine
 from adamix_testing.harness import start_front_end
 
 

@@ -1,20 +1,14 @@
 """The supervisor with children that are played: who is started, drained, replaced and given up on, and when."""
 
-import asyncio
 import errno
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adamix.errors import FailedPrecondition, InvalidConfig
-from adamix_server import app, keeper
-from adamix_server.app import Supervisor
-from adamix_server.codec import FromChild
-from adamix_server.config import EngineSettings, ServerConfig
-from adamix_server.port import cannot_listen
-from adamix_server.supervisor_frames import (
+from adamix_server.channel.codec import FromChild
+from adamix_server.channel.supervisor_frames import (
     Agreed,
     DrainWanted,
     EngineDown,
@@ -25,321 +19,247 @@ from adamix_server.supervisor_frames import (
     Seen,
     Stats,
 )
-from adamix_testing.stage import Played, Stage, healthy
+from adamix_server.port import cannot_listen
+from adamix_server.supervisor import keeper
+from adamix_server.supervisor import supervisor as app
+from adamix_testing.stage import Played, StartStage, healthy
 
 
-def play(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    first_words: Callable[[str, int], FromChild | None],
-    scene: Callable[[Supervisor, Stage, asyncio.Event], Coroutine[Any, Any, None]],
-    *,
-    front_ends: int = 1,
-) -> Stage:
-    stage = Stage(first_words)
-
-    class Children:
-        start = stage.start
-
-    monkeypatch.setattr(app, "Child", Children)
-    monkeypatch.setattr(keeper, "_LONGEST_PAUSE_S", 0.05)
-
-    async def run() -> None:
-        serving = asyncio.Event()
-        config = ServerConfig(
-            engine=EngineSettings(backbone="x"),
-            store=tmp_path / "store",
-            listen="127.0.0.1:0",
-            drain_delay_s=0,
-            drain_grace_s=30,
-            front_ends=front_ends,
-        )
-        supervisor = Supervisor(config, lambda address, hello: serving.set())
-        running = asyncio.create_task(supervisor.run())
-        script = asyncio.create_task(scene(supervisor, stage, serving))
-        async with asyncio.timeout(20):
-            await asyncio.wait({running, script}, return_when=asyncio.FIRST_EXCEPTION)
-            for task in (running, script):
-                if task.done():
-                    task.result()
-            await running
-
-    asyncio.run(run())
-    return stage
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - any condition, not one that somebody announces
-            await asyncio.sleep(0.005)
-
-
-def test_a_stop_drains_the_front_end_before_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        supervisor.stop()
-
-    stage = play(monkeypatch, tmp_path, healthy, scene)
+async def test_a_stop_drains_the_front_end_before_the_engine(start_stage: StartStage) -> None:
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    stage.supervisor.stop()
+    await stage.ended()
     assert stage.drained == ["frontend-0", "engine"]
     assert {name: len(children) for name, children in stage.children.items()} == {"engine": 1, "frontend-0": 1}
 
 
-def test_an_engine_that_dies_is_replaced_and_front_ends_are_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        stage.children["engine"][0].die()
-        heard = stage.children["frontend-0"][0].heard
-        await until(lambda: sum(isinstance(frame, EngineUp) for frame in heard) == 2)
-        assert [type(frame) for frame in heard] == [EngineUp, EngineDown, EngineUp]
-        assert heard[1] == EngineDown(generation=1, engine_id="0")
-        supervisor.stop()
-
-    play(monkeypatch, tmp_path, healthy, scene)
+async def test_an_engine_that_dies_is_replaced_and_front_ends_are_told(start_stage: StartStage) -> None:
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    stage.children["engine"][0].die()
+    heard = stage.children["frontend-0"][0].heard
+    await stage.until(lambda: sum(isinstance(frame, EngineUp) for frame in heard) == 2)
+    assert [type(frame) for frame in heard] == [EngineUp, EngineDown, EngineUp]
+    assert heard[1] == EngineDown(generation=1, engine_id="0")
+    stage.supervisor.stop()
+    await stage.ended()
 
 
-def test_a_front_end_that_dies_is_replaced_on_the_same_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        stage.children["frontend-0"][0].die()
-        await until(lambda: len(stage.children["frontend-0"]) == 2)
-        assert stage.children["frontend-0"][1].start_frame.listen == "127.0.0.1:4711"
-        await until(lambda: stage.children["frontend-0"][1].is_ready)
-        supervisor.stop()
+async def test_a_front_end_that_dies_is_replaced_on_the_same_port(start_stage: StartStage) -> None:
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    stage.children["frontend-0"][0].die()
+    await stage.until(lambda: len(stage.children["frontend-0"]) == 2)
+    assert stage.children["frontend-0"][1].start_frame.listen == "127.0.0.1:4711"
+    await stage.until(lambda: stage.children["frontend-0"][1].is_ready)
+    stage.supervisor.stop()
+    await stage.ended()
 
-    play(monkeypatch, tmp_path, healthy, scene)
 
-
-def test_a_stop_while_a_child_is_being_replaced_starts_nothing_new(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        stage.children["frontend-0"][0].die()
-        await until(lambda: stage.children["frontend-0"][0].gone and not supervisor._front_ends["frontend-0"].is_ready)
-        supervisor.stop()
-
-    stage = play(monkeypatch, tmp_path, healthy, scene)
+async def test_a_stop_while_a_child_is_being_replaced_starts_nothing_new(start_stage: StartStage) -> None:
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    stage.children["frontend-0"][0].die()
+    await stage.until(
+        lambda: stage.children["frontend-0"][0].gone and not stage.supervisor._front_ends["frontend-0"].is_ready
+    )
+    stage.supervisor.stop()
+    await stage.ended()
     assert len(stage.children["frontend-0"]) == 1
     assert stage.drained == ["engine"]
 
 
-def test_a_stop_before_anything_is_ready_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await until(lambda: bool(stage.children["engine"]))
-        supervisor.stop()
-
+async def test_a_stop_before_anything_is_ready_ends_at_once(start_stage: StartStage) -> None:
     def silent(name: str, number: int) -> FromChild:
         return app.Stats(samples=[])
 
-    stage = play(monkeypatch, tmp_path, silent, scene)
+    stage = await start_stage(silent)
+    await stage.until(lambda: bool(stage.children["engine"]))
+    stage.supervisor.stop()
+    await stage.ended()
     assert stage.drained == []
     assert stage.children["engine"][0].gone
 
 
-def test_a_child_that_says_it_cannot_start_ends_the_server_with_its_sentence(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
-
+async def test_a_child_that_says_it_cannot_start_ends_the_server_with_its_sentence(start_stage: StartStage) -> None:
+    stage = await start_stage(lambda name, number: Fatal(message="no such backbone"))
     with pytest.raises(FailedPrecondition, match="no such backbone"):
-        play(monkeypatch, tmp_path, lambda name, number: Fatal(message="no such backbone"), scene)
+        await stage.ended()
 
 
-def test_a_child_that_never_comes_up_is_given_up_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
-
+async def test_a_child_that_never_comes_up_is_given_up_on(start_stage: StartStage) -> None:
+    stage = await start_stage(lambda name, number: None)
     with pytest.raises(FailedPrecondition, match="ended 5 times before it was ready"):
-        play(monkeypatch, tmp_path, lambda name, number: None, scene)
+        await stage.ended()
 
 
-def test_a_replacement_that_cannot_start_for_a_while_does_not_end_the_server(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_a_replacement_that_cannot_start_for_a_while_does_not_end_the_server(start_stage: StartStage) -> None:
     def flaky(name: str, number: int) -> FromChild | None:
         if name == "engine" and number in range(2, 9):
             return Fatal(message="disk hiccup") if number % 2 else None
         return healthy(name, number)
 
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        stage.children["engine"][0].die()
-        await until(lambda: len(stage.children["engine"]) == 9 and stage.children["engine"][-1].is_ready)
-        supervisor.stop()
-
-    stage = play(monkeypatch, tmp_path, flaky, scene)
+    stage = await start_stage(flaky)
+    await stage.until(stage.serving.is_set)
+    stage.children["engine"][0].die()
+    await stage.until(lambda: len(stage.children["engine"]) == 9 and stage.children["engine"][-1].is_ready)
+    stage.supervisor.stop()
+    await stage.ended()
     assert stage.drained == ["frontend-0", "engine"]
 
 
-def test_a_replacement_that_cannot_start_for_hours_does_not_end_the_server(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_a_replacement_that_cannot_start_for_hours_does_not_end_the_server(
+    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = 1100
 
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        monkeypatch.setattr(keeper, "_LONGEST_PAUSE_S", 0.0)
-        stage.children["engine"][0].die()
-        await until(lambda: len(stage.children["engine"]) == last and stage.children["engine"][-1].is_ready)
-        supervisor.stop()
-
-    play(
-        monkeypatch,
-        tmp_path,
-        lambda name, number: None if name == "engine" and 1 < number < last else healthy(name, number),
-        scene,
+    stage = await start_stage(
+        lambda name, number: None if name == "engine" and 1 < number < last else healthy(name, number)
     )
+    await stage.until(stage.serving.is_set)
+    monkeypatch.setattr(keeper, "_LONGEST_PAUSE_S", 0.0)
+    stage.children["engine"][0].die()
+    await stage.until(lambda: len(stage.children["engine"]) == last and stage.children["engine"][-1].is_ready)
+    stage.supervisor.stop()
+    await stage.ended()
 
 
-def test_a_machine_without_room_for_a_process_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_machine_without_room_for_a_process_is_asked_again(
+    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = 0
 
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        start = stage.start
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    start = stage.start
 
-        async def no_room(*arguments: Any) -> Played:
-            nonlocal refused
-            if refused == 3:
-                return await start(*arguments)
-            refused += 1
-            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+    async def no_room(*arguments: Any) -> Played:
+        nonlocal refused
+        if refused == 3:
+            return await start(*arguments)
+        refused += 1
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-        monkeypatch.setattr(app.Child, "start", no_room)
-        stage.children["frontend-0"][0].die()
-        await until(lambda: len(stage.children["frontend-0"]) == 2 and stage.children["frontend-0"][1].is_ready)
-        supervisor.stop()
-
-    stage = play(monkeypatch, tmp_path, healthy, scene)
+    monkeypatch.setattr(app.Child, "start", no_room)
+    stage.children["frontend-0"][0].die()
+    await stage.until(lambda: len(stage.children["frontend-0"]) == 2 and stage.children["frontend-0"][1].is_ready)
+    stage.supervisor.stop()
+    await stage.ended()
     assert refused == 3
     assert stage.drained == ["frontend-0", "engine"]
 
 
-def test_a_machine_without_room_for_the_first_process_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
-
+async def test_a_machine_without_room_for_the_first_process_is_said(start_stage: StartStage) -> None:
     def no_room(name: str, number: int) -> FromChild:
         raise OSError(errno.EMFILE, "Too many open files")
 
+    stage = await start_stage(no_room)
     with pytest.raises(FailedPrecondition, match="the engine process cannot be started: Too many open files"):
-        play(monkeypatch, tmp_path, no_room, scene)
+        await stage.ended()
 
 
-def test_a_child_that_falls_silent_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_child_that_falls_silent_is_replaced(start_stage: StartStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "_FRONT_END_SILENCE_S", 0.2)
 
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        stuck = stage.children["frontend-0"][0]
-        await until(lambda: len(stage.children["frontend-0"]) == 2)
-        assert stuck.gone
-        supervisor.stop()
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    stuck = stage.children["frontend-0"][0]
+    await stage.until(lambda: len(stage.children["frontend-0"]) == 2)
+    assert stuck.gone
+    stage.supervisor.stop()
+    await stage.ended()
 
-    play(monkeypatch, tmp_path, healthy, scene)
 
-
-def test_an_operator_may_ask_for_the_drain_through_a_front_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        stage.drains_at_once = False
-        (front_end,) = stage.children["frontend-0"]
-        # Asked twice, it is still a drain: only a second signal ends a server at once.
-        for _ in range(2):
-            front_end.says.put_nowait(DrainWanted())
-        await until(lambda: stage.told_to_drain == ["frontend-0"])
-        stage.drains_at_once = True
-        front_end.drain()
-
-    stage = play(monkeypatch, tmp_path, healthy, scene)
+async def test_an_operator_may_ask_for_the_drain_through_a_front_end(start_stage: StartStage) -> None:
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    stage.drains_at_once = False
+    (front_end,) = stage.children["frontend-0"]
+    # Asked twice, it is still a drain: only a second signal ends a server at once.
+    for _ in range(2):
+        front_end.says.put_nowait(DrainWanted())
+    await stage.until(lambda: stage.told_to_drain == ["frontend-0"])
+    stage.drains_at_once = True
+    front_end.drain()
+    await stage.ended()
     assert stage.drained == ["frontend-0", "engine"]
 
 
-def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(start_stage: StartStage) -> None:
     def second_is_late(name: str, number: int) -> FromChild:
         return Stats(samples=[]) if name == "frontend-1" else healthy(name, number)
 
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await until(lambda: len(stage.children) == 3 and stage.children["frontend-0"][0].is_ready)
-        assert not serving.is_set()
-        ((first,), (second,)) = stage.children["frontend-0"], stage.children["frontend-1"]
-        second.says.put_nowait(Ready(address=first.start_frame.listen))
-        await serving.wait()
-        for child in (first, second):
-            assert child.start_frame.shares_port
-            assert child.start_frame.listen == first.start_frame.listen != "127.0.0.1:0"
-        supervisor.stop()
+    stage = await start_stage(second_is_late, front_ends=2)
+    await stage.until(lambda: len(stage.children) == 3 and stage.children["frontend-0"][0].is_ready)
+    assert not stage.serving.is_set()
+    ((first,), (second,)) = stage.children["frontend-0"], stage.children["frontend-1"]
+    second.says.put_nowait(Ready(address=first.start_frame.listen))
+    await stage.until(stage.serving.is_set)
+    for child in (first, second):
+        assert child.start_frame.shares_port
+        assert child.start_frame.listen == first.start_frame.listen != "127.0.0.1:0"
+    stage.supervisor.stop()
+    await stage.ended()
 
-    play(monkeypatch, tmp_path, second_is_late, scene, front_ends=2)
 
-
-def test_front_ends_drain_together_and_the_engine_after_the_last(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        stage.drains_at_once = False
-        supervisor.stop()
-        await until(lambda: len(stage.told_to_drain) == 2)
-        stage.children["frontend-1"][0].drain()
-        await until(lambda: stage.children["frontend-1"][0].gone)
-        assert stage.told_to_drain == ["frontend-0", "frontend-1"]
-        stage.drains_at_once = True
-        stage.children["frontend-0"][0].drain()
-
-    stage = play(monkeypatch, tmp_path, healthy, scene, front_ends=2)
+async def test_front_ends_drain_together_and_the_engine_after_the_last(start_stage: StartStage) -> None:
+    stage = await start_stage(front_ends=2)
+    await stage.until(stage.serving.is_set)
+    stage.drains_at_once = False
+    stage.supervisor.stop()
+    await stage.until(lambda: len(stage.told_to_drain) == 2)
+    stage.children["frontend-1"][0].drain()
+    await stage.until(lambda: stage.children["frontend-1"][0].gone)
+    assert stage.told_to_drain == ["frontend-0", "frontend-1"]
+    stage.drains_at_once = True
+    stage.children["frontend-0"][0].drain()
+    await stage.ended()
     assert stage.drained == ["frontend-1", "frontend-0", "engine"]
 
 
-def test_front_ends_agree_through_the_supervisor_and_without_a_dead_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None:
-        await serving.wait()
-        (first,), (second,) = stage.children["frontend-0"], stage.children["frontend-1"]
-        for child in (first, second):
-            child.says.put_nowait(Seen(revision=1, oldest=1))
-        await until(lambda: first.heard[-1] == second.heard[-1] == Agreed(revision=1, oldest=1))
-        first.says.put_nowait(Seen(revision=2, oldest=1))
-        await until(lambda: second.heard[-1] == Refresh(revision=2))
-        # The second dies before it has seen it. Nobody waits for it, once it is sure that it answers nobody.
-        second.die()
-        await until(lambda: first.heard[-1] == Agreed(revision=2, oldest=1))
-        assert second.gone
-        # The next one is told what it has to reach before it answers.
-        await until(lambda: len(stage.children["frontend-1"]) == 2)
-        third = stage.children["frontend-1"][1]
-        third.says.put_nowait(Seen(revision=1, oldest=1))
-        await until(lambda: third.heard[-2:] == [Refresh(revision=2), Agreed(revision=2, oldest=1)])
-        supervisor.stop()
-
-    play(monkeypatch, tmp_path, healthy, scene, front_ends=2)
+async def test_front_ends_agree_through_the_supervisor_and_without_a_dead_one(start_stage: StartStage) -> None:
+    stage = await start_stage(front_ends=2)
+    await stage.until(stage.serving.is_set)
+    (first,), (second,) = stage.children["frontend-0"], stage.children["frontend-1"]
+    for child in (first, second):
+        child.says.put_nowait(Seen(revision=1, oldest=1))
+    await stage.until(lambda: first.heard[-1] == second.heard[-1] == Agreed(revision=1, oldest=1))
+    first.says.put_nowait(Seen(revision=2, oldest=1))
+    await stage.until(lambda: second.heard[-1] == Refresh(revision=2))
+    # The second dies before it has seen it. Nobody waits for it, once it is sure that it answers nobody.
+    second.die()
+    await stage.until(lambda: first.heard[-1] == Agreed(revision=2, oldest=1))
+    assert second.gone
+    # The next one is told what it has to reach before it answers.
+    await stage.until(lambda: len(stage.children["frontend-1"]) == 2)
+    third = stage.children["frontend-1"][1]
+    third.says.put_nowait(Seen(revision=1, oldest=1))
+    await stage.until(lambda: third.heard[-2:] == [Refresh(revision=2), Agreed(revision=2, oldest=1)])
+    stage.supervisor.stop()
+    await stage.ended()
 
 
-def test_one_front_end_that_cannot_start_ends_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
-
+async def test_one_front_end_that_cannot_start_ends_the_server(start_stage: StartStage) -> None:
     def second_cannot(name: str, number: int) -> FromChild:
         return Fatal(message="no more ports") if name == "frontend-1" else healthy(name, number)
 
+    stage = await start_stage(second_cannot, front_ends=2)
     with pytest.raises(FailedPrecondition, match="no more ports"):
-        play(monkeypatch, tmp_path, second_cannot, scene, front_ends=2)
+        await stage.ended()
 
 
-def test_a_port_that_is_taken_ends_the_server_before_anything_is_started(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_a_port_that_is_taken_ends_the_server_before_anything_is_started(
+    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scene(supervisor: Supervisor, stage: Stage, serving: asyncio.Event) -> None: ...
-
     def refuse(listen: str) -> Any:
         raise cannot_listen(listen)
 
     monkeypatch.setattr(app, "held_port", refuse)
     started: list[str] = []
+    stage = await start_stage(lambda name, number: started.append(name), front_ends=2)  # type: ignore[func-returns-value]
     with pytest.raises(InvalidConfig, match="another program uses it"):
-        play(monkeypatch, tmp_path, lambda name, number: started.append(name), scene, front_ends=2)  # type: ignore[func-returns-value]
+        await stage.ended()
     assert not started
 
 

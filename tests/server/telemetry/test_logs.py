@@ -3,16 +3,18 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from adamix_server.telemetry import logs
 
+Lines = Callable[[], list[dict[str, Any]]]
+
 
 @pytest.fixture
-def lines() -> Iterator[Any]:
+def lines() -> Iterator[Lines]:
     """Configure logging to a buffer; calling the fixture gives the parsed lines."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
@@ -25,7 +27,7 @@ def lines() -> Iterator[Any]:
     root.setLevel(level)
 
 
-def test_a_record_is_one_line_with_its_fields(lines: Any) -> None:
+def test_a_record_is_one_line_with_its_fields(lines: Lines) -> None:
     logging.getLogger("adamix").info("call of %s", "sst2", extra={"request_id": "r1", "seconds": 0.5})
     (line,) = lines()
     assert line["message"] == "call of sst2"
@@ -37,7 +39,7 @@ def test_a_record_is_one_line_with_its_fields(lines: Any) -> None:
 @pytest.mark.parametrize(
     "hostile", ['x\n{"level": "error"}', "\x1b[31mred", "\u202egnp.exe", "\r\x00", '"}', "\ud800"], ids=ascii
 )
-def test_a_hostile_string_stays_inside_its_line(lines: Any, hostile: str) -> None:
+def test_a_hostile_string_stays_inside_its_line(lines: Lines, hostile: str) -> None:
     # pytest's own handler would put half a character into its report, which then cannot be passed on.
     root = logging.getLogger()
     root.handlers[:] = [handler for handler in root.handlers if isinstance(handler.formatter, logs.JsonFormatter)]
@@ -56,14 +58,14 @@ def test_hostile_strings_are_escaped_to_plain_ascii() -> None:
     assert text.isprintable()
 
 
-def test_long_strings_are_cut(lines: Any) -> None:
+def test_long_strings_are_cut(lines: Lines) -> None:
     logging.getLogger("adamix").info("text %s", "ä" * 10_000, extra={"task": "y" * 10_000})
     (line,) = lines()
     assert len(line["message"].encode()) < 300
     assert line["task"] == "y" * 256 + "[cut]"
 
 
-def test_an_exception_has_its_stack_in_the_same_line(lines: Any) -> None:
+def test_an_exception_has_its_stack_in_the_same_line(lines: Lines) -> None:
     try:
         int("inner\ntext")
     except ValueError:
@@ -73,12 +75,12 @@ def test_an_exception_has_its_stack_in_the_same_line(lines: Any) -> None:
     assert line["level"] == "error"
 
 
-def test_levels_below_the_configured_one_are_silent(lines: Any) -> None:
+def test_levels_below_the_configured_one_are_silent(lines: Lines) -> None:
     logging.getLogger("adamix").debug("quiet")
     assert lines() == []
 
 
-def test_a_template_with_mapping_or_wrong_arguments(lines: Any) -> None:
+def test_a_template_with_mapping_or_wrong_arguments(lines: Lines) -> None:
     logging.getLogger("adamix").info("%(name)s", {"name": "z" * 5000})
     (line,) = lines()
     assert len(line["message"]) <= logs.MAX_MESSAGE_BYTES + len("[cut]")

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamix.adapter_file import encode
-from adamix.manifest import BackboneSpec, Manifest, TrainingRecord
-from adamix.tensors import TensorData
+from adamix.files.adapter_file import encode
+from adamix.files.manifest import BackboneSpec, Manifest, TrainingRecord
+from adamix.files.tensors import TensorData
 from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, INNER, LAYERS = 8, 12, 2

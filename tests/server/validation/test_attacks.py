@@ -20,12 +20,12 @@ import msgspec
 import pytest
 import torch
 
-from adamix import disk
-from adamix.adapter_file import decode
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec
-from adamix.tensors import MAX_HEADER_BYTES
-from adamix_server.adapters.validation import judge
+from adamix.files import disk
+from adamix.files.adapter_file import decode
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import MAX_HEADER_BYTES
+from adamix_server.frontend.control.validation import judge
 
 Stored = Callable[[bytes], Path]
 
@@ -36,7 +36,7 @@ MEASURED = """
 import json, os, pathlib, sys, time
 import msgspec
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_server.adapters import validation
 spec = msgspec.json.decode(sys.stdin.buffer.read(), type=BackboneSpec)
 order = validation._Order(path=os.fsencode(sys.argv[1]), spec=spec, expected_digest=None, timeout_s=30.0)
@@ -171,7 +171,7 @@ AUDITED = """
 import os, pathlib, sys
 import msgspec
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_server.adapters import validation
 spec = msgspec.json.decode(sys.stdin.buffer.read(), type=BackboneSpec)
 paths = sorted(pathlib.Path(sys.argv[1]).iterdir())

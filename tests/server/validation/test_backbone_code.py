@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from adamix import backbone
+from adamix.backbones import backbone
 from adamix.errors import InvalidConfig
 
 CODE = """

@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from adamix.adapter_file import encode
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec, Manifest
-from adamix.tensors import MAX_FILE_BYTES, MIXTURE_FORMAT, TensorData, encode_tensors
-from adamix_server.adapters.validation import validate
+from adamix.files.adapter_file import encode
+from adamix.files.manifest import BackboneSpec, Manifest
+from adamix.files.tensors import MAX_FILE_BYTES, MIXTURE_FORMAT, TensorData, encode_tensors
+from adamix_server.frontend.control.validation import validate
 
 Stored = Callable[[bytes], Path]
 Edit = Callable[[dict[str, Any]], None]

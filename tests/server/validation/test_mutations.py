@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from adamix.adapter_file import decode, encode
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec
-from adamix.tensors import canonical_json
-from adamix_server.adapters.validation import judge
+from adamix.files.adapter_file import decode, encode
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import canonical_json
+from adamix_server.frontend.control.validation import judge
 
 MUTATIONS = 10_000
 # The promise for one file is 0.1 s; a machine that does other things may stop a process for longer than that.

@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from adamix.adapter_file import encode
 from adamix.errors import InvalidAdapter
-from adamix.manifest import BackboneSpec, Manifest
-from adamix.tensors import Dtype, TensorData, canonical_json
-from adamix_server.adapters import validation
-from adamix_server.adapters.validation import MAX_CHILDREN, Verdict, validate, validate_async
+from adamix.files.adapter_file import encode
+from adamix.files.manifest import BackboneSpec, Manifest
+from adamix.files.tensors import Dtype, TensorData, canonical_json
+from adamix_server.frontend.control import validation
+from adamix_server.frontend.control.validation import MAX_CHILDREN, Verdict, validate, validate_async
 
 Stored = Callable[[bytes], Path]
 
@@ -54,22 +54,17 @@ def test_a_large_file_of_any_dtype_fits_the_childs_memory(
     assert validate(stored(data), wide).num_bytes == len(data) > 16 << 20
 
 
-def test_several_files_at_once_are_each_judged(
+async def test_several_files_at_once_are_each_judged(
     stored: Stored, spec: BackboneSpec, valid: bytes, tmp_path: Path
 ) -> None:
     good = stored(valid)
     bad = tmp_path / "bad"
     bad.write_bytes(valid[:-1])
-
-    async def judge() -> list[Verdict | BaseException]:
-        paths = [good, bad] * 3
-        return await asyncio.gather(*(validate_async(p, spec) for p in paths), return_exceptions=True)
-
-    answers = asyncio.run(judge())
+    answers = await asyncio.gather(*(validate_async(p, spec) for p in [good, bad] * 3), return_exceptions=True)
     assert [type(a) for a in answers] == [Verdict, InvalidAdapter] * 3
 
 
-def test_no_more_children_run_at_once_than_allowed(
+async def test_no_more_children_run_at_once_than_allowed(
     monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes
 ) -> None:
     running, most, lock, run = 0, 0, threading.Lock(), subprocess.run
@@ -87,11 +82,7 @@ def test_no_more_children_run_at_once_than_allowed(
 
     monkeypatch.setattr(subprocess, "run", counted)
     path = stored(valid)
-
-    async def judge() -> None:
-        await asyncio.gather(*(validate_async(path, spec) for _ in range(2 * MAX_CHILDREN + 1)))
-
-    asyncio.run(judge())
+    await asyncio.gather(*(validate_async(path, spec) for _ in range(2 * MAX_CHILDREN + 1)))
     assert most == MAX_CHILDREN
 
 
@@ -157,7 +148,7 @@ def test_the_child_gets_no_secret_of_the_parents_environment(
 
 def test_the_childs_module_loads_neither_torch_nor_grpc_nor_asyncio() -> None:
     program = (
-        "import sys, adamix_server.adapters.validation\n"
+        "import sys, adamix_server.frontend.control.validation\n"
         "print([m for m in ('torch', 'grpc', 'transformers', 'sqlalchemy', 'asyncio') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)

@@ -1,13 +1,15 @@
 """Adapters of random weights for a given backbone."""
 
+from typing import Protocol, TypedDict, Unpack
+
 import msgspec
 import numpy as np
 from numpy.random import Generator
 
-from adamix import adapter_file
-from adamix.adapter_file import AdapterFile
-from adamix.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, TrainingRecord
-from adamix.tensors import TensorData
+from adamix.files import adapter_file
+from adamix.files.adapter_file import AdapterFile
+from adamix.files.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, TrainingRecord
+from adamix.files.tensors import TensorData
 from adamix_testing.manifests import make_manifest
 
 NO_MAYBE_YES = HeadSpec(
@@ -79,6 +81,37 @@ def adapter_bytes(
         spec = msgspec.structs.replace(spec, fingerprint=fingerprint)
     manifest = make_manifest(spec, head, max_length=max_length, training=training)
     return adapter_file.encode(manifest, {name: TensorData("F32", array) for name, array in arrays.items()})
+
+
+class MakeAdapter(Protocol):
+    """The fixture `make_adapter` of the front end's tests: `adapter_bytes` for the backbone that is played."""
+
+    def __call__(
+        self,
+        head: HeadSpec = ...,
+        *,
+        seed: int = 0,
+        max_length: int = 16,
+        bad: float | None = None,
+        fingerprint: str | None = None,
+    ) -> bytes: ...
+
+
+class AdapterShape(TypedDict, total=False):
+    """What `random_adapter` makes, each part optional."""
+
+    kind: Kind
+    sites: tuple[str, ...]
+    rank: int
+    num_labels: int
+    pooling: Pooling
+    dense: Dense
+
+
+class MakeRandomAdapter(Protocol):
+    """The fixture `make_adapter` of all other tests: `random_adapter`, for a tiny BERT if no `spec` is given."""
+
+    def __call__(self, seed: int, *, spec: BackboneSpec = ..., **shape: Unpack[AdapterShape]) -> AdapterFile: ...
 
 
 def _weights_at(name: str, kind: Kind, rank: int, widths: tuple[int, int], random: Generator) -> dict[str, TensorData]:

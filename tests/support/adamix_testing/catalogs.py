@@ -3,10 +3,11 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Protocol
 
-from adamix import adapter_file
-from adamix.manifest import HeadSpec
-from adamix.tensors import canonical_json
+from adamix.files import adapter_file
+from adamix.files.manifest import HeadSpec
+from adamix.files.tensors import canonical_json
 from adamix_server.catalog.store import Catalog
 from adamix_testing.manifests import make_manifest, make_spec
 
@@ -32,3 +33,9 @@ def register(
     catalog.register(tenant, task, digest, json.dumps(manifest.to_json()), len(data), backbone)
     catalog.close()
     return digest
+
+
+class Seed(Protocol):
+    """The fixture `seed`: (task, bytes) -> digest, put into the catalog before the front end starts."""
+
+    def __call__(self, task: str, data: bytes, *, tenant: str = "default", fingerprint: str | None = None) -> str: ...

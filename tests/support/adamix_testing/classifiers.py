@@ -19,8 +19,8 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from adamix import backbone as backbones
-from adamix.backbone import Backbone
+from adamix.backbones import backbone as backbones
+from adamix.backbones.backbone import Backbone
 
 PAD = 1
 _SIZES = {

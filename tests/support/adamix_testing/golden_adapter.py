@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from adamix.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
-from adamix.tensors import Dtype, TensorData
+from adamix.files.manifest import BackboneSpec, HeadSpec, Manifest, TrainingRecord
+from adamix.files.tensors import Dtype, TensorData
 from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, INNER, RANK = 4, 6, 2

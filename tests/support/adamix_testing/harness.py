@@ -7,17 +7,21 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import grpc.aio
 import msgspec
 
-from adamix.manifest import BackboneSpec
+from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
+from adamix_server.channel.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
+from adamix_server.client import Client
 from adamix_server.config import FrontEndSettings
-from adamix_server.frontend.server import FrontEnd
-from adamix_server.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
+from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
+
+Result = TypeVar("Result")
 
 
 class Harness:
@@ -44,6 +48,15 @@ class Harness:
 
     def start_engine(self) -> None:
         self.supervisor.tell(self.engine.up())
+
+    async def call(self, work: Callable[[Client], Result]) -> Result:
+        """What `work` returns, with the typed client, in a thread beside the loop that the front end lives in."""
+
+        def with_client() -> Result:
+            with Client(self.address, timeout_s=30) as client:
+                return work(client)
+
+        return await asyncio.to_thread(with_client)
 
     def blobs(self) -> list[str]:
         return sorted(path.name for path in (self.store / "blobs" / "sha256").glob("??/*"))
@@ -100,3 +113,11 @@ async def serving(
         if not running.done():
             harness.drain()
         assert await running == 0
+
+
+class StartServing(Protocol):
+    """The fixture `start_serving`: starts a front end that serves until the test ends."""
+
+    async def __call__(
+        self, *, prepare: Callable[[FakeEngine], None] = ..., adapter_root: Path | None = None
+    ) -> Harness: ...

@@ -4,7 +4,7 @@ from typing import TypedDict, Unpack
 
 import msgspec
 
-from adamix.manifest import Activation, BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
+from adamix.files.manifest import Activation, BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
 
 THREE_CLASSES = HeadSpec(type="classification", pooling="mean", num_labels=3)
 

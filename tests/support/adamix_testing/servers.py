@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -181,3 +181,15 @@ class Callers:
                         time.sleep(0.02)
         except BaseException as error:  # noqa: BLE001 - raised in the test's own thread, by __exit__
             self.errors.append(error)
+
+
+class StartServer(Protocol):
+    """The fixture `start_server`: starts a server that is killed after the test."""
+
+    def __call__(self, *flags: str, store: Path = ..., before: Sequence[str] = ()) -> Server: ...
+
+
+class Eventually(Protocol):
+    """The fixture `eventually`."""
+
+    def __call__(self, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None: ...

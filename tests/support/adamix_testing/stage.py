@@ -1,13 +1,23 @@
-"""A supervisor's children that are played: each says what the test tells it to."""
+"""A supervisor whose children are played: each says what the test tells it to."""
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
-from adamix_server.codec import FromChild, ToChild
-from adamix_server.engine_frames import Hello, Limits
-from adamix_server.supervisor_frames import Drain, Drained, Ready, StartEngine, StartFrontEnd
+import pytest
+
+from adamix_server.channel.codec import FromChild, ToChild
+from adamix_server.channel.engine_frames import Hello, Limits
+from adamix_server.channel.supervisor_frames import Drain, Drained, Ready, StartEngine, StartFrontEnd
+from adamix_server.config import EngineSettings, ServerConfig
+from adamix_server.supervisor import keeper
+from adamix_server.supervisor import supervisor as app
+from adamix_server.supervisor.supervisor import Supervisor
 from adamix_testing.manifests import no_model_spec
+
+FirstWords = Callable[[str, int], FromChild | None]
 
 _LIMITS = Limits(max_batch_tokens=16, max_queue_inputs=1, max_queue_tokens=16, slots=1)
 
@@ -50,14 +60,17 @@ class Played:
 
 
 class Stage:
-    """Starts played children. `first_words(name, n)` is what the n-th child of a kind says (None: it dies)."""
+    """A supervisor that runs. `first_words(name, n)` is what its n-th child of a kind says (None: it dies)."""
 
-    def __init__(self, first_words: Callable[[str, int], FromChild | None]) -> None:
+    def __init__(self, config: ServerConfig, first_words: FirstWords) -> None:
+        self.serving = asyncio.Event()
+        self.supervisor = Supervisor(config, lambda address, hello: self.serving.set())
         self.children: dict[str, list[Played]] = defaultdict(list)
         self.told_to_drain: list[str] = []
         self.drained: list[str] = []
         self.drains_at_once = True
         self._first_words = first_words
+        self._running = asyncio.create_task(self.supervisor.run())
 
     async def start(self, module: str, start: StartEngine | StartFrontEnd, environment: dict[str, str]) -> Played:
         name = "engine" if isinstance(start, StartEngine) else start.name
@@ -66,6 +79,25 @@ class Stage:
         self.children[name].append(child)
         child.says.put_nowait(self._first_words(name, len(self.children[name])))
         return child
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that has no event of its own; raises what ended the supervisor meanwhile."""
+        async with asyncio.timeout(10):
+            while not condition():
+                if self._running.done():
+                    self._running.result()
+                await asyncio.sleep(0.005)
+
+    async def ended(self) -> None:
+        """Wait for the end of the supervisor; raises what ended it."""
+        async with asyncio.timeout(20):
+            await self._running
+
+    async def leave(self) -> None:
+        """Raises AssertionError if the supervisor still runs, and ends it."""
+        was_running = self._running.cancel()
+        await asyncio.wait({self._running})
+        assert not was_running, "the supervisor still runs"
 
 
 def healthy(name: str, number: int) -> FromChild:
@@ -81,3 +113,31 @@ def healthy(name: str, number: int) -> FromChild:
         device="cpu",
     )
     return Ready(address=f"ipc://engine-{number}", hello=hello)
+
+
+class StartStage(Protocol):
+    """The fixture `start_stage`: starts a supervisor that has ended when the test does."""
+
+    async def __call__(self, first_words: FirstWords = healthy, *, front_ends: int = 1) -> Stage: ...
+
+
+def stage_of(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, first_words: FirstWords = healthy, *, front_ends: int = 1
+) -> Stage:
+    """A stage whose children take the place of processes, with short pauses before a child is replaced."""
+    config = ServerConfig(
+        engine=EngineSettings(backbone="x"),
+        store=directory / "store",
+        listen="127.0.0.1:0",
+        drain_delay_s=0,
+        drain_grace_s=30,
+        front_ends=front_ends,
+    )
+    stage = Stage(config, first_words)
+
+    class Children:
+        start = stage.start
+
+    monkeypatch.setattr(app, "Child", Children)
+    monkeypatch.setattr(keeper, "_LONGEST_PAUSE_S", 0.05)
+    return stage

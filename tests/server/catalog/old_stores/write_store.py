@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from adamix.adapter_file import TensorData, canonical_json, decode, encode
-from adamix.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
+from adamix.files.adapter_file import decode, encode
+from adamix.files.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
+from adamix.files.tensors import TensorData, canonical_json
 from adamix_server.catalog import changes
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.schema import SCHEMA_VERSION

@@ -1,0 +1,1 @@
+"""Adapters and heads of AdapterHub."""

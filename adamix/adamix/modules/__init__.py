@@ -1,0 +1,1 @@
+"""The modules a backbone gets: bottlenecks, LoRAs, mixtures of them, heads; and what they are trained by."""

@@ -1,0 +1,174 @@
+"""The frames between a front end and an engine: plain data, tagged, msgpack on the wire.
+
+A request ends with exactly one event that is `final`; that event is the only way back up. Times are seconds on
+CLOCK_MONOTONIC, which all processes of one host share. Which frames go which way is said in `codec.py`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from adamix.errors import AdamixError, Code
+from adamix.files.manifest import BackboneSpec
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Root of all frames; the class name is the tag."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine can take at once."""
+
+    max_batch_tokens: int
+    max_queue_inputs: int
+    max_queue_tokens: int
+    slots: int
+
+
+class Hello(Frame, frozen=True):
+    """Engine -> front end, first: who I am. A new generation means every request of the old one is lost."""
+
+    engine_id: str
+    generation: int
+    spec: BackboneSpec
+    limits: Limits
+    dtype: str
+    device: str
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of one request, tokenised. `token_ids` and `type_ids` are little-endian int32 bytes."""
+
+    id: int
+    tenant: str
+    digest: str
+    token_ids: bytes
+    deadline: float
+    type_ids: bytes | None = None
+
+
+class Submit(Frame, frozen=True, kw_only=True):
+    """Front end -> engine: all rows that arrived since the last turn of the loop."""
+
+    generation: int
+    engine_id: str
+    rows: list[Row]
+
+
+class Cancel(Frame, frozen=True, kw_only=True):
+    """Front end -> engine: nobody waits for these any more. Their final event still comes."""
+
+    generation: int
+    engine_id: str
+    ids: list[int]
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one request's time went in the engine, and the batch that answered it."""
+
+    queue_s: float = 0.0
+    load_s: float = 0.0
+    compute_s: float = 0.0
+    batch_requests: int = 0
+    batch_tokens: int = 0
+    batch_tasks: int = 0
+
+
+class WireError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error of the tree in `adamix.errors`, as data."""
+
+    code: int
+    reason: str
+    message: str
+    field: str | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: AdamixError) -> "WireError":
+        return cls(
+            code=int(error.code),
+            reason=error.reason,
+            message=error.message,
+            field=error.field,
+            retry_after_s=error.retry_after_s,
+        )
+
+    def to_error(self) -> AdamixError:
+        error = AdamixError(self.message, reason=self.reason, field=self.field, retry_after_s=self.retry_after_s)
+        error.code = Code(self.code)
+        return error
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of one request's answer: fp32 logits (little-endian bytes) or an error."""
+
+    id: int
+    final: bool = True
+    payload: bytes = b""
+    error: WireError | None = None
+    timing: Timing = Timing()
+
+
+class Emit(Frame, frozen=True, kw_only=True):
+    """Engine -> front end: everything one step finished for this front end, and the credit it gives back."""
+
+    generation: int
+    engine_id: str
+    events: list[Event]
+    credit_inputs: int = 0
+    credit_tokens: int = 0
+
+
+class Credit(Frame, frozen=True, kw_only=True):
+    """Engine -> front end: how much more may be submitted. Added to what the front end has."""
+
+    generation: int
+    engine_id: str
+    inputs: int
+    tokens: int
+
+
+# What a front end may ask an engine, besides answers:
+#   hello       who are you? Sent once by `channel.connect`, answered by `Hello` and the first `Credit`
+#   load        bring an adapter to host memory, and answer when it is there
+#   activate    bring it into a slot if one can be had for nothing, and answer where it has come to
+#   pin, unpin  pin it in a slot (answers when it is there); unpin it
+#   unload      take it out of its slot and out of host memory
+#   pins        which adapters are pinned in slots? A list of digests
+#   residency   where is it? "store" | "host" | "device"; also the answer of all of the above but `pins`
+#   in_use      does any request hold it? A bool
+#   report      how busy are you? An `EngineLoad`
+Op = Literal["hello", "load", "activate", "pin", "unpin", "unload", "pins", "residency", "in_use", "report"]
+
+
+class Control(Frame, frozen=True, kw_only=True):
+    """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`."""
+
+    generation: int
+    engine_id: str
+    call: int
+    op: Op
+    digest: str = ""
+
+
+class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy an engine is. `running_inputs` is the largest batch of the last second."""
+
+    queued_inputs: int
+    queued_tokens: int
+    running_inputs: int
+    resident_adapters: int
+    slots: int
+
+
+Value = str | bool | EngineLoad | list[str] | None
+
+
+class Reply(Frame, frozen=True, kw_only=True):
+    """Engine -> front end. `value` is what `Op` promises, or None."""
+
+    generation: int
+    engine_id: str
+    call: int
+    value: Value = None
+    error: WireError | None = None
