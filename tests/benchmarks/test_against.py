@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adamix.errors import InvalidConfig, Unavailable
-from adamix_bench.serving import run
+from adamix_bench.serving import run as serving
 from adamix_bench.serving.against import Turn, costs_ms, ratios
 from adamix_bench.serving.checkouts import Checkout
 from adamix_bench.serving.load import Outcome
@@ -140,7 +140,7 @@ class TestRefusals:
         return python
 
     def _run(self, against: Path, tmp_path: Path, *, targets: bool = False, **settings: Any) -> None:
-        run.run(
+        serving.run(
             Settings(**settings),
             targets=targets,
             against=against,

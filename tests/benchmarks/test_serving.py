@@ -13,7 +13,8 @@ import pytest
 from adamix.errors import InvalidConfig
 from adamix_bench import tiny
 from adamix_bench.measure import Spread
-from adamix_bench.serving import mixed, run
+from adamix_bench.serving import mixed
+from adamix_bench.serving import run as serving
 from adamix_bench.serving.equality import failures, largest
 from adamix_bench.serving.report import FORMAT, Report, Way
 from adamix_bench.serving.servers import own_server
@@ -127,7 +128,7 @@ def test_a_running_server_is_left_as_it_was(tmp_path: Path) -> None:
 )
 def test_the_targets_refuse_what_they_choose_themselves(flags: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=f"leave {named} out"):
-        run.run(Settings(**flags), targets=True, quick=True, out=tmp_path / "out", command=[], quiet=True)
+        serving.run(Settings(**flags), targets=True, quick=True, out=tmp_path / "out", command=[], quiet=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -142,7 +143,7 @@ def test_ways_that_answer_differently_are_a_failure(
 
     monkeypatch.setattr(mixed, "measure", measure)
     settings = Settings(threads=1, server=server)
-    document = run.run(settings, targets=False, quick=False, out=tmp_path, command=[], quiet=True)
+    document = serving.run(settings, targets=False, quick=False, out=tmp_path, command=[], quiet=True)
     assert document["complete"] is (server is not None)
     assert list(document["failures"]) == ([] if server else ["this, that"])
     assert ("answers differ by 0.5" in capsys.readouterr().err) is (server is None)
@@ -163,7 +164,7 @@ def test_an_interruption_leaves_what_was_measured(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(mixed, "measure", interrupted)
-    document = run.run(Settings(threads=1), targets=False, quick=False, out=tmp_path, command=[], quiet=False)
+    document = serving.run(Settings(threads=1), targets=False, quick=False, out=tmp_path, command=[], quiet=False)
     assert document["complete"] is False
     assert document["ways"]["bare backbone"]["inputs_per_s"]["median"] == 11.0
     assert json.loads((tmp_path / "run.json").read_text())["complete"] is False

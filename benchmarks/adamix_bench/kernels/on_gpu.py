@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[3]
 _SOURCES = [str(_ROOT / name) for name in ("adamix", "kernels", "server", "protos", "benchmarks", "tests/support")]
 
 _KERNELS = ("numpy", "torch", "triton")

@@ -32,7 +32,7 @@ class Checkout:
     @classmethod
     def this(cls) -> Self:
         """The one whose code this is, run as this process is."""
-        directory = Path(__file__).resolve().parents[2]
+        directory = Path(__file__).resolve().parents[3]
         return cls(directory, sys.executable, dict(os.environ), _commit(directory))
 
     @classmethod

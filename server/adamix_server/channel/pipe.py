@@ -1,7 +1,7 @@
 """The pipe that ties a child process to the supervisor: the child's end, and how frames lie in it.
 
 It is the child's lifeline: when it closes, the other side is gone, and the child exits. Bytes that are no frame of the
-direction they came by mean the same. The supervisor's end is `child.py`.
+direction they came by mean the same. The supervisor's end is `supervisor/child.py`.
 """
 
 import asyncio

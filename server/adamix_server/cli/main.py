@@ -102,11 +102,11 @@ def serve(
             drain_grace_s=drain_grace,
             log_level=log_level,  # type: ignore[arg-type]
         )
-        from adamix_server.supervisor import supervisor as application
+        from adamix_server.supervisor import supervisor
         from adamix_server.telemetry import logs
 
         logs.configure(config.log_level, process="supervisor")
-        application.serve(config, _announce)
+        supervisor.serve(config, _announce)
 
 
 def _announce(address: str, hello: "Hello") -> None:
@@ -213,22 +213,6 @@ def predict(
             failed = any(prediction.error is not None for prediction in predictions)
         if failed:
             raise typer.Exit(1)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Directory for adapters, logs and plots; emptied first.")] = Path(
-        "demo-output"
-    ),
-    json_: JsonFlag = False,
-) -> None:
-    """Train, merge, serve, register, swap and measure on packaged weights and texts, in a few minutes."""
-    with exit_codes():
-        from adamix_bench.demo.main import run
-
-        result = run(out, stderr)
-        if json_:
-            typer.echo(json.dumps(result))
 
 
 def _client(server: str) -> "Client":

@@ -1,6 +1,6 @@
 """The gRPC server of a front end: its options, its services behind the boundary, and its health.
 
-Knows how to bind, start and stop; when to do so is `server.py`'s matter.
+Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 """
 
 import asyncio

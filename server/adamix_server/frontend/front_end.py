@@ -59,7 +59,7 @@ _INCURABLE = (InvalidConfig, FailedPrecondition, DataLoss)
 
 
 class Pipe(Protocol):
-    """The supervisor, as `process.SupervisorPipe` gives it."""
+    """The supervisor, as `pipe.SupervisorPipe` gives it."""
 
     def send(self, frame: FromChild) -> None: ...
 

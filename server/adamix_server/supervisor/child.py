@@ -1,7 +1,7 @@
 """The parent's end of a child process: started, spoken to over a pipe, stopped or killed.
 
 Children are started by exec, never by fork: neither grpc nor torch survives a fork. The child's end of the pipe is
-`process.py`. Knows no kind of child.
+`channel/pipe.py`. Knows no kind of child.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """What every part of the front end may know about the call it works for.
 
-Set once per call by the boundary (`interceptors.py`), read by servicers. A gRPC call runs in one asyncio task, so a
+Set once per call by the boundary (`boundary.py`), read by servicers. A gRPC call runs in one asyncio task, so a
 context variable is as local as an argument. Knows neither grpc nor protobuf.
 """
 

@@ -1,6 +1,6 @@
 """`InferenceService`: answers for task ids, input by input.
 
-Thin: the way of an input is `stages.py`, the life of a stream `predict_stream.py`. Knows no device and no file.
+Thin: the way of an input is `stages.py`, the life of a stream `stream.py`. Knows no device and no file.
 """
 
 import time
