@@ -31,8 +31,9 @@ THIS, OTHER = "this", "other"
 # What the comparison chooses itself: the same work for both, whatever time it takes.
 CHOSEN = ("loop", "rate", "seconds", "server", "peers")
 
-# Calls of one input cost most by the call, those of many by the input.
-_SINGLE, _SINGLES_IN_FLIGHT = 1, 64
+# Calls of many inputs cost most by the input, those of one by the call. These come one at a time: how many of several
+# meet in a batch, and so what each costs, would be as chance has it.
+_SINGLE, _SINGLES_IN_FLIGHT = 1, 1
 _CONNECTIONS = 4
 # Everything is sent twice, so that the first batch and the last, which are not full, weigh little.
 _TIMES_OVER = 2
@@ -81,7 +82,8 @@ def measure(settings: Settings, other: Checkout, report: Report, say: Say) -> No
     say("loading the backbone, making adapters")
     bench = Workbench.load(settings.backbone, settings.seed)
     requests = bench.requests(settings.requests, settings.popularity, settings.tasks)
-    sizes = {settings.inputs_per_call: settings.in_flight, _SINGLE: _SINGLES_IN_FLIGHT}
+    sizes = {settings.inputs_per_call: settings.in_flight}
+    sizes.setdefault(_SINGLE, _SINGLES_IN_FLIGHT)
     traffics = [Traffic.of(requests, inputs_per_call, in_flight) for inputs_per_call, in_flight in sizes.items()]
     with ExitStack() as stack:
         load = stack.enter_context(LoadProcess())
