@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[5]
 PAGE = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
 PROOF = re.compile(r"`([\w/]+\.py)::(\w+)`")
 ATTACK = re.compile(r"^\| (\d+) \| .* \| (.*) \|$", re.MULTILINE)

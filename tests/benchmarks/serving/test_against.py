@@ -18,7 +18,7 @@ from adamix_bench.serving.load import Outcome
 from adamix_bench.serving.processes import Process, Processes, cpu_s, parent_of, running_processes
 from adamix_bench.serving.settings import Settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SUPERVISOR = 100
 
 
