@@ -37,7 +37,7 @@ import json, os, pathlib, sys, time
 import msgspec
 from adamix.errors import InvalidAdapter
 from adamix.files.manifest import BackboneSpec
-from adamix_server.adapters import validation
+from adamix_server.frontend.control import validation
 spec = msgspec.json.decode(sys.stdin.buffer.read(), type=BackboneSpec)
 order = validation._Order(path=os.fsencode(sys.argv[1]), spec=spec, expected_digest=None, timeout_s=30.0)
 # Not ru_maxrss, which begins with what the parent had.
@@ -172,7 +172,7 @@ import os, pathlib, sys
 import msgspec
 from adamix.errors import InvalidAdapter
 from adamix.files.manifest import BackboneSpec
-from adamix_server.adapters import validation
+from adamix_server.frontend.control import validation
 spec = msgspec.json.decode(sys.stdin.buffer.read(), type=BackboneSpec)
 paths = sorted(pathlib.Path(sys.argv[1]).iterdir())
 seen = []

@@ -157,7 +157,7 @@ def test_the_childs_module_loads_neither_torch_nor_grpc_nor_asyncio() -> None:
 
 READ_AND_TRY = """
 import pathlib, resource, sys, msgspec
-from adamix_server.adapters import validation
+from adamix_server.frontend.control import validation
 validation._read(msgspec.json.decode(sys.stdin.buffer.read(), type=validation._Order))
 try:
     pathlib.Path(sys.argv[1]).write_bytes(b"x")
