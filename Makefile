@@ -67,7 +67,7 @@ aot-versions: $(SETUP)
 # On $(PYTHON) itself: a machine with a GPU has its own torch and Triton, and often no way to install anything.
 gpu:
 	@$(IS_NEW_ENOUGH)
-	@PYTHONPATH=benchmarks $(PYTHON) -m adamix_bench.on_gpu $(ARGS)
+	@PYTHONPATH=benchmarks $(PYTHON) -m adamix_bench.kernels.on_gpu $(ARGS)
 
 check: $(SETUP)
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ import typer
 from adamix.cli import JsonFlag, exit_codes
 from adamix_bench.kernels.command import kernels
 from adamix_bench.quality.command import quality
-from adamix_bench.settings import Settings
+from adamix_bench.serving.settings import Settings
 from adamix_bench.training.command import training
 
 _DEFAULTS = Settings()
@@ -92,7 +92,7 @@ def serving(
             peers=peers,
             seed=seed,
         )
-        from adamix_bench.serving import run
+        from adamix_bench.serving.run import run
 
         command = sys.argv[1:]
         document = run(settings, targets=targets, against=against, quick=quick, out=out, command=command, quiet=json_)

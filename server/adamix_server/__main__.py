@@ -1,3 +1,3 @@
-from adamix_server.cli import main
+from adamix_server.cli.main import main
 
 main()

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from adamix_server.supervisor_frames import Agreed, Refresh, Seen
+from adamix_server.channel.supervisor_frames import Agreed, Refresh, Seen
 
 # To whom, and what.
 Letter = tuple[str, Refresh | Agreed]

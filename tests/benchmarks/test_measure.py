@@ -4,7 +4,7 @@ import pytest
 
 from adamix.errors import InvalidConfig
 from adamix_bench.measure import Goal, Spread, in_turns, rates
-from adamix_bench.settings import Settings
+from adamix_bench.serving.settings import Settings
 
 
 def test_ways_take_turns_and_the_first_turn_does_not_count() -> None:

@@ -19,7 +19,7 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
-from adamix_server.frontend import status
+from adamix_server.api import status
 from adamix_testing.servers import Eventually, Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]

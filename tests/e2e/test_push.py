@@ -17,7 +17,7 @@ from adamix.backbones import backbone
 from adamix.data import load
 from adamix.evaluation import labelled
 from adamix.files import adapter_file
-from adamix_server.cli import app
+from adamix_server.cli.main import app
 from adamix_server.client import Classification, Regression
 from adamix_testing.servers import Server, StartServer
 
@@ -33,7 +33,7 @@ for rank in range(2):
     if os.fork() == 0:
         os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv.pop(1)}
-        from adamix_server.cli import main
+        from adamix_server.cli.main import main
         sys.exit(main())
 sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
 """
@@ -234,7 +234,7 @@ def test_a_server_that_goes_away_meanwhile_costs_nothing(
     serve: Callable[[Path | str], Server],
 ) -> None:
     """The merged file stays, and the command to register it is printed."""
-    from adamix_server.push import Push
+    from adamix_server.cli.push import Push
 
     server = serve(body)
     check = Push.check

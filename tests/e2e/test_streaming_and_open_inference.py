@@ -15,7 +15,7 @@ from adamix_server.client import Classification, Input, Prediction, Regression, 
 from adamix_testing.servers import Server
 
 TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird", "fish"]
-STOCK_CLIENT = Path(__file__).parents[1] / "server" / "frontend" / "stock_client.py"
+STOCK_CLIENT = Path(__file__).parents[1] / "server" / "frontend" / "inference" / "stock_client.py"
 
 
 def scores(prediction: Prediction) -> list[float]:

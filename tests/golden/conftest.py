@@ -128,7 +128,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adamix(place: Path) -> Callable[..., Any]:
     """`adamix(*arguments)` runs the command in `place`; gives click's result: exit_code, stdout, stderr."""
     # The whole command, as it is installed: with what the server's package adds to it.
-    from adamix_server.cli import app
+    from adamix_server.cli.main import app
 
     def run(*arguments: object) -> Any:
         with contextlib.chdir(place):

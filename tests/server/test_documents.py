@@ -10,7 +10,7 @@ import typer
 
 from adamix_bench.cli import register
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
-from adamix_server.cli import app
+from adamix_server.cli.main import app
 from adamix_server.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,7 @@
 """The routes that a trained mixture can be measured by: merged, random, one fixed expert, or all of them together.
 
 What a routing is and how it is written, how routes are drawn, by generators of their own, and how paths are averaged.
-Who follows them is not known here: `probe` for labels, `texts` for texts.
+Who follows them is not known here: `probe` for labels, `text_probe` for texts.
 
 Shapes: S paths, N rows, L tokens, P points (layer x site), C outputs of the head.
 """

@@ -1,1 +1,1 @@
-"""What `adamix.training.train` is made of: the task, the loop, the run's directory and the file that it leaves behind."""
+"""What `training.train` is made of: the task, the loop, the directory of a run and the file that it leaves behind."""

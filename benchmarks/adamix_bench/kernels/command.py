@@ -63,7 +63,7 @@ def kernels(
 
 def compile_ahead(out: Path, *, full: bool, json_: bool) -> None:
     """`--aot`: the kernels on devices that are not here; needs no device and no torch."""
-    from adamix_bench.aot import run
+    from adamix_bench.kernels.aot import run
 
     document = run(out, full=full, quiet=json_)
     if json_:

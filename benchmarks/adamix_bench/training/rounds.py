@@ -20,12 +20,12 @@ from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig
 from adamix.training import train as trainer
 from adamix_bench.measure import Spread
+from adamix_bench.serving.workbench import Workbench
+from adamix_bench.serving.workload import draw_texts
 from adamix_bench.training.memory import Memory, watched
 from adamix_bench.training.settings import UNCOUNTED_STEPS, Settings
 from adamix_bench.training.shapes import PREFIX, random_backbone
 from adamix_bench.training.ways import Way
-from adamix_bench.workbench import Workbench
-from adamix_bench.workload import draw_texts
 
 _LABELS = ("no", "yes")
 

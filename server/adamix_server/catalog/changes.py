@@ -16,9 +16,9 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from adamix.errors import Aborted
 from adamix_server.catalog import schema
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.names import check_name, task_not_found
 from adamix_server.catalog.pointer import Pointer
 from adamix_server.catalog.rows import Action
+from adamix_server.names import check_name, task_not_found
 
 MAX_DETAIL_CHARS = 512
 # A refused upload costs its sender nothing: of each tenant only so many are remembered.

@@ -15,8 +15,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
+from adamix_server.blobs.directories import make_directory
 from adamix_server.catalog import schema
-from adamix_server.catalog.directories import make_directory
 
 _BUSY_TIMEOUT_MS = 5_000
 

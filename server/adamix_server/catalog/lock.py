@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from adamix.errors import FailedPrecondition
-from adamix_server.catalog.directories import make_directory
+from adamix_server.blobs.directories import make_directory
 
 
 class StoreLock:

@@ -10,7 +10,7 @@ from typing import Self
 import msgspec
 
 from adamix.errors import FailedPrecondition, InvalidRequest
-from adamix_server.catalog.names import check_digest
+from adamix_server.names import check_digest
 
 Split = tuple[tuple[str, int], ...]
 

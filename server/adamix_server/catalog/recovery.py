@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sqlalchemy import delete, select
 
+from adamix_server.blobs.local import BlobStore, Swept
 from adamix_server.catalog import schema
-from adamix_server.catalog.blobs import BlobStore, Swept
 from adamix_server.catalog.changes import forget_changes
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.store import BLOBS_DIRECTORY, CATALOG_FILE

@@ -18,7 +18,7 @@ import msgspec
 from adamix.errors import FailedPrecondition
 from adamix.files.manifest import HeadSpec
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.names import task_not_found, version_not_found
+from adamix_server.names import task_not_found, version_not_found
 
 Row = TypeVar("Row")
 # (tenant, task)

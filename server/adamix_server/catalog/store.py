@@ -14,12 +14,11 @@ from sqlalchemy import Connection, delete, func, insert, select, tuple_
 
 from adamix.errors import FailedPrecondition, InvalidAdapter, Unavailable
 from adamix.files.manifest import Manifest
+from adamix_server.blobs.local import BlobStore
 from adamix_server.catalog import changes, retries, schema
-from adamix_server.catalog.blobs import BlobStore
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.heads import read_served
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.names import check_digest, check_name, check_request_id, version_not_found
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
 from adamix_server.catalog.reading import read_all, read_manifests, read_tasks
@@ -34,6 +33,7 @@ from adamix_server.catalog.rows import (
     check_same_form,
 )
 from adamix_server.catalog.task_map import TaskMap
+from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
 
 CATALOG_FILE = "catalog.db"
 BLOBS_DIRECTORY = "blobs"

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from adamix.errors import DataLoss
+from adamix_server.blobs.directories import sync_directory
+from adamix_server.blobs.local import room
 from adamix_server.catalog import migrations, schema
-from adamix_server.catalog.blobs import room
 from adamix_server.catalog.database import Database, schema_version, set_schema_version, translated
-from adamix_server.catalog.directories import sync_directory
 
 if TYPE_CHECKING:
     from alembic.script import Script

@@ -24,6 +24,7 @@ from adamix_protos.v1 import (
     server_pb2,
     server_pb2_grpc,
 )
+from adamix_server.api import status
 from adamix_server.client.values import (
     Input,
     Load,
@@ -46,7 +47,6 @@ from adamix_server.client.values import (
     to_version,
 )
 from adamix_server.config import DEFAULT_TIMEOUT_S, MAX_MESSAGE_BYTES, MAX_TIMEOUT_S
-from adamix_server.frontend import status
 
 _CHUNK_BYTES = 512 << 10
 _POLL_S = 0.1

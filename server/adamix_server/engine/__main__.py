@@ -5,12 +5,12 @@ import signal
 import threading
 
 from adamix.errors import AdamixError
-from adamix_server.channel import SocketEngineChannel
+from adamix_server.channel.channel import SocketEngineChannel
+from adamix_server.channel.pipe import SupervisorPipe
+from adamix_server.channel.supervisor_frames import Drain, Drained, Fatal, Ready, StartEngine, Stats
 from adamix_server.engine.assembly import assemble, load_backbone
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.host_memory import keep_freed_memory
-from adamix_server.process import SupervisorPipe
-from adamix_server.supervisor_frames import Drain, Drained, Fatal, Ready, StartEngine, Stats
 from adamix_server.telemetry import logs
 from adamix_server.telemetry.metrics import Recorder
 

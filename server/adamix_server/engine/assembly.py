@@ -10,19 +10,19 @@ from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidConfig, StoreFull
 from adamix.files import adapter_file, disk
 from adamix.files.manifest import BackboneSpec
-from adamix_server.adapters.host_cache import HostCache
-from adamix_server.adapters.loader import AdapterLoader
-from adamix_server.adapters.packing import PackedAdapter, pack
-from adamix_server.adapters.rehearsal import Rehearsal
-from adamix_server.adapters.slot_bank import SlotBank
-from adamix_server.adapters.slots import Slots
-from adamix_server.catalog.blobs import BlobStore
-from adamix_server.channel import EngineChannel
+from adamix_server.blobs.local import BlobStore
+from adamix_server.channel.channel import EngineChannel
+from adamix_server.channel.engine_frames import Hello, Limits
+from adamix_server.channel.supervisor_frames import StartEngine
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.residency.host_cache import HostCache
+from adamix_server.engine.residency.loader import AdapterLoader
+from adamix_server.engine.residency.packing import PackedAdapter, pack
+from adamix_server.engine.residency.rehearsal import Rehearsal
+from adamix_server.engine.residency.slot_bank import SlotBank
+from adamix_server.engine.residency.slots import Slots
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.engine_frames import Hello, Limits
-from adamix_server.supervisor_frames import StartEngine
 from adamix_server.telemetry.metrics import Recorder
 
 

@@ -13,14 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from adamix.errors import AdamixError, Cancelled, DeadlineExceeded, InternalError, Overloaded
-from adamix_server.adapters.loader import AdapterLoader
-from adamix_server.adapters.orders import Orders
-from adamix_server.channel import EngineChannel, Peer
-from adamix_server.codec import ToEngine
-from adamix_server.engine.model_runner import ModelRunner
-from adamix_server.engine.request import Batch, Request
-from adamix_server.engine.scheduler import Scheduler
-from adamix_server.engine_frames import (
+from adamix_server.channel.channel import EngineChannel, Peer
+from adamix_server.channel.codec import ToEngine
+from adamix_server.channel.engine_frames import (
     Cancel,
     Control,
     Credit,
@@ -34,6 +29,11 @@ from adamix_server.engine_frames import (
     Value,
     WireError,
 )
+from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.request import Batch, Request
+from adamix_server.engine.residency.loader import AdapterLoader
+from adamix_server.engine.residency.orders import Orders
+from adamix_server.engine.scheduler import Scheduler
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,11 @@ from adamix.files.manifest import HeadSpec
 from adamix_kernels import dispatch
 from adamix_kernels.frozen_linear import padded_rows
 from adamix_kernels.segments import Segments
-from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
 from adamix_server.engine.attention import packed
 from adamix_server.engine.frozen import freeze_linears
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.slot_bank import SlotBank
 
 # Largest difference between packed and one-by-one hidden states at which a backbone is accepted, as a share of their
 # length, by dtype: single features of some backbones are far larger than the rest, and their rounding errors, too. fp32

@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from adamix_server.adapters.slots import Hold
-from adamix_server.channel import Peer
-from adamix_server.engine_frames import Row, Timing
+from adamix_server.channel.channel import Peer
+from adamix_server.channel.engine_frames import Row, Timing
+from adamix_server.engine.residency.slots import Hold
 
 _NOT_RUN = Timing()
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, KeysView
 
 from adamix.errors import InternalError
-from adamix_server.channel import Peer
+from adamix_server.channel.channel import Peer
 from adamix_server.engine.request import Batch, Request, Status
 
 # Deadlines of requests that are gone are cleared away once they outnumber the queue by this many.

@@ -4,15 +4,15 @@ import asyncio
 import signal
 import sys
 
-from adamix_server.process import SupervisorPipe
-from adamix_server.supervisor_frames import StartFrontEnd
+from adamix_server.channel.pipe import SupervisorPipe
+from adamix_server.channel.supervisor_frames import StartFrontEnd
 from adamix_server.telemetry import logs
 
 
 async def serve(pipe: SupervisorPipe) -> int:
     """Wait for `StartFrontEnd`, then serve; returns the exit status."""
     # Imported only now: a process started by mistake has already said so, without the cost of grpc.
-    from adamix_server.frontend.server import FrontEnd
+    from adamix_server.frontend.front_end import FrontEnd
 
     start = await pipe.receive()
     if not isinstance(start, StartFrontEnd):

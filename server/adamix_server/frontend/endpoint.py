@@ -1,6 +1,6 @@
 """The gRPC server of a front end: its options, its services behind the boundary, and its health.
 
-Knows how to bind, start and stop; when to do so is `server.py`'s matter.
+Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from adamix_protos.v1 import (
 )
 from adamix_server import config
 from adamix_server.config import split_address
-from adamix_server.frontend.adapters import AdapterServicer
-from adamix_server.frontend.admission import Admission
-from adamix_server.frontend.inference import InferenceServicer
-from adamix_server.frontend.interceptors import Boundary
-from adamix_server.frontend.open_inference import OpenInferenceServicer
+from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.boundary.boundary import Boundary
+from adamix_server.frontend.control.service import AdapterServicer
+from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
+from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.port import cannot_listen
 from adamix_server.telemetry.metrics import Recorder

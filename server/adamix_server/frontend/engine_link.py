@@ -14,9 +14,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from adamix.errors import Overloaded, Unavailable
-from adamix_server import channel
-from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Op, Reply, Row, Submit, Value
-from adamix_server.supervisor_frames import EngineUp
+from adamix_server.channel import channel
+from adamix_server.channel.engine_frames import (
+    Cancel,
+    Control,
+    Credit,
+    Emit,
+    Event,
+    Hello,
+    Op,
+    Reply,
+    Row,
+    Submit,
+    Value,
+)
+from adamix_server.channel.supervisor_frames import EngineUp
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from adamix.errors import InternalError, Unavailable
 from adamix_protos.v1 import server_pb2, server_pb2_grpc
-from adamix_server.engine_frames import EngineLoad
+from adamix_server.channel.engine_frames import EngineLoad
 from adamix_server.frontend import convert
 from adamix_server.frontend.engine_link import EngineLink
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import prometheus_client
 
-from adamix_server.supervisor_frames import Sample
+from adamix_server.channel.supervisor_frames import Sample
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _FEW_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0)

@@ -13,8 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from adamix_bench import aot
-from adamix_bench.kernels import command, devices, run
+from adamix_bench.kernels import aot, command, devices, run
 
 
 def invoke(*arguments: str):
@@ -86,7 +85,9 @@ def test_interrupting_the_compiler_ends_the_processes_it_started(tmp_path: Path)
         f"temporary.rename({str(pids)!r})\n"
         "time.sleep(60)\n"
     )
-    program = f"import sys; from adamix_bench.aot import output_of; output_of([sys.executable, '-c', {compiler!r}])"
+    program = (
+        f"import sys; from adamix_bench.kernels.aot import output_of; output_of([sys.executable, '-c', {compiler!r}])"
+    )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     while not pids.exists():
         assert process.poll() is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adamix_bench import on_gpu
+from adamix_bench.kernels import on_gpu
 
 ROOT = Path(__file__).parents[3]
 
@@ -182,7 +182,9 @@ def test_folders_that_are_named_exist() -> None:
 
 def test_it_needs_the_standard_library_alone() -> None:
     """It has to say what is missing, so it may not need it."""
-    program = "import sys; sys.path.append('benchmarks'); import adamix_bench.on_gpu; print(sys.modules.get('numpy'))"
+    program = (
+        "import sys; sys.path.append('benchmarks'); import adamix_bench.kernels.on_gpu; print(sys.modules.get('numpy'))"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], cwd=ROOT, capture_output=True, check=True, text=True
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from adamix.errors import DataLoss, FailedPrecondition
+from adamix_server.blobs.local import Swept
 from adamix_server.catalog import schema
-from adamix_server.catalog.blobs import Swept
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import Recovered, recover
 from adamix_server.catalog.rows import VersionRow

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from adamix.errors import InvalidRequest, NotFound
 from adamix_server.catalog import changes
-from adamix_server.catalog.names import check_name
 from adamix_server.catalog.paging import read_token
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_server.names import check_name
 
 Add = Callable[..., VersionRow]
 

@@ -14,12 +14,12 @@ from adamix.backbones.backbone import Backbone
 from adamix.errors import FailedPrecondition
 from adamix.files.adapter_file import AdapterFile
 from adamix_kernels.attention import SequenceLayout, varlen_attention
-from adamix_server.adapters.packing import pack
-from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
 from adamix_server.engine.attention import PackedLayout, lay_out, packed
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.packing import pack
+from adamix_server.engine.residency.slot_bank import SlotBank
 
 CPU = torch.device("cpu")
 EXTENT = 1 << 16

@@ -19,14 +19,14 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow
-from adamix_server.catalog.blobs import BlobStore
-from adamix_server.channel import InProcessFrontEndChannel, in_process_pair
+from adamix_server.blobs.local import BlobStore
+from adamix_server.channel.channel import InProcessFrontEndChannel, in_process_pair
+from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
+from adamix_server.channel.supervisor_frames import StartEngine
 from adamix_server.config import EngineSettings
 from adamix_server.engine.assembly import assemble
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.request import Request
-from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Reply, Row, Submit
-from adamix_server.supervisor_frames import StartEngine
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeRandomAdapter
 

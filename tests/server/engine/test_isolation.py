@@ -10,10 +10,10 @@ import torch
 from adamix.backbones.backbone import Backbone
 from adamix.files.adapter_file import MAX_MAGNITUDE, AdapterFile
 from adamix.files.tensors import TensorData
-from adamix_server.adapters.packing import pack
-from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.packing import pack
+from adamix_server.engine.residency.slot_bank import SlotBank
 
 CPU = torch.device("cpu")
 EXTENT = 1 << 16

@@ -28,12 +28,12 @@ from adamix.evaluation.labelled import predict
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow
-from adamix_server.adapters.packing import pack
-from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine import attention
 from adamix_server.engine.attention import PackedLayout, packed
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.packing import pack
+from adamix_server.engine.residency.slot_bank import SlotBank
 
 CPU = torch.device("cpu")
 EXTENT = 1 << 16

@@ -12,10 +12,10 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow
 from adamix_kernels import dispatch
-from adamix_server.adapters.packing import pack
-from adamix_server.adapters.slot_bank import SlotBank
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.packing import pack
+from adamix_server.engine.residency.slot_bank import SlotBank
 
 EXTENT = 1 << 16
 CPU = torch.device("cpu")

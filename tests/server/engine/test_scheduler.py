@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix.errors import InternalError
-from adamix_server.adapters.slots import Hold
+from adamix_server.channel.engine_frames import Row
 from adamix_server.engine.request import Request, Status
+from adamix_server.engine.residency.slots import Hold
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.engine_frames import Row
 
 
 def request(number: int, digest: str = "a", tokens: int = 10, deadline: float = 100.0) -> Request:

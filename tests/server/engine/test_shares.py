@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from adamix_server.channel import Peer
-from adamix_server.codec import FromEngine, ToEngine
+from adamix_server.channel.channel import Peer
+from adamix_server.channel.codec import FromEngine, ToEngine
+from adamix_server.channel.engine_frames import Control, Credit, EngineLoad, Hello, Limits, Reply, Row, Submit
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.engine_frames import Control, Credit, EngineLoad, Hello, Limits, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 

@@ -18,14 +18,14 @@ import pytest
 
 from adamix.errors import Code, DataLoss
 from adamix.files.manifest import BackboneSpec
-from adamix_server.adapters.host_cache import HostCache
-from adamix_server.adapters.loader import AdapterLoader
-from adamix_server.adapters.slots import Slots
-from adamix_server.codec import FromEngine, ToEngine
+from adamix_server.channel.codec import FromEngine, ToEngine
+from adamix_server.channel.engine_frames import Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.host_cache import HostCache
+from adamix_server.engine.residency.loader import AdapterLoader
+from adamix_server.engine.residency.slots import Slots
 from adamix_server.engine.scheduler import Scheduler
-from adamix_server.engine_frames import Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 

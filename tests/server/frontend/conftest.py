@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adamix.files.manifest import BackboneSpec
-from adamix_server.supervisor_frames import StartFrontEnd
+from adamix_server.channel.supervisor_frames import StartFrontEnd
 from adamix_testing import catalogs
 from adamix_testing.adapters import MakeAdapter, adapter_bytes
 from adamix_testing.catalogs import Seed

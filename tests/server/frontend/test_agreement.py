@@ -11,9 +11,8 @@ from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
-from adamix_server.engine_frames import EngineLoad
-from adamix_server.frontend.server import FrontEnd
-from adamix_server.supervisor_frames import (
+from adamix_server.channel.engine_frames import EngineLoad
+from adamix_server.channel.supervisor_frames import (
     Agreed,
     Drain,
     Drained,
@@ -24,6 +23,7 @@ from adamix_server.supervisor_frames import (
     StartFrontEnd,
     Stats,
 )
+from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine

@@ -18,7 +18,7 @@ import numpy as np
 from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as oip
 from adamix_protos.v1 import inference_pb2 as v1
-from adamix_server.engine_frames import Emit, Event
+from adamix_server.channel.engine_frames import Emit, Event
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine

@@ -8,10 +8,10 @@ import pytest
 
 from adamix.errors import AdamixError, Overloaded, Unavailable
 from adamix.files.manifest import BackboneSpec
-from adamix_server.codec import NotAFrame, ToEngine
-from adamix_server.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
+from adamix_server.channel.codec import NotAFrame, ToEngine
+from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
+from adamix_server.channel.supervisor_frames import EngineUp
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
-from adamix_server.supervisor_frames import EngineUp
 
 ENGINE_ID = "engine-0"
 
@@ -263,7 +263,7 @@ async def test_an_engine_that_grants_nothing_is_not_up(scene: Scene, monkeypatch
 
 
 async def test_control_returns_the_value_or_raises_the_engines_error(scene: Scene) -> None:
-    from adamix_server.engine_frames import WireError
+    from adamix_server.channel.engine_frames import WireError
 
     wire = await scene.up()
     asking = [asyncio.create_task(scene.link.control("residency", digest * 64)) for digest in "ab"]

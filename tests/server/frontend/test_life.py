@@ -13,8 +13,8 @@ import pytest
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2
-from adamix_server.frontend.server import FrontEnd
-from adamix_server.supervisor_frames import Drain, Drained, EngineDown, Fatal, Ready, StartFrontEnd, Stats
+from adamix_server.channel.supervisor_frames import Drain, Drained, EngineDown, Fatal, Ready, StartFrontEnd, Stats
+from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
@@ -178,7 +178,7 @@ async def test_an_engine_that_was_called_down_is_not_asked_again(
     settings: StartFrontEnd, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.01)
-    monkeypatch.setattr("adamix_server.frontend.server.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("adamix_server.frontend.front_end.HEARTBEAT_S", 0.01)
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     attempts: list[int] = []
 
@@ -225,7 +225,7 @@ async def test_only_what_trying_again_cannot_cure_is_fatal(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("adamix_server.frontend.server.Catalog", fail)
+    monkeypatch.setattr("adamix_server.frontend.front_end.Catalog", fail)
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     supervisor.tell(engine.up())
     assert await FrontEnd(settings, supervisor, connect=engine.connect).run() == 1
@@ -244,7 +244,7 @@ async def test_told_to_end_before_there_was_an_engine(order: Drain | None, setti
 
 
 @pytest.mark.parametrize(
-    "module", ["adamix_server.client", "adamix_server.frontend.server", "adamix_server.telemetry.logs"]
+    "module", ["adamix_server.client", "adamix_server.frontend.front_end", "adamix_server.telemetry.logs"]
 )
 def test_no_torch_in_front_ends_and_clients(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers') if m in sys.modules])"

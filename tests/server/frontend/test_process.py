@@ -13,10 +13,10 @@ import pytest
 
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
-from adamix_server.channel import SocketEngineChannel
-from adamix_server.child import Child
-from adamix_server.engine_frames import Control, Credit, Emit, Event, Hello, Limits, Submit
-from adamix_server.supervisor_frames import Agreed, Drain, Drained, EngineUp, Ready, Seen, Stats
+from adamix_server.channel.channel import SocketEngineChannel
+from adamix_server.channel.engine_frames import Control, Credit, Emit, Event, Hello, Limits, Submit
+from adamix_server.channel.supervisor_frames import Agreed, Drain, Drained, EngineUp, Ready, Seen, Stats
+from adamix_server.supervisor.child import Child
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import start_front_end

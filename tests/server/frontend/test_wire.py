@@ -15,9 +15,9 @@ from adamix import errors
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidInput, InvalidRequest, NotFound
 from adamix.files.manifest import HeadSpec
 from adamix_protos.v1 import inference_pb2
-from adamix_server.api import answers
-from adamix_server.frontend import convert, status
-from adamix_server.frontend.names import parse_task
+from adamix_server.api import answers, status
+from adamix_server.api.resource_names import parse_task
+from adamix_server.frontend import convert
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import StartServing

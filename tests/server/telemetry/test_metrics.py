@@ -7,8 +7,8 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adamix_server.codec import from_child
-from adamix_server.supervisor_frames import Stats
+from adamix_server.channel.codec import from_child
+from adamix_server.channel.supervisor_frames import Stats
 from adamix_server.telemetry.metrics import MAX_OBSERVATIONS, METRICS, Recorder, Registry
 
 

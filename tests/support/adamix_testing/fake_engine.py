@@ -7,8 +7,8 @@ import numpy as np
 
 from adamix.errors import AdamixError, Overloaded
 from adamix.files.manifest import BackboneSpec
-from adamix_server.codec import FromEngine, ToEngine
-from adamix_server.engine_frames import (
+from adamix_server.channel.codec import FromEngine, ToEngine
+from adamix_server.channel.engine_frames import (
     Cancel,
     Control,
     Credit,
@@ -24,7 +24,7 @@ from adamix_server.engine_frames import (
     Value,
     WireError,
 )
-from adamix_server.supervisor_frames import EngineUp
+from adamix_server.channel.supervisor_frames import EngineUp
 
 ENGINE_ID = "engine-0"
 

@@ -3,9 +3,9 @@
 import asyncio
 from typing import TypeVar
 
-from adamix_server.codec import FromChild, ToChild
-from adamix_server.engine_frames import Frame
-from adamix_server.supervisor_frames import Agreed, Seen
+from adamix_server.channel.codec import FromChild, ToChild
+from adamix_server.channel.engine_frames import Frame
+from adamix_server.channel.supervisor_frames import Agreed, Seen
 
 Kind = TypeVar("Kind", bound=Frame)
 

@@ -14,10 +14,10 @@ import msgspec
 
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
+from adamix_server.channel.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
 from adamix_server.client import Client
 from adamix_server.config import FrontEndSettings
-from adamix_server.frontend.server import FrontEnd
-from adamix_server.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
+from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
 

@@ -8,12 +8,13 @@ from typing import Protocol
 
 import pytest
 
-from adamix_server import app, keeper
-from adamix_server.app import Supervisor
-from adamix_server.codec import FromChild, ToChild
+from adamix_server.channel.codec import FromChild, ToChild
+from adamix_server.channel.engine_frames import Hello, Limits
+from adamix_server.channel.supervisor_frames import Drain, Drained, Ready, StartEngine, StartFrontEnd
 from adamix_server.config import EngineSettings, ServerConfig
-from adamix_server.engine_frames import Hello, Limits
-from adamix_server.supervisor_frames import Drain, Drained, Ready, StartEngine, StartFrontEnd
+from adamix_server.supervisor import keeper
+from adamix_server.supervisor import supervisor as app
+from adamix_server.supervisor.supervisor import Supervisor
 from adamix_testing.manifests import no_model_spec
 
 FirstWords = Callable[[str, int], FromChild | None]

@@ -53,6 +53,16 @@ def likes() -> GenerationData:
     return GenerationData("likes", tuple(examples), is_synthetic=True)
 
 
+def csv_lines(data: TaskData) -> list[str]:
+    """`text,label` and a line for each example: the label's name, or the number of a regression."""
+    lines = ["text,label"]
+    for example in data.examples:
+        assert not isinstance(example.label, tuple), "a column holds one label"
+        label = data.labels[int(example.label)] if data.labels else example.label
+        lines.append(f"{example.text},{label}")
+    return lines
+
+
 def _sentence(rng: random.Random, needed: list[str]) -> str:
     words = needed + rng.sample(_NOUNS, rng.randrange(1, 4))
     rng.shuffle(words)

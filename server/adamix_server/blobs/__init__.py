@@ -1,0 +1,1 @@
+"""Adapter files by their digest, on disk. Knows no catalog."""

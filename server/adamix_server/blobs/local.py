@@ -1,0 +1,203 @@
+"""Content-addressed storage of adapter files: a name is the sha256 of the bytes, and a name never changes its bytes.
+
+Layout under the root: `sha256/ab/<digest>` (mode 0400, complete and on disk before they have that name) and `tmp/`
+for what is still arriving. A crash at any moment leaves a blob whole or absent, and at worst temporaries, which
+`sweep` removes at the next start. This module knows nothing of tenants, tasks or what the bytes mean.
+"""
+
+import errno
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from adamix.errors import Cancelled, DataLoss, InvalidAdapter, StoreFull
+from adamix_server.blobs.directories import make_directory, sync_directory
+from adamix_server.names import check_digest
+
+_CHUNK_BYTES = 1 << 20
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Turn the operating system's "no space" into StoreFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise StoreFull("the server's disk is full; free space or delete versions, then try again") from error
+        raise
+
+
+class Temporary:
+    """A file that is still arriving. Knows the sha256 and the size of what was written so far.
+
+    A write whose caller was cancelled may still run in its thread when the file is closed: closing waits for it, and
+    a write that comes later is refused, so that none ever meets a descriptor that belongs to another file by then.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.num_bytes = 0
+        self._descriptor = descriptor
+        self._hash = hashlib.sha256()
+        self._lock = threading.Lock()
+
+    @property
+    def digest(self) -> str:
+        """sha256 in hex of the bytes written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Append; whoever opens `path` after the call sees it.
+
+        Raises:
+            StoreFull: no room on the disk.
+            Cancelled: the file is closed.
+        """
+        rest = memoryview(data)
+        with self._lock, room():
+            if self._descriptor < 0:
+                raise Cancelled("the upload has ended")
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+            self._hash.update(data)
+            self.num_bytes += len(data)
+
+    def close(self) -> None:
+        """Once is enough; a second call does nothing."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep removed."""
+
+    temporaries: int
+    blobs: int
+
+
+class BlobStore:
+    """The blobs below one directory. Safe to use from several threads and processes at once.
+
+    Args:
+        root: the directory; made, with its parents, if it does not exist. Nothing is ever written outside it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "sha256"
+        self._temporaries = root / "tmp"
+        with room():
+            make_directory(self._temporaries)
+            make_directory(self._blobs)
+            # All shards at once: a put then needs one directory sync, not a second one for a shard it may have made.
+            for shard in range(256):
+                (self._blobs / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
+            sync_directory(self._blobs)
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is, whether or not it is there. Raises InvalidRequest on what is not a digest."""
+        return self._blobs / check_digest(digest)[:2] / digest
+
+    def exists(self, digest: str) -> bool:
+        return self.size(digest) is not None
+
+    def size(self, digest: str) -> int | None:
+        """Bytes of the stored blob; None if there is none."""
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def temporary(self) -> Iterator[Temporary]:
+        """A new file to write an upload into; gone at the end of the block unless `put` has taken it.
+
+        Raises StoreFull when there is no room for it.
+        """
+        with room():
+            descriptor, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=self._temporaries)
+        path = Path(name)
+        temporary = Temporary(path, descriptor)
+        try:
+            yield temporary
+        finally:
+            temporary.close()
+            path.unlink(missing_ok=True)
+
+    def put(self, source: bytes | Path, digest: str) -> Path:
+        """Store bytes, or the file of a `temporary()` (which it consumes), durably under their digest.
+
+        When this returns, the blob survives a crash. A file that is there already is replaced: the same bytes, or
+        damaged ones that sending them again repairs.
+
+        Raises:
+            InvalidAdapter: the bytes have another digest (`DIGEST_MISMATCH`).
+            StoreFull: no room.
+        """
+        if isinstance(source, bytes):
+            with self.temporary() as temporary:
+                temporary.write(source)
+                return self.put(temporary.path, digest)
+        target = self.path(digest)
+        with room(), source.open("rb") as file:
+            if _digest_of(file) != digest:
+                raise InvalidAdapter("the bytes do not have the digest they came with", reason="DIGEST_MISMATCH")
+            os.fchmod(file.fileno(), 0o400)
+            os.fsync(file.fileno())
+            source.rename(target)
+            sync_directory(target.parent)
+        return target
+
+    def get(self, digest: str) -> bytes:
+        """The bytes, read once and checked. Raises DataLoss when they are gone (`BLOB_MISSING`) or not the ones."""
+        try:
+            descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DataLoss(
+                f"the stored bytes of version {digest[:12]} are gone; register the adapter again",
+                reason="BLOB_MISSING",
+            ) from None
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DataLoss(f"the stored bytes of version {digest[:12]} are damaged; register the adapter again")
+        return data
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob; one that is not there is fine. A crash may undo this, and the next sweep redoes it."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def digests(self) -> Iterator[str]:
+        """Every stored digest, in no order."""
+        return (path.name for path in self._blobs.glob("??/*"))
+
+    def sweep(self, referenced: Container[str]) -> Swept:
+        """Remove every temporary, and every blob that is not in `referenced`.
+
+        Only for a store nobody writes to: an upload in progress would lose its file.
+        """
+        temporaries = list(self._temporaries.iterdir())
+        for path in temporaries:
+            path.unlink(missing_ok=True)
+        # By path, not by `delete`: a stray file with any other name in there is removed too.
+        orphans = [path for path in self._blobs.glob("??/*") if path.name not in referenced]
+        for path in orphans:
+            path.unlink(missing_ok=True)
+        return Swept(len(temporaries), len(orphans))
+
+
+def _digest_of(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()

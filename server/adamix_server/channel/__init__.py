@@ -1,0 +1,1 @@
+"""What passes between the processes of one server: frames, their bytes, the sockets and pipes they go through."""

@@ -1,0 +1,127 @@
+"""The frames between the supervisor and its children: plain data, tagged, msgpack on the pipe.
+
+A child is told its part (`StartEngine`, `StartFrontEnd`), says that it is `Ready` or that it cannot be (`Fatal`), and
+ends with `Drain` and `Drained`. Which frames go which way is said in `codec.py`.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from adamix_server.channel.engine_frames import Frame, Hello
+from adamix_server.config import EngineSettings, FrontEndSettings, LogLevel
+
+
+class Start(Frame, frozen=True, kw_only=True):
+    """Supervisor -> child, first: what it needs to know beside its settings.
+
+    `tokenizer` is the path of the `tokenizer.json` without truncation and padding, which the engine writes and front
+    ends read.
+    """
+
+    store: Path
+    tokenizer: Path
+    log_level: LogLevel
+
+
+class StartEngine(Start, frozen=True, kw_only=True):
+    """`address` is where to answer, `front_ends` among how many the queue's room is shared."""
+
+    settings: EngineSettings
+    engine_id: str
+    generation: int
+    address: str
+    front_ends: int
+
+
+class StartFrontEnd(Start, frozen=True, kw_only=True):
+    """`name` stands in its log lines; `shares_port` says that others bind `listen` too, by SO_REUSEPORT."""
+
+    settings: FrontEndSettings
+    name: str
+    listen: str
+    reflection: bool
+    shares_port: bool
+
+
+class Ready(Frame, frozen=True):
+    """Child -> supervisor: I serve. The engine sends its Hello, a front end the address it bound."""
+
+    address: str = ""
+    hello: Hello | None = None
+
+
+class Fatal(Frame, frozen=True):
+    """Child -> supervisor: I cannot start, and starting me again will not help. Shown to the operator."""
+
+    message: str
+
+
+class EngineUp(Frame, frozen=True):
+    """Supervisor -> front end: connect here. Sent at start and after every engine restart."""
+
+    address: str
+    hello: Hello
+
+
+class EngineDown(Frame, frozen=True):
+    """Supervisor -> front end: this generation of this engine is gone; fail what waits for it."""
+
+    generation: int
+    engine_id: str
+
+
+class Seen(Frame, frozen=True, kw_only=True):
+    """Front end -> supervisor: the catalog revision it serves, and the oldest that a running call of it still uses.
+
+    The first one makes a front end a party to every agreement; it is sent before the port is bound.
+    """
+
+    revision: int
+    oldest: int
+
+
+class Refresh(Frame, frozen=True, kw_only=True):
+    """Supervisor -> front end: the catalog has reached this revision; read it and say `Seen`."""
+
+    revision: int
+
+
+class Agreed(Frame, frozen=True, kw_only=True):
+    """Supervisor -> front end: the smallest `revision` and the smallest `oldest` among all live front ends."""
+
+    revision: int
+    oldest: int
+
+
+class DrainWanted(Frame, frozen=True):
+    """Front end -> supervisor: an operator asked this server to drain and end."""
+
+
+class Drain(Frame, frozen=True):
+    """Supervisor -> child: stop taking new work, finish what runs, say `Drained`, exit.
+
+    A front end reports itself unhealthy at once, goes on for `delay_s` (so that load balancers look elsewhere), then
+    refuses new calls and gives running ones `grace_s`.
+    """
+
+    delay_s: float
+    grace_s: float
+
+
+class Drained(Frame, frozen=True):
+    """Child -> supervisor: nothing is left running here."""
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One metric's change since the last Stats: an increment, a new gauge value, or new observations."""
+
+    name: str
+    labels: tuple[str, ...]
+    values: list[float]
+
+
+class Stats(Frame, frozen=True):
+    """Child -> supervisor, every second: metric samples. Also the heartbeat of the child's main loop."""
+
+    samples: list[Sample]

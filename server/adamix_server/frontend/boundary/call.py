@@ -1,0 +1,38 @@
+"""What every part of the front end may know about the call it works for.
+
+Set once per call by the boundary (`boundary.py`), read by servicers. A gRPC call runs in one asyncio task, so a
+context variable is as local as an argument. Knows neither grpc nor protobuf.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from adamix_server.config import DEFAULT_TENANT
+
+
+@dataclass
+class Call:
+    """One gRPC call.
+
+    `deadline` is in seconds on CLOCK_MONOTONIC and infinite for streams without a total deadline. `resource` is the
+    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND.
+    """
+
+    request_id: str
+    method: str
+    deadline: float
+    tenant: str = DEFAULT_TENANT
+    resource: str = ""
+
+
+_current: ContextVar[Call] = ContextVar("adamix_call")
+
+
+def enter(call: Call) -> None:
+    """Make `call` the current one of this task."""
+    _current.set(call)
+
+
+def current() -> Call:
+    """The call this task answers. LookupError outside of one."""
+    return _current.get()

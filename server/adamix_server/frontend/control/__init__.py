@@ -1,0 +1,1 @@
+"""The control plane: registering, versions, traffic, pins, watching, reclaiming."""

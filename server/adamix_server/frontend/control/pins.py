@@ -1,0 +1,245 @@
+"""Loading, unloading and pinning of versions, and an engine whose pins are those of the catalog.
+
+The catalog is the truth about pins. An engine that restarts has forgotten them, and a front end that dies half-way
+leaves the two at odds; so every front end compares them once a second and puts right what differs. Any number may do
+that at once: whoever has told the engine something looks at the catalog afterwards, and tells it anew if that has
+changed meanwhile. The last word is therefore what the catalog says. Knows no slots and no files.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition
+from adamix_protos.v1 import adapters_pb2
+from adamix_server.channel.engine_frames import Value
+from adamix_server.frontend import convert
+from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.frontend.engine_link import EngineLink
+from adamix_server.telemetry.metrics import Recorder
+
+log = logging.getLogger(__name__)
+
+CHECK_S = 1.0
+# A version that has waited so long for a slot is asked for again, after the others had a try.
+SETTLE_TIMEOUT_S = 10.0
+# After a refusal that will hardly pass by itself: too many pins for this engine, bytes that are damaged.
+REFUSED_RETRY_S = 60.0
+WHERE_TIMEOUT_S = 1.0
+_PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED})
+# So few that requests of a restarted engine do not queue behind all its pins.
+_SETTLED_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a version could not be settled; `next_try` is on CLOCK_MONOTONIC."""
+
+    reason: str
+    next_try: float
+
+
+class Residency:
+    """The residency of versions, as one front end asks for it. Belongs to one event loop."""
+
+    def __init__(self, view: CatalogView, link: EngineLink, recorder: Recorder) -> None:
+        self._view = view
+        self._link = link
+        self._recorder = recorder
+        # Digests of which the engine may believe something else than the catalog, in ways `pins` does not show.
+        self._doubtful: set[str] = set()
+        self._in_doubt = asyncio.Event()
+        self._refusals: dict[str, _Refusal] = {}
+        self._generation = 0
+
+    async def where(self, digest: str) -> Value:
+        """Where the engine has an adapter; None if it does not say so within a second."""
+        try:
+            async with asyncio.timeout(WHERE_TIMEOUT_S):
+                return await self._link.control("residency", digest)
+        except (TimeoutError, AdamixError):
+            return None
+
+    async def load(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
+        """Bring a version into a slot if one can be had for nothing, else to host memory.
+
+        Raises:
+            NotFound, FailedPrecondition: as `CatalogView.resolve`.
+            AdamixError: the engine cannot load it, or there is none.
+        """
+        version = self._view.resolve(tenant, task, digest)
+        with self._view.reading():
+            manifest_json = await self._manifest(tenant, task, digest)
+            residency = await self._link.control("activate", digest)
+        return convert.to_version(version, manifest_json, residency)
+
+    async def unload(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
+        """Take a version out of its slot and out of host memory, until somebody asks for it.
+
+        Raises:
+            NotFound: no such version.
+            FailedPrecondition: it is pinned (`VERSION_PINNED`), or a request holds it (`VERSION_IN_USE`); or as
+                `CatalogView.resolve`.
+            Unavailable: there is no engine.
+        """
+        version = self._view.resolve(tenant, task, digest)
+        if version.pinned:
+            # Also where an engine that has just started does not know it yet.
+            raise FailedPrecondition("the version is pinned; unpin it first", reason="VERSION_PINNED")
+        manifest_json = await self._manifest(tenant, task, digest)
+        return convert.to_version(version, manifest_json, await self._link.control("unload", digest))
+
+    async def pin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
+        """Bring a version into a slot and pin it there until `unpin`, over every restart.
+
+        Raises:
+            NotFound, FailedPrecondition: as `CatalogView.resolve`.
+            Overloaded: half of the slots or of the arena are pinned already (`TOO_MANY_PINNED`).
+            Aborted: it was unpinned while it waited for its slot.
+            AdamixError: the engine cannot load it, or there is none. As after every error, nothing is pinned.
+        """
+        version = self._view.resolve(tenant, task, digest)
+        with self._view.reading():
+            manifest_json = await self._manifest(tenant, task, digest)
+            with self._doubted_on_error(digest):
+                await self._pin_in_engine(digest)
+                change = partial(self._view.catalog.set_pinned, tenant, task, digest, True)
+                version = await self._view.change(change)
+        return convert.to_version(version, manifest_json, await self._settle_soon(digest))
+
+    async def unpin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
+        """Let a version be evicted again. One that is not pinned stays so.
+
+        Raises:
+            NotFound: no such version.
+        """
+        manifest_json = await self._manifest(tenant, task, digest)
+        change = partial(self._view.catalog.set_pinned, tenant, task, digest, False)
+        version = await self._view.change(change)
+        return convert.to_version(version, manifest_json, await self._settle_soon(digest))
+
+    async def _manifest(self, tenant: str, task: str, digest: str) -> str:
+        """Of a version, as JSON; no snapshot has it. Raises NotFound."""
+        record = await self._view.run(partial(self._view.catalog.get_version, tenant, task, digest))
+        return record.manifest_json
+
+    async def run(self) -> None:
+        """Keep the engine's pins what the catalog says; until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_S):
+                    await self._in_doubt.wait()
+            self._in_doubt.clear()
+            try:
+                await self._check()
+            except AdamixError as error:
+                log.warning("pins cannot be compared now: %s", error.message, extra={"reason": error.reason})
+            except Exception:
+                # The pins of a restarted engine depend on this loop: it must not die of one bad turn.
+                log.exception("pins cannot be compared now")
+
+    async def _pin_in_engine(self, digest: str) -> None:
+        try:
+            await self._link.control("pin", digest)
+        except AdamixError as error:
+            if error.reason != "TOO_MANY_PINNED":
+                raise
+        else:
+            return
+        # Some of them may be of versions that were deleted a moment ago.
+        await self._check()
+        try:
+            await self._link.control("pin", digest)
+        except AdamixError as error:
+            self._recorder.inc("adamix_rejected_total", error.reason)
+            raise
+
+    async def _check(self) -> None:
+        """Compare engine and catalog, and put right what differs."""
+        if (hello := self._link.hello) is None or not self._link.is_up:
+            return
+        if hello.generation != self._generation:
+            self._generation = hello.generation
+            self._refusals.clear()
+        pinned = await self._view.run(self._view.catalog.pinned)
+        answer = await self._link.control("pins", "")
+        pinned_there = frozenset(answer if isinstance(answer, list) else ())
+        differing = (*(digest for digest in pinned if digest not in pinned_there), *(pinned_there - frozenset(pinned)))
+        concerned = list(dict.fromkeys([*self._doubtful, *differing]))
+        self._refusals = {digest: self._refusals[digest] for digest in concerned if digest in self._refusals}
+        limit = asyncio.Semaphore(_SETTLED_AT_ONCE)
+        await asyncio.gather(*(self._put_right(digest, limit) for digest in concerned if self._is_due(digest)))
+
+    def _is_due(self, digest: str) -> bool:
+        refusal = self._refusals.get(digest)
+        return digest in self._doubtful or refusal is None or refusal.next_try <= time.monotonic()
+
+    async def _put_right(self, digest: str, limit: asyncio.Semaphore) -> None:
+        """Settle one adapter, or say why not and leave it to a later turn."""
+        async with limit:
+            self._doubtful.discard(digest)
+            try:
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    await self._settle(digest)
+            except (AdamixError, TimeoutError) as problem:
+                error = problem if isinstance(problem, AdamixError) else DeadlineExceeded("it waits for a slot")
+                self._postpone(digest, error)
+            except BaseException:  # nothing is handled: what was taken up is put back, and it goes on
+                self._doubtful.add(digest)
+                raise
+            else:
+                if self._refusals.pop(digest, None) is not None:
+                    log.info("a version is pinned as it should be again", extra={"digest": digest})
+
+    def _postpone(self, digest: str, error: AdamixError) -> None:
+        if passes := error.code in _PASSING:
+            self._doubtful.add(digest)
+        known = self._refusals.get(digest)
+        if known is None or known.reason != error.reason:
+            log.warning(
+                "a version is not pinned as it should be: %s",
+                error.message,
+                extra={"digest": digest, "reason": error.reason},
+            )
+        self._refusals[digest] = _Refusal(error.reason, time.monotonic() + (0.0 if passes else REFUSED_RETRY_S))
+
+    async def _settle(self, digest: str) -> Value:
+        """Make the engine do with one adapter what the catalog says, whoever changes either meanwhile.
+
+        Returns:
+            where the adapter is.
+
+        Raises:
+            AdamixError: the engine cannot, or there is none; or the catalog cannot be read.
+        """
+        while True:
+            is_pinned = await self._is_pinned(digest)
+            residency = await self._link.control("pin" if is_pinned else "unpin", digest)
+            if await self._is_pinned(digest) == is_pinned:
+                return residency
+
+    async def _settle_soon(self, digest: str) -> Value:
+        """Settle an adapter now if that can be done; else the background does, for the catalog has the change."""
+        try:
+            with self._doubted_on_error(digest):
+                return await self._settle(digest)
+        except AdamixError as error:
+            log.warning("a pin takes effect later: %s", error.message, extra={"digest": digest, "reason": error.reason})
+            return None
+
+    async def _is_pinned(self, digest: str) -> bool:
+        return digest in await self._view.run(self._view.catalog.pinned)
+
+    @contextlib.contextmanager
+    def _doubted_on_error(self, digest: str) -> Iterator[None]:
+        """If the block fails, or its caller is gone: let the background settle what it has begun."""
+        try:
+            yield
+        except BaseException:  # nothing is handled: what was begun is noted, and it goes on
+            self._doubtful.add(digest)
+            self._in_doubt.set()
+            raise

@@ -1,0 +1,100 @@
+"""The bytes of one registration, from the stream to a temporary file.
+
+Limits are kept while the bytes arrive, so that a refused upload costs no more than what came before the refusal. The
+bytes are not looked at here, beyond the eight that announce the header: judging them is the validation child's work.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from adamix.errors import DeadlineExceeded, InvalidRequest
+from adamix.files.tensors import MAX_HEADER_BYTES
+from adamix_protos.v1 import adapters_pb2
+from adamix_server.blobs.local import BlobStore, Temporary
+from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES
+from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.frontend.control.adapter_root import too_large
+
+# An upload that stands still keeps its place, of which there are few, no longer than this.
+IDLE_S = 30.0
+
+_LENGTH_BYTES = 8
+
+Requests = AsyncIterator[adapters_pb2.RegisterAdapterRequest]
+
+
+async def read_header(requests: Requests) -> adapters_pb2.RegisterAdapterHeader:
+    """The first message. Raises InvalidRequest if it is not a header; DeadlineExceeded if none comes."""
+    first = await _next(requests)
+    if first is None or first.WhichOneof("payload") != "header":
+        raise InvalidRequest("the first message must be the header", reason="HEADER_MISSING", field="header")
+    return first.header
+
+
+@asynccontextmanager
+async def temporary_file(view: CatalogView, blobs: BlobStore) -> AsyncIterator[Temporary]:
+    """`BlobStore.temporary` without blocking the loop: gone at the end of the block, however it ends."""
+    manager = blobs.temporary()
+    temporary = await view.run(manager.__enter__)
+    try:
+        yield temporary
+    finally:
+        await asyncio.shield(view.run(partial(manager.__exit__, None, None, None)))
+
+
+async def receive(requests: Requests, temporary: Temporary, view: CatalogView) -> None:
+    """Write the chunks that follow the header to `temporary`.
+
+    Stops early when the file announces a header over 1 MiB: such a file is refused whatever follows, and the
+    validation child finds the better words (it may be a pickle or an archive).
+
+    Raises:
+        InvalidRequest: a message that is no chunk, or one over 1 MiB.
+        InvalidAdapter: over 256 MiB in all (`TOO_LARGE`).
+        StoreFull: no room on the disk.
+        DeadlineExceeded: nothing came for 30 s (`UPLOAD_IDLE`).
+    """
+    start = b""
+    while (request := await _next(requests)) is not None:
+        if request.WhichOneof("payload") != "chunk":
+            raise InvalidRequest(
+                "every message after the first must be a chunk", reason="CHUNK_EXPECTED", field="chunk"
+            )
+        chunk = request.chunk
+        if len(chunk) > MAX_CHUNK_BYTES:
+            raise InvalidRequest(
+                f"a chunk is over {MAX_CHUNK_BYTES >> 20} MiB; send smaller ones",
+                reason="CHUNK_TOO_LARGE",
+                field="chunk",
+            )
+        if temporary.num_bytes + len(chunk) > MAX_ADAPTER_BYTES:
+            raise too_large()
+        await view.run(partial(temporary.write, chunk))
+        if len(start) < _LENGTH_BYTES:
+            start += chunk[: _LENGTH_BYTES - len(start)]
+            if len(start) == _LENGTH_BYTES and int.from_bytes(start, "little") > MAX_HEADER_BYTES:
+                return
+
+
+async def expect_end(requests: Requests) -> None:
+    """Wait until the client has sent everything, of which nothing may follow a header that names a file.
+
+    Raises:
+        InvalidRequest: something follows (`CHUNK_UNEXPECTED`).
+        DeadlineExceeded: neither anything nor the end came for 30 s (`UPLOAD_IDLE`).
+    """
+    if await _next(requests) is not None:
+        raise InvalidRequest(
+            "the header names a file of the server, so nothing may follow it", reason="CHUNK_UNEXPECTED", field="chunk"
+        )
+
+
+async def _next(requests: Requests) -> adapters_pb2.RegisterAdapterRequest | None:
+    """The next message, or None at the end of the stream."""
+    try:
+        async with asyncio.timeout(IDLE_S):
+            return await anext(requests, None)
+    except TimeoutError:
+        raise DeadlineExceeded(f"nothing was sent for {IDLE_S:g} s", reason="UPLOAD_IDLE") from None

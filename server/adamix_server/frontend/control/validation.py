@@ -1,0 +1,236 @@
+"""Judges an adapter file from a stranger, in a child process that may die of it.
+
+`validate` is the parent's side: it starts `python -m adamix_server.frontend.control.validation`, tells it which file
+to judge for which backbone, and believes only a well-formed verdict. The parent never sees a byte of the file. `main`
+is the child's side: it lowers its own limits for good, then reads and checks the file with `adamix.files.adapter_file`.
+
+The child must start in a tenth of a second, so it imports numpy and msgspec but no torch and no grpc, and what only
+the parent needs is imported in the parent's functions.
+"""
+
+import functools
+import hashlib
+import logging
+import math
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from adamix.errors import InvalidAdapter
+from adamix.files.adapter_file import check_backbone, decode
+from adamix.files.manifest import BackboneSpec
+from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+# Each may take memory in proportion to the largest file, so two at a time; further files wait.
+MAX_CHILDREN = 2
+DEFAULT_TIMEOUT_S = 30.0
+MAX_MESSAGE_CHARS = 512
+
+# Address space of the child: its libraries (about 110 MiB), a header at its limit, and per byte of the file the file
+# itself, one tensor in fp32 and the temporaries of its check (a bf16 byte becomes two, three times).
+_FIXED_BYTES = 256 << 20
+_BYTES_PER_FILE_BYTE = 8
+
+_LENGTH_BYTES = 8
+
+_MODULE = "adamix_server.frontend.control.validation"
+
+_log = logging.getLogger(__name__)
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The file is a valid adapter for the backbone it was judged for. `manifest_json` is canonical."""
+
+    digest: str
+    manifest_json: str
+    num_bytes: int
+
+
+class _Refusal(msgspec.Struct, frozen=True, tag=True):
+    reason: str
+    message: str
+
+
+class _Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child reads from stdin. `path` is bytes, because that is what file names are."""
+
+    path: bytes
+    spec: BackboneSpec
+    expected_digest: str | None
+    timeout_s: float
+
+
+_decoder: msgspec.json.Decoder[Verdict | _Refusal] = msgspec.json.Decoder(Verdict | _Refusal)
+
+
+def validate(
+    path: Path,
+    spec: BackboneSpec,
+    *,
+    expected_digest: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> Verdict:
+    """Judge one file. At most two run at once in a process; the wait for a turn does not count.
+
+    Args:
+        path: a regular file, not a symbolic link. Nobody may write to it meanwhile.
+        spec: of the backbone the adapter has to fit.
+        expected_digest: sha256 in hex the file must have.
+        timeout_s: wall-clock seconds for the child.
+
+    Raises:
+        InvalidAdapter: with the check the file failed as `reason`; `VALIDATOR_TIMEOUT` or `VALIDATOR_CRASHED` if the
+            child came to no verdict.
+    """
+    return _start(path, spec, expected_digest, timeout_s).result()
+
+
+async def validate_async(
+    path: Path,
+    spec: BackboneSpec,
+    *,
+    expected_digest: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> Verdict:
+    """`validate` for an event loop. Cancelled before its turn, it starts nothing."""
+    import asyncio
+
+    return await asyncio.wrap_future(_start(path, spec, expected_digest, timeout_s))
+
+
+def _start(path: Path, spec: BackboneSpec, expected_digest: str | None, timeout_s: float) -> "Future[Verdict]":
+    order = _Order(path=os.fsencode(path), spec=spec, expected_digest=expected_digest, timeout_s=timeout_s)
+    return _turns().submit(_ask_child, order)
+
+
+@functools.cache
+def _turns() -> "ThreadPoolExecutor":
+    """Threads of their own: uploads that wait for a turn must not hold up the threads of anything else."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(MAX_CHILDREN, thread_name_prefix="validation")
+
+
+def _ask_child(order: _Order) -> Verdict:
+    try:
+        child = subprocess.run(
+            # -I: neither the environment nor the working directory can add code. -B: it may not write files.
+            [sys.executable, "-I", "-B", "-m", _MODULE],
+            input=msgspec.json.encode(order),
+            capture_output=True,
+            timeout=order.timeout_s,
+            check=False,
+            cwd="/",
+            env=_environment(os.environ),
+            # A Ctrl-C for the server is not for the child.
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise InvalidAdapter(
+            f"the file could not be checked within {order.timeout_s:g} s", reason="VALIDATOR_TIMEOUT"
+        ) from None
+    try:
+        answer = _decoder.decode(child.stdout)
+    except msgspec.MsgspecError:
+        answer = None
+    if child.returncode != 0 or answer is None:
+        _log.error("validator ended with status %d: %s", child.returncode, child.stderr[-2_000:])
+        raise InvalidAdapter(
+            "the file could not be checked: the validator ended unexpectedly", reason="VALIDATOR_CRASHED"
+        )
+    if isinstance(answer, _Refusal):
+        # It quotes the file, so it is cut and made printable before it goes anywhere.
+        message = "".join(c if c.isprintable() else "?" for c in answer.message[:MAX_MESSAGE_CHARS])
+        raise InvalidAdapter(message, reason=answer.reason)
+    return answer
+
+
+def _environment(parent: Mapping[str, str]) -> dict[str, str]:
+    """Nothing of the parent's but where shared libraries are: the child needs no key and no token."""
+    kept = {name: parent[name] for name in ("LD_LIBRARY_PATH",) if name in parent}
+    # Each thread of a BLAS reserves address space; the checks use none.
+    return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def main() -> None:
+    """The child. Anything but an InvalidAdapter ends it with a traceback, which the parent reports as a crash."""
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
+    answer: Verdict | _Refusal
+    try:
+        answer = judge(_read(order), order.spec, order.expected_digest)
+    except InvalidAdapter as error:
+        answer = _Refusal(error.reason, error.message)
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+
+
+def judge(data: bytes, spec: BackboneSpec, expected_digest: str | None = None) -> Verdict:
+    """All checks of a file's bytes, in this process. For the child, and for tests that judge thousands.
+
+    Raises:
+        InvalidAdapter: with the check the bytes failed as `reason`.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    if expected_digest is not None and digest != expected_digest:
+        raise InvalidAdapter(
+            f"the bytes have the sha256 {digest[:12]}…, not the expected one: damaged, or another file",
+            reason="DIGEST_MISMATCH",
+        )
+    adapter = decode(data)
+    check_backbone(adapter, spec)
+    if adapter.manifest.head.type == "cloze":
+        raise InvalidAdapter(
+            "a cloze head is read off the backbone's language model, which this server does not load; "
+            "`adamix evaluate` does",
+            reason="HEAD_UNSUPPORTED",
+        )
+    return Verdict(digest=digest, manifest_json=canonical_json(adapter.manifest.to_json()), num_bytes=len(data))
+
+
+def _read(order: _Order) -> bytes:
+    """The bytes of the file, with the limits for what follows in force before the first of them is read.
+
+    Of a file that announces a header over the limit only the beginning: it is refused for that, and the time and the
+    memory for the rest of it are saved.
+    """
+    try:
+        descriptor = os.open(order.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        raise InvalidAdapter("not a readable regular file", reason="NOT_A_FILE") from None
+    # Not a with-block: the first refusal ends this process, and its descriptors with it.
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        raise InvalidAdapter("not a regular file", reason="NOT_A_FILE")
+    if info.st_size > MAX_FILE_BYTES:
+        raise InvalidAdapter(f"file is over {MAX_FILE_BYTES >> 20} MiB", reason="TOO_LARGE")
+    _limit(resource.RLIMIT_AS, _FIXED_BYTES + _BYTES_PER_FILE_BYTE * info.st_size)
+    # The parent's clock ends the child; this one counts when the parent is gone.
+    _limit(resource.RLIMIT_CPU, math.ceil(order.timeout_s))
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_NOFILE, 16)
+    _limit(resource.RLIMIT_CORE, 0)
+    with os.fdopen(descriptor, "rb") as file:
+        start = file.read(_LENGTH_BYTES)
+        if len(start) == _LENGTH_BYTES and int.from_bytes(start, "little") > MAX_HEADER_BYTES:
+            decode(start)  # raises, and knows a pickle or an archive by its first bytes
+        return start + file.read(info.st_size)
+
+
+def _limit(which: int, value: int) -> None:
+    """Soft and hard, so that nothing raises it again; never above what the child was given."""
+    _, hard = resource.getrlimit(which)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (value, value))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Tells watchers how a tenant's tasks stand, and every change from then on.
+
+A watcher compares the snapshot it has told of with the newest one, so it can neither miss a change nor hear of it
+twice; one that reads slowly hears of the newest state, not of every step. One comparison looks at the tasks that the
+newest snapshot says it differs in (at every task of the server, if steps were left out) and serves all watchers that
+wait for the same step. Knows the catalog's view; knows neither gRPC nor how a snapshot comes to be.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from adamix.errors import DeadlineExceeded, Overloaded
+from adamix_server.catalog.rows import Snapshot, TaskRow
+from adamix_server.frontend.boundary.admission import Admission, draining
+from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.telemetry.metrics import Recorder
+
+# Each keeps a call open, and a snapshot in memory while it reads it.
+MAX_WATCHERS = 64
+RETRY_S = 10.0
+IDLE_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a task stands now: its row, or None if it was deleted."""
+
+    task: str
+    row: TaskRow | None
+
+
+class Watch:
+    """The watchers of one front end. Belongs to one event loop."""
+
+    def __init__(self, view: CatalogView, admission: Admission, recorder: Recorder) -> None:
+        self._view = view
+        self._admission = admission
+        self._recorder = recorder
+        self._watchers = 0
+        # The last comparison: the two snapshots, and what it found by tenant.
+        self._compared: tuple[Snapshot, Snapshot, Mapping[str, list[Change]]] | None = None
+
+    @contextmanager
+    def start(self) -> Iterator[Snapshot]:
+        """Count a watcher in for the length of the block; gives the snapshot it begins with.
+
+        Raises:
+            Overloaded: there are 64 (`TOO_MANY_WATCHERS`).
+        """
+        if self._watchers >= MAX_WATCHERS:
+            self._recorder.inc("adamix_rejected_total", "TOO_MANY_WATCHERS")
+            raise Overloaded(
+                f"{MAX_WATCHERS} clients are watching; try again later, or list the tasks",
+                reason="TOO_MANY_WATCHERS",
+                retry_after_s=RETRY_S,
+            )
+        self._watchers += 1
+        try:
+            yield self._view.snapshot
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                self._compared = None  # nobody needs the old snapshots any more
+
+    async def follow(self, tenant: str, snapshot: Snapshot) -> AsyncGenerator[Change]:
+        """Every task of `snapshot` that is the tenant's, by name; then each change since, as it happens.
+
+        Raises:
+            DeadlineExceeded: nothing has changed for an hour (`STREAM_IDLE`).
+            Unavailable: the server drains (`DRAINING`).
+        """
+        for _, row in sorted((name, row) for (owner, name), row in snapshot.tasks.items() if owner == tenant):
+            yield Change(row.task, row)
+        loop = asyncio.get_running_loop()
+        closed = asyncio.ensure_future(self._admission.closed())
+        try:
+            idle_since = loop.time()
+            while True:
+                newest = await self._next(snapshot, closed, idle_since + IDLE_S - loop.time())
+                for change in self._compare(snapshot, newest).get(tenant, ()):
+                    yield change
+                    idle_since = loop.time()
+                snapshot = newest
+        finally:
+            closed.cancel()
+
+    async def _next(self, seen: Snapshot, closed: "asyncio.Future[None]", timeout_s: float) -> Snapshot:
+        """The newest snapshot once it is not `seen`. Raises as `follow` does."""
+        changed = asyncio.ensure_future(self._view.changed(seen))
+        try:
+            waiting: set[asyncio.Future[Any]] = {changed, closed}
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if closed.done():
+                raise draining()
+            if not changed.done():
+                raise DeadlineExceeded(
+                    f"no task has changed for {IDLE_S:g} s; watch again to go on", reason="STREAM_IDLE"
+                )
+            return changed.result()
+        finally:
+            changed.cancel()
+
+    def _compare(self, old: Snapshot, new: Snapshot) -> Mapping[str, list[Change]]:
+        """What differs, by tenant."""
+        if self._compared is None or self._compared[0] is not old or self._compared[1] is not new:
+            self._compared = (old, new, compare(old, new))
+        return self._compared[2]
+
+
+def compare(old: Snapshot, new: Snapshot) -> Mapping[str, list[Change]]:
+    """By tenant what leads from one snapshot to a later one: deletions, then tasks in the order they changed."""
+    found: defaultdict[str, list[Change]] = defaultdict(list)
+    for tenant, task in sorted(new.gone_since(old)):
+        found[tenant].append(Change(task, None))
+    changed: list[TaskRow] = []
+    for name in new.touched_since(old):
+        row, before = new.tasks.get(name), old.tasks.get(name)
+        # Most are the very same object where every task is looked at.
+        if row is not None and row is not before and (before is None or _state(before) != _state(row)):
+            changed.append(row)
+    for row in sorted(changed, key=lambda row: (row.update_time_us, row.tenant, row.task)):
+        found[row.tenant].append(Change(row.task, row))
+    return found
+
+
+def _state(row: TaskRow) -> tuple[object, ...]:
+    """What a client can see of a task without its versions."""
+    return row.etag, row.traffic, row.unavailable_reason

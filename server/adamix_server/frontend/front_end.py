@@ -1,0 +1,350 @@
+"""One front-end process: it lives by the frames of the supervisor.
+
+Binds its port only once an engine is up and it serves the catalog that all front ends have agreed on. `EngineDown`
+turns health to NOT_SERVING and fails what waits; `EngineUp` brings both back. `Drain` refuses new calls, lets running
+ones end, and stops. Knows every part of the front end; what the parts do is theirs.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
+from adamix.files.manifest import BackboneSpec
+from adamix_server.agreement import Party
+from adamix_server.catalog.store import Catalog
+from adamix_server.channel import channel
+from adamix_server.channel.codec import FromChild, ToChild
+from adamix_server.channel.supervisor_frames import (
+    Agreed,
+    Drain,
+    Drained,
+    DrainWanted,
+    EngineDown,
+    EngineUp,
+    Fatal,
+    Ready,
+    Refresh,
+    StartFrontEnd,
+    Stats,
+)
+from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_server.frontend.control.pins import Residency
+from adamix_server.frontend.control.reclaimer import Reclaimer
+from adamix_server.frontend.control.service import AdapterServicer, Validate
+from adamix_server.frontend.control.validation import Verdict, validate_async
+from adamix_server.frontend.control.watch import Watch
+from adamix_server.frontend.endpoint import Endpoint
+from adamix_server.frontend.engine_link import Connect, EngineLink
+from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
+from adamix_server.frontend.inference.service import InferenceServicer
+from adamix_server.frontend.inference.stages import Stages
+from adamix_server.frontend.inference.tokenization import Tokenizer
+from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.telemetry.metrics import Recorder
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+
+# What keeps a front end from starting however often it is tried. Anything else (a catalog that is busy, a disk that
+# is full) may have passed when the supervisor starts the next one.
+_INCURABLE = (InvalidConfig, FailedPrecondition, DataLoss)
+
+
+class Pipe(Protocol):
+    """The supervisor, as `pipe.SupervisorPipe` gives it."""
+
+    def send(self, frame: FromChild) -> None: ...
+
+    async def receive(self) -> ToChild | None: ...
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What exists while calls are answered."""
+
+    reclaimer: Reclaimer
+    residency: Residency
+    endpoint: Endpoint
+
+
+async def validate_in_child(path: Path, spec: BackboneSpec, expected_digest: str) -> Verdict:
+    """Judge an uploaded file in a process of its own. Raises InvalidAdapter."""
+    return await validate_async(path, spec, expected_digest=expected_digest)
+
+
+class FrontEnd:
+    """The life of one front end.
+
+    Args:
+        start: the supervisor's first frame.
+        pipe: to the supervisor.
+        connect: (address, generation, engine id) -> channel to an engine.
+        validate: judges uploads.
+    """
+
+    def __init__(
+        self,
+        start: StartFrontEnd,
+        pipe: Pipe,
+        *,
+        connect: Connect = channel.connect,
+        validate: Validate = validate_in_child,
+    ) -> None:
+        self._start = start
+        self._pipe = pipe
+        self._validate = validate
+        self._recorder = Recorder()
+        self._link = EngineLink(connect)
+        self._agreement = Party()
+        # Set when the supervisor says that the catalog has moved on.
+        self._stale = asyncio.Event()
+        # The engine the supervisor last spoke of, and whether it still stands.
+        self._engine: EngineUp | None = None
+        self._receiving: asyncio.Task[ToChild | None] | None = None
+
+    async def run(self) -> int:
+        """Serve until drained, or until the supervisor is gone; returns the exit status."""
+        async with contextlib.AsyncExitStack() as closing:
+            closing.callback(self._link.close)
+            closing.callback(self._stop_receiving)
+            while not self._link.is_up:
+                if not await self._go_on():
+                    return 0
+            try:
+                view = await self._open(closing)
+                await closing.enter_async_context(_running(self._keep_fresh(view), self._keep_reporting()))
+                while not self._agreement.is_admitted:
+                    if not await self._go_on():
+                        return 0
+                    await view.refresh()
+                parts = await self._bind(view, closing)
+            except _INCURABLE as error:
+                await self._send(Fatal(message=error.message))
+                return 1
+            except AdamixError as error:
+                log.error("cannot start now: %s", error.message, extra={"reason": error.reason})  # noqa: TRY400 - the trace says nothing
+                return 1
+            await parts.endpoint.start()
+            housekeeping = parts.reclaimer.run(), parts.residency.run()
+            async with _running(self._beat(parts), self._forget_deleted(view), *housekeeping):
+                await parts.endpoint.show_serving(self._link.is_up)
+                await self._send(Ready(address=parts.endpoint.address))
+                log.info("serving", extra={"address": parts.endpoint.address})
+                await self._follow(parts)
+            return 0
+
+    async def _open(self, closing: contextlib.AsyncExitStack) -> CatalogView:
+        """The catalog, as the engine's backbone sees it."""
+        if (hello := self._link.hello) is None:
+            raise RuntimeError("opened before there was an engine")
+        fingerprint = hello.spec.fingerprint
+        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint)
+        view = CatalogView(catalog, hello.spec, self._agreement)
+        closing.callback(view.close)
+        await view.refresh()
+        return view
+
+    async def _bind(self, view: CatalogView, closing: contextlib.AsyncExitStack) -> _Parts:
+        """Everything else, up to the bound port."""
+        start, link, recorder = self._start, self._link, self._recorder
+        settings = start.settings
+        tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
+        closing.callback(tokenizer.close)
+        stages = Stages(view, tokenizer, link, recorder)
+        reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
+        watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
+        root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
+        endpoint = Endpoint(
+            start.listen,
+            (
+                InferenceServicer(stages, admission),
+                AdapterServicer(view, link, self._validate, reclaimer, recorder, watch, root, residency),
+                ServerInfoServicer(link, lambda: self._send(DrainWanted())),
+                OpenInferenceServicer(stages),
+            ),
+            admission,
+            recorder,
+            with_reflection=start.reflection,
+            shares_port=start.shares_port,
+        )
+        return _Parts(reclaimer, residency, endpoint)
+
+    async def _go_on(self) -> bool:
+        """Do what the supervisor says next, before there is a port; False if this process is to end."""
+        # An engine in a long step may answer only the second connection, or the third.
+        is_waiting = self._engine is not None and not self._link.is_up
+        try:
+            frame = await self._next(HEARTBEAT_S if is_waiting else None)
+        except TimeoutError:
+            await self._connect()
+            return True
+        if isinstance(frame, Drain):
+            await self._send(Drained())
+        return not isinstance(frame, Drain | None)
+
+    async def _follow(self, parts: _Parts) -> None:
+        """Do what the supervisor says, until it says to drain or says no more."""
+        while True:
+            match await self._next():
+                case EngineUp() | EngineDown():
+                    await parts.endpoint.show_serving(self._link.is_up)
+                case Drain() as order:
+                    await self._drain(parts, order)
+                    return
+                case None:
+                    log.warning("the supervisor is gone")
+                    await parts.endpoint.stop(0.0)
+                    return
+
+    async def _next(self, timeout_s: float | None = None) -> ToChild | None:
+        """The supervisor's next frame, after doing what it asks for at any time. Raises TimeoutError."""
+        frame = await self._receive(timeout_s)
+        match frame:
+            case EngineUp():
+                self._engine = frame
+                await self._connect()
+            case EngineDown():
+                self._forget_engine(frame)
+            case Refresh():
+                self._stale.set()
+            case Agreed():
+                self._agreement.take(frame)
+            case Drain() | None:
+                pass
+            case _:
+                log.error("unexpected %s frame from the supervisor", type(frame).__name__)
+        return frame
+
+    async def _connect(self) -> None:
+        """Connect to the engine the supervisor last spoke of, if it has not been called down."""
+        if (engine := self._engine) is None:
+            return
+        try:
+            await self._link.connect(engine)
+        except AdamixError as error:
+            # The heartbeat tries again.
+            log.warning("no connection to the engine: %s", error.message)
+        if self._engine is not engine:
+            self._link.engine_down(engine.hello.generation, engine.hello.engine_id)
+
+    def _forget_engine(self, down: EngineDown) -> None:
+        if (engine := self._engine) is not None:
+            hello = engine.hello
+            if (hello.generation, hello.engine_id) == (down.generation, down.engine_id):
+                self._engine = None
+        self._link.engine_down(down.generation, down.engine_id)
+
+    async def _drain(self, parts: _Parts, order: Drain) -> None:
+        """End in order, but do not outlive the supervisor."""
+        draining = asyncio.create_task(parts.endpoint.stop(order.grace_s, order.delay_s))
+        listening = asyncio.create_task(self._listen_while_draining())
+        await asyncio.wait({draining, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            draining.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await draining
+            return
+        listening.cancel()
+        if not draining.result():
+            log.warning("calls were cancelled at the end of the grace period", extra={"grace_s": order.grace_s})
+        await self._send(Stats(samples=self._recorder.drain()))
+        await self._send(Drained())
+
+    async def _listen_while_draining(self) -> None:
+        """Until the supervisor is gone; an engine that dies meanwhile still fails its calls."""
+        while await self._next() is not None:
+            pass
+
+    async def _beat(self, parts: _Parts) -> None:
+        """Every second: metrics to the supervisor, and a look at the link."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._send(Stats(samples=self._recorder.drain()))
+            if not self._link.is_up:
+                await parts.endpoint.show_serving(False)
+                await self._connect()
+                await parts.endpoint.show_serving(self._link.is_up)
+
+    async def _keep_fresh(self, view: CatalogView) -> None:
+        """Take the newest snapshot when told to; and every second, so that nothing that was missed stays missed."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._stale.wait()
+            self._stale.clear()
+            try:
+                await view.refresh()
+            except AdamixError as error:
+                log.warning("the catalog cannot be read now: %s", error.message, extra={"reason": error.reason})
+            except Exception:
+                # The other front ends wait for this loop: it must not die of one bad turn.
+                log.exception("the catalog cannot be read now")
+
+    async def _keep_reporting(self) -> None:
+        """Say what this front end serves and still uses: whenever that changes, and as a sign of life every second."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._agreement.news()
+            await self._send(self._agreement.seen)
+
+    async def _forget_deleted(self, view: CatalogView) -> None:
+        """End the metrics of tasks that are gone, whichever front end was told to delete them."""
+        known = view.snapshot
+        while True:
+            newest = await view.changed(known)
+            # Every task is looked at where a snapshot was left out: not on the loop.
+            for tenant, task in await asyncio.to_thread(newest.gone_since, known):
+                self._recorder.remove_task(tenant, task)
+            known = newest
+
+    async def _receive(self, timeout_s: float | None = None) -> ToChild | None:
+        """The supervisor's next frame; None when it is gone.
+
+        Raises:
+            TimeoutError: none came in time. The next call goes on where this one stopped: a frame of which half has
+                arrived is not lost.
+        """
+        if self._receiving is None:
+            self._receiving = asyncio.create_task(self._pipe.receive())
+        await asyncio.wait({self._receiving}, timeout=timeout_s)
+        if not self._receiving.done():
+            raise TimeoutError
+        received, self._receiving = self._receiving, None
+        return received.result()
+
+    def _stop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
+
+    async def _send(self, frame: FromChild) -> None:
+        # A pipe that nobody reads fills up and then blocks: not on the event loop.
+        await asyncio.to_thread(self._pipe.send, frame)
+
+
+@contextlib.asynccontextmanager
+async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these in the background until the block ends."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    for task in tasks:
+        task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    # Without its heartbeat this process is soon replaced; the log then says why.
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a background task failed", exc_info=error)

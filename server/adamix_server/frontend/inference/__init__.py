@@ -1,0 +1,1 @@
+"""The data plane: texts in, answers out, one call or a stream."""

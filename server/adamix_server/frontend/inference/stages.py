@@ -1,0 +1,235 @@
+"""The way of an input: read (which task, which version, what content), tokenize, infer, write.
+
+Every RPC that predicts goes this way, whatever it looks like on the wire. An input that fails a stage keeps its error
+and skips the rest; the others do not notice. Knows no device, no file and no stream.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidRequest
+from adamix_protos.v1 import inference_pb2
+from adamix_server.api import answers, status
+from adamix_server.api.resource_names import parse_task, task_name, version_name
+from adamix_server.catalog.rows import VersionRow
+from adamix_server.channel.engine_frames import Event, Row
+from adamix_server.frontend import convert
+from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.frontend.engine_link import EngineLink
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
+from adamix_server.names import check_digest
+from adamix_server.telemetry.metrics import Recorder
+
+log = logging.getLogger(__name__)
+
+# Refusals that protect the server; counted by reason.
+_REJECTIONS = frozenset({Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE})
+
+
+@dataclass(slots=True)
+class Item:
+    """One input on its way, and how far it came.
+
+    Attributes:
+        asked: the task as the caller wrote it, cut where no task's name is as long.
+        deadline: in seconds on CLOCK_MONOTONIC.
+        resource: the name of what it asks for, as far as it is known.
+        task: the bare id, once the version is known.
+        text: what to tokenize; None for an input that came as token ids.
+    """
+
+    asked: str
+    deadline: float
+    resource: str
+    task: str = ""
+    version: VersionRow | None = None
+    text: Text | None = None
+    tokens: Tokens | None = None
+    event: Event | None = None
+    error: AdamixError | None = None
+
+    @classmethod
+    def of(cls, asked: str, deadline: float) -> "Item":
+        """An input for the task that the caller names `asked`, whatever its length."""
+        asked = status.clip(asked, status.MAX_ERROR_BYTES)
+        return cls(asked, deadline, resource=asked)
+
+
+class Stages:
+    """The stages and the parts of the front end that own them."""
+
+    def __init__(self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, recorder: Recorder) -> None:
+        self.view = view
+        self._tokenizer = tokenizer
+        self._link = link
+        self._recorder = recorder
+
+    def read(self, message: inference_pb2.PredictInput, field: str, tenant: str, deadline: float) -> Item:
+        """An input with its version and content, or with what is wrong with them.
+
+        Args:
+            message: as it came.
+            field: where it stood in the request.
+            tenant: the caller's.
+            deadline: of this input.
+        """
+        item = Item.of(message.task, deadline)
+        try:
+            self.resolve(item, message.version, tenant, f"{field}.task", f"{field}.version")
+            self._take(item, message, field)
+        except AdamixError as error:
+            item.error = error
+        return item
+
+    def resolve(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> VersionRow:
+        """Find the version that answers `item.asked`: the one with `digest`, or the live one where that is empty.
+
+        Raises:
+            InvalidRequest: not a task name, or not a digest; the field is one of those given.
+            NotFound: no such task or version, or not the caller's to see.
+            FailedPrecondition: nothing answers it on this backbone, or not by a prediction.
+        """
+        task = parse_task(item.asked, tenant, task_field)
+        item.resource = task_name(tenant, task)
+        if digest:
+            check_digest(digest, version_field)
+            if (tenant, task) in self.view.snapshot.tasks:
+                item.resource = version_name(tenant, task, digest)
+        version = self.view.resolve(tenant, task, digest)
+        if version.head.type not in answers.PREDICT_HEADS:
+            raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
+        item.task, item.version = task, version
+        return version
+
+    async def tokenize(self, items: Iterable[Item]) -> None:
+        """Token ids for every input that has a text."""
+        pending = [(item, item.text) for item in items if item.text is not None and item.error is None]
+        if not pending:
+            return
+        results: Sequence[Tokens | AdamixError]
+        try:
+            results = await self._tokenizer.tokenize([text for _, text in pending])
+        except AdamixError as error:
+            results = [error] * len(pending)
+        for (item, _), result in zip(pending, results, strict=True):
+            if isinstance(result, AdamixError):
+                item.error = result
+            else:
+                item.tokens = result
+
+    def submit(self, items: Iterable[Item], tenant: str) -> list[tuple[Item, asyncio.Future[Event]]]:
+        """Send every input that has tokens to the engine; what each of them waits for. Cancelling tells the engine."""
+        ready: list[Item] = []
+        rows: list[Row] = []
+        for item in items:
+            if item.tokens is not None and item.version is not None and item.error is None:
+                ready.append(item)
+                rows.append(
+                    Row(
+                        id=self._link.next_id(),
+                        tenant=tenant,
+                        digest=item.version.digest,
+                        token_ids=item.tokens.ids,
+                        type_ids=item.tokens.type_ids,
+                        deadline=item.deadline,
+                    )
+                )
+        if not ready:
+            return []
+        try:
+            return list(zip(ready, self._link.submit(rows), strict=True))
+        except AdamixError as error:
+            for item in ready:
+                item.error = error
+            return []
+
+    async def infer(self, items: Iterable[Item], tenant: str) -> None:
+        """Submit, and wait for the engine's event on every input."""
+        waiting = self.submit(items, tenant)
+        try:
+            # One after the other, since most of a call is answered by one step of the engine: the first await then
+            # pays for all. `asyncio.gather` would run a callback for each.
+            for item, future in waiting:
+                try:
+                    settle(item, await future)
+                except AdamixError as error:
+                    item.error = error
+        except BaseException:
+            # The call was cancelled: the engine learns of it by the inputs that still wait.
+            abandon(future for _, future in waiting)
+            raise
+
+    def write(self, item: Item, prediction: inference_pb2.Prediction, call: Call, *, return_logits: bool) -> None:
+        """Fill an empty message with the answer, or with the error in its place."""
+        if item.event is not None and item.version is not None and item.error is None:
+            try:
+                payload = item.event.payload
+                convert.fill_result(prediction, answers.read(item.version.head, payload))
+                if return_logits:
+                    prediction.logits.extend(answers.unpack(payload))
+            except AdamixError as error:
+                item.error = error
+        elif item.error is None:
+            item.error = InternalError("an input was neither answered nor refused")
+        if item.error is not None:
+            prediction.error.CopyFrom(status.to_status(concealed(item.error, call), item.resource))
+        prediction.task = item.asked
+        if item.version is not None:
+            prediction.version = item.version.digest
+
+    def record(self, items: Iterable[Item], tenant: str, seconds: float) -> None:
+        """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for."""
+        answered: Counter[str] = Counter()
+        tasks = self.view.snapshot.tasks
+        for item in items:
+            if item.error is not None and item.error.code in _REJECTIONS:
+                self._recorder.inc("adamix_rejected_total", item.error.reason)
+            # A task that was deleted meanwhile must not get its series back.
+            if item.version is not None and (tenant, item.task) in tasks:
+                answered[item.task] += 1
+        for task, count in answered.items():
+            self._recorder.inc("adamix_task_requests_total", tenant, task, by=count)
+            self._recorder.observe("adamix_task_seconds", tenant, task, value=seconds)
+
+    def _take(self, item: Item, message: inference_pb2.PredictInput, field: str) -> None:
+        """The content of an input: a text to tokenize, or token ids, which are taken as they are."""
+        max_tokens = 0 if item.version is None else item.version.max_length
+        truncate = message.truncation == inference_pb2.TRUNCATION_RIGHT
+        match message.WhichOneof("content"):
+            case "text":
+                item.text = Text(message.text, None, max_tokens, truncate, f"{field}.text")
+            case "pair":
+                item.text = Text(message.pair.first, message.pair.second, max_tokens, truncate, f"{field}.pair")
+            case "token_ids":
+                vocab_size = self.view.spec.vocab_size
+                item.tokens = check_ids(message.token_ids.ids, vocab_size, max_tokens, f"{field}.token_ids")
+            case _:
+                raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
+
+
+def settle(item: Item, event: Event) -> None:
+    """Give an input the engine's last word on it."""
+    if event.error is not None:
+        item.error = event.error.to_error()
+    else:
+        item.event = event
+
+
+def abandon(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Stop waiting. The engine is told; errors that nobody will read are looked at, or asyncio reports them."""
+    for future in futures:
+        if not future.cancel() and not future.cancelled():
+            future.exception()
+
+
+def concealed(error: AdamixError, call: Call) -> AdamixError:
+    """`error` as the caller may see it: a bug shows nothing but the id under which it is logged here."""
+    if error.code is not Code.INTERNAL:
+        return error
+    log.error("an input failed: %s", error.message, extra={"request_id": call.request_id, "reason": error.reason})
+    return status.internal(call.request_id, error)

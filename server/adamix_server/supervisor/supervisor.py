@@ -1,0 +1,293 @@
+"""The composition root: a small supervisor over one engine process and one or more front-end processes.
+
+It keeps them running (`keeper.py`), introduces them to one another, keeps the books of what the front ends agree on,
+hands the metrics of all to Prometheus, and drains them in order on SIGTERM or SIGINT, or when a front end passes on
+that an operator wants it. It computes nothing and imports neither torch nor grpc, so it is the last to fall.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from adamix_server.agreement import Books, Letter
+from adamix_server.catalog.lock import StoreLock
+from adamix_server.catalog.recovery import recover
+from adamix_server.channel.codec import FromChild, ToChild
+from adamix_server.channel.engine_frames import Hello
+from adamix_server.channel.supervisor_frames import (
+    Drain,
+    DrainWanted,
+    EngineDown,
+    EngineUp,
+    Ready,
+    Seen,
+    StartEngine,
+    StartFrontEnd,
+    Stats,
+)
+from adamix_server.config import ServerConfig, is_loopback, split_address
+from adamix_server.port import cannot_listen, held_port
+from adamix_server.supervisor.child import Child
+from adamix_server.supervisor.keeper import Keeper
+from adamix_server.telemetry.metrics import Registry
+
+log = logging.getLogger(__name__)
+
+_ENGINE_ID = "0"
+# A child that says nothing for this long is stuck and is replaced.
+_ENGINE_SILENCE_S = 120.0
+_FRONT_END_SILENCE_S = 20.0
+# The kernel allows 107 bytes for the path of a socket; `/engine-….sock` comes on top of this.
+_LONGEST_RUNTIME_PATH = 80
+# More than the tokenizer of any backbone takes.
+_RUNTIME_BYTES = 64 << 20
+_STOP_S = 5.0
+
+
+class Supervisor:
+    """Runs one server until it is told to stop.
+
+    Args:
+        on_serving: called with the bound address (`host:port`) and the engine's Hello, once, when every front end
+            answers calls.
+    """
+
+    def __init__(self, config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+        self._config = config
+        self._on_serving = on_serving
+        self._registry = Registry()
+        self._runtime = Path()
+        self._listen = config.listen
+        self._announced = False
+        self._generation = 0
+        self._engine_up: EngineUp | None = None
+        self._engine_ready = asyncio.Event()
+        self._books = Books()
+        self._stop = asyncio.Event()
+        self._kill = asyncio.Event()
+        self._engine = Keeper(
+            "engine",
+            _ENGINE_SILENCE_S,
+            start=self._start_engine,
+            on_frame=partial(self._take, "engine"),
+            on_end=self._engine_ended,
+            stopping=self._stop,
+        )
+        names = [f"frontend-{number}" for number in range(config.front_ends)]
+        self._front_ends = {name: self._front_end(name) for name in names}
+
+    def _front_end(self, name: str) -> Keeper:
+        return Keeper(
+            name,
+            _FRONT_END_SILENCE_S,
+            start=partial(self._start_front_end, name),
+            on_frame=partial(self._take, name),
+            # Only now, when it can answer nobody any more, does the agreement go on without it.
+            on_end=lambda: self._deliver(self._books.left(name)),
+            stopping=self._stop,
+        )
+
+    async def run(self) -> None:
+        """Serve until `stop` or a signal, drain, and return.
+
+        Raises:
+            FailedPrecondition: the store is in use, or a child cannot start (with the child's own sentence).
+            InvalidConfig: the port is in use, or the one for metrics.
+            DataLoss: the catalog is damaged.
+        """
+        with (
+            StoreLock(self._config.store),
+            _runtime_directory(self._config.store) as self._runtime,
+            self._port() as self._listen,
+        ):
+            recovered = recover(self._config.store)
+            for digest in recovered.missing:
+                log.error("a registered adapter is missing from the store", extra={"digest": digest})
+            if self._config.metrics_port is not None:
+                port = self._serve_metrics(self._config.metrics_port)
+                log.info("metrics", extra={"address": f"127.0.0.1:{port}"})
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self.stop)
+            await self._supervise()
+
+    def stop(self) -> None:
+        """Drain and end; called again, end at once."""
+        if self._stop.is_set():
+            self._kill.set()
+        self._stop.set()
+
+    async def _supervise(self) -> None:
+        keepers = [asyncio.create_task(keeper.run()) for keeper in (*self._front_ends.values(), self._engine)]
+        stop, kill = asyncio.create_task(self._stop.wait()), asyncio.create_task(self._kill.wait())
+        try:
+            await asyncio.wait({*keepers, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for keeper in keepers:
+                if keeper.done():
+                    keeper.result()  # a keeper ends before the stop only by raising
+            drain = asyncio.create_task(self._drain())
+            await asyncio.wait({drain, kill}, return_when=asyncio.FIRST_COMPLETED)
+            drain.cancel()
+            if drain.done() and not drain.cancelled():
+                drain.result()
+        finally:
+            for task in (*keepers, stop, kill):
+                task.cancel()
+            grace_s = 0 if self._kill.is_set() else _STOP_S
+            await asyncio.gather(*(front_end.end(grace_s) for front_end in self._front_ends.values()))
+            await self._engine.end(grace_s)
+
+    async def _drain(self) -> None:
+        """Front ends first: they stop submitting and wait for their answers. Then the engine has nothing left."""
+        log.info("draining", extra={"delay_s": self._config.drain_delay_s, "grace_s": self._config.drain_grace_s})
+        order = Drain(delay_s=self._config.drain_delay_s, grace_s=self._config.drain_grace_s)
+        patience_s = self._config.drain_delay_s + self._config.drain_grace_s + _STOP_S
+        await asyncio.gather(*(front_end.drain(order, patience_s) for front_end in self._front_ends.values()))
+        await self._engine.drain(order, patience_s)
+        log.info("drained")
+
+    async def _start_engine(self) -> Child:
+        self._generation += 1
+        start = StartEngine(
+            settings=self._config.engine,
+            engine_id=_ENGINE_ID,
+            generation=self._generation,
+            # A path of its own for every generation: what is left of the last one cannot answer.
+            address=f"ipc://{self._runtime}/engine-{self._generation}.sock",
+            front_ends=self._config.front_ends,
+            store=self._config.store,
+            tokenizer=self._tokenizer,
+            log_level=self._config.log_level,
+        )
+        return await Child.start("adamix_server.engine", start, self._environment())
+
+    async def _start_front_end(self, name: str) -> Child:
+        await self._engine_ready.wait()
+        start = StartFrontEnd(
+            settings=self._config.front_end,
+            name=name,
+            listen=self._listen,
+            reflection=is_loopback(split_address(self._listen)[0]),
+            shares_port=self._config.front_ends > 1,
+            store=self._config.store,
+            tokenizer=self._tokenizer,
+            log_level=self._config.log_level,
+        )
+        environment = {
+            **self._environment(),
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            # grpc's own lines are no JSON.
+            "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
+        }
+        child = await Child.start("adamix_server.frontend", start, environment)
+        if self._engine_up is not None:
+            child.send(self._engine_up)
+        return child
+
+    def _take(self, name: str, frame: FromChild) -> None:
+        """Act on what a child says."""
+        match frame:
+            case Stats(samples=samples):
+                self._registry.apply(samples)
+            case Seen():
+                self._deliver(self._books.seen(name, frame))
+            case Ready(address=address, hello=Hello() as hello):
+                log.info("engine ready", extra={"backbone": hello.spec.label, "device": hello.device})
+                self._engine_up = EngineUp(address=address, hello=hello)
+                self._engine_ready.set()
+                self._tell_front_ends(self._engine_up)
+                self._announce()
+            case Ready(address=address):
+                self._listen = address  # a replacement takes the same port
+                self._announce()
+            case DrainWanted():
+                log.info("an operator asked for a drain", extra={"by_way_of": name})
+                self._stop.set()
+            case _:
+                log.error("unexpected %s frame", type(frame).__name__, extra={"child": name})
+
+    def _engine_ended(self) -> None:
+        self._engine_ready.clear()
+        self._engine_up = None
+        self._tell_front_ends(EngineDown(generation=self._generation, engine_id=_ENGINE_ID))
+
+    def _tell_front_ends(self, frame: ToChild) -> None:
+        for front_end in self._front_ends.values():
+            front_end.send(frame)
+
+    def _deliver(self, letters: Iterable[Letter]) -> None:
+        for name, frame in letters:
+            self._front_ends[name].send(frame)
+
+    def _announce(self) -> None:
+        """Say that the server serves, the first time that all of it does."""
+        if self._announced or self._engine_up is None:
+            return
+        if all(front_end.is_ready for front_end in self._front_ends.values()):
+            self._announced = True
+            self._on_serving(self._listen, self._engine_up.hello)
+
+    def _serve_metrics(self, port: int) -> int:
+        """The real port. Raises InvalidConfig (`ADDRESS_IN_USE`)."""
+        try:
+            return self._registry.serve(port)
+        except OSError:
+            raise cannot_listen(f"127.0.0.1:{port}", field="metrics_port") from None
+
+    def _port(self) -> contextlib.AbstractContextManager[str]:
+        """One front end holds the port itself."""
+        listen = self._config.listen
+        return held_port(listen) if self._config.front_ends > 1 else contextlib.nullcontext(listen)
+
+    @property
+    def _tokenizer(self) -> Path:
+        return self._runtime / "tokenizer.json"
+
+    def _environment(self) -> dict[str, str]:
+        """For children, before they import torch: threads set later do not bind threads started by others."""
+        threads = str(self._config.engine.threads or len(os.sched_getaffinity(0)))
+        return {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            # A spinning pool stalls everyone it shares cores with by tens of milliseconds.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+
+@contextlib.contextmanager
+def _runtime_directory(store: Path) -> Iterator[Path]:
+    """A directory for sockets and the tokenizer, private to this user, gone at the end.
+
+    In the store, so that what a killed server left behind is removed by the next one; elsewhere only where a socket
+    in the store would have too long a path, or where the store's disk is full: what it holds is served all the same.
+    """
+    directory = store.absolute() / "run"
+    shutil.rmtree(directory, ignore_errors=True)
+    is_full = shutil.disk_usage(store).free < _RUNTIME_BYTES
+    if is_full or len(os.fsencode(directory)) > _LONGEST_RUNTIME_PATH:
+        with tempfile.TemporaryDirectory(prefix="adamix-") as other:
+            yield Path(other)
+        return
+    directory.mkdir(mode=0o700)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def serve(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+    """Run a server in this process's main thread until SIGTERM or SIGINT. Raises AdamixError when it cannot start."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_run(config, on_serving))
+
+
+async def _run(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+    await Supervisor(config, on_serving).run()

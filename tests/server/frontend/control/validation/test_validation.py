@@ -1,0 +1,186 @@
+"""The parent's side: verdicts, and what becomes of a child that gives none."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from adamix.errors import InvalidAdapter
+from adamix.files.adapter_file import encode
+from adamix.files.manifest import BackboneSpec, Manifest
+from adamix.files.tensors import Dtype, TensorData, canonical_json
+from adamix_server.frontend.control import validation
+from adamix_server.frontend.control.validation import MAX_CHILDREN, Verdict, validate, validate_async
+
+Stored = Callable[[bytes], Path]
+
+
+def test_a_valid_file_gets_its_digest_and_canonical_manifest(
+    stored: Stored, spec: BackboneSpec, manifest: Manifest, valid: bytes
+) -> None:
+    verdict = validate(stored(valid), spec, expected_digest=hashlib.sha256(valid).hexdigest())
+    assert verdict == Verdict(
+        digest=hashlib.sha256(valid).hexdigest(),
+        manifest_json=canonical_json(manifest.to_json()),
+        num_bytes=len(valid),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_a_large_file_of_any_dtype_fits_the_childs_memory(
+    stored: Stored, spec: BackboneSpec, manifest: Manifest, dtype: Dtype
+) -> None:
+    """The worst case for the memory of the check is one tensor that is nearly the whole file."""
+    labels = 4096
+    wide = msgspec.structs.replace(spec, hidden_size=2048, sites={})
+    backbone = msgspec.structs.replace(manifest.backbone, hidden_size=2048)
+    head = msgspec.structs.replace(manifest.head, num_labels=labels)
+    data = encode(
+        msgspec.structs.replace(manifest, backbone=backbone, head=head),
+        {
+            "head.out_proj.weight": TensorData.from_float32(np.ones((labels, 2048)), dtype),
+            "head.out_proj.bias": TensorData.from_float32(np.zeros(labels), dtype),
+        },
+    )
+    assert validate(stored(data), wide).num_bytes == len(data) > 16 << 20
+
+
+async def test_several_files_at_once_are_each_judged(
+    stored: Stored, spec: BackboneSpec, valid: bytes, tmp_path: Path
+) -> None:
+    good = stored(valid)
+    bad = tmp_path / "bad"
+    bad.write_bytes(valid[:-1])
+    answers = await asyncio.gather(*(validate_async(p, spec) for p in [good, bad] * 3), return_exceptions=True)
+    assert [type(a) for a in answers] == [Verdict, InvalidAdapter] * 3
+
+
+async def test_no_more_children_run_at_once_than_allowed(
+    monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes
+) -> None:
+    running, most, lock, run = 0, 0, threading.Lock(), subprocess.run
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            return run(*args, **kwargs)  # type: ignore[call-overload]
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    path = stored(valid)
+    await asyncio.gather(*(validate_async(path, spec) for _ in range(2 * MAX_CHILDREN + 1)))
+    assert most == MAX_CHILDREN
+
+
+def test_a_child_that_hangs_is_a_timeout(stored: Stored, spec: BackboneSpec, valid: bytes) -> None:
+    with pytest.raises(InvalidAdapter, match=r"within 0\.001 s") as caught:
+        validate(stored(valid), spec, timeout_s=0.001)
+    assert caught.value.reason == "VALIDATOR_TIMEOUT"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})",
+        "raise MemoryError",
+        "print('not a verdict')",
+        """print('{"type":"Verdict","digest":7}')""",
+        'import os; os.write(1, b\'{"type":"_Refusal","reason":"R","message":"m"}\'); os._exit(3)',
+    ],
+    ids=["killed", "traceback", "noise", "malformed", "refused-then-died"],
+)
+def test_a_child_without_a_proper_verdict_is_a_crash(
+    monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes, program: str
+) -> None:
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda _, **kwargs: run([sys.executable, "-I", "-S", "-c", program], **kwargs)
+    )
+    with pytest.raises(InvalidAdapter) as caught:
+        validate(stored(valid), spec)
+    assert caught.value.reason == "VALIDATOR_CRASHED"
+    assert "Traceback" not in caught.value.message
+
+
+def test_what_a_refusal_quotes_is_printable_and_short(
+    monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes
+) -> None:
+    program = """print('{"type":"_Refusal","reason":"R","message":"a\\\\u001b[31m\\\\u202e\\\\n' + 'x' * 9999 + '"}')"""
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda _, **kwargs: run([sys.executable, "-I", "-S", "-c", program], **kwargs)
+    )
+    with pytest.raises(InvalidAdapter) as caught:
+        validate(stored(valid), spec)
+    assert caught.value.message.startswith("a?[31m??x")
+    assert len(caught.value.message) == validation.MAX_MESSAGE_CHARS
+
+
+def test_the_child_gets_no_secret_of_the_parents_environment(
+    monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes
+) -> None:
+    seen: dict[str, str] = {}
+    run = subprocess.run
+
+    def watched(*args: object, **kwargs: object) -> object:
+        seen.update(kwargs["env"])  # type: ignore[call-overload]
+        return run(*args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setenv("ADAMIX_TEST_SECRET", "s3cret")
+    monkeypatch.setattr(subprocess, "run", watched)
+    validate(stored(valid), spec)
+    assert "s3cret" not in seen.values()
+
+
+def test_the_childs_module_loads_neither_torch_nor_grpc_nor_asyncio() -> None:
+    program = (
+        "import sys, adamix_server.frontend.control.validation\n"
+        "print([m for m in ('torch', 'grpc', 'transformers', 'sqlalchemy', 'asyncio') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+READ_AND_TRY = """
+import pathlib, resource, sys, msgspec
+from adamix_server.adapters import validation
+validation._read(msgspec.json.decode(sys.stdin.buffer.read(), type=validation._Order))
+try:
+    pathlib.Path(sys.argv[1]).write_bytes(b"x")
+except OSError as error:
+    print(error.strerror)
+for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
+    soft, hard = resource.getrlimit(limit)
+    print(soft == hard != resource.RLIM_INFINITY)
+try:
+    bytearray(2 << 30)
+except MemoryError:
+    print("no memory")
+"""
+
+
+def test_the_child_cannot_write_files_or_raise_its_limits(
+    stored: Stored, tmp_path: Path, spec: BackboneSpec, valid: bytes
+) -> None:
+    order = validation._Order(path=os.fsencode(stored(valid)), spec=spec, expected_digest=None, timeout_s=5.0)
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", READ_AND_TRY, str(tmp_path / "leak")],
+        input=msgspec.json.encode(order),
+        capture_output=True,
+        check=True,
+    )
+    assert result.stdout.decode().splitlines() == ["File too large", *["True"] * 4, "no memory"]

@@ -1,0 +1,47 @@
+"""Texts that are too long are cut where training cuts them, on the real tokenizer; what leaves no token is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models
+
+from adamix import data as datasets
+from adamix.backbones import backbone
+from adamix.data import Example
+from adamix.errors import AdamixError
+from adamix.rows.labelled import tokenize
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("limit", [8, 9, 31, 32])
+def test_the_server_cuts_pairs_as_training_does(limit: int, tmp_path: Path) -> None:
+    """The longer part first, then both alike: every mixture of lengths below, at and far over the limit."""
+    (tmp_path / "tokenizer.json").write_text(backbone.export_tokenizer("minilm"), encoding="utf-8")
+    server, training = Tokenizer(tmp_path / "tokenizer.json", threads=1), backbone.load_tokenizer("minilm")
+    words = " ".join(e.text for e in datasets.load("trec", split="train").examples[:40]).split()
+    texts = [" ".join(words[:n]) for n in (1, 3, 12, 13, 25, 60, 200)]
+    examples = [Example(first, 0, second) for first in texts for second in [None, *texts]]
+    rows = tokenize(training, examples, max_length=limit, has_types=True)
+    found = server.encode([Text(e.text, e.pair, limit, truncate=True, field="inputs[0]") for e in examples])
+    server.close()
+    assert sum(row.is_truncated for row in rows) > len(rows) // 2
+    for tokens, row in zip(found, rows, strict=True):
+        assert not isinstance(tokens, AdamixError)
+        assert tuple(np.frombuffer(tokens.ids, "<i4")) == row.input_ids
+        types = (0,) * len(row) if tokens.type_ids is None else tuple(np.frombuffer(tokens.type_ids, "<i4"))
+        assert types == row.type_ids
+
+
+@pytest.mark.weights
+def test_a_text_that_leaves_no_token_or_no_room_is_refused(tmp_path: Path) -> None:
+    tokenizers.Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "bare.json"))
+    (tmp_path / "minilm.json").write_text(backbone.export_tokenizer("minilm"), encoding="utf-8")
+    outcomes = []
+    for name, text, limit in (("bare", "zzz", 8), ("minilm", "why", 1)):
+        server = Tokenizer(tmp_path / f"{name}.json", threads=1)
+        outcomes += server.encode([Text(text, None, limit, truncate=True, field="inputs[0].text")])
+        server.close()
+    assert [getattr(outcome, "reason", None) for outcome in outcomes] == ["TEXT_EMPTY", "TEXT_TOO_LONG"]
