@@ -104,7 +104,7 @@ def prepare(plan: Plan, backbones: Backbones) -> Prepared:
 
 
 def run(prepared: Prepared, out: Path, *, callbacks: Sequence[Callback] = (), resume: bool = False) -> Finished:
-    """Train into `out`. Raises as `trainer.train`."""
+    """Train into `out`. Raises as `training.train.train`."""
     with named_as_settings():
         result = trainer.train(
             prepared.plan,

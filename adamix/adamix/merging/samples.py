@@ -58,7 +58,7 @@ class Samples:
         return replace(self, data=replace(self.data, examples=kept))
 
     def labelled_rows(self, mixture: MixtureFile) -> LabelledRows:
-        """The rows as the mixture's adapter reads them, and its labels; raises as `evaluation.evaluate` does."""
+        """The rows as the mixture's adapter reads them, and its labels; raises as `labelled.evaluate` does."""
         if not isinstance(self.data, TaskData):
             raise InvalidData(f"{self.data.name} has texts to generate, but the adapter is for labels")
         return label_rows(mixture.manifest.adapter, self.backbone, self.tokenizer, self.data)

@@ -1,6 +1,6 @@
 """Resource names on the wire: `tenants/{tenant}/tasks/{task}/versions/{digest}`.
 
-Pure functions. What an id may look like is decided in `catalog.names`.
+Pure functions. What an id may look like is decided in `names`.
 """
 
 from adamix.errors import InvalidRequest

@@ -37,7 +37,8 @@ from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
-from adamix_server.frontend.control.service import AdapterServicer, Validate
+from adamix_server.frontend.control.registration import Registrations, Validate
+from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
@@ -162,11 +163,12 @@ class FrontEnd:
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
+        registrations = Registrations(view, residency, self._validate, root, recorder)
         endpoint = Endpoint(
             start.listen,
             (
                 InferenceServicer(stages, admission),
-                AdapterServicer(view, link, self._validate, reclaimer, recorder, watch, root, residency),
+                AdapterServicer(view, registrations, residency, reclaimer, watch),
                 ServerInfoServicer(link, lambda: self._send(DrainWanted())),
                 OpenInferenceServicer(stages),
             ),

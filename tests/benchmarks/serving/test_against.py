@@ -219,4 +219,4 @@ def test_a_checkout_against_itself(tmp_path: Path) -> None:
         assert all(len(spread["values"]) == 2 for spread in costs.values())
     assert [goal["name"] for goal in document["goals"]] == ["engine.8", "front-ends.8", "engine.1", "front-ends.1"]
     assert {checkout["directory"] for checkout in document["facts"]["checkouts"].values()} == {str(ROOT.resolve())}
-    assert json.loads((tmp_path / "run.json").read_text())["cpu_ms"] == document["cpu_ms"]
+    assert json.loads((tmp_path / "serving.json").read_text())["cpu_ms"] == document["cpu_ms"]

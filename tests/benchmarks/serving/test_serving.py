@@ -66,7 +66,7 @@ def test_a_quick_run_prints_one_document(tmp_path: Path) -> None:
     }
     assert {goal["name"] for goal in document["goals"]} == {"retention", "wire"}
     assert all(0 <= difference < TOLERANCE for difference in document["equal"]["max_abs_diff"].values())
-    assert json.loads((tmp_path / "run.json").read_text())["ways"] == document["ways"]
+    assert json.loads((tmp_path / "serving.json").read_text())["ways"] == document["ways"]
     assert (tmp_path / "run.png").stat().st_size > 0
 
 
@@ -167,5 +167,5 @@ def test_an_interruption_leaves_what_was_measured(tmp_path: Path, monkeypatch: p
     document = serving.run(Settings(threads=1), targets=False, quick=False, out=tmp_path, command=[], quiet=False)
     assert document["complete"] is False
     assert document["ways"]["bare backbone"]["inputs_per_s"]["median"] == 11.0
-    assert json.loads((tmp_path / "run.json").read_text())["complete"] is False
+    assert json.loads((tmp_path / "serving.json").read_text())["complete"] is False
     assert "bare backbone" in capsys.readouterr().out

@@ -30,6 +30,7 @@ SETTLE_TIMEOUT_S = 10.0
 # After a refusal that will hardly pass by itself: too many pins for this engine, bytes that are damaged.
 REFUSED_RETRY_S = 60.0
 WHERE_TIMEOUT_S = 1.0
+BRING_TIMEOUT_S = 10.0
 _PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED})
 # So few that requests of a restarted engine do not queue behind all its pins.
 _SETTLED_AT_ONCE = 4
@@ -63,6 +64,22 @@ class Residency:
                 return await self._link.control("residency", digest)
         except (TimeoutError, AdamixError):
             return None
+
+    async def bring(self, digest: str) -> None:
+        """Bring a version to host memory before requests resolve to it, so that the first one does not wait.
+
+        Without an engine, or with a slow one, that first request loads it. Any other failure of the load is the
+        caller's answer, and the version that is live stays live.
+        """
+        try:
+            async with asyncio.timeout(BRING_TIMEOUT_S):
+                await self._link.control("load", digest)
+        except TimeoutError:
+            log.warning("a version becomes live before it is loaded", extra={"digest": digest})
+        except AdamixError as error:
+            if error.code is not Code.UNAVAILABLE:
+                raise
+            log.warning("a version becomes live while there is no engine", extra={"digest": digest})
 
     async def load(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Bring a version into a slot if one can be had for nothing, else to host memory.

@@ -233,7 +233,7 @@ async def test_a_load_that_fails_leaves_the_old_version_live(harness: Harness, m
 async def test_too_many_uploads_at_once_are_refused(
     start_serving: StartServing, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.control.service.MAX_UPLOADS", 1)
+    monkeypatch.setattr("adamix_server.frontend.control.registration.MAX_UPLOADS", 1)
     harness = await start_serving()
     release = asyncio.Event()
 

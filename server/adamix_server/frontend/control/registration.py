@@ -1,0 +1,177 @@
+"""One registration, from the bytes that arrive to the version that answers.
+
+The order is what keeps it crash-safe: bytes to a temporary file, judged in a child process, stored under their digest,
+brought to the engine's host memory, and only then one transaction that makes the version visible. Until that
+transaction nothing has changed for anybody. Everything that blocks runs in the catalog's thread pool. A file of the
+operator's adapter root goes the same way, from its copy on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, Overloaded
+from adamix.files.manifest import BackboneSpec
+from adamix_protos.v1 import adapters_pb2
+from adamix_server.api.resource_names import version_name
+from adamix_server.blobs.local import Temporary
+from adamix_server.catalog.rows import VersionRow
+from adamix_server.frontend import convert
+from adamix_server.frontend.catalog_view import CatalogView, to_the_end
+from adamix_server.frontend.control import upload
+from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_server.frontend.control.pins import Residency
+from adamix_server.frontend.control.validation import Verdict
+from adamix_server.names import check_digest, check_request_id
+from adamix_server.telemetry.metrics import Recorder
+
+log = logging.getLogger(__name__)
+
+# Each upload may hold 256 MiB of disk and one validation child.
+MAX_UPLOADS = 16
+# Each keeps a thread of the catalog's pool until it ends.
+MAX_COPIES = 2
+UPLOAD_RETRY_S = 1.0
+
+# (path, spec, expected digest) -> verdict; `control.validation` in a server, something quicker in a test.
+Validate = Callable[[Path, BackboneSpec, str], Awaitable[Verdict]]
+
+
+class Registrations:
+    """The registrations of one front end. Belongs to one event loop.
+
+    Args:
+        root: where the operator lets callers name files; None refuses them.
+    """
+
+    def __init__(
+        self, view: CatalogView, residency: Residency, validate: Validate, root: AdapterRoot | None, recorder: Recorder
+    ) -> None:
+        self._view = view
+        self._catalog = view.catalog
+        self._residency = residency
+        self._validate = validate
+        self._root = root
+        self._recorder = recorder
+        self._uploads = 0
+        self._copies = asyncio.Semaphore(MAX_COPIES)
+
+    async def register(
+        self, tenant: str, task: str, header: adapters_pb2.RegisterAdapterHeader, requests: upload.Requests
+    ) -> adapters_pb2.RegisterAdapterResponse:
+        """Receive what follows `header`, judge it, and make it a version of the task.
+
+        Raises:
+            InvalidRequest: an id or a digest in the header is malformed, or a message is no chunk.
+            InvalidAdapter: the bytes are no adapter for this backbone, or not those that were expected.
+            Overloaded: too many uploads run already (`TOO_MANY_UPLOADS`).
+            AdamixError: they cannot be stored, or the engine cannot load what should answer at once.
+        """
+        if header.expected_digest:
+            check_digest(header.expected_digest, "header.expected_digest")
+        if header.request_id:
+            check_request_id(header.request_id, "header.request_id")
+        with self._counted():
+            async with upload.temporary_file(self._view, self._catalog.blobs) as temporary:
+                if header.file:
+                    await self._copy(header.file, requests, temporary)
+                else:
+                    await upload.receive(requests, temporary, self._view)
+                try:
+                    verdict = await self._judge(temporary.path, temporary.digest, header.expected_digest)
+                except InvalidAdapter as error:
+                    await self._remember_failure(tenant, task, error)
+                    raise
+                if header.validate_only:
+                    return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
+                version, already_exists = await to_the_end(self._commit(tenant, task, verdict, temporary.path, header))
+        return adapters_pb2.RegisterAdapterResponse(
+            version=convert.to_version(version, verdict.manifest_json), already_exists=already_exists
+        )
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self._uploads >= MAX_UPLOADS:
+            self._recorder.inc("adamix_rejected_total", "TOO_MANY_UPLOADS")
+            raise Overloaded(
+                f"{MAX_UPLOADS} uploads are running; try again later",
+                reason="TOO_MANY_UPLOADS",
+                retry_after_s=UPLOAD_RETRY_S,
+            )
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._uploads -= 1
+
+    async def _copy(self, name: str, requests: upload.Requests, temporary: Temporary) -> None:
+        if self._root is None:
+            raise FailedPrecondition(
+                "this server registers no files of its own; upload the file, or start the server with --adapter-root",
+                reason="NO_ADAPTER_ROOT",
+            )
+        await upload.expect_end(requests)
+        async with self._copies:
+            await self._view.run(partial(self._root.copy, name, temporary))
+
+    async def _judge(self, path: Path, digest: str, expected_digest: str) -> Verdict:
+        if expected_digest and digest != expected_digest:
+            raise InvalidAdapter(
+                f"the bytes that arrived have the digest {digest}, not the expected one", reason="DIGEST_MISMATCH"
+            )
+        return await self._validate(path, self._view.spec, digest)
+
+    async def _commit(
+        self, tenant: str, task: str, verdict: Verdict, path: Path, header: adapters_pb2.RegisterAdapterHeader
+    ) -> tuple[VersionRow, bool]:
+        make_live = header.make_live if header.HasField("make_live") else True
+        digest, request_id = verdict.digest, header.request_id
+        asked = partial(self._catalog.is_answered, tenant, task, digest, make_live, request_id)
+        register = partial(
+            self._catalog.register,
+            tenant,
+            task,
+            digest,
+            verdict.manifest_json,
+            verdict.num_bytes,
+            self._view.spec.fingerprint,
+            make_live,
+            request_id,
+        )
+        if bool(request_id) and await self._view.run(asked):
+            return await self._view.change(register)
+        await self._view.run(partial(self._catalog.blobs.put, path, digest))
+        try:
+            if make_live:
+                await self._residency.bring(digest)
+            return await self._view.change(register)
+        except Exception:
+            # Of any kind: bytes that nothing refers to would take up the disk until the server starts again.
+            await self._discard(digest)
+            raise
+
+    async def _discard(self, digest: str) -> None:
+        try:
+            await self._view.run(partial(self._catalog.discard, digest))
+        except AdamixError as error:
+            log.warning("the bytes of a failed registration stay: %s", error.message, extra={"digest": digest})
+
+    async def _remember_failure(self, tenant: str, task: str, refused: InvalidAdapter) -> None:
+        log.info("an adapter was refused: %s", refused.message, extra={"task": task, "reason": refused.reason})
+        try:
+            await self._view.run(partial(self._catalog.record_failure, tenant, task, refused.reason))
+        except AdamixError as error:
+            log.warning("the refusal was not recorded: %s", error.message)
+
+    def _validated(self, tenant: str, task: str, verdict: Verdict) -> adapters_pb2.Version:
+        return adapters_pb2.Version(
+            name=version_name(tenant, task, verdict.digest),
+            digest=verdict.digest,
+            state=adapters_pb2.VERSION_STATE_VALIDATING,
+            manifest_json=verdict.manifest_json,
+            num_bytes=verdict.num_bytes,
+            backbone_fingerprint=self._view.spec.fingerprint,
+        )
