@@ -36,8 +36,11 @@ PAPER = MixtureConfig(num_experts=8, share="up", consistency=100.0)
 GREEDY = Decoding(num_beams=1, no_repeat_ngram_size=0, max_new_tokens=8)
 
 
+Run = Callable[..., TrainResult]
+
+
 @pytest.fixture
-def run(gpt2: Backbone, words: PreTrainedTokenizerFast, likes: GenerationData) -> Any:
+def run(gpt2: Backbone, words: PreTrainedTokenizerFast, likes: GenerationData) -> Run:
     def call(
         out: Path, backbone: Backbone = gpt2, data: Any = likes, validation: Any = None, **changes: Any
     ) -> TrainResult:
@@ -90,7 +93,7 @@ def test_a_step_weighs_every_target_token_alike(
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_first_loss_is_the_backbones_own_over_all_target_tokens(
-    run: Any,
+    run: Run,
     decoder: Backbone,
     words: PreTrainedTokenizerFast,
     likes: GenerationData,
@@ -115,7 +118,7 @@ def test_the_first_loss_is_the_backbones_own_over_all_target_tokens(
 
 @pytest.mark.parametrize("adapter", [LORA, AdapterConfig(rank=8)], ids=["lora", "bottleneck"])
 def test_training_lowers_the_loss_of_the_merged_adapter(
-    run: Any,
+    run: Run,
     decoder: Backbone,
     words: PreTrainedTokenizerFast,
     likes: GenerationData,
@@ -146,7 +149,7 @@ def test_training_lowers_the_loss_of_the_merged_adapter(
 
 
 def test_the_papers_mixture_trains_its_lora_on_queries_and_values(
-    run: Any, gpt2: Backbone, likes: GenerationData, tmp_path: Path
+    run: Run, gpt2: Backbone, likes: GenerationData, tmp_path: Path
 ) -> None:
     result = run(tmp_path, mixture=PAPER, train=dataclasses.replace(TRAIN, label_smoothing=0.1))
     # A is [4, 16] in 8 copies, B is [16, 4] once, at two sites of two layers (method: parameters of the LoRA).
@@ -156,7 +159,7 @@ def test_the_papers_mixture_trains_its_lora_on_queries_and_values(
     assert (manifest.scaling, manifest.training.consistency) == (8.0, 100.0)
 
 
-def test_stopped_and_resumed_a_run_ends_the_same(run: Any, tmp_path: Path) -> None:
+def test_stopped_and_resumed_a_run_ends_the_same(run: Run, tmp_path: Path) -> None:
     changes = {"mixture": MixtureConfig(share="none"), "train": dataclasses.replace(TRAIN, accumulation=2)}
     run(tmp_path / "whole", **changes)
 
@@ -170,7 +173,7 @@ def test_stopped_and_resumed_a_run_ends_the_same(run: Any, tmp_path: Path) -> No
     assert (tmp_path / "parts" / MIXTURE_FILE).read_bytes() == (tmp_path / "whole" / MIXTURE_FILE).read_bytes()
 
 
-def test_gradient_checkpointing_gives_the_same_weights(run: Any, tmp_path: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_weights(run: Run, tmp_path: Path) -> None:
     for name, on in (("without", False), ("with", True)):
         run(tmp_path / name, train=dataclasses.replace(TRAIN, max_steps=2, gradient_checkpointing=on))
     first, second = (_adapter(tmp_path / name).tensors for name in ("without", "with"))
@@ -178,7 +181,7 @@ def test_gradient_checkpointing_gives_the_same_weights(run: Any, tmp_path: Path)
 
 
 def test_without_the_backbones_dropout_only_routes_tell_the_passes_apart(
-    run: Any, decoder: Backbone, tmp_path: Path
+    run: Run, decoder: Backbone, tmp_path: Path
 ) -> None:
     """With one expert there is one route: the passes agree, and the weight of their consistency has no effect."""
     adapter = AdapterConfig(rank=4)
@@ -203,7 +206,7 @@ def test_dropout_is_removed_from_attention_too() -> None:
 
 
 def test_what_does_not_fit_is_refused_by_name(
-    run: Any, backbone: Backbone, gpt2: Backbone, likes: GenerationData, colours: TaskData, tmp_path: Path
+    run: Run, backbone: Backbone, gpt2: Backbone, likes: GenerationData, colours: TaskData, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(InvalidConfig, match="bert is an encoder"):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import signal
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ TRAIN = TrainConfig(max_steps=6, batch_size=8, learning_rate=1e-2, max_length=32
 FAST = dataclasses.replace(TRAIN, max_steps=2)
 
 
+Run = Callable[..., MixtureFile]
+
+
 @pytest.fixture
-def run(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData) -> Any:
+def run(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData) -> Run:
     """`train` with the tiny parts filled in; returns what it wrote."""
 
     def call(
@@ -106,7 +110,7 @@ def _adamw(trace: Trace, rates: list[Tensor], decay: float) -> list[Tensor]:
 
 @pytest.mark.parametrize("unrouted", ["skip", "momentum"])
 def test_experts_without_rows_rest_or_move_by_momentum(
-    run: Any, tmp_path: Path, traces: dict[str, Trace], unrouted: Any
+    run: Run, tmp_path: Path, traces: dict[str, Trace], unrouted: Any
 ) -> None:
     """Two of eight experts are routed a step (one for each pass). AdamW is written out by hand for each of them."""
     run(tmp_path, mixture=MixtureConfig(num_experts=8), train=dataclasses.replace(TRAIN, unrouted=unrouted))
@@ -139,7 +143,7 @@ def test_experts_without_rows_rest_or_move_by_momentum(
     assert never_routed > 0
 
 
-def test_momentum_survives_a_resumed_run(run: Any, tmp_path: Path) -> None:
+def test_momentum_survives_a_resumed_run(run: Run, tmp_path: Path) -> None:
     settings = dataclasses.replace(TRAIN, unrouted="momentum", save_every=3)
     mixture = MixtureConfig(num_experts=8)
     whole = run(tmp_path / "whole", train=settings, mixture=mixture)
@@ -157,7 +161,7 @@ def test_momentum_survives_a_resumed_run(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("passes", ["first", "both"])
 def test_the_loss_of_a_step_written_out(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Any, smoothing: float
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Any, smoothing: float
 ) -> None:
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     compute = MixtureTrainer.compute_loss
@@ -186,7 +190,7 @@ def test_the_loss_of_a_step_written_out(
 
 @pytest.mark.parametrize("granularity", ["batch", "instance"])
 def test_both_losses_accumulate_as_one_batch(
-    run: Any, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: Any
+    run: Run, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: Any
 ) -> None:
     """With plain descent, which hides no factor, no dropout and an incomplete last batch."""
 
@@ -219,7 +223,7 @@ def test_both_losses_accumulate_as_one_batch(
 
 
 @pytest.mark.parametrize("adapter", [ADAPTER, LORA], ids=["bottleneck", "lora"])
-def test_experts_with_a_common_start_keep_it_in_the_file(run: Any, tmp_path: Path, adapter: AdapterConfig) -> None:
+def test_experts_with_a_common_start_keep_it_in_the_file(run: Run, tmp_path: Path, adapter: AdapterConfig) -> None:
     """A rate of zero shows the weights of step 0; a trained run of the same seed started from the same."""
     same = dataclasses.replace(adapter, distinct_init=False)
     still = dataclasses.replace(FAST, learning_rate=1e-30, weight_decay=0.0)
@@ -247,7 +251,7 @@ def test_experts_with_a_common_start_keep_it_in_the_file(run: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("adapter", [ADAPTER, LORA], ids=["bottleneck", "lora"])
-def test_distinct_experts_keep_no_start(run: Any, tmp_path: Path, adapter: AdapterConfig) -> None:
+def test_distinct_experts_keep_no_start(run: Run, tmp_path: Path, adapter: AdapterConfig) -> None:
     found = run(tmp_path, adapter=adapter, train=dataclasses.replace(FAST, learning_rate=1e-30, weight_decay=0.0))
     assert not found.manifest.common_start
     assert not [key for key in found.tensors if key.startswith("initial.")]
@@ -261,7 +265,7 @@ def test_distinct_experts_keep_no_start(run: Any, tmp_path: Path, adapter: Adapt
 @pytest.mark.parametrize("share", ["up", "down", "none"])
 @pytest.mark.parametrize("num_experts", [1, 2, 4, 8])
 def test_every_mixture_trains_and_evaluates(
-    run: Any,
+    run: Run,
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerFast,
     colours: TaskData,

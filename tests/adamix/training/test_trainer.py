@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ LARGER = AdapterConfig(rank=16)
 LONGER = dataclasses.replace(TRAIN, max_steps=100, batch_size=16, learning_rate=2e-2)
 
 
+Run = Callable[..., TrainResult]
+
+
 @pytest.fixture
-def run(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData) -> Any:
+def run(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData) -> Run:
     """`train` with the tiny parts filled in."""
 
     def call(out: Path, data: TaskData = colours, validation: Any = None, **changes: Any) -> TrainResult:
@@ -64,7 +68,7 @@ def _without_dropout(backbone: Backbone) -> Backbone:
 
 
 def test_a_run_learns_the_task_and_leaves_the_backbone_alone(
-    run: Any, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData, tmp_path: Path
+    run: Run, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData, tmp_path: Path
 ) -> None:
     before = {name: p.clone() for name, p in backbone.model.named_parameters()}
     seen: list[Progress] = []
@@ -87,7 +91,7 @@ def test_a_run_learns_the_task_and_leaves_the_backbone_alone(
     assert adapter.manifest.training.metrics == recorded
 
 
-def test_only_experts_and_head_are_trained(run: Any, tmp_path: Path) -> None:
+def test_only_experts_and_head_are_trained(run: Run, tmp_path: Path) -> None:
     result = run(tmp_path)
     names = set(_checkpoint_tensors(tmp_path))
     assert all(".adapter." in name or name.startswith("head.out_proj.") for name in names)
@@ -105,7 +109,7 @@ def _checkpoint_tensors(out: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "trained.safetensors")
 
 
-def test_equal_seeds_give_equal_files_and_others_do_not(run: Any, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_files_and_others_do_not(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "a")
     torch.rand(5)
     run(tmp_path / "b")
@@ -183,7 +187,7 @@ def test_accumulating_four_batches_is_one_large_batch(
     ],
 )
 def test_stopped_by_ctrl_c_and_resumed_a_run_ends_the_same(
-    run: Any, tmp_path: Path, stop_after: int, changes: dict[str, Any]
+    run: Run, tmp_path: Path, stop_after: int, changes: dict[str, Any]
 ) -> None:
     """Weights, optimiser, schedule, order of rows, dropout and routes all continue where they were."""
     settings = dataclasses.replace(changes.get("train", TRAIN), max_steps=20)
@@ -205,7 +209,7 @@ def test_stopped_by_ctrl_c_and_resumed_a_run_ends_the_same(
     assert (tmp_path / "parts" / MIXTURE_FILE).read_bytes() == (tmp_path / "whole" / MIXTURE_FILE).read_bytes()
 
 
-def test_resuming_a_finished_run_trains_no_further(run: Any, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_trains_no_further(run: Run, tmp_path: Path) -> None:
     first = run(tmp_path)
     data = first.path.read_bytes()
     first.path.unlink()
@@ -215,7 +219,7 @@ def test_resuming_a_finished_run_trains_no_further(run: Any, tmp_path: Path) -> 
     assert again.path.read_bytes() == data
 
 
-def test_a_torn_checkpoint_is_passed_over(run: Any, tmp_path: Path) -> None:
+def test_a_torn_checkpoint_is_passed_over(run: Run, tmp_path: Path) -> None:
     """The state file is written last: a process killed in between leaves a checkpoint without it."""
     settings = dataclasses.replace(TRAIN, save_every=3)
     data = run(tmp_path, train=settings).path.read_bytes()
@@ -226,11 +230,11 @@ def test_a_torn_checkpoint_is_passed_over(run: Any, tmp_path: Path) -> None:
     assert run(tmp_path, train=settings, resume=True).path.read_bytes() == data
 
 
-def test_resume_in_a_new_directory_begins(run: Any, tmp_path: Path) -> None:
+def test_resume_in_a_new_directory_begins(run: Run, tmp_path: Path) -> None:
     assert run(tmp_path / "new", resume=True).steps == 6
 
 
-def test_resume_with_other_settings_is_refused_by_name(run: Any, tmp_path: Path, numbers: TaskData) -> None:
+def test_resume_with_other_settings_is_refused_by_name(run: Run, tmp_path: Path, numbers: TaskData) -> None:
     run(tmp_path)
     with pytest.raises(InvalidConfig, match=r"adapter\.rank was 4, now 8"):
         run(tmp_path, resume=True, adapter=AdapterConfig(rank=8))
@@ -238,7 +242,7 @@ def test_resume_with_other_settings_is_refused_by_name(run: Any, tmp_path: Path,
         run(tmp_path, resume=True, data=numbers)
 
 
-def test_a_directory_that_is_in_use_is_refused(run: Any, tmp_path: Path) -> None:
+def test_a_directory_that_is_in_use_is_refused(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "run")
     with pytest.raises(FailedPrecondition, match="--resume"):
         run(tmp_path / "run")
@@ -254,7 +258,7 @@ def test_a_directory_that_is_in_use_is_refused(run: Any, tmp_path: Path) -> None
 
 
 def test_what_does_not_fit_is_refused_before_the_directory_is_made(
-    run: Any, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData, tmp_path: Path
+    run: Run, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, colours: TaskData, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(InvalidConfig, match="64 positions"):
@@ -267,7 +271,7 @@ def test_what_does_not_fit_is_refused_before_the_directory_is_made(
     assert not out.exists()
 
 
-def test_what_no_file_could_hold_is_refused_before_training(run: Any, colours: TaskData, tmp_path: Path) -> None:
+def test_what_no_file_could_hold_is_refused_before_training(run: Run, colours: TaskData, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(InvalidConfig, match="4096 tensors"):
         run(
@@ -288,7 +292,7 @@ def test_what_no_file_could_hold_is_refused_before_training(run: Any, colours: T
     assert not out.exists()
 
 
-def test_a_diverging_run_says_so(run: Any, tmp_path: Path) -> None:
+def test_a_diverging_run_says_so(run: Run, tmp_path: Path) -> None:
     wild = dataclasses.replace(TRAIN, max_steps=40, learning_rate=10.0, max_grad_norm=0.0, weight_decay=10.0)
     with pytest.raises(FailedPrecondition) as caught:
         run(tmp_path, train=wild, adapter=AdapterConfig(rank=4, activation="identity", alpha=10_000.0))
@@ -296,7 +300,7 @@ def test_a_diverging_run_says_so(run: Any, tmp_path: Path) -> None:
     assert "learning rate" in caught.value.message
 
 
-def test_a_run_that_diverges_after_its_last_reading_writes_nothing(run: Any, tmp_path: Path) -> None:
+def test_a_run_that_diverges_after_its_last_reading_writes_nothing(run: Run, tmp_path: Path) -> None:
     wild = dataclasses.replace(
         TRAIN, max_steps=40, log_every=1000, learning_rate=10.0, max_grad_norm=0.0, weight_decay=10.0
     )
@@ -308,7 +312,7 @@ def test_a_run_that_diverges_after_its_last_reading_writes_nothing(run: Any, tmp
 
 @pytest.mark.parametrize("mean", [260_000.0, -3e9])
 def test_a_regression_with_large_targets_makes_a_file(
-    run: Any, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, numbers: TaskData, tmp_path: Path, mean: float
+    run: Run, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, numbers: TaskData, tmp_path: Path, mean: float
 ) -> None:
     """Prices are in units; the output layer holds their mean and deviation."""
     examples = tuple(dataclasses.replace(e, label=mean + 0.1 * mean * (int(e.label) - 130)) for e in numbers.examples)
@@ -321,7 +325,7 @@ def test_a_regression_with_large_targets_makes_a_file(
 
 
 def test_a_regression_answers_in_natural_units(
-    run: Any, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, numbers: TaskData, tmp_path: Path
+    run: Run, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, numbers: TaskData, tmp_path: Path
 ) -> None:
     """Targets are 110 to 150, standardised for training; the file's logits must not be."""
     run(tmp_path, data=numbers, adapter=LARGER, train=LONGER)
@@ -331,7 +335,7 @@ def test_a_regression_answers_in_natural_units(
     assert all(80 < logits[0] < 180 for logits in result.logits)
 
 
-def test_constant_regression_targets_are_learned(run: Any, numbers: TaskData, tmp_path: Path) -> None:
+def test_constant_regression_targets_are_learned(run: Run, numbers: TaskData, tmp_path: Path) -> None:
     constant = tuple(dataclasses.replace(e, label=7.0) for e in numbers.examples)
     run(tmp_path, data=dataclasses.replace(numbers, examples=constant))
     bias = adapter_file.decode(merge(tmp_path)).head()["out_proj.bias"].to_float32()
@@ -339,7 +343,7 @@ def test_constant_regression_targets_are_learned(run: Any, numbers: TaskData, tm
 
 
 def test_a_multilabel_task_is_learned(
-    run: Any, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, palettes: TaskData, tmp_path: Path
+    run: Run, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, palettes: TaskData, tmp_path: Path
 ) -> None:
     run(tmp_path, data=palettes, adapter=LARGER, train=LONGER)
     adapter = adapter_file.decode(merge(tmp_path))
@@ -359,7 +363,7 @@ def test_a_multilabel_task_is_learned(
     ],
 )
 def test_every_head_and_placement_makes_a_file_that_evaluates(
-    run: Any,
+    run: Run,
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerFast,
     colours: TaskData,
@@ -376,14 +380,14 @@ def test_every_head_and_placement_makes_a_file_that_evaluates(
     assert evaluate(merged, backbone, tokenizer, colours).rows == 48
 
 
-def test_gradient_checkpointing_and_bf16_train_too(run: Any, tmp_path: Path) -> None:
+def test_gradient_checkpointing_and_bf16_train_too(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "plain")
     run(tmp_path / "recomputed", train=dataclasses.replace(TRAIN, gradient_checkpointing=True))
     assert _largest_difference(tmp_path / "plain", tmp_path / "recomputed") < 2e-4
     assert run(tmp_path / "bf16", train=dataclasses.replace(TRAIN, precision="bf16")).steps == 6
 
 
-def test_the_run_file_says_what_the_run_depends_on(run: Any, backbone: Backbone, tmp_path: Path) -> None:
+def test_the_run_file_says_what_the_run_depends_on(run: Run, backbone: Backbone, tmp_path: Path) -> None:
     run(tmp_path)
     settings = json.loads((tmp_path / "run.json").read_text())
     assert settings["backbone"]["fingerprint"] == backbone.spec.fingerprint
@@ -391,7 +395,7 @@ def test_the_run_file_says_what_the_run_depends_on(run: Any, backbone: Backbone,
     assert set(settings) == {"backbone", "data", "adapter", "mixture", "head", "train"}
 
 
-def test_nothing_is_printed(run: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
     assert capfd.readouterr().out == ""
 
