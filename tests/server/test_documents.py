@@ -1,4 +1,4 @@
-"""The documents name every flag, RPC and metric there is, and none that is not."""
+"""The documents name every flag, RPC and metric there is, and none, and no file, that is not."""
 
 import re
 from collections.abc import Iterator
@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import typer
 
-from adamix_bench.cli import register
+from adamix_bench import cli as bench
+from adamix_bench.demo import command as demo
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server.cli.main import app
 from adamix_server.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+# What CONTRIBUTING.md writes short.
+LETTERS = {"A": "adamix/adamix", "S": "adamix_server", "K": "adamix_kernels", "B": "adamix_bench"}
+SOURCES = ("adamix", "benchmarks", "kernels", "protos", "server", "tests")
 # Of other programs.
 FOREIGN_FLAGS = {"--no-deps", "--nproc-per-node", "--num_processes"}
 # In the schema from the start, for later.
@@ -38,7 +42,8 @@ def flags(command: Any) -> set[str]:
 def flags_of() -> dict[str, set[str]]:
     whole = typer.Typer()
     whole.registered_commands, whole.registered_groups = [*app.registered_commands], [*app.registered_groups]
-    register(whole)
+    for plugin in (bench, demo):
+        plugin.register(whole)
     return {name: flags(command) for name, command in commands(typer.main.get_command(whole))}
 
 
@@ -91,3 +96,19 @@ def test_every_rpc_is_named() -> None:
     # By its own name, or as the client's method, or as the command.
     ways = {rpc: (rpc, f".{re.sub(r'(?<!^)(?=[A-Z])', '_', rpc).lower()}(") for rpc in rpcs}
     assert {rpc for rpc, names in ways.items() if not any(name in PAGES["serving.md"] for name in names)} == set()
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    files = [f"/{path.relative_to(ROOT)}" for folder in SOURCES for path in (ROOT / folder).glob("**/*.py")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")]
+    named = {
+        (page.name, name) for page in pages for name in re.findall(r"`([\w.-]+(?:/[\w.-]+)+\.py)`", page.read_text())
+    }
+    assert len(named) > 100
+
+    def is_there(name: str) -> bool:
+        first, _, rest = name.partition("/")
+        whole = f"/{LETTERS.get(first, first)}/{rest}"
+        return any(file.endswith(whole) for file in files)
+
+    assert {(page, name) for page, name in named if not is_there(name)} == set()
