@@ -4,11 +4,13 @@ Runs once per server, under the `StoreLock`, before any front end or engine exis
 nothing deleted is still in use.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import delete, select
 
+from adamix.errors import StoreFull
 from adamix_server.blobs.local import BlobStore, Swept
 from adamix_server.catalog import schema
 from adamix_server.catalog.changes import forget_changes
@@ -49,12 +51,14 @@ def recover(store: Path) -> Recovered:
         # One write transaction around rows and files: a front end of a killed server that has not yet noticed cannot
         # commit a version between the moment its blob is found unreferenced and the moment it is removed.
         with database.write() as connection:
-            # Whoever goes on from a snapshot is of this server, and begins after this.
-            forget_changes(connection)
             connection.execute(delete(schema.versions).where(schema.is_retired))
             rows = connection.execute(select(versions.digest, versions.num_bytes).distinct())
             sizes: dict[str, int] = dict(rows.all())
             swept = blobs.sweep(sizes)
+        # Whoever goes on from a snapshot is of this server, and begins after this. The log is as good with what is in
+        # it: a full disk does not keep from serving what is live.
+        with suppress(StoreFull), database.write() as connection:
+            forget_changes(connection)
     finally:
         database.close()
     missing = (digest for digest, size in sizes.items() if blobs.size(digest) != size)

@@ -67,7 +67,7 @@ def test_a_quick_run_prints_one_document(tmp_path: Path) -> None:
     assert {goal["name"] for goal in document["goals"]} == {"retention", "wire"}
     assert all(0 <= difference < TOLERANCE for difference in document["equal"]["max_abs_diff"].values())
     assert json.loads((tmp_path / "serving.json").read_text())["ways"] == document["ways"]
-    assert (tmp_path / "run.png").stat().st_size > 0
+    assert (tmp_path / "serving.png").stat().st_size > 0
 
 
 @pytest.mark.slow
