@@ -1,7 +1,7 @@
 """Every setting of training, each default written once. Command-line flags read their defaults from here.
 
 Plain data, checked when it is made: no torch, no disk. What a setting means to the mathematics is said where it is
-used (`bottleneck.py`, `lora.py`, `mixture.py`, `losses.py`, `heads.py`).
+used, in `modules/`.
 """
 
 import math
@@ -307,7 +307,7 @@ class TrainingPlan:
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:
         raise InvalidConfig(f"{name} must be in {low}..{high}, not {value}", field=name)
 
 

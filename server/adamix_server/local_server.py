@@ -1,4 +1,4 @@
-"""A server in processes of its own, for as long as a with-block runs: for demonstrations, benchmarks and tests.
+"""A server in processes of its own, for as long as a with-block runs: for demonstrations and benchmarks.
 
 Knows how `adamix serve` is started and says where it answers; nothing of what is asked of it.
 """
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from adamix.errors import Unavailable
 
@@ -53,6 +53,7 @@ class LocalServer:
         self.address = ""
 
     def __enter__(self) -> Self:
+        log = self._log_path.open("w", encoding="utf-8")
         # A session of its own: Ctrl-C reaches whoever started it, who then stops it in order.
         self._process = subprocess.Popen(
             self._command,
@@ -62,9 +63,14 @@ class LocalServer:
             env=self._environment,
             start_new_session=True,
         )
-        threading.Thread(target=self._follow_log, daemon=True).start()
-        if not self._serving.wait(_START_S) or not self.address:
-            self.__exit__(None, None, None)
+        threading.Thread(target=self._follow_log, args=(log,), daemon=True).start()
+        try:
+            self._serving.wait(_START_S)
+        finally:
+            # Ctrl-C while it starts, too, must leave no server behind.
+            if not self.address:
+                self.__exit__(None, None, None)
+        if not self.address:
             raise Unavailable(f"the server did not start; see {self._log_path}")
         return self
 
@@ -85,12 +91,9 @@ class LocalServer:
         """Of the supervisor."""
         return self._process.pid
 
-    def _follow_log(self) -> None:
-        stderr = self._process.stderr
-        if stderr is None:
-            return
-        with self._log_path.open("w", encoding="utf-8") as log:
-            for line in stderr:
+    def _follow_log(self, log: TextIO) -> None:
+        with log:
+            for line in self._process.stderr or ():
                 log.write(line)
                 log.flush()
                 with contextlib.suppress(ValueError):

@@ -1,7 +1,7 @@
-"""Which names, digests and request ids the catalog accepts, and the words for those that nothing is found under.
+"""Which names, digests and request ids there can be, and the words for those that nothing is found under.
 
-Checked here again, whoever checked before. Names never become file names (blobs are named by digest), so this is the
-second wall, not the only one.
+The front end, the catalog and the blobs each ask, whoever asked before. Names never become file names (blobs are named
+by digest), so this is the second wall, not the only one.
 """
 
 import re

@@ -34,8 +34,8 @@ def recipes(
             if name is None:
                 print(f"  {_listed(recipe.settings())}")
                 continue
-            for name, value in recipe.settings().items():
-                print(f"  --{flag_of(name):20} {value!s:16} {_origin(recipe, name)}")
+            for setting, value in recipe.settings().items():
+                print(f"  --{flag_of(setting):20} {value!s:16} {_origin(recipe, setting)}")
 
 
 def _document(recipe: Recipe) -> dict[str, Any]:

@@ -72,7 +72,12 @@ class Plan(TrainingPlan):
 def _typed(name: str, value: Value) -> Value:
     if name not in SETTINGS:
         raise InvalidConfig(f"there is no setting {name[:60]!r}", field=name)
-    return float(value) if SETTINGS[name].kind == "number" else value
+    if SETTINGS[name].kind != "number":
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidConfig(f"{flag_of(name)} is too large", field=name) from None
 
 
 def _fields(part: Part, chosen: Mapping[str, Value]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def language_model(
     """The backbone's body with this adapter in place under its own head, in evaluation mode; the backbone is untouched.
 
     Args:
-        replace: as of `attach.attach`.
+        replace: as of `modules.attach.attach`.
 
     Raises:
         as `check_writer`.

@@ -117,7 +117,7 @@ class Experts:
         return adapter_file.decode(adapter_file.encode(self._mixture.manifest.adapter, tensors))
 
     def choosing(self, routes: RouteTable) -> tuple[AdapterFile, Callable[[str, nn.Linear], nn.Module]]:
-        """An adapter, and what to replace its linears by (`attach.attach`) so that they follow a table of routes.
+        """An adapter, and what replaces its linears (`modules.attach.attach`), so that they follow a table of routes.
 
         Of the adapter the structure counts, which is that of any path: the sites there are, and the head.
         """

@@ -39,7 +39,7 @@ class TokenEvaluation:
     """How well a route predicts the references of one data set.
 
     Attributes:
-        metrics: as of `generation.inference.token_metrics`.
+        metrics: as of `beam_search.token_metrics`.
         rows: sources.
         truncated: of these, sources that were cut, or a reference of which was.
         disagreement: of the routes whose mean probabilities these are, in nats a target token; None of all others.

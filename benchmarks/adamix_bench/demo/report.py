@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from adamix_bench import reports
 from adamix_bench.demo.throughput import CALLS_IN_FLIGHT, INPUTS_PER_CALL, Throughput
 from adamix_bench.demo.training import Trained
 from adamix_server.client import Classification, Predictions, Regression
@@ -106,12 +107,7 @@ def plot(
     path: Path, trained: Sequence[Trained], baselines: Sequence[Trained], better: Trained, rates: Throughput
 ) -> Path:
     """Write the quality and speed of the demo as one picture."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (quality, speed) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (quality, speed) = reports.pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     bars = [(f"{t.task}\n{t.method}", t) for t in (*baselines, trained[0])] + [(f"{better.task}\nversion 2", better)]
     bars += [(f"{t.task}\n{t.method}", t) for t in trained[1:]]
     colours = {"adamix": "#1f6f8b", "single": "#99a8b2", "head": "#c9d1d3"}
@@ -127,11 +123,7 @@ def plot(
     speed.invert_yaxis()
     speed.margins(x=0.15)
     speed.set(title=f"Rows a second, the same {rates.rows} requests")
-    for axes in (quality, speed):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return reports.save_figure(figure, path)
 
 
 def _ways(rates: Throughput) -> list[tuple[str, float]]:

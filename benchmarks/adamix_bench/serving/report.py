@@ -147,8 +147,8 @@ def plot(report: Report) -> Path | None:
     figure, (speed, wait) = reports.pyplot().subplots(
         1, 2, figsize=(11, 1.6 + 0.32 * len(report.ways)), layout="constrained"
     )
-    rates = {name: way.inputs_per_s for name, way in report.ways.items()}
-    speed.bar_label(reports.bars(speed, rates), [f" {rate.median:,.0f}" for rate in rates.values()], fontsize=7)
+    speeds = {name: way.inputs_per_s for name, way in report.ways.items()}
+    speed.bar_label(reports.bars(speed, speeds), [f" {rate.median:,.0f}" for rate in speeds.values()], fontsize=7)
     speed.margins(x=0.15)
     speed.set(title="Inputs a second (median, lowest, highest)")
     for name, way in report.ways.items():

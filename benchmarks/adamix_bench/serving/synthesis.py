@@ -19,12 +19,12 @@ from sqlalchemy import insert, update
 from adamix.files import adapter_file
 from adamix.files.manifest import BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
 from adamix.files.tensors import TensorData, canonical_json
-from adamix_server.blobs.local import BlobStore
+from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
 from adamix_server.catalog import changes, schema
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Pointer
-from adamix_server.catalog.store import BLOBS_DIRECTORY, CATALOG_FILE, Catalog
+from adamix_server.catalog.store import CATALOG_FILE, Catalog
 from adamix_server.config import DEFAULT_TENANT
 
 BOTTLENECK_RANK, BOTTLENECK_SITES = 16, ("mlp_out",)
@@ -99,8 +99,8 @@ def fill_store(store: Path, spec: BackboneSpec, tasks: Iterable[SynthTask], on_t
 def fill_names(store: Path, spec: BackboneSpec, task: SynthTask, numbers: range) -> None:
     """Put one adapter into a store as the tasks of these numbers, in one transaction; a server may use it meanwhile.
 
-    The rows are those that registering leaves, but for its logs of all but the first: whoever follows the catalog finds
-    that changes are missing there, and reads everything.
+    The rows are those that registering leaves. Only the first task is logged: whoever follows the catalog finds that
+    changes are missing, and reads everything.
 
     Args:
         numbers: consecutive, and new to the store.

@@ -20,6 +20,8 @@ from adamix.errors import Cancelled, DataLoss, InvalidAdapter, StoreFull
 from adamix_server.blobs.directories import make_directory, sync_directory
 from adamix_server.names import check_digest
 
+# The root, below the directory of a store.
+BLOBS_DIRECTORY = "blobs"
 _CHUNK_BYTES = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 

@@ -35,6 +35,6 @@ def read_served(manifest_json: str) -> tuple[HeadSpec, int]:
     served = _served.decode(manifest_json)
     key = hashlib.sha256(served.head).digest()
     if (head := _heads.get(key)) is None:
-        # Of two threads that meet here, both get the head that came first.
+        # Two threads that meet here may each keep one of their own, which costs no more than the memory of a head.
         head = _heads.setdefault(key, _head.decode(served.head))
     return head, served.max_length

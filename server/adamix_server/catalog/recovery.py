@@ -11,11 +11,11 @@ from pathlib import Path
 from sqlalchemy import delete, select
 
 from adamix.errors import StoreFull
-from adamix_server.blobs.local import BlobStore, Swept
+from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, Swept
 from adamix_server.catalog import schema
 from adamix_server.catalog.changes import forget_changes
 from adamix_server.catalog.database import Database
-from adamix_server.catalog.store import BLOBS_DIRECTORY, CATALOG_FILE
+from adamix_server.catalog.store import CATALOG_FILE
 from adamix_server.catalog.upgrade import upgrade
 
 
@@ -51,13 +51,13 @@ def recover(store: Path) -> Recovered:
         # One write transaction around rows and files: a front end of a killed server that has not yet noticed cannot
         # commit a version between the moment its blob is found unreferenced and the moment it is removed.
         with database.write() as connection:
-            connection.execute(delete(schema.versions).where(schema.is_retired))
-            rows = connection.execute(select(versions.digest, versions.num_bytes).distinct())
+            rows = connection.execute(select(versions.digest, versions.num_bytes).where(schema.is_ready).distinct())
             sizes: dict[str, int] = dict(rows.all())
             swept = blobs.sweep(sizes)
-        # Whoever goes on from a snapshot is of this server, and begins after this. The log is as good with what is in
-        # it: a full disk does not keep from serving what is live.
+        # What is left over is a matter of room alone, and a full disk does not keep from serving what is live. Retired
+        # versions may go later; whoever goes on from a snapshot is of this server, and begins after this.
         with suppress(StoreFull), database.write() as connection:
+            connection.execute(delete(schema.versions).where(schema.is_retired))
             forget_changes(connection)
     finally:
         database.close()

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete, func, insert, select, tuple_
 
 from adamix.errors import FailedPrecondition, InvalidAdapter, Unavailable
 from adamix.files.manifest import Manifest
-from adamix_server.blobs.local import BlobStore
+from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
 from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.heads import read_served
@@ -36,7 +36,6 @@ from adamix_server.catalog.task_map import TaskMap
 from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
 
 CATALOG_FILE = "catalog.db"
-BLOBS_DIRECTORY = "blobs"
 
 _tasks, _versions, _pins = schema.tasks.c, schema.versions.c, schema.pins.c
 _audit, _log = schema.audit.c, schema.changes.c

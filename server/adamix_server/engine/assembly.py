@@ -10,7 +10,7 @@ from adamix.backbones.backbone import Backbone
 from adamix.errors import InvalidConfig, StoreFull
 from adamix.files import adapter_file, disk
 from adamix.files.manifest import BackboneSpec
-from adamix_server.blobs.local import BlobStore
+from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
 from adamix_server.channel.channel import EngineChannel
 from adamix_server.channel.engine_frames import Hello, Limits
 from adamix_server.channel.supervisor_frames import StartEngine
@@ -108,7 +108,7 @@ def assemble(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
     )
-    blobs = BlobStore(start.store / "blobs")
+    blobs = BlobStore(start.store / BLOBS_DIRECTORY)
     adapters = AdapterLoader(
         slots=Slots(settings.slots, settings.arena_bytes),
         bank=bank,

@@ -91,7 +91,7 @@ class CatalogView:
             if version.backbone_fingerprint != self.spec.fingerprint:
                 raise _not_for_this_backbone("version")
             return version
-        if not row.traffic:
+        if not row.live:
             if row.unavailable_reason == "BACKBONE_CHANGED":
                 raise _not_for_this_backbone("task")
             raise FailedPrecondition("the task has no live version; set its traffic", reason=row.unavailable_reason)

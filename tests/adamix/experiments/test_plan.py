@@ -76,7 +76,9 @@ def test_a_cloze_head_takes_nothing_of_a_recipe_s_plain_one() -> None:
     [
         ({"learning_rate": 0.1}, "there is no setting 'learning_rate'"),
         ({"lr": 20}, "lr must be in 0.0..10.0"),
+        ({"lr": 10**400}, "lr is too large"),
         ({"experts": 0}, "experts must be in 1..64"),
+        ({"rank": 10**400}, "rank must be in 1..1024"),
         ({"head_dropout": 1}, "head-dropout must be in"),
         ({"epochs": 1, "max_steps": 1}, "give --epochs or --max-steps, not both"),
         ({"pooling": "cls", "head": "cloze"}, "--pooling is for --head plain"),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adamix.errors import DataLoss, FailedPrecondition
+from adamix.errors import DataLoss, FailedPrecondition, StoreFull
 from adamix_server.blobs.local import Swept
-from adamix_server.catalog import schema
+from adamix_server.catalog import recovery, schema
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import Recovered, recover
 from adamix_server.catalog.rows import VersionRow
@@ -72,6 +72,24 @@ def test_recovery_finishes_deletions_and_removes_orphans(catalog: Catalog, add: 
     assert set(catalog.blobs.digests()) == {kept.digest, shared.digest}
     assert catalog.retired() == ()
     assert set(catalog.get_task("default", "kept").versions) == {kept.digest, shared.digest}
+
+
+def test_what_recovery_has_no_room_to_delete_waits(
+    catalog: Catalog, add: Add, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, gone = add("kept", b"kept"), add("gone", b"gone")
+    catalog.delete_task("default", "gone")
+
+    def no_room(connection: object) -> None:
+        raise StoreFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "forget_changes", no_room)
+        assert recover(store) == Recovered(Swept(temporaries=0, blobs=1), ())
+    assert catalog.retired() == (gone.digest,)
+    assert set(catalog.blobs.digests()) == {kept.digest}
+    assert recover(store) == Recovered(Swept(0, 0), ())
+    assert catalog.retired() == ()
 
 
 def test_recovery_names_versions_without_their_bytes(catalog: Catalog, add: Add, store: Path) -> None:

@@ -21,7 +21,7 @@ from adamix_server.channel.supervisor_frames import (
 )
 from adamix_server.port import cannot_listen
 from adamix_server.supervisor import keeper
-from adamix_server.supervisor import supervisor as app
+from adamix_server.supervisor import supervisor as supervisors
 from adamix_testing.stage import Played, StartStage, healthy
 
 
@@ -72,7 +72,7 @@ async def test_a_stop_while_a_child_is_being_replaced_starts_nothing_new(start_s
 
 async def test_a_stop_before_anything_is_ready_ends_at_once(start_stage: StartStage) -> None:
     def silent(name: str, number: int) -> FromChild:
-        return app.Stats(samples=[])
+        return supervisors.Stats(samples=[])
 
     stage = await start_stage(silent)
     await stage.until(lambda: bool(stage.children["engine"]))
@@ -141,7 +141,7 @@ async def test_a_machine_without_room_for_a_process_is_asked_again(
         refused += 1
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(app.Child, "start", no_room)
+    monkeypatch.setattr(supervisors.Child, "start", no_room)
     stage.children["frontend-0"][0].die()
     await stage.until(lambda: len(stage.children["frontend-0"]) == 2 and stage.children["frontend-0"][1].is_ready)
     stage.supervisor.stop()
@@ -160,7 +160,7 @@ async def test_a_machine_without_room_for_the_first_process_is_said(start_stage:
 
 
 async def test_a_child_that_falls_silent_is_replaced(start_stage: StartStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_FRONT_END_SILENCE_S", 0.2)
+    monkeypatch.setattr(supervisors, "_FRONT_END_SILENCE_S", 0.2)
 
     stage = await start_stage()
     await stage.until(stage.serving.is_set)
@@ -255,7 +255,7 @@ async def test_a_port_that_is_taken_ends_the_server_before_anything_is_started(
     def refuse(listen: str) -> Any:
         raise cannot_listen(listen)
 
-    monkeypatch.setattr(app, "held_port", refuse)
+    monkeypatch.setattr(supervisors, "held_port", refuse)
     started: list[str] = []
     stage = await start_stage(lambda name, number: started.append(name), front_ends=2)  # type: ignore[func-returns-value]
     with pytest.raises(InvalidConfig, match="another program uses it"):
@@ -268,7 +268,7 @@ def test_the_runtime_directory_is_private_short_and_cleared(tmp_path: Path, name
     store = tmp_path / name
     leftover = store / "run" / "left-by-a-killed-server"
     leftover.mkdir(parents=True)
-    with app._runtime_directory(store) as runtime:
+    with supervisors._runtime_directory(store) as runtime:
         assert runtime.stat().st_mode & 0o777 == 0o700
         assert not list(runtime.iterdir())
         assert len(f"{runtime}/engine-1000000.sock") < 107

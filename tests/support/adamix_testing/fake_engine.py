@@ -51,8 +51,8 @@ class FakeEngine:
         self.control_error: AdamixError | None = None
         self.in_use: set[str] = set()
         self.on_device: set[str] = set()
-        self.kept: set[str] = set()
-        self.most_kept = 2
+        self.pinned: set[str] = set()
+        self.most_pinned = 2
         # What is not answered until the test calls `reply`.
         self.silent_on: set[str] = set()
         self.channel: FakeChannel | None = None
@@ -62,7 +62,7 @@ class FakeEngine:
         self.generation += 1
         self.held.clear()
         self.on_device.clear()
-        self.kept.clear()
+        self.pinned.clear()
         hello = Hello(
             engine_id=ENGINE_ID,
             generation=self.generation,
@@ -102,8 +102,8 @@ class FakeEngine:
         error: AdamixError | None
         value: Value
         if control.op == "pins":
-            error, value = None, sorted(self.kept)
-        elif control.op == "pin" and control.digest not in self.kept and len(self.kept) >= self.most_kept:
+            error, value = None, sorted(self.pinned)
+        elif control.op == "pin" and control.digest not in self.pinned and len(self.pinned) >= self.most_pinned:
             error, value = Overloaded("too many are pinned", reason="TOO_MANY_PINNED"), None
         else:
             error, value = self.control_error, self._act(control)
@@ -116,9 +116,9 @@ class FakeEngine:
             self.on_device.add(digest)
         match control.op:
             case "pin" if self.control_error is None:
-                self.kept.add(digest)
+                self.pinned.add(digest)
             case "unpin":
-                self.kept.discard(digest)
+                self.pinned.discard(digest)
             case "unload":
                 self.on_device.discard(digest)
                 return "store"

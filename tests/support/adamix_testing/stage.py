@@ -13,7 +13,7 @@ from adamix_server.channel.engine_frames import Hello, Limits
 from adamix_server.channel.supervisor_frames import Drain, Drained, Ready, StartEngine, StartFrontEnd
 from adamix_server.config import EngineSettings, ServerConfig
 from adamix_server.supervisor import keeper
-from adamix_server.supervisor import supervisor as app
+from adamix_server.supervisor import supervisor as supervisors
 from adamix_server.supervisor.supervisor import Supervisor
 from adamix_testing.manifests import no_model_spec
 
@@ -138,6 +138,6 @@ def stage_of(
     class Children:
         start = stage.start
 
-    monkeypatch.setattr(app, "Child", Children)
+    monkeypatch.setattr(supervisors, "Child", Children)
     monkeypatch.setattr(keeper, "_LONGEST_PAUSE_S", 0.05)
     return stage

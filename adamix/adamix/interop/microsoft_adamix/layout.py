@@ -1,6 +1,6 @@
 """The layout of the files that the release of AdaMix wrote: where their experts are, and what shapes say.
 
-Knows neither a backbone's weights nor what becomes of the experts. `microsoft_adamix.py` describes the files.
+Knows neither a backbone's weights nor what becomes of the experts. `weights.py` describes the files.
 """
 
 import re

@@ -8,7 +8,7 @@
 
 Experts are averaged with weights `softmax(expert_score_weight)`, as the release does when it evaluates (its level 3).
 Hidden size, rank, number of experts, sharing, depth and labels follow from the shapes; the scale of a LoRA does not,
-and has to be given. What was imported is then run against the release's formula (`release_forward.py`).
+and has to be given. What was imported is then run against the release's formula (`forward.py`).
 """
 
 import re

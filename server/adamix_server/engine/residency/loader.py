@@ -236,6 +236,7 @@ class AdapterLoader:
     def report(self) -> None:
         """Record how many adapters are where."""
         held = sum(slot.holds > 0 for slot in self._slots)
+        # The label's word is older than the difference between what requests hold and what operators pin.
         self._recorder.set("adamix_slots", "pinned", value=held)
         self._recorder.set("adamix_slots", "idle", value=len(self._slots) - held)
         self._recorder.set("adamix_slots", "free", value=self._slots.count - len(self._slots))

@@ -70,7 +70,7 @@ async def test_what_is_not_there_is_not_found(
     assert await refusal(call(harness, other, "other")) == missing
     for bad in ("", "E" * 64, "e" * 63, "../" + "e" * 61):
         assert await refusal(call(harness, bad)) == (grpc.StatusCode.INVALID_ARGUMENT, "DIGEST_INVALID")
-    assert not harness.engine.kept
+    assert not harness.engine.pinned
     assert harness.engine.controls == []
 
 
@@ -92,13 +92,13 @@ async def test_pinning_and_unpinning(start_serving: StartServing, seed: Seed, ma
     for _ in range(2):
         version = (await pin(harness, digest)).version
         assert (version.digest, version.pinned, version.residency) == (digest, True, pb.RESIDENCY_DEVICE)
-        assert harness.engine.kept == {digest}
+        assert harness.engine.pinned == {digest}
         assert await listed(harness) == [(digest, True, pb.RESIDENCY_DEVICE)]
     assert await refusal(unload(harness, digest)) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_PINNED")
     for _ in range(2):
         version = (await pin(harness, digest, pinned=False)).version
         assert (version.pinned, version.residency) == (False, pb.RESIDENCY_DEVICE)
-        assert harness.engine.kept == set()
+        assert harness.engine.pinned == set()
     assert (await unload(harness, digest)).version.residency == pb.RESIDENCY_STORE
 
 
@@ -115,7 +115,7 @@ async def test_a_pin_that_fails_keeps_nothing(
         assert await refusal(pin(harness, digest)) == (code, error.reason)
         harness.engine.control_error = None
         assert await listed(harness) == [(digest, False, pb.RESIDENCY_HOST)]
-        assert not harness.engine.kept
+        assert not harness.engine.pinned
 
 
 async def test_the_engines_refusal_reaches_the_caller(
@@ -155,9 +155,9 @@ async def test_an_engine_that_restarts_gets_its_pins_back(
     harness.engine.control_error = Unavailable("not yet")
     harness.start_engine()
     await harness.until(lambda: any(c.generation == 2 and c.op == "pin" for c in harness.engine.controls))
-    assert harness.engine.kept == set()
+    assert harness.engine.pinned == set()
     harness.engine.control_error = None
-    await harness.until(lambda: harness.engine.kept == {first, second})
+    await harness.until(lambda: harness.engine.pinned == {first, second})
     assert not harness.engine.submits
 
 
@@ -176,7 +176,7 @@ async def test_what_one_engine_refused_the_next_is_asked_at_once(
     engine.control_error = None
     harness.start_engine()
     # Sooner than the minute after which the same engine would be asked again.
-    await harness.until(lambda: engine.kept == {digest})
+    await harness.until(lambda: engine.pinned == {digest})
 
 
 async def test_an_engine_that_dies_right_after_its_answer_changes_nothing_about_the_pin(
@@ -199,7 +199,7 @@ async def test_an_engine_that_dies_right_after_its_answer_changes_nothing_about_
     assert (version.pinned, version.residency) == (True, pb.RESIDENCY_UNSPECIFIED)
     engine.reply, engine.silent_on = reply, set()
     harness.start_engine()
-    await harness.until(lambda: engine.kept == {digest})
+    await harness.until(lambda: engine.pinned == {digest})
 
 
 async def test_a_front_end_that_restarts_pins_what_the_catalog_says(
@@ -209,7 +209,7 @@ async def test_a_front_end_that_restarts_pins_what_the_catalog_says(
     async with serving(store, tokenizer_file, spec) as first_life:
         await pin(first_life, digest)
     async with serving(store, tokenizer_file, spec) as second_life:
-        await second_life.until(lambda: second_life.engine.kept == {digest})
+        await second_life.until(lambda: second_life.engine.pinned == {digest})
         assert await listed(second_life) == [(digest, True, pb.RESIDENCY_DEVICE)]
 
 
@@ -219,8 +219,8 @@ async def test_a_pin_that_nobody_remembers_is_unpinned(
     seed("sst2", make_adapter())
     harness = await start_serving()
     # As a front end leaves it that dies between the engine's answer and its own transaction.
-    harness.engine.kept.add("d" * 64)
-    await harness.until(lambda: not harness.engine.kept)
+    harness.engine.pinned.add("d" * 64)
+    await harness.until(lambda: not harness.engine.pinned)
 
 
 async def test_a_caller_that_gives_up_leaves_nothing_pinned(
@@ -245,9 +245,9 @@ async def test_the_last_of_two_tasks_unpins_their_adapter(
     await pin(harness, digest, "two")
     version = (await pin(harness, digest, "one", pinned=False)).version
     assert not version.pinned
-    assert harness.engine.kept == {digest}
+    assert harness.engine.pinned == {digest}
     await pin(harness, digest, "two", pinned=False)
-    assert harness.engine.kept == set()
+    assert harness.engine.pinned == set()
 
 
 async def test_pins_go_with_the_version(start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter) -> None:
@@ -262,9 +262,9 @@ async def test_pins_go_with_the_version(start_serving: StartServing, seed: Seed,
     )
     await harness.adapters.DeleteVersion(pb.DeleteVersionRequest(task="sst2", digest=first))
     await pin(harness, third, "other")
-    assert harness.engine.kept == {second, third}
+    assert harness.engine.pinned == {second, third}
     await harness.adapters.DeleteTask(pb.DeleteTaskRequest(task="other"))
-    await harness.until(lambda: harness.engine.kept == {second})
+    await harness.until(lambda: harness.engine.pinned == {second})
     assert await listed(harness) == [(second, True, pb.RESIDENCY_DEVICE)]
 
 
