@@ -26,6 +26,11 @@ _CHUNK_BYTES = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
+def store_full() -> StoreFull:
+    """What is said wherever the disk of a store has no room."""
+    return StoreFull("the server's disk is full; free space or delete versions, then try again")
+
+
 @contextmanager
 def room() -> Iterator[None]:
     """Turn the operating system's "no space" into StoreFull."""
@@ -33,7 +38,7 @@ def room() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise StoreFull("the server's disk is full; free space or delete versions, then try again") from error
+            raise store_full() from error
         raise
 
 

@@ -14,8 +14,9 @@ from sqlalchemy import Connection, create_engine, event, insert
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
+from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Unavailable
 from adamix_server.blobs.directories import make_directory
+from adamix_server.blobs.local import store_full
 from adamix_server.catalog import schema
 
 _BUSY_TIMEOUT_MS = 5_000
@@ -193,7 +194,7 @@ def _translate(error: BaseException | None) -> AdamixError | None:
         return Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY", retry_after_s=1.0)
     # The second: the index of the log cannot grow, which is how a full disk shows where the log itself still fits.
     if code == sqlite3.SQLITE_FULL or extended_code == sqlite3.SQLITE_IOERR_SHMSIZE:
-        return StoreFull("the server's disk is full; free space or delete versions, then try again")
+        return store_full()
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return _corrupt()
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):

@@ -163,13 +163,13 @@ class Snapshot:
     """The whole catalog at one revision, by (tenant, task).
 
     Attributes:
-        since: the revision of the snapshot it was made from; -1 if it was read as a whole.
+        since: the revision of the snapshot it was made from; None if it was read as a whole.
         touched: the tasks that were read again since then, or are gone.
     """
 
     revision: int
     tasks: Mapping[Name, TaskRow]
-    since: int = field(default=-1, compare=False)
+    since: int | None = field(default=None, compare=False)
     touched: Set[Name] = field(default=frozenset(), compare=False)
 
     def task(self, tenant: str, task: str) -> TaskRow:

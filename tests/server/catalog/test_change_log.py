@@ -42,7 +42,7 @@ def check(reader: Catalog, store: Path, here: str, *, whole: bool) -> None:
     """The reader is up to date, by reading everything or only the difference."""
     fresh = Catalog(store, backbone_fingerprint=here)
     assert reader.snapshot() == fresh.snapshot()
-    assert (reader.snapshot().since == -1) is whole
+    assert (reader.snapshot().since is None) is whole
     fresh.close()
 
 
