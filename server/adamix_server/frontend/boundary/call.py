@@ -1,16 +1,20 @@
 """What every part of the front end may know about the call it works for.
 
-Set once per call by the boundary (`boundary.py`), read by servicers. A gRPC call runs in one asyncio task, so a
-context variable is as local as an argument. Knows neither grpc nor protobuf.
+Set once per call by the boundary (`enclosure.py`), read by servicers. Whatever a call needs of its gRPC context is
+copied here when it arrives, because a context must not be touched once its call is gone. A gRPC call runs in one
+asyncio task, so a context variable is as local as an argument. Knows neither grpc nor protobuf.
 """
 
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from adamix_server.config import DEFAULT_TENANT
+from adamix_server.frontend.boundary.rooms import Origin
+
+NOWHERE = Origin("")
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One gRPC call.
 
@@ -23,6 +27,7 @@ class Call:
     deadline: float
     tenant: str = DEFAULT_TENANT
     resource: str = ""
+    origin: Origin = NOWHERE
 
 
 _current: ContextVar[Call] = ContextVar("adamix_call")

@@ -1,0 +1,47 @@
+"""The limits that the boundary keeps, as one value that a test can make smaller."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How much of everything callers may hold of one front end, and for how long.
+
+    Attributes:
+        calls: that run at once; a connection may hold a quarter of what is free of this, and of everything below.
+        kept_calls: beside them, for what operators ask.
+        reading: messages that are received at once; those of operators' calls and of uploads have places of their own.
+        seats: streams whose next message is waited for; each may turn out to be a whole message.
+        message_s: for the first message of a call to come; and for a place to receive it in.
+        patience_s: after this a call without its message ends if others wait for its place.
+        late_s: so long a connection whose message did not come is served after the others.
+        message_bytes: in all messages received and not done with; each counts three times while it is read.
+        bytes_s: to wait for room among them.
+        write_s: for a reader to take a message, or the end of its call.
+        unsent_bytes: in large answers that their readers have not taken.
+        stuck_calls: of one connection that ended because nobody read them, and that grpc could not drop yet.
+    """
+
+    calls: int = 10_000
+    kept_calls: int = 32
+    reading: int = 64
+    reading_uploads: int = 16
+    reading_kept: int = 32
+    seats: int = 512
+    upload_seats: int = 64
+    message_s: float = 10.0
+    patience_s: float = 1.0
+    late_s: float = 10.0
+    message_bytes: int = 256 << 20
+    bytes_s: float = 1.0
+    write_s: float = 30.0
+    unsent_bytes: int = 64 << 20
+    stuck_calls: int = 16
+
+
+# Up to this size a message gives its place back before it is parsed, and an answer is not counted among the unsent.
+SMALL_BYTES = 64 << 10
+# Received, as Python's bytes, and parsed.
+COPIES = 3
+# A message up to this size may consist of fields that this server does not know: newer clients send a few.
+UNKNOWN_FLOOR_BYTES = 4 << 10
