@@ -7,7 +7,7 @@ this bounds calls, and the life of the server.
 import asyncio
 
 from adamix.errors import Overloaded, Unavailable
-from adamix_server.frontend.boundary.bounds import Bounds
+from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
 from adamix_server.frontend.boundary.rooms import Origin, Room
 
 DRAIN_RETRY_S = 1.0
@@ -17,7 +17,7 @@ FULL_RETRY_S = 1.0
 class Admission:
     """Counts running calls, each connection's share of them, and once `close` was called refuses new ones."""
 
-    def __init__(self, bounds: Bounds = Bounds()) -> None:  # noqa: B008 - a frozen value
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
         self._calls = Room(bounds.calls)
         self._kept = Room(bounds.kept_calls)
         self._running = 0

@@ -17,14 +17,14 @@ from typing import Any
 import grpc
 
 from adamix_server.api import status
-from adamix_server.config import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.frontend.boundary.admission import Admission
-from adamix_server.frontend.boundary.bounds import Bounds
+from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
 from adamix_server.frontend.boundary.enclosure import Books, Context, Enclosure, Method
 from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
+from adamix_server.limits import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
 _DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/")
@@ -60,7 +60,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self,
         admission: Admission,
         recorder: Recorder,
-        bounds: Bounds = Bounds(),  # noqa: B008 - a frozen value
+        bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
     ) -> None:
         def places(size: int, seats: int) -> Places:
@@ -75,9 +75,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self._calls = places(bounds.reading, bounds.seats)
         self._uploads = places(bounds.reading_uploads, bounds.upload_seats)
         self._signs = places(bounds.reading_kept, 0)
-        self._books = Books(
-            admission, recorder, Messages(bounds), Sending(bounds, recorder), origins(proxies)
-        )
+        self._books = Books(admission, recorder, Messages(bounds), Sending(bounds, recorder), origins(proxies))
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
 

@@ -39,6 +39,9 @@ class Bounds:
     stuck_calls: int = 16
 
 
+# Of a server; tests have smaller ones.
+BOUNDS = Bounds()
+
 # Up to this size a message gives its place back before it is parsed, and an answer is not counted among the unsent.
 SMALL_BYTES = 64 << 10
 # Received, as Python's bytes, and parsed.

@@ -17,11 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import grpc.aio
-
 from adamix.errors import AdamixError, Code, DeadlineExceeded
 from adamix_server.api import status
-from adamix_server.config import MAX_TIMEOUT_S
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.call import Call
@@ -29,6 +26,7 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, Sending
+from adamix_server.limits import MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -120,6 +118,7 @@ class Enclosure:
     async def __aenter__(self) -> "Enclosure":
         calls.enter(self._call)
         self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._call.request_id),))
+        self.departure.task.add_done_callback(self._gone)
         # Identity, right and rate of the caller will be asked here, before a byte of its message is read.
         try:
             self._admit()
@@ -144,9 +143,6 @@ class Enclosure:
                 self._receiver.close()
             if self._is_admitted:
                 self._books.admission.leave()
-            # From here on grpc sends what is left, and the end.
-            self.departure.since = asyncio.get_running_loop().time()
-            self._books.sending.ends.begin(self.departure)
         await self._end(error)
 
     def receiver(self, parse: Parse) -> Receiver:
@@ -168,7 +164,6 @@ class Enclosure:
             if self._is_admitted:
                 books.admission.leave()
             raise
-        self.departure.task.add_done_callback(self._gone)
 
     def _gone(self, _task: "asyncio.Task[None]") -> None:
         """grpc has sent the last byte, or was told that nobody reads it."""
@@ -179,6 +174,9 @@ class Enclosure:
 
     async def _end(self, error: BaseException | None) -> None:
         """Record the outcome; for an error that is ours to answer, end the call with its status."""
+        # From here on grpc sends what is left, and the end.
+        self.departure.since = time.monotonic()
+        self._books.sending.ends.begin(self.departure)
         if error is None:
             self._record("OK")
         elif self._is_gone(error):

@@ -5,20 +5,19 @@ Belongs to one event loop. Knows tasks; knows not what they wait for.
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
 
 
 class Wait:
-    """One wait of one task."""
+    """One wait of one task: that in which it is made."""
 
     __slots__ = ("_cancelling", "is_over", "since", "task")
 
     def __init__(self, since: float) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "only a task can be told that its time is up"
-        self.task = task
+        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
         self.since = since
         self.is_over = False
-        self._cancelling = task.cancelling()
+        self._cancelling = self.task.cancelling()
 
     def end(self) -> None:
         """Throw CancelledError into the task where it waits."""
@@ -30,7 +29,10 @@ class Wait:
         return self.is_over and self.task.uncancel() <= self._cancelling
 
 
-class Patience:
+W = TypeVar("W", bound=Wait)
+
+
+class Patience(Generic[W]):
     """Waits that all have the same limit, so that the oldest is the first to end.
 
     Args:
@@ -38,21 +40,21 @@ class Patience:
         over: what is done with one that lasts longer; without it, its task is cancelled there.
     """
 
-    def __init__(self, limit_s: float, over: Callable[[Wait], None] = Wait.end) -> None:
+    def __init__(self, limit_s: float, over: Callable[[W], None] = Wait.end) -> None:
         self._limit_s = limit_s
         self._over = over
         self._loop = asyncio.get_running_loop()
         # In the order in which they began.
-        self._waits: dict[Wait, None] = {}
+        self._waits: dict[W, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, wait: Wait) -> None:
+    def begin(self, wait: W) -> None:
         """Watch a wait that begins now."""
         self._waits[wait] = None
         if self._timer is None:
             self._timer = self._loop.call_at(wait.since + self._limit_s, self._look)
 
-    def end(self, wait: Wait) -> None:
+    def end(self, wait: W) -> None:
         """The wait is over, however it ended. Does nothing the second time."""
         self._waits.pop(wait, None)
 

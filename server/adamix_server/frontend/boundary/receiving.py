@@ -14,10 +14,10 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from adamix.errors import InvalidRequest, Overloaded
-from adamix_server.config import MAX_MESSAGE_BYTES
 from adamix_server.frontend.boundary.bounds import COPIES, SMALL_BYTES, UNKNOWN_FLOOR_BYTES, Bounds
 from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.rooms import Origin, Room
+from adamix_server.limits import MAX_MESSAGE_BYTES
 
 RETRY_S = 1.0
 
@@ -90,7 +90,7 @@ class Receiver:
         place = places.take(origin, is_first=self._is_first) or await places.turn(origin, is_first=self._is_first)
         try:
             raw = await self._context.read()
-            if raw is grpc.aio.EOF:
+            if raw is grpc.aio.EOF:  # type: ignore[attr-defined] # the stubs do not have it
                 return None
             self._is_first = False
             num_bytes = len(raw) or 1

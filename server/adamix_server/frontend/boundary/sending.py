@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
 RETRY_S = 1.0
+# grpc takes this much at once, whether its reader reads or not.
+MAY_WAIT_BYTES = 32 << 10
 
 # grpc.aio.ServicerContext: generic in grpc-stubs, but not when it runs.
 Context = Any
@@ -37,8 +39,8 @@ class Sending:
         self._recorder = recorder
         self._freed = asyncio.Event()
         self._stuck: Counter[str] = Counter()
-        self.writes = Patience(bounds.write_s)
-        self.ends = Patience(bounds.write_s, self._end_is_stuck)
+        self.writes: Patience[Wait] = Patience(bounds.write_s)
+        self.ends: Patience[Departure] = Patience(bounds.write_s, self._end_is_stuck)
 
     def check(self, origin: Origin) -> None:
         """Raises Overloaded (`SLOW_READER`) for a connection with too many answers that nobody has read."""
@@ -61,7 +63,7 @@ class Sending:
         mark = _Mark(departure.request_id)
         departure.context.set_trailing_metadata(((REQUEST_ID_KEY, mark),))
         departure.mark = mark
-        weakref.finalize(mark, self._let_go, departure.origin, departure.held)
+        weakref.finalize(mark, self._let_go, departure.origin, departure.held).atexit = False
         departure.held = 0
 
     async def take(self, origin: Origin, num_bytes: int) -> int:
@@ -72,6 +74,7 @@ class Sending:
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
+            self._recorder.inc("adamix_rejected_total", "SLOW_READER")
             raise slow_reader() from None
         return num_bytes
 
@@ -86,11 +89,10 @@ class Sending:
         if num_bytes:
             self.give(origin, num_bytes)
 
-    def _end_is_stuck(self, wait: Wait) -> None:
-        assert isinstance(wait, Departure)
-        self.count_stuck(wait)
-        log.warning("nobody reads the end of a call", extra={"request_id": wait.request_id})
-        wait.end()
+    def _end_is_stuck(self, departure: "Departure") -> None:
+        self.count_stuck(departure)
+        log.warning("nobody reads the end of a call", extra={"request_id": departure.request_id})
+        departure.end()
 
 
 class Departure(Wait):
@@ -101,11 +103,12 @@ class Departure(Wait):
         is_stuck: its reader took too long.
     """
 
-    __slots__ = ("_sending", "context", "held", "is_stuck", "mark", "origin", "request_id")
+    __slots__ = ("_has_begun", "_sending", "context", "held", "is_stuck", "mark", "origin", "request_id")
 
     def __init__(self, sending: Sending, context: Context, origin: Origin, request_id: str, since: float) -> None:
         super().__init__(since)
         self._sending = sending
+        self._has_begun = False
         self.context = context
         self.origin = origin
         self.request_id = request_id
@@ -124,6 +127,10 @@ class Departure(Wait):
         wait = Wait(asyncio.get_running_loop().time())
         sending.writes.begin(wait)
         try:
+            if len(raw) > MAY_WAIT_BYTES and not self._has_begun:
+                # grpc forgets that it has sent them with a message that was given up, and then cannot send a status.
+                await self.send_initial_metadata(())
+            self._has_begun = True
             await self.context.write(raw)
         except asyncio.CancelledError:
             if not wait.was_ended():
@@ -147,13 +154,12 @@ class Departure(Wait):
 
     async def send_initial_metadata(self, metadata: Any) -> None:
         """As of grpc's own context: what a servicer of a stream may call before its first message."""
+        self._has_begun = True
         await self.context.send_initial_metadata(metadata)
 
 
 class _Mark(str):
     """A request id that can be referred to weakly."""
-
-    __slots__ = ("__weakref__",)
 
 
 def slow_reader() -> Overloaded:

@@ -15,7 +15,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from adamix.errors import Overloaded
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc, server_pb2
 from adamix_server.frontend.boundary.admission import Admission
-from adamix_server.frontend.boundary.boundary import Boundary, own_limit_s
+from adamix_server.frontend.boundary.boundary import Boundary
+from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
+from adamix_server.frontend.boundary.enclosure import own_limit_s
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -57,14 +59,17 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
 class Bare:
     """The boundary around that servicer, on a real port."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        self.bounds = bounds
         self.servicer = Servicer()
-        self.admission = Admission()
+        self.admission = Admission(bounds)
         self.recorder = Recorder()
 
     async def __aenter__(self) -> "Bare":
-        self.server = grpc.aio.server(interceptors=[Boundary(self.admission, self.recorder)])
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.server)
+        boundary = Boundary(self.admission, self.recorder, self.bounds)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, boundary)
+        self.server = grpc.aio.server()
+        self.server.add_generic_rpc_handlers((boundary,))
         port = self.server.add_insecure_port("127.0.0.1:0")
         await self.server.start()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
@@ -223,8 +228,10 @@ async def test_a_call_without_a_deadline_ends_with_the_servers(bare: Bare, monke
         await never
 
     bare.servicer.Predict = predict  # type: ignore[method-assign]
-    server = grpc.aio.server(interceptors=[Boundary(bare.admission, bare.recorder)])
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(bare.servicer, server)
+    boundary = Boundary(bare.admission, bare.recorder)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(bare.servicer, boundary)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((boundary,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
