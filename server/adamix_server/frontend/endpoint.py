@@ -42,6 +42,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # Between the two the transport would refuse by chance.
     ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_concurrent_streams", 128),
     ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 5_000),

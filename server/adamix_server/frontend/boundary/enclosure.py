@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import grpc.aio
+
 from adamix.errors import AdamixError, Code, DeadlineExceeded
 from adamix_server.api import status
 from adamix_server.frontend.boundary import call as calls
@@ -84,6 +86,7 @@ class Enclosure:
     """
 
     __slots__ = (
+        "_aborted",
         "_books",
         "_call",
         "_context",
@@ -102,6 +105,7 @@ class Enclosure:
         self._books = books
         self._method = method
         self._context = context
+        self._aborted: BaseException | None = None
         self._is_admitted = False
         self._seat: Room | None = None
         self._receiver: Receiver | None = None
@@ -136,6 +140,8 @@ class Enclosure:
         try:
             if self._timer is not None:
                 await self._timer.__aexit__(kind, error, trace)
+            # It knows the frames that know the message.
+            del trace
         except TimeoutError:
             error = DeadlineExceeded("the call took longer than this server allows")
         finally:
@@ -171,6 +177,9 @@ class Enclosure:
         self.departure.let_go()
         if self._seat is not None:
             self._seat.give(self._call.origin, 1)
+        if self._aborted is not None:
+            # grpc keeps it, it knows our frames, and these know what grpc keeps.
+            _forget_frames(self._aborted)
 
     async def _end(self, error: BaseException | None) -> None:
         """Record the outcome; for an error that is ours to answer, end the call with its status."""
@@ -192,6 +201,9 @@ class Enclosure:
                 )
                 known = status.internal(self._call.request_id, known)
             self._record(known.code.name)
+            # Nothing of a message is kept while the status waits to be sent.
+            _forget_frames(error)
+            del error
             await self._abort(known)
 
     @staticmethod
@@ -205,14 +217,17 @@ class Enclosure:
         request_id = self.departure.mark or self._call.request_id
         trailers = (*status.to_trailers(error, message), (REQUEST_ID_KEY, request_id))
         ending = self._context.abort(status.grpc_code(error), message.message, trailers)
-        if not self.departure.is_stuck:
-            await ending
         try:
+            if not self.departure.is_stuck:
+                await ending
             async with asyncio.timeout(_STATUS_S):
                 await ending
         except TimeoutError:
-            # The status lies behind what nobody reads. grpc takes this for the end of a call.
+            # The status waits behind what nobody reads. grpc takes this for the end of a call.
             raise asyncio.CancelledError from None
+        except grpc.aio.AbortError as aborted:
+            self._aborted = aborted
+            raise
 
     def _record(self, code: str) -> None:
         seconds = time.monotonic() - self._start
@@ -233,6 +248,10 @@ class Enclosure:
                     "peer": self._call.origin.connection,
                 },
             )
+
+
+def _forget_frames(error: BaseException) -> None:
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 def own_limit_s(remaining_s: float | None, default_s: float) -> float | None:

@@ -3,8 +3,9 @@
 grpc tells no size before it delivers, and a read that has begun cannot be taken back: until its message is here, it
 may cost a whole one. So a place is taken before each read. Who has none waits, and connections take turns. A caller
 that sends its headers and no message must not keep others from theirs: while they wait it is ended after a short
-patience, and its connection is served after the others for a while. A stream that waits for its *next* message does
-nothing odd; it moves to a seat, of which there are more. Knows tasks and time; knows neither messages nor grpc.
+patience, and its connection is served after the others for a while. Half of the places are for connections whose last
+message came, and was small: most are such. A stream that waits for its *next* message does nothing odd; it moves to a
+seat, of which there are more. Knows tasks and time; knows neither messages nor grpc.
 """
 
 import asyncio
@@ -12,9 +13,11 @@ from collections import deque
 
 from adamix.errors import AdamixError, DeadlineExceeded, Overloaded
 from adamix_server.frontend.boundary.patience import Wait
-from adamix_server.frontend.boundary.rooms import CONNECTION_SHARE, Origin, Room
+from adamix_server.frontend.boundary.rooms import Origin, Room
 
 RETRY_S = 1.0
+# Connections of which is known that they send small messages.
+_MAX_KNOWN = 4096
 
 
 class Place(Wait):
@@ -50,8 +53,9 @@ class Places:
     def __init__(self, size: int, seats: int, *, message_s: float, patience_s: float, late_s: float) -> None:
         self._room = Room(size)
         self._seats = Room(seats)
-        # Connections that were late do not get the last of the places.
-        self._reserve = size // CONNECTION_SHARE
+        self._reserve = size // 2
+        # A dict for its order: the first is the one that has been known for longest.
+        self._known: dict[str, None] = {}
         self._message_s = message_s
         self._patience_s = patience_s
         self._late_s = late_s
@@ -95,10 +99,21 @@ class Places:
                 self._withdraw(turn)
         return self._hold(origin, is_first=is_first)
 
-    def give(self, place: Place) -> None:
-        """Give a place back. Does nothing the second time."""
+    def give(self, place: Place, *, is_small: bool | None = None) -> None:
+        """Give a place back. Does nothing the second time.
+
+        Args:
+            is_small: how the message was that came, if one came.
+        """
         if place.room is _NONE:
             return
+        connection = place.origin.connection
+        if is_small is False:
+            self._known.pop(connection, None)
+        elif is_small and connection not in self._known:
+            self._known[connection] = None
+            if len(self._known) > _MAX_KNOWN:
+                del self._known[next(iter(self._known))]
         place.room.give(place.origin, 1)
         place.room = _NONE
         self._held.pop(place, None)
@@ -112,7 +127,7 @@ class Places:
 
     def _may(self, origin: Origin) -> bool:
         """Whether one of this connection may have a place now; if so, it is taken."""
-        if self._late and self._room.free <= self._reserve and origin.connection in self._late:
+        if self._room.free <= self._reserve and origin.connection not in self._known and not origin.is_trusted:
             return False
         return self._room.take(origin, 1)
 
@@ -181,17 +196,18 @@ class Places:
             self._watch()
 
     def _is_in_the_way(self, origin: Origin) -> bool:
-        """Whether somebody else waits because all places are taken, and not because it has its share or was late."""
+        """Whether somebody else waits because too few places are free, and not because it has its share or was late."""
         if origin.is_trusted:
             return not self._room.free
         others = [connection for connection in self._waiting if connection != origin.connection]
-        if origin.connection in self._late:
-            return bool(others) and self._room.free <= self._reserve
-        return not self._room.free and any(connection not in self._late for connection in others)
+        if origin.connection in self._known:
+            return not self._room.free and any(connection not in self._late for connection in others)
+        return bool(others) and self._room.free <= self._reserve
 
     def _end(self, place: Place, now: float, why: str) -> None:
         del self._held[place]
         self._late[place.origin.connection] = now + self._late_s
+        self._known.pop(place.origin.connection, None)
         place.error = DeadlineExceeded(why, reason="MESSAGE_LATE")
         place.end()
 

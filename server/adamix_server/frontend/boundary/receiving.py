@@ -88,24 +88,31 @@ class Receiver:
         self.close()
         places, origin = self._places, self._origin
         place = places.take(origin, is_first=self._is_first) or await places.turn(origin, is_first=self._is_first)
+        is_small = None
         try:
             raw = await self._context.read()
             if raw is grpc.aio.EOF:  # type: ignore[attr-defined] # the stubs do not have it
                 return None
             self._is_first = False
             num_bytes = len(raw) or 1
-            if num_bytes <= SMALL_BYTES:
-                places.give(place)
+            is_small = num_bytes <= SMALL_BYTES
+            if is_small:
+                places.give(place, is_small=True)
             if not self._messages.take(origin, num_bytes):
                 await self._messages.wait(origin, num_bytes)
             self._held = num_bytes
-            return parsed(self._parse, raw)
+            message = parsed(self._parse, raw)
         except asyncio.CancelledError:
             if place.error is not None and place.was_ended():
                 raise place.error from None
             raise
         finally:
-            places.give(place)
+            places.give(place, is_small=is_small)
+        # An error knows the frames it came through.
+        del raw
+        if isinstance(message, InvalidRequest):
+            raise message
+        return message
 
     async def one(self) -> Any:
         """The only message of a call. What else may follow is not read. Raises as `read` does."""
@@ -133,14 +140,14 @@ class Receiver:
 
 
 def parsed(parse: Parse, raw: bytes) -> Any:
-    """The message that `raw` is, without unknown fields. Raises InvalidRequest."""
+    """The message that `raw` is, without unknown fields; or what is wrong with it, an InvalidRequest."""
     try:
         message: Message = parse(raw)
     except DecodeError:
-        raise InvalidRequest("the message is not a valid request", reason="MALFORMED_MESSAGE") from None
+        return InvalidRequest("the message is not a valid request", reason="MALFORMED_MESSAGE")
     message.DiscardUnknownFields()
     if len(raw) > UNKNOWN_FLOOR_BYTES and 2 * message.ByteSize() < len(raw):
-        raise InvalidRequest(
+        return InvalidRequest(
             "more than half of the message is fields that this server does not know", reason="TOO_MANY_UNKNOWN_FIELDS"
         )
     return message
