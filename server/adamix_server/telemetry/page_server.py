@@ -16,6 +16,8 @@ from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from adamix_server import limits
+
 log = logging.getLogger(__name__)
 
 _END_OF_HEAD = b"\r\n\r\n"
@@ -37,11 +39,11 @@ class Bounds:
         rest_s: between two requests.
     """
 
-    connections: int = 64
-    head_bytes: int = 8 << 10
-    head_s: float = 5.0
-    answer_s: float = 10.0
-    rest_s: float = 75.0
+    connections: int = limits.MAX_PROBE_CONNECTIONS
+    head_bytes: int = limits.MAX_PROBE_HEAD_BYTES
+    head_s: float = limits.PROBE_HEAD_S
+    answer_s: float = limits.PROBE_ANSWER_S
+    rest_s: float = limits.PROBE_REST_S
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable
 
 from prometheus_client import ProcessCollector
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 LABEL = "process"
@@ -35,10 +35,11 @@ class Processes(Collector):
         """One family a metric, with a sample of each process that could be read."""
         with self._lock:
             collectors = dict(self._collectors)
-        families: dict[str, Metric] = {}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for name, collector in collectors.items():
             for found in collector.collect():
-                family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+                kind = CounterMetricFamily if found.type == "counter" else GaugeMetricFamily
+                family = families.setdefault(found.name, kind(found.name, found.documentation, labels=[LABEL]))
                 for sample in found.samples:
-                    family.add_sample(sample.name, {**sample.labels, LABEL: name}, sample.value)
+                    family.add_metric([name], sample.value)
         return families.values()

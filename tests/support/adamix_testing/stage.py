@@ -1,6 +1,7 @@
 """A supervisor whose children are played: each says what the test tells it to."""
 
 import asyncio
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ class Played:
     def __init__(self, stage: "Stage", name: str, start: StartEngine | StartFrontEnd) -> None:
         self.stage, self.name, self.start_frame = stage, name, start
         self.is_ready = False
+        self.pid = os.getpid()
         self.says: asyncio.Queue[FromChild | None] = asyncio.Queue()
         self.heard: list[ToChild] = []
         self.gone = False
