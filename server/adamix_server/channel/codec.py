@@ -20,6 +20,7 @@ from adamix_server.channel.supervisor_frames import (
     EngineDown,
     EngineUp,
     Fatal,
+    Health,
     Ready,
     Refresh,
     Seen,
@@ -34,7 +35,7 @@ FromEngine = Hello | Emit | Credit | Reply
 
 # Supervisor -> child, and back.
 ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | Refresh | Agreed | Drain
-FromChild = Ready | Fatal | Seen | DrainWanted | Drained | Stats
+FromChild = Ready | Fatal | Seen | Health | DrainWanted | Drained | Stats
 
 F = TypeVar("F")
 

@@ -94,6 +94,15 @@ class Agreed(Frame, frozen=True, kw_only=True):
     oldest: int
 
 
+class Health(Frame, frozen=True):
+    """Front end -> supervisor: why it does not serve now (`frontend/readiness.py`); no reasons: it serves.
+
+    Sent before `Ready`, and whenever that changes.
+    """
+
+    reasons: tuple[str, ...]
+
+
 class DrainWanted(Frame, frozen=True):
     """Front end -> supervisor: an operator asked this server to drain and end."""
 

@@ -19,13 +19,14 @@ from adamix_protos.v1 import (
     server_pb2,
     server_pb2_grpc,
 )
-from adamix_server import config
+from adamix_server import limits
 from adamix_server.config import split_address
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
+from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.port import cannot_listen
 from adamix_server.telemetry.metrics import Recorder
@@ -37,10 +38,10 @@ REFUSE_S = 0.5
 FLUSH_S = 0.5
 
 OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", config.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", config.MAX_MESSAGE_BYTES),
-    ("grpc.max_metadata_size", config.MAX_METADATA_BYTES),
-    ("grpc.absolute_max_metadata_size", 2 * config.MAX_METADATA_BYTES),
+    ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", 2 * limits.MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", 128),
     ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 5_000),
@@ -82,24 +83,25 @@ class Endpoint:
         listen: str,
         servicers: tuple[InferenceServicer, AdapterServicer, ServerInfoServicer, OpenInferenceServicer],
         admission: Admission,
+        readiness: Readiness,
         recorder: Recorder,
         *,
         with_reflection: bool,
         shares_port: bool,
     ) -> None:
         self._admission = admission
-        self._is_stopping = False
+        self._readiness = readiness
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
             interceptors=[Boundary(admission, recorder)],
             options=(*OPTIONS, ("grpc.so_reuseport", int(shares_port))),
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
-        inference, adapters, info, self._open_inference = servicers
+        inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, self._server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(info, self._server)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, self._server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if with_reflection:
             names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -114,9 +116,8 @@ class Endpoint:
     async def start(self) -> None:
         await self._server.start()
 
-    async def show_serving(self, is_serving: bool) -> None:
+    async def show(self, is_serving: bool) -> None:
         """What health says of the process ("") and of each service, until `stop`."""
-        self._open_inference.is_serving = is_serving and not self._is_stopping
         values = health_pb2.HealthCheckResponse
         status = values.SERVING if is_serving else values.NOT_SERVING
         for name in ("", *_SERVICES):
@@ -127,7 +128,7 @@ class Endpoint:
 
         Calls that still run then are cancelled; returns whether there were none.
         """
-        self._is_stopping, self._open_inference.is_serving = True, False
+        self._readiness.hold("DRAINING")
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(delay_s)
         end = time.monotonic() + grace_s

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 # How long an engine that the supervisor calls ready may take to grant the first credit.
 CONNECT_TIMEOUT_S = 5.0
 RESTART_RETRY_S = 1.0
+# What callers are told while there is no engine.
+ENGINE_RESTARTING = "ENGINE_RESTARTING"
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0
 # With so many rows under way, new ones are gathered for so long before they are sent together. Each frame costs either
 # side as much CPU as several rows do; a batch takes the engine several times as long.
@@ -300,4 +302,4 @@ def _num_tokens(row: Row) -> int:
 
 
 def _restarting() -> Unavailable:
-    return Unavailable("the engine is restarting; try again", reason="ENGINE_RESTARTING", retry_after_s=RESTART_RETRY_S)
+    return Unavailable("the engine is restarting; try again", reason=ENGINE_RESTARTING, retry_after_s=RESTART_RETRY_S)

@@ -1,7 +1,7 @@
 """One front-end process: it lives by the frames of the supervisor.
 
 Binds its port only once an engine is up and it serves the catalog that all front ends have agreed on. `EngineDown`
-turns health to NOT_SERVING and fails what waits; `EngineUp` brings both back. `Drain` refuses new calls, lets running
+fails what waits; health follows `readiness.py`. `Drain` refuses new calls, lets running
 ones end, and stops. Knows every part of the front end; what the parts do is theirs.
 """
 
@@ -27,6 +27,7 @@ from adamix_server.channel.supervisor_frames import (
     EngineDown,
     EngineUp,
     Fatal,
+    Health,
     Ready,
     Refresh,
     StartFrontEnd,
@@ -42,11 +43,12 @@ from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
-from adamix_server.frontend.engine_link import Connect, EngineLink
+from adamix_server.frontend.engine_link import ENGINE_RESTARTING, Connect, EngineLink
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.inference.stages import Stages
 from adamix_server.frontend.inference.tokenization import Tokenizer
+from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.telemetry.metrics import Recorder
 
@@ -104,6 +106,7 @@ class FrontEnd:
         self._validate = validate
         self._recorder = Recorder()
         self._link = EngineLink(connect)
+        self._readiness = Readiness(ENGINE_RESTARTING)
         self._agreement = Party()
         # Set when the supervisor says that the catalog has moved on.
         self._stale = asyncio.Event()
@@ -134,9 +137,9 @@ class FrontEnd:
                 log.error("cannot start now: %s", error.message, extra={"reason": error.reason})  # noqa: TRY400 - the trace says nothing
                 return 1
             await parts.endpoint.start()
-            housekeeping = parts.reclaimer.run(), parts.residency.run()
-            async with _running(self._beat(parts), self._forget_deleted(view), *housekeeping):
-                await parts.endpoint.show_serving(self._link.is_up)
+            shown = await self._show(parts.endpoint)
+            housekeeping = parts.reclaimer.run(), parts.residency.run(), self._keep_shown(parts.endpoint, shown)
+            async with _running(self._beat(), self._forget_deleted(view), *housekeeping):
                 await self._send(Ready(address=parts.endpoint.address))
                 log.info("serving", extra={"address": parts.endpoint.address})
                 await self._follow(parts)
@@ -170,9 +173,10 @@ class FrontEnd:
                 InferenceServicer(stages, admission),
                 AdapterServicer(view, registrations, residency, reclaimer, watch),
                 ServerInfoServicer(link, lambda: self._send(DrainWanted())),
-                OpenInferenceServicer(stages),
+                OpenInferenceServicer(stages, self._readiness),
             ),
             admission,
+            self._readiness,
             recorder,
             with_reflection=start.reflection,
             shares_port=start.shares_port,
@@ -196,8 +200,6 @@ class FrontEnd:
         """Do what the supervisor says, until it says to drain or says no more."""
         while True:
             match await self._next():
-                case EngineUp() | EngineDown():
-                    await parts.endpoint.show_serving(self._link.is_up)
                 case Drain() as order:
                     await self._drain(parts, order)
                     return
@@ -236,6 +238,10 @@ class FrontEnd:
             log.warning("no connection to the engine: %s", error.message)
         if self._engine is not engine:
             self._link.engine_down(engine.hello.generation, engine.hello.engine_id)
+        self._look_at_link()
+
+    def _look_at_link(self) -> None:
+        self._readiness.put(ENGINE_RESTARTING, not self._link.is_up)
 
     def _forget_engine(self, down: EngineDown) -> None:
         if (engine := self._engine) is not None:
@@ -243,6 +249,7 @@ class FrontEnd:
             if (hello.generation, hello.engine_id) == (down.generation, down.engine_id):
                 self._engine = None
         self._link.engine_down(down.generation, down.engine_id)
+        self._look_at_link()
 
     async def _drain(self, parts: _Parts, order: Drain) -> None:
         """End in order, but do not outlive the supervisor."""
@@ -265,15 +272,27 @@ class FrontEnd:
         while await self._next() is not None:
             pass
 
-    async def _beat(self, parts: _Parts) -> None:
+    async def _beat(self) -> None:
         """Every second: metrics to the supervisor, and a look at the link."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             await self._send(Stats(samples=self._recorder.drain()))
             if not self._link.is_up:
-                await parts.endpoint.show_serving(False)
+                self._look_at_link()
                 await self._connect()
-                await parts.endpoint.show_serving(self._link.is_up)
+
+    async def _show(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """Tell clients and the supervisor whether this front end serves; what they were told."""
+        reasons = self._readiness.reasons
+        await endpoint.show(not reasons)
+        await self._send(Health(reasons=reasons))
+        return reasons
+
+    async def _keep_shown(self, endpoint: Endpoint, shown: tuple[str, ...]) -> None:
+        """Tell them again, whenever it changes."""
+        while True:
+            await self._readiness.changed(shown)
+            shown = await self._show(endpoint)
 
     async def _keep_fresh(self, view: CatalogView) -> None:
         """Take the newest snapshot when told to; and every second, so that nothing that was missed stays missed."""

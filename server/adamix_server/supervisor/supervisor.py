@@ -26,6 +26,7 @@ from adamix_server.channel.supervisor_frames import (
     DrainWanted,
     EngineDown,
     EngineUp,
+    Health,
     Ready,
     Seen,
     StartEngine,
@@ -70,6 +71,8 @@ class Supervisor:
         self._engine_up: EngineUp | None = None
         self._engine_ready = asyncio.Event()
         self._books = Books()
+        # Of each front end that runs: why it does not serve; empty for one that does.
+        self._unfit: dict[str, tuple[str, ...]] = {}
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
         self._engine = Keeper(
@@ -89,8 +92,7 @@ class Supervisor:
             _FRONT_END_SILENCE_S,
             start=partial(self._start_front_end, name),
             on_frame=partial(self._take, name),
-            # Only now, when it can answer nobody any more, does the agreement go on without it.
-            on_end=lambda: self._deliver(self._books.left(name)),
+            on_end=partial(self._front_end_ended, name),
             stopping=self._stop,
         )
 
@@ -207,6 +209,8 @@ class Supervisor:
             case Ready(address=address):
                 self._listen = address  # a replacement takes the same port
                 self._announce()
+            case Health(reasons=reasons):
+                self._unfit[name] = reasons
             case DrainWanted():
                 log.info("an operator asked for a drain", extra={"by_way_of": name})
                 self._stop.set()
@@ -217,6 +221,11 @@ class Supervisor:
         self._engine_ready.clear()
         self._engine_up = None
         self._tell_front_ends(EngineDown(generation=self._generation, engine_id=_ENGINE_ID))
+
+    def _front_end_ended(self, name: str) -> None:
+        self._unfit.pop(name, None)
+        # Only now, when it can answer nobody any more, does the agreement go on without it.
+        self._deliver(self._books.left(name))
 
     def _tell_front_ends(self, frame: ToChild) -> None:
         for front_end in self._front_ends.values():

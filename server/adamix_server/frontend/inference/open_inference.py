@@ -18,11 +18,12 @@ from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
 from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result, read
-from adamix_server.config import MAX_INPUTS_PER_CALL
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages
 from adamix_server.frontend.inference.tokenization import Text
+from adamix_server.frontend.readiness import Readiness
+from adamix_server.limits import MAX_INPUTS_PER_CALL
 
 TEXT, TEXT_PAIR = "text", "text_pair"
 _LENGTH = struct.Struct("<I")
@@ -43,20 +44,20 @@ class _Output:
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     """The protocol's six methods.
 
-    Attributes:
-        is_serving: what `ServerReady` answers, and without which no model is ready.
+    Args:
+        readiness: what `ServerReady` answers, and without which no model is ready.
     """
 
-    def __init__(self, stages: Stages) -> None:
-        self.is_serving = False
+    def __init__(self, stages: Stages, readiness: Readiness) -> None:
         self._stages = stages
+        self._readiness = readiness
         self._server_version = importlib.metadata.version("adamix")
 
     async def ServerLive(self, _request: pb.ServerLiveRequest, _context: Any) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, _request: pb.ServerReadyRequest, _context: Any) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self.is_serving)
+        return pb.ServerReadyResponse(ready=self._readiness.is_ready)
 
     async def ServerMetadata(self, _request: pb.ServerMetadataRequest, _context: Any) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="adamix", version=self._server_version)
@@ -67,7 +68,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             self._resolve(request.name, request.version, call, "name", "version")
         except (NotFound, FailedPrecondition):
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=self.is_serving)
+        return pb.ModelReadyResponse(ready=self._readiness.is_ready)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, _context: Any) -> pb.ModelMetadataResponse:
         call, view = calls.current(), self._stages.view
