@@ -123,7 +123,11 @@ class Drained(Frame, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One metric's change since the last Stats: an increment, a new gauge value, or new observations."""
+    """One metric's change since the last Stats.
+
+    Of a counter its increment, of a gauge its new value, of a histogram the sum of the new observations and then their
+    number in each bucket, the last being without end. Without values: the series has ended.
+    """
 
     name: str
     labels: tuple[str, ...]
