@@ -106,8 +106,8 @@ class ServerConfig:
         if self.metrics_listen is not None:
             if self.metrics_port is not None:
                 raise InvalidConfig(
-                    f"--metrics-listen {self.metrics_listen} and --metrics-port {self.metrics_port} name the same thing; "
-                    "say one of them",
+                    f"--metrics-listen {self.metrics_listen} and --metrics-port {self.metrics_port} set the same "
+                    "address; say one of them",
                     field="metrics_port",
                 )
             # It tells the names of tenants and tasks to whoever asks.

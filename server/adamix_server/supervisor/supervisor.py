@@ -41,8 +41,8 @@ from adamix_server.supervisor.child import Child
 from adamix_server.supervisor.keeper import Keeper
 from adamix_server.supervisor.probes import Fitness, Probes
 from adamix_server.telemetry.exposition import Exposition
-from adamix_server.telemetry.metrics import Registry
 from adamix_server.telemetry.page_server import Bounds, PageServer
+from adamix_server.telemetry.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -256,11 +256,12 @@ class Supervisor:
     @contextlib.asynccontextmanager
     async def _probes(self) -> AsyncIterator[None]:
         """Answer probes and scrapes, if that is wanted. Raises InvalidConfig (`ADDRESS_IN_USE`)."""
+        self._registry.began("supervisor", os.getpid())
         if (address := self._config.metrics_address) is None:
             yield
             return
         host, port = split_address(address)
-        probes = Probes(self._why_it_does_not_serve, Exposition(self._registry.collectors).page)
+        probes = Probes(self._reasons, Exposition(self._registry.collectors).page)
         pages = PageServer(probes.answer, Bounds(connections=room_for_connections(MAX_PROBE_CONNECTIONS)))
         try:
             port = await pages.listen(host, port)
@@ -273,7 +274,8 @@ class Supervisor:
         finally:
             await pages.close()
 
-    def _why_it_does_not_serve(self) -> list[str]:
+    def _reasons(self) -> list[str]:
+        """Why the server does not serve now, if it does not."""
         if self._stop.is_set():
             return ["the server is draining"]
         return self._fitness.reasons(name for name, front_end in self._front_ends.items() if front_end.is_ready)

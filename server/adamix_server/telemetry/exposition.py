@@ -33,7 +33,9 @@ class Exposition:
             writing.add_done_callback(lambda _: self._under_way.pop(form))
         # Shielded: one who leaves ends nobody else's answer.
         body = await asyncio.shield(writing)
-        return Page(body, headers={"Content-Type": content_type} | ({"Content-Encoding": "gzip"} if is_compressed else {}))
+        return Page(
+            body, headers={"Content-Type": content_type} | ({"Content-Encoding": "gzip"} if is_compressed else {})
+        )
 
     def _write(self, encode: Callable[[CollectorRegistry], bytes], is_compressed: bool) -> bytes:
         text = encode(self._registry)

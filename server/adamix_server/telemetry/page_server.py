@@ -208,5 +208,8 @@ def _response(page: Page, *, has_body: bool, goes_on: bool) -> bytes:
     }
     if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_METHODS)
-    lines = [f"HTTP/1.1 {page.status.value} {page.status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [
+        f"HTTP/1.1 {page.status.value} {page.status.phrase}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + (page.body if has_body else b"")

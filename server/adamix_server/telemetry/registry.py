@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
-from prometheus_client.utils import INF, floatToGoString
 
 from adamix_server.channel.supervisor_frames import Sample
 from adamix_server.telemetry.metrics import METRICS, OTHER, Metric
@@ -21,7 +20,6 @@ from adamix_server.telemetry.processes import Processes
 MAX_TASK_SERIES = 1_000
 
 _Labels = tuple[str, ...]
-_ACROSS = {"sum": sum, "max": max}
 
 
 class Registry(Collector):
@@ -38,7 +36,7 @@ class Registry(Collector):
         self._lock = threading.Lock()
         # Of a counter its value; of a histogram the sum and then the numbers of the buckets, as samples have them.
         self._totals: dict[str, dict[_Labels, list[float]]] = {
-            metric.name: {labels: [0.0] * _width(metric) for labels in metric.series}
+            metric.name: {labels: [0.0] * _width(metric) for labels in _known(metric)}
             for metric in METRICS.values()
             if metric.kind != "gauge"
         }
@@ -71,7 +69,7 @@ class Registry(Collector):
             for sample in samples:
                 metric = METRICS[sample.name]
                 if metric.kind == "gauge":
-                    gauges[metric.name, sample.labels] = sample.values[-1]
+                    (gauges[metric.name, sample.labels],) = sample.values
                 elif metric.per_task and not sample.values:
                     self._forget(sample.labels)
                 else:
@@ -112,6 +110,11 @@ class Registry(Collector):
                     self._totals[metric.name].pop(labels, None)
 
 
+def _known(metric: Metric) -> tuple[_Labels, ...]:
+    """The series that are there from the start."""
+    return metric.known if metric.labels else ((),)
+
+
 def _width(metric: Metric) -> int:
     return 1 if metric.kind == "counter" else 2 + len(metric.buckets)
 
@@ -132,13 +135,13 @@ def _gauge(metric: Metric, processes: list[dict[tuple[str, _Labels], float]]) ->
             if name == metric.name:
                 said.setdefault(labels, []).append(value)
     for labels, values in said.items():
-        family.add_metric(labels, _ACROSS[metric.across](values))
+        family.add_metric(labels, max(values) if metric.across == "max" else sum(values))
     return family
 
 
 def _histogram(metric: Metric, series: dict[_Labels, list[float]]) -> Family:
     family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-    bounds = [floatToGoString(bound) for bound in (*metric.buckets, INF)]
+    bounds = [*map(str, metric.buckets), "+Inf"]
     for labels, (total, *counts) in series.items():
         family.add_metric(labels, list(zip(bounds, itertools.accumulate(counts), strict=True)), total)
     return family
