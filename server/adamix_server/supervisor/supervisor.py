@@ -65,6 +65,9 @@ class Supervisor:
     Args:
         on_serving: called with the bound address (`host:port`) and the engine's Hello, once, when every front end
             answers calls.
+
+    Attributes:
+        metrics_address: `host:port` of probes and scrapes, while they are answered.
     """
 
     def __init__(self, config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
@@ -79,6 +82,7 @@ class Supervisor:
         self._engine_ready = asyncio.Event()
         self._books = Books()
         self._fitness = Fitness()
+        self.metrics_address = ""
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
         self._engine = Keeper(
@@ -268,7 +272,8 @@ class Supervisor:
         except OSError:
             field = "metrics_port" if self._config.metrics_listen is None else "metrics_listen"
             raise cannot_listen(address, field) from None
-        log.info("metrics", extra={"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"})
+        self.metrics_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        log.info("metrics", extra={"address": self.metrics_address})
         try:
             yield
         finally:

@@ -82,6 +82,12 @@ class Stage:
         child.says.put_nowait(self._first_words(name, len(self.children[name])))
         return child
 
+    @property
+    def metrics_address(self) -> str:
+        """Where probes are answered, once a child has been started."""
+        assert self.supervisor.metrics_address
+        return self.supervisor.metrics_address
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that has no event of its own; raises what ended the supervisor meanwhile."""
         async with asyncio.timeout(10):
@@ -134,6 +140,7 @@ def stage_of(
         drain_delay_s=0,
         drain_grace_s=30,
         front_ends=front_ends,
+        metrics_port=0,
     )
     stage = Stage(config, first_words)
 
