@@ -260,7 +260,6 @@ class Supervisor:
     @contextlib.asynccontextmanager
     async def _probes(self) -> AsyncIterator[None]:
         """Answer probes and scrapes, if that is wanted. Raises InvalidConfig (`ADDRESS_IN_USE`)."""
-        self._registry.began("supervisor", os.getpid())
         if (address := self._config.metrics_address) is None:
             yield
             return
@@ -268,7 +267,7 @@ class Supervisor:
         probes = Probes(self._reasons, Exposition(self._registry.collectors).page)
         pages = PageServer(probes.answer, Bounds(connections=room_for_connections(MAX_PROBE_CONNECTIONS)))
         try:
-            port = await pages.listen(host, port)
+            port = pages.listen(host, port)
         except OSError:
             field = "metrics_port" if self._config.metrics_listen is None else "metrics_listen"
             raise cannot_listen(address, field) from None

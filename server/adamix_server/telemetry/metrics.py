@@ -27,8 +27,8 @@ class Metric:
     """One metric family. `per_task` ones have the labels (tenant, task) and a cap on distinct values.
 
     Attributes:
-        known: label values that are there from the start, at 0: who reads a rate misses the first event of a series
-            that begins with it. Without labels a counter or a histogram always is.
+        known: label values that are there at 0 before anybody has said anything: who reads a rate misses the first
+            event of a series that begins with it. A counter or a histogram without labels always is.
         across: what becomes of a gauge that several processes set.
     """
 
@@ -100,7 +100,9 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("adamix_resident_adapters", "gauge", "Adapters held, by tier.", ("tier",)),
         Metric("adamix_slots", "gauge", "Slots of the device arena, by state.", ("state",)),
-        Metric("adamix_engine_stalled", "gauge", "1 while the engine makes no progress, else 0.", across="max"),
+        Metric(
+            "adamix_engine_stalled", "gauge", "1 while the engine makes no progress, else 0.", known=((),), across="max"
+        ),
         Metric("adamix_log_records_dropped_total", "counter", "Log records that nobody read in time."),
     )
 }

@@ -2,17 +2,19 @@
 
 Everything a caller could hold on to is bounded: how many connections there are, how long a request takes to arrive as
 a whole, how large it is, how long an answer takes to leave, how long a connection rests between requests. When all
-places are taken, the connection that has been silent for longest makes room: a new caller is always heard. Reads no
-bodies. Knows no page.
+places are taken, the connection that has kept the server waiting for longest makes room, by saying nothing or by not
+reading: a new caller is always heard. Reads no bodies. Knows no page.
 """
 
 import asyncio
 import http.client
 import io
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -23,8 +25,9 @@ log = logging.getLogger(__name__)
 _END_OF_HEAD = b"\r\n\r\n"
 _METHODS = ("GET", "HEAD")
 
-# A dict for its order: the first has been in there for longest.
-_Writers = dict[asyncio.StreamWriter, None]
+_BACKLOG = 128
+# How long to leave a machine alone that has no descriptor for one more connection, and callers who have just come.
+_SHORT_OF_DESCRIPTORS_S, _ALL_NEW_S = 0.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Bounds:
         head_s: from the first byte of a request to the end of its headers; of the first one, from the connection on.
         answer_s: until an answer has left.
         rest_s: between two requests.
+        place_s: each of them, before it makes room for another.
     """
 
     connections: int = limits.MAX_PROBE_CONNECTIONS
@@ -44,6 +48,7 @@ class Bounds:
     head_s: float = limits.PROBE_HEAD_S
     answer_s: float = limits.PROBE_ANSWER_S
     rest_s: float = limits.PROBE_REST_S
+    place_s: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,19 @@ class _Refused(Exception):
         self.status = status
 
 
+@dataclass(frozen=True, eq=False)
+class _Connection:
+    """One caller; `since` is when it came."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    since: float
+
+
+# A dict for its order: the first has been in there for longest.
+_Connections = dict[_Connection, None]
+
+
 class PageServer:
     """Answers GET and HEAD on the caller's event loop, from `listen` to `close`.
 
@@ -81,47 +99,80 @@ class PageServer:
     def __init__(self, answer: Callable[[Request], Awaitable[Page]], bounds: Bounds | None = None) -> None:
         self._answer = answer
         self._bounds = bounds or Bounds()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._silent: _Writers = {}
-        self._answered: _Writers = {}
+        # Whose turn it is: the caller's, to ask or to read, or ours, to make a page.
+        self._theirs: _Connections = {}
+        self._ours: _Connections = {}
 
-    async def listen(self, host: str, port: int) -> int:
+    def listen(self, host: str, port: int) -> int:
         """Listen on an address, port 0 takes a free one; returns the port. Raises OSError."""
-        self._server = await asyncio.start_server(self._connected, host, port, limit=self._bounds.head_bytes)
-        return int(self._server.sockets[0].getsockname()[1])
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener.setblocking(False)
+        self._run(self._accept(listener))
+        return int(listener.getsockname()[1])
 
     async def close(self) -> None:
         """Close the port and end every connection."""
-        if self._server is not None:
-            self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._silent) + len(self._answered) >= self._bounds.connections:
-            # Nobody silent: then one that does not read its answer, or the next would find no place for so long.
-            self._drop(next(iter(self._silent or self._answered)))
-        self._silent[writer] = None
-        # `drain` then waits until everything has left.
-        writer.transport.set_write_buffer_limits(0)
-        task = asyncio.create_task(self._converse(reader, writer))
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _drop(self, writer: asyncio.StreamWriter) -> None:
-        self._silent.pop(writer, None)
-        self._answered.pop(writer, None)
-        writer.transport.abort()
+    async def _accept(self, listener: socket.socket) -> None:
+        """Take one caller after another, never more than there is room for; the others wait in the kernel, in line."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+            except OSError:
+                await asyncio.sleep(_SHORT_OF_DESCRIPTORS_S)
+                continue
+            try:
+                await self._make_room()
+                reader = asyncio.StreamReader(self._bounds.head_bytes)
+                new_protocol = partial(asyncio.StreamReaderProtocol, reader)
+                transport, protocol = await loop.connect_accepted_socket(new_protocol, accepted)
+            except BaseException:
+                accepted.close()
+                raise
+            # `drain` then waits until everything has left.
+            transport.set_write_buffer_limits(0)
+            connection = _Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop), loop.time())
+            self._theirs[connection] = None
+            self._run(self._converse(connection))
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _make_room(self) -> None:
+        """Return when one more connection may come, at the cost of another if need be."""
+        while len(self._theirs) + len(self._ours) >= self._bounds.connections:
+            now = asyncio.get_running_loop().time()
+            # Each has its moment, or in a flood nobody would be heard.
+            had_theirs = (one for one in (*self._theirs, *self._ours) if now - one.since >= self._bounds.place_s)
+            if (oldest := next(had_theirs, None)) is not None:
+                self._drop(oldest)
+            else:
+                await asyncio.sleep(_ALL_NEW_S)
+
+    def _drop(self, connection: _Connection) -> None:
+        self._theirs.pop(connection, None)
+        self._ours.pop(connection, None)
+        # `close` would wait for a caller who does not read. Of one that is closed already, nothing is left to end.
+        connection.writer.transport.abort()
+
+    async def _converse(self, connection: _Connection) -> None:
         """One request after another, until the caller leaves, takes too long or makes no sense."""
-        bounds = self._bounds
+        bounds, reader, writer = self._bounds, connection.reader, connection.writer
         try:
             async with asyncio.timeout(bounds.head_s):
                 head = await self._head(reader)
-            while await self._exchange(head, writer):
+            while await self._exchange(head, connection):
                 async with asyncio.timeout(bounds.rest_s):
                     first = await reader.readexactly(1)
                 async with asyncio.timeout(bounds.head_s):
@@ -131,11 +182,7 @@ class PageServer:
             # Gone, or not worth waiting for.
             pass
         finally:
-            # Not `close`, which would wait for a caller who does not read.
-            if not writer.is_closing():
-                writer.transport.abort()
-            self._silent.pop(writer, None)
-            self._answered.pop(writer, None)
+            self._drop(connection)
 
     async def _head(self, reader: asyncio.StreamReader, first: bytes = b"") -> bytes:
         """A request line with its headers; empty if it is too long."""
@@ -145,10 +192,9 @@ class PageServer:
             return b""
         return head if len(head) <= self._bounds.head_bytes else b""
 
-    async def _exchange(self, head: bytes, writer: asyncio.StreamWriter) -> bool:
+    async def _exchange(self, head: bytes, connection: _Connection) -> bool:
         """Answer one request; whether the connection may go on."""
-        if not self._move(writer, self._silent, self._answered):
-            return False
+        self._turn(connection, self._theirs, self._ours)
         has_body, goes_on = True, False
         try:
             method, request, goes_on = _parse(head)
@@ -156,18 +202,20 @@ class PageServer:
             page = await self._page(request)
         except _Refused as refused:
             page = Page(f"{refused}\n".encode(), refused.status)
+        self._turn(connection, self._ours, self._theirs)
         async with asyncio.timeout(self._bounds.answer_s):
-            writer.write(_response(page, has_body=has_body, goes_on=goes_on))
-            await writer.drain()
-        return self._move(writer, self._answered, self._silent) and goes_on
+            connection.writer.write(_response(page, has_body=has_body, goes_on=goes_on))
+            await connection.writer.drain()
+        # What it may take from here on is counted from here on.
+        self._turn(connection, self._theirs, self._theirs)
+        return goes_on
 
-    def _move(self, writer: asyncio.StreamWriter, source: _Writers, target: _Writers) -> bool:
-        """False for a connection that was dropped meanwhile: it is in neither."""
-        if writer not in source:
-            return False
-        del source[writer]
-        target[writer] = None
-        return True
+    def _turn(self, connection: _Connection, source: _Connections, target: _Connections) -> None:
+        """Now it is the other's turn. Raises ConnectionAbortedError for a connection that was dropped meanwhile."""
+        if connection not in source:
+            raise ConnectionAbortedError
+        del source[connection]
+        target[connection] = None
 
     async def _page(self, request: Request) -> Page:
         try:

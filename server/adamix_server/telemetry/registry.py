@@ -5,6 +5,7 @@ said by processes that run, and goes with them. Nothing here knows what the numb
 """
 
 import itertools
+import os
 import threading
 from collections.abc import Iterable
 
@@ -18,6 +19,8 @@ from adamix_server.telemetry.metrics import METRICS, OTHER, Metric
 from adamix_server.telemetry.processes import Processes
 
 MAX_TASK_SERIES = 1_000
+# What this process is called, beside its children.
+SUPERVISOR = "supervisor"
 
 _Labels = tuple[str, ...]
 
@@ -48,6 +51,7 @@ class Registry(Collector):
         self.collectors = CollectorRegistry()
         self.collectors.register(self)
         self.collectors.register(self._processes)
+        self.began(SUPERVISOR, os.getpid())
 
     def began(self, process: str, pid: int) -> None:
         """A process runs, in place of the last one of this name if there was one."""
@@ -129,7 +133,7 @@ def _counter(metric: Metric, series: dict[_Labels, list[float]]) -> Family:
 def _gauge(metric: Metric, processes: list[dict[tuple[str, _Labels], float]]) -> Family:
     """The values of all processes that have said one, made one."""
     family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-    said: dict[_Labels, list[float]] = {}
+    said: dict[_Labels, list[float]] = {labels: [0.0] for labels in metric.known}
     for gauges in processes:
         for (name, labels), value in gauges.items():
             if name == metric.name:

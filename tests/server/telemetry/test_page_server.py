@@ -11,7 +11,7 @@ import pytest
 from adamix_server.telemetry.page_server import Bounds, Page, PageServer, Request
 
 # No test waits for one of these.
-AMPLE = Bounds(connections=4, head_bytes=200, head_s=30.0, answer_s=30.0, rest_s=30.0)
+AMPLE = Bounds(connections=4, head_bytes=200, head_s=30.0, answer_s=30.0, rest_s=30.0, place_s=0.0)
 GET = b"GET /page HTTP/1.1\r\nHost: here\r\n\r\n"
 Answer = Callable[[Request], Awaitable[Page]]
 
@@ -27,12 +27,14 @@ class Caller:
     def send(self, data: bytes) -> None:
         self._writer.write(data)
 
-    async def response(self, *, has_body: bool = True) -> tuple[int, dict[str, str], bytes]:
+    async def head(self) -> tuple[int, dict[str, str]]:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
         line, *lines = head.strip().split("\r\n")
-        headers = dict(item.split(": ", 1) for item in lines)
-        body = await self._reader.readexactly(int(headers["Content-Length"])) if has_body else b""
-        return int(line.split()[1]), headers, body
+        return int(line.split()[1]), dict(item.split(": ", 1) for item in lines)
+
+    async def response(self) -> tuple[int, dict[str, str], bytes]:
+        status, headers = await self.head()
+        return status, headers, await self._reader.readexactly(int(headers["Content-Length"]))
 
     async def asks(self, data: bytes = GET) -> tuple[int, dict[str, str], bytes]:
         self.send(data)
@@ -65,7 +67,7 @@ class Place:
 @asynccontextmanager
 async def listening(answer: Answer = echo, **bounds: float) -> AsyncIterator[Place]:
     server = PageServer(answer, replace(AMPLE, **bounds))
-    place = Place(await server.listen("127.0.0.1", 0))
+    place = Place(server.listen("127.0.0.1", 0))
     try:
         yield place
     finally:
@@ -89,7 +91,7 @@ async def test_head_is_the_same_without_the_body() -> None:
     async with listening() as place:
         caller = await place.caller()
         caller.send(GET.replace(b"GET", b"HEAD") + GET)
-        status, headers, _ = await caller.response(has_body=False)
+        status, headers = await caller.head()
         assert (status, headers["Content-Length"]) == (200, str(len("/page for here")))
         assert (await caller.response())[0] == 200
 
@@ -182,6 +184,16 @@ async def test_a_new_caller_is_heard_among_many_that_say_nothing_or_drip() -> No
         assert (await (await place.caller()).asks())[0] == 200
 
 
+async def test_in_a_flood_each_caller_has_a_moment() -> None:
+    async with listening(connections=1, place_s=0.5) as place:
+        first, second = await place.caller(), await place.caller()
+        # The second waits for the first, who may still speak.
+        second.send(GET)
+        assert (await first.asks())[0] == 200
+        assert (await second.response())[0] == 200
+        assert await first.is_ended()
+
+
 async def test_a_caller_who_is_being_answered_is_dropped_last() -> None:
     asked, go_on = asyncio.Semaphore(0), asyncio.Event()
 
@@ -208,6 +220,21 @@ async def test_a_caller_who_is_being_answered_is_dropped_last() -> None:
         go_on.set()
         for caller in (waiting[1], third, fourth):
             assert (await caller.response())[2] == b"at last"
+
+
+async def test_callers_who_do_not_read_make_room_for_one_who_has_not_asked_yet() -> None:
+    async def page(request: Request) -> Page:
+        return Page(bytes(32 << 20) if request.path == "/much" else b"little")
+
+    async with listening(page, connections=3) as place:
+        for _ in range(2):
+            deaf = await place.caller()
+            deaf.send(GET.replace(b"/page", b"/much"))
+            # By now it is being written to.
+            await deaf.head()
+        new = await place.caller()
+        assert (await (await place.caller()).asks())[2] == b"little"
+        assert (await new.asks())[2] == b"little"
 
 
 async def test_a_request_that_drips_in_ends_in_time() -> None:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adamix_server.channel.supervisor_frames import Sample
 from adamix_server.telemetry.metrics import METRICS, Recorder
-from adamix_server.telemetry.registry import Registry
+from adamix_server.telemetry.registry import SUPERVISOR, Registry
 
 
 def series(registry: Registry, name: str) -> dict[tuple[str, ...], float]:
@@ -96,9 +96,15 @@ def test_where_adapters_come_from_and_go_and_why_calls_are_refused_is_known_befo
     assert {("OVERLOADED",), ("TOO_MANY_UPLOADS",), ("TOO_MANY_WATCHERS",)} <= set(series(registry, COUNT))
 
 
+def test_whether_the_engine_is_stalled_is_said_from_the_start() -> None:
+    registry = Registry()
+    assert series(registry, "adamix_engine_stalled") == {(): 0}
+    registry.apply(SUPERVISOR, gauge("adamix_engine_stalled", value=1))
+    assert series(registry, "adamix_engine_stalled") == {(): 1}
+
+
 def test_every_process_that_runs_has_its_own_process_metrics() -> None:
     registry = Registry()
-    registry.began("supervisor", os.getpid())
     registry.began("frontend-0", os.getppid())
     # One that has ended, before anybody said so.
     registry.began("frontend-1", 2**22 + 1)
