@@ -338,7 +338,7 @@ MAX_PROBE_CONNECTIONS = _limit(
     "",
     "connections to `--metrics-listen`",
     None,
-    note="the one that has been silent for longest is closed",
+    note="the one that has kept the server waiting for longest is closed",
     proof="server/telemetry/test_page_server.py::test_the_oldest_silent_connection_makes_room",
 )
 MAX_PROBE_HEAD_BYTES = _limit(
