@@ -328,6 +328,18 @@ MAX_LOGGED_REVISIONS = _limit(
     "test_the_log_does_not_grow_for_ever_and_who_is_too_far_behind_reads_everything",
 )
 
+# Logs.
+MAX_WAITING_LOG_BYTES = 4 << 20
+MAX_WAITING_LOG_RECORDS = _limit(
+    10_000,
+    "",
+    "log records that wait for a reader of stderr who does not read, in one process",
+    None,
+    more=f", or {_text(MAX_WAITING_LOG_BYTES, 'bytes')}",
+    note="dropped: counted by `adamix_log_records_dropped_total`, and said once in the log",
+    proof="server/telemetry/test_log_writer.py::test_so_many_records_wait_and_no_more",
+)
+
 
 _INTRODUCTION = """\
 # Limits

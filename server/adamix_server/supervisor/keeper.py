@@ -101,15 +101,21 @@ class Keeper:
         self._ended.set()
 
     async def drain(self, order: Drain, patience_s: float) -> None:
-        """Let the child finish what runs in it, once `stopping` is set. In one that is not ready nothing runs."""
+        """Let the child finish what runs in it, once `stopping` is set; end it after `patience_s`.
+
+        In one that is not ready nothing runs.
+        """
         if (child := self._child) is None:
             return
         if not child.is_ready:
             await child.kill()
             return
         child.send(order)
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(self._ended.wait(), patience_s)
+        except TimeoutError:
+            log.error("child did not drain", extra={"child": self.name, "after_s": patience_s})  # noqa: TRY400 - the trace says nothing
+            await child.kill()
 
     async def end(self, grace_s: float) -> None:
         """End the child that still runs, if any: at once, or if it is ready within `grace_s`."""
