@@ -374,6 +374,18 @@ PROBE_REST_S = _limit(
     proof="server/telemetry/test_page_server.py::test_a_connection_rests_for_so_long_between_requests",
 )
 
+# Logs.
+MAX_WAITING_LOG_BYTES = 4 << 20
+MAX_WAITING_LOG_RECORDS = _limit(
+    10_000,
+    "",
+    "log records that wait for a reader of stderr who does not read, in one process",
+    None,
+    more=f", or {_text(MAX_WAITING_LOG_BYTES, 'bytes')}",
+    note="dropped: counted by `adamix_log_records_dropped_total`, and said once in the log",
+    proof="server/telemetry/test_log_writer.py::test_so_many_records_wait_and_no_more",
+)
+
 
 _INTRODUCTION = """\
 # Limits

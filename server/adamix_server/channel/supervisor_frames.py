@@ -2,6 +2,8 @@
 
 A child is told its part (`StartEngine`, `StartFrontEnd`), says that it is `Ready` or that it cannot be (`Fatal`), and
 ends with `Drain` and `Drained`. Which frames go which way is said in `codec.py`.
+
+Each says how things stand: where the other side does not read, of each kind only the newest waits for it (`outbox.py`).
 """
 
 from pathlib import Path

@@ -84,6 +84,10 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
 ) -> None:
     """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
+    from adamix_server.telemetry import logs
+
+    # Before there is anything to say: also a sentence on wrong usage waits for no reader.
+    logs.divert("supervisor")
     with exit_codes():
         config = ServerConfig(
             engine=EngineSettings(
@@ -108,7 +112,6 @@ def serve(
             log_level=log_level,  # type: ignore[arg-type]
         )
         from adamix_server.supervisor import supervisor
-        from adamix_server.telemetry import logs
 
         logs.configure(config.log_level, process="supervisor")
         supervisor.serve(config, _announce)

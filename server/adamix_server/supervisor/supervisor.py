@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,9 @@ from adamix_server.supervisor.child import Child
 from adamix_server.supervisor.keeper import Keeper
 from adamix_server.supervisor.probes import Fitness, Probes
 from adamix_server.telemetry.exposition import Exposition
+from adamix_server.telemetry.metrics import Recorder
 from adamix_server.telemetry.page_server import Bounds, PageServer
-from adamix_server.telemetry.registry import Registry
+from adamix_server.telemetry.registry import SUPERVISOR, Registry
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class Supervisor:
         self._config = config
         self._on_serving = on_serving
         self._registry = Registry()
+        self._recorder = Recorder()
         self._runtime = Path()
         self._listen = config.listen
         self._announced = False
@@ -158,8 +161,10 @@ class Supervisor:
         log.info("draining", extra={"delay_s": self._config.drain_delay_s, "grace_s": self._config.drain_grace_s})
         order = Drain(delay_s=self._config.drain_delay_s, grace_s=self._config.drain_grace_s)
         patience_s = self._config.drain_delay_s + self._config.drain_grace_s + _STOP_S
+        began = time.monotonic()
         await asyncio.gather(*(front_end.drain(order, patience_s) for front_end in self._front_ends.values()))
-        await self._engine.drain(order, patience_s)
+        # With the front ends all that waited for an answer of the engine is gone.
+        await self._engine.drain(order, max(_STOP_S, patience_s - (time.monotonic() - began)))
         log.info("drained")
 
     async def _start_engine(self) -> Child:
@@ -210,6 +215,8 @@ class Supervisor:
         match frame:
             case Stats(samples=samples):
                 self._registry.apply(name, samples)
+                # Of the supervisor itself, which says whatever all of them have to say.
+                self._registry.apply(SUPERVISOR, self._recorder.drain())
             case Seen():
                 self._deliver(self._books.seen(name, frame))
             case Ready(address=address, hello=Hello() as hello):

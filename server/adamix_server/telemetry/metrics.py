@@ -12,11 +12,13 @@ from typing import Literal
 from adamix.errors import Code
 from adamix_server import limits
 from adamix_server.channel.supervisor_frames import Sample
+from adamix_server.telemetry import logs
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _FEW_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 _POWERS_OF_TWO = tuple(float(1 << i) for i in range(17))
 
+LOG_RECORDS_DROPPED = "adamix_log_records_dropped_total"
 # What a child keeps for a supervisor that does not listen now: so many tasks apart, and the ends of so many.
 MAX_WAITING_TASKS = 4_096
 OTHER = "other"
@@ -103,7 +105,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "adamix_engine_stalled", "gauge", "1 while the engine makes no progress, else 0.", known=((),), across="max"
         ),
-        Metric("adamix_log_records_dropped_total", "counter", "Log records that nobody read in time."),
+        Metric(LOG_RECORDS_DROPPED, "counter", "Log records that were dropped because nobody took them."),
     )
 }
 
@@ -164,6 +166,8 @@ class Recorder:
 
     def drain(self) -> list[Sample]:
         """Everything since the last drain. A sample without values ends its series; those come first."""
+        if dropped := logs.take_dropped():
+            self.inc(LOG_RECORDS_DROPPED, by=dropped)
         with self._lock:
             ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
