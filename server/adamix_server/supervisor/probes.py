@@ -4,8 +4,7 @@ It serves when health says SERVING on each of its front ends that answers calls,
 ends said of themselves; what they mean by it is theirs.
 """
 
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
 from adamix_server.telemetry.page_server import Page, Request
@@ -15,20 +14,10 @@ _SILENCE_S = 5.0
 
 
 class Fitness:
-    """Why the server does not serve, if it does not.
+    """Why the server does not serve, if it does not."""
 
-    Args:
-        clock: seconds, of any beginning.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._said: dict[str, tuple[str, ...]] = {}
-        self._heard: dict[str, float] = {}
-
-    def heard(self, name: str) -> None:
-        """A front end has said anything at all."""
-        self._heard[name] = self._clock()
 
     def said(self, name: str, reasons: tuple[str, ...]) -> None:
         """A front end has said why it does not serve; no reasons: it serves."""
@@ -37,16 +26,19 @@ class Fitness:
     def ended(self, name: str) -> None:
         """What a front end said is no longer so."""
         self._said.pop(name, None)
-        self._heard.pop(name, None)
 
-    def reasons(self, answering: Iterable[str]) -> list[str]:
-        """Why the server does not serve, a line each, where these front ends answer calls; none: it serves."""
-        now, lines, names = self._clock(), [], list(answering)
-        for name in names:
+    def reasons(self, answering: Mapping[str, float]) -> list[str]:
+        """Why the server does not serve, a line each; none: it serves.
+
+        Args:
+            answering: the front ends that answer calls, and how long each has said nothing, in seconds.
+        """
+        lines = []
+        for name, silent_s in answering.items():
             lines += [f"{name}: {reason}" for reason in self._said.get(name, ("it has not said that it serves",))]
-            if (silent_s := now - self._heard.get(name, now)) > _SILENCE_S:
+            if silent_s > _SILENCE_S:
                 lines.append(f"{name}: nothing was heard of it for {silent_s:.0f} s")
-        return lines if names else ["no front end answers calls"]
+        return lines if answering else ["no front end answers calls"]
 
 
 class Probes:

@@ -211,7 +211,6 @@ class Supervisor:
 
     def _take(self, name: str, frame: FromChild) -> None:
         """Act on what a child says."""
-        self._fitness.heard(name)
         match frame:
             case Stats(samples=samples):
                 self._registry.apply(name, samples)
@@ -289,7 +288,9 @@ class Supervisor:
         """Why the server does not serve now, if it does not."""
         if self._stop.is_set():
             return ["the server is draining"]
-        return self._fitness.reasons(name for name, front_end in self._front_ends.items() if front_end.is_ready)
+        return self._fitness.reasons(
+            {name: front_end.silent_s for name, front_end in self._front_ends.items() if front_end.is_ready}
+        )
 
     def _port(self) -> contextlib.AbstractContextManager[str]:
         """One front end holds the port itself."""

@@ -8,6 +8,7 @@ import pytest
 
 from adamix_server.channel.codec import FromChild
 from adamix_server.channel.supervisor_frames import Health, Ready, Stats
+from adamix_server.supervisor import probes
 from adamix_server.supervisor.probes import Fitness
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.stage import Stage, StartStage, healthy
@@ -105,13 +106,20 @@ async def test_a_scrape_shows_what_children_say_until_they_end(stage: Stage) -> 
 
 
 def test_a_front_end_that_says_nothing_is_not_ready() -> None:
-    now = 100.0
-    fitness = Fitness(lambda: now)
-    fitness.heard("frontend-0")
+    fitness = Fitness()
     fitness.said("frontend-0", ())
-    now = 105.0
-    assert fitness.reasons(["frontend-0"]) == []
-    now = 106.0
-    assert fitness.reasons(["frontend-0"]) == ["frontend-0: nothing was heard of it for 6 s"]
-    fitness.heard("frontend-0")
-    assert fitness.reasons(["frontend-0"]) == []
+    assert fitness.reasons({"frontend-0": 5.0}) == []
+    assert fitness.reasons({"frontend-0": 6.0}) == ["frontend-0: nothing was heard of it for 6 s"]
+
+
+async def test_how_long_a_front_end_has_said_nothing_is_known(
+    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "_SILENCE_S", 0.2)
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    (front_end,) = stage.children["frontend-0"]
+    front_end.says.put_nowait(Health(reasons=()))
+    await until_it_says(stage, "/readyz", 503, "frontend-0: nothing was heard of it for ")
+    stage.supervisor.stop()
+    await stage.ended()
