@@ -205,3 +205,4 @@ def test_every_metric_is_documented_and_named_by_the_rules() -> None:
         assert metric.name.endswith("_total") is (metric.kind == "counter")
         assert bool(metric.buckets) is (metric.kind == "histogram")
         assert list(metric.buckets) == sorted(metric.buckets)
+        assert all(len(values) == len(metric.labels) for values in metric.known)
