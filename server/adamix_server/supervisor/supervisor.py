@@ -59,6 +59,8 @@ _LONGEST_RUNTIME_PATH = 80
 # More than the tokenizer of any backbone takes.
 _RUNTIME_BYTES = 64 << 20
 _STOP_S = 5.0
+# For an engine in which nothing is left that anybody waits for.
+_IDLE_STOP_S = 2.0
 
 
 class Supervisor:
@@ -164,7 +166,7 @@ class Supervisor:
         began = time.monotonic()
         await asyncio.gather(*(front_end.drain(order, patience_s) for front_end in self._front_ends.values()))
         # With the front ends all that waited for an answer of the engine is gone.
-        await self._engine.drain(order, max(_STOP_S, patience_s - (time.monotonic() - began)))
+        await self._engine.drain(order, max(_IDLE_STOP_S, patience_s - (time.monotonic() - began)))
         log.info("drained")
 
     async def _start_engine(self) -> Child:
