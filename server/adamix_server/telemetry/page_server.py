@@ -128,26 +128,33 @@ class PageServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         """Take one caller after another, never more than there is room for; the others wait in the kernel, in line."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                accepted, _ = await loop.sock_accept(listener)
+                connection = await self._next(listener)
+            except ConnectionError:
+                # Gone before it was taken.
+                continue
             except OSError:
                 await asyncio.sleep(_SHORT_OF_DESCRIPTORS_S)
                 continue
-            try:
-                await self._make_room()
-                reader = asyncio.StreamReader(self._bounds.head_bytes)
-                new_protocol = partial(asyncio.StreamReaderProtocol, reader)
-                transport, protocol = await loop.connect_accepted_socket(new_protocol, accepted)
-            except BaseException:
-                accepted.close()
-                raise
-            # `drain` then waits until everything has left.
-            transport.set_write_buffer_limits(0)
-            connection = _Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop), loop.time())
             self._theirs[connection] = None
             self._run(self._converse(connection))
+
+    async def _next(self, listener: socket.socket) -> _Connection:
+        """The next caller, once there is room. Raises OSError if this process may open no more descriptors."""
+        loop = asyncio.get_running_loop()
+        accepted, _ = await loop.sock_accept(listener)
+        reader = asyncio.StreamReader(self._bounds.head_bytes)
+        try:
+            await self._make_room()
+            new_protocol = partial(asyncio.StreamReaderProtocol, reader)
+            transport, protocol = await loop.connect_accepted_socket(new_protocol, accepted)
+        except BaseException:
+            accepted.close()
+            raise
+        # `drain` then waits until everything has left.
+        transport.set_write_buffer_limits(0)
+        return _Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop), loop.time())
 
     async def _make_room(self) -> None:
         """Return when one more connection may come, at the cost of another if need be."""
