@@ -4,7 +4,9 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 """
 
 import asyncio
+import ipaddress
 import time
+from collections.abc import Sequence
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -21,6 +23,7 @@ from adamix_protos.v1 import (
 )
 from adamix_server import limits
 from adamix_server.config import split_address
+from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.control.service import AdapterServicer
@@ -42,19 +45,19 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # Between the two the transport would refuse by chance.
     ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
+    # Else the transport guesses how much a client may send that nobody has asked for yet, up to whole messages a call.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.max_concurrent_streams", 128),
-    ("grpc.max_allowed_incoming_connections", 1024),
+    ("grpc.max_concurrent_streams", limits.MAX_CONNECTION_STREAMS),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_idle_ms", 300_000),
     # New calls then go over a new connection, and what runs on the old one has a minute to end. It is the last resort
     # against readers that do not read: nothing else makes grpc drop what it holds for them.
-    ("grpc.max_connection_age_ms", 1_800_000),
-    ("grpc.max_connection_age_grace_ms", 60_000),
+    ("grpc.max_connection_age_ms", int(1000 * limits.CONNECTION_AGE_S)),
+    ("grpc.max_connection_age_grace_ms", int(1000 * limits.CONNECTION_GRACE_S)),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * limits.MIN_PING_INTERVAL_S)),
 )
 
 _SERVICES = (
@@ -73,6 +76,7 @@ class Endpoint:
         with_reflection: let clients list the services.
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
+        trusted_proxies: networks whose addresses stand for many callers, and have no share of their own.
 
     Attributes:
         address: with the real port.
@@ -91,10 +95,12 @@ class Endpoint:
         *,
         with_reflection: bool,
         shares_port: bool,
+        trusted_proxies: Sequence[str] = (),
     ) -> None:
         self._admission = admission
         self._readiness = readiness
-        self._boundary = boundary = Boundary(admission, recorder)
+        proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
+        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies)
         inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, boundary)
@@ -106,7 +112,13 @@ class Endpoint:
             servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined] # not in the stubs
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, boundary)
         # No limit of grpc's own on calls: it would be kept before anything of ours runs, and for health as well.
-        self._server = grpc.aio.server(options=(*OPTIONS, ("grpc.so_reuseport", int(shares_port))))
+        self._server = grpc.aio.server(
+            options=(
+                *OPTIONS,
+                ("grpc.so_reuseport", int(shares_port)),
+                ("grpc.max_allowed_incoming_connections", room_for_connections(limits.MAX_CONNECTIONS)),
+            )
+        )
         self._server.add_generic_rpc_handlers((boundary,))
         host, _ = split_address(listen)
         try:

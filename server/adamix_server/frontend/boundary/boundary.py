@@ -64,13 +64,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         proxies: Sequence[Network] = (),
     ) -> None:
         def places(size: int, seats: int) -> Places:
-            return Places(
-                size,
-                seats,
-                message_s=bounds.message_s,
-                patience_s=bounds.patience_s,
-                late_s=bounds.late_s,
-            )
+            return Places(size, seats, bounds)
 
         self._calls = places(bounds.reading, bounds.seats)
         self._uploads = places(bounds.reading_uploads, bounds.upload_seats)

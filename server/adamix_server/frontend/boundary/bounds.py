@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from adamix_server import limits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
@@ -12,7 +14,8 @@ class Bounds:
         kept_calls: beside them, for what operators ask.
         reading: messages that are received at once; those of operators' calls and of uploads have places of their own.
         seats: streams whose next message is waited for; each may turn out to be a whole message.
-        message_s: for the first message of a call to come; and for a place to receive it in.
+        message_s: for the first message of a call to come.
+        turn_s: to wait for a place to receive a message in.
         patience_s: after this a call without its message ends if others wait for its place.
         late_s: so long a connection whose message did not come is served after the others.
         message_bytes: in all messages received and not done with; each counts three times while it is read.
@@ -22,21 +25,22 @@ class Bounds:
         stuck_calls: of one connection that ended because nobody read them, and that grpc could not drop yet.
     """
 
-    calls: int = 10_000
-    kept_calls: int = 32
-    reading: int = 64
-    reading_uploads: int = 16
-    reading_kept: int = 32
-    seats: int = 512
-    upload_seats: int = 64
-    message_s: float = 10.0
+    calls: int = limits.MAX_CALLS
+    kept_calls: int = limits.MAX_KEPT_CALLS
+    reading: int = limits.MAX_READING
+    reading_uploads: int = limits.MAX_READING_UPLOADS
+    reading_kept: int = limits.MAX_READING_KEPT
+    seats: int = limits.MAX_IDLE_STREAMS
+    upload_seats: int = limits.MAX_IDLE_UPLOADS
+    message_s: float = limits.FIRST_MESSAGE_S
+    turn_s: float = limits.READING_WAIT_S
     patience_s: float = 1.0
     late_s: float = 10.0
-    message_bytes: int = 256 << 20
+    message_bytes: int = limits.MAX_BYTES_IN_FLIGHT
     bytes_s: float = 1.0
-    write_s: float = 30.0
-    unsent_bytes: int = 64 << 20
-    stuck_calls: int = 16
+    write_s: float = limits.SLOW_READER_S
+    unsent_bytes: int = limits.MAX_UNSENT_BYTES
+    stuck_calls: int = limits.MAX_STUCK_CALLS
 
 
 # Of a server; tests have smaller ones.

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 
 from adamix.errors import AdamixError, DeadlineExceeded, Overloaded
+from adamix_server.frontend.boundary.bounds import Bounds
 from adamix_server.frontend.boundary.patience import Wait
 from adamix_server.frontend.boundary.rooms import Origin, Room
 
@@ -45,20 +46,16 @@ class Places:
     Args:
         size: places.
         seats: for streams that wait for their next message.
-        message_s: for a first message to come, and to wait for a place.
-        patience_s: for a message to come while others wait.
-        late_s: so long a connection whose message did not come waits behind the others.
+        bounds: how long things may take.
     """
 
-    def __init__(self, size: int, seats: int, *, message_s: float, patience_s: float, late_s: float) -> None:
+    def __init__(self, size: int, seats: int, bounds: Bounds) -> None:
         self._room = Room(size)
         self._seats = Room(seats)
         self._reserve = size // 2
         # A dict for its order: the first is the one that has been known for longest.
         self._known: dict[str, None] = {}
-        self._message_s = message_s
-        self._patience_s = patience_s
-        self._late_s = late_s
+        self._bounds = bounds
         self._loop = asyncio.get_running_loop()
         # In the order in which they were taken.
         self._held: dict[Place, None] = {}
@@ -87,7 +84,7 @@ class Places:
         self._watch()
         is_known = False
         try:
-            async with asyncio.timeout(self._message_s):
+            async with asyncio.timeout(self._bounds.turn_s):
                 await turn.granted
             is_known = True
         except TimeoutError:
@@ -171,7 +168,7 @@ class Places:
     def _watch(self) -> None:
         """Look again in a part of the patience, as long as there is anything to see."""
         if self._timer is None:
-            self._timer = self._loop.call_later(self._patience_s / 4, self._look)
+            self._timer = self._loop.call_later(self._bounds.patience_s / 4, self._look)
 
     def _look(self) -> None:
         now = self._loop.time()
@@ -179,14 +176,14 @@ class Places:
         wanted = sum(map(len, self._waiting.values()))
         for place in list(self._held):
             age = now - place.since
-            if age < self._patience_s:
+            if age < self._bounds.patience_s:
                 break
             if not place.is_first and self._seats.take(place.origin, 1):
                 self._room.give(place.origin, 1)
                 place.room = self._seats
                 del self._held[place]
-            elif place.is_first and age >= self._message_s:
-                self._end(place, now, f"no message came within {self._message_s:g} s")
+            elif place.is_first and age >= self._bounds.message_s:
+                self._end(place, now, f"no message came within {self._bounds.message_s:g} s")
             elif wanted > 0 and self._is_in_the_way(place.origin):
                 wanted -= 1
                 self._end(place, now, "no message came, and other calls wait for the place to receive theirs")
@@ -206,7 +203,7 @@ class Places:
 
     def _end(self, place: Place, now: float, why: str) -> None:
         del self._held[place]
-        self._late[place.origin.connection] = now + self._late_s
+        self._late[place.origin.connection] = now + self._bounds.late_s
         self._known.pop(place.origin.connection, None)
         place.error = DeadlineExceeded(why, reason="MESSAGE_LATE")
         place.end()
