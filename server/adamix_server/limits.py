@@ -176,8 +176,8 @@ _said(
 MAX_CALLS = _limit(
     10_000,
     "",
-    "calls at once; a connection a quarter of what is free, the connections of one address a half (off loopback, and not "
-    "from a `--trusted-proxy`; a unix socket has no shares)",
+    "calls at once; a connection a quarter of what is free, the connections of one address a half (off loopback, and "
+    "not from a `--trusted-proxy`; a unix socket has no shares)",
     Code.RESOURCE_EXHAUSTED,
     "CALLS_FULL",
     note="RetryInfo",

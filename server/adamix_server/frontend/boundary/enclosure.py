@@ -27,7 +27,7 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
-from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, Sending
+from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
 from adamix_server.limits import MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -189,8 +189,9 @@ class Enclosure:
         if error is None:
             self._record("OK")
         elif self._is_gone(error):
-            # Swallowing this would leak the call's state inside grpc. Raising it again is left to the interpreter.
             self._record("CANCELLED" if time.monotonic() < self._call.deadline else "DEADLINE_EXCEEDED")
+            # Swallowing this would leak the call's state inside grpc.
+            raise asyncio.CancelledError from None
         else:
             known = error if isinstance(error, AdamixError) else None
             if known is None or known.code is Code.INTERNAL:
@@ -209,6 +210,8 @@ class Enclosure:
     @staticmethod
     def _is_gone(error: BaseException) -> bool:
         """Whether the call was ended from outside, and not by an error that merely looks like it."""
+        if isinstance(error, ReaderGone):
+            return True
         task = asyncio.current_task()
         return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
@@ -224,6 +227,9 @@ class Enclosure:
                 await ending
         except TimeoutError:
             # The status waits behind what nobody reads. grpc takes this for the end of a call.
+            raise asyncio.CancelledError from None
+        except grpc.aio.InternalError:
+            # The client has left meanwhile.
             raise asyncio.CancelledError from None
         except grpc.aio.AbortError as aborted:
             self._aborted = aborted

@@ -12,6 +12,8 @@ import weakref
 from collections import Counter
 from typing import Any
 
+import grpc.aio
+
 from adamix.errors import Overloaded
 from adamix_server.frontend.boundary.bounds import SMALL_BYTES, Bounds
 from adamix_server.frontend.boundary.patience import Patience, Wait
@@ -121,6 +123,7 @@ class Departure(Wait):
 
         Raises:
             Overloaded: the reader took too long (`SLOW_READER`).
+            ReaderGone: there is no call any more.
         """
         sending = self._sending
         await self.hold(raw)
@@ -137,6 +140,8 @@ class Departure(Wait):
                 raise
             sending.count_stuck(self)
             raise slow_reader() from None
+        except grpc.aio.InternalError:
+            raise ReaderGone from None
         finally:
             sending.writes.end(wait)
         self.let_go()
@@ -156,6 +161,10 @@ class Departure(Wait):
         """As of grpc's own context: what a servicer of a stream may call before its first message."""
         self._has_begun = True
         await self.context.send_initial_metadata(metadata)
+
+
+class ReaderGone(Exception):
+    """grpc could not send, because the call has ended. Its cancellation comes a moment later, or came before."""
 
 
 class _Mark(str):
