@@ -18,6 +18,7 @@ from adamix.errors import Overloaded
 from adamix_server.frontend.boundary.bounds import SMALL_BYTES, Bounds
 from adamix_server.frontend.boundary.patience import Patience, Wait
 from adamix_server.frontend.boundary.rooms import Origin, Room
+from adamix_server.limits import MAX_MESSAGE_BYTES
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Sending:
     """The answers of all calls on their way out. Belongs to one event loop."""
 
     def __init__(self, bounds: Bounds, recorder: Recorder) -> None:
-        self._room = Room(bounds.unsent_bytes, least=bounds.unsent_bytes // 4)
+        self._room = Room(bounds.unsent_bytes, least=MAX_MESSAGE_BYTES)
         self._write_s = bounds.write_s
         self._most_stuck = bounds.stuck_calls
         self._recorder = recorder
