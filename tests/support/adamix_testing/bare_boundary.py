@@ -22,6 +22,12 @@ PREDICT = "/adamix.v1.InferenceService/Predict"
 PREDICT_STREAM = "/adamix.v1.InferenceService/PredictStream"
 
 
+def connect(address: str) -> Channel:
+    """A connection of its own, that takes what it has asked for and little more."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
 class PlayedServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Whatever the test says, once a message: `behave` gives an answer of Predict, or raises, or is to be awaited."""
 
@@ -101,8 +107,7 @@ class BareBoundary:
 
     def connect(self) -> Channel:
         """A connection of its own."""
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
-        self._channels.append(grpc.aio.insecure_channel(self.address, options=options))
+        self._channels.append(connect(self.address))
         return self._channels[-1]
 
     def half_open(self, channel: Channel | None = None, method: str = PREDICT) -> Any:
