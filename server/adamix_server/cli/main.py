@@ -66,8 +66,12 @@ def serve(
     adapter_root: Annotated[
         Path | None, typer.Option(help="Directory from which adapters may be registered by name.  [default: none]")
     ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one.  [default: none]"),
+    ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Prometheus port on 127.0.0.1; 0 takes a free one.  [default: none]")
+        int | None, typer.Option(help="The same on 127.0.0.1, by its port alone.  [default: none]")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address other machines can reach.")] = False,
     drain_delay: Annotated[
@@ -96,6 +100,7 @@ def serve(
             listen=listen,
             store=store,
             front_ends=front_ends,
+            metrics_listen=metrics_listen,
             metrics_port=metrics_port,
             insecure=insecure,
             drain_delay_s=drain_delay,

@@ -89,6 +89,10 @@ class Child:
         child.send(first)
         return child
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
     def send(self, frame: ToChild) -> None:
         """Queue a frame; lost without a word if the child is gone (`receive` says that)."""
         self._mouth.send(frame)

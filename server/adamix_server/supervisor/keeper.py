@@ -53,12 +53,18 @@ class Keeper:
         self._on_end = on_end
         self._stopping = stopping
         self._child: Child | None = None
+        self._patience = Patience(_START_S)
         self._ended = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
         """Whether the child that runs now has said that it serves."""
         return self._child is not None and self._child.is_ready
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the child that runs now last said something."""
+        return self._patience.silent_s()
 
     def send(self, frame: ToChild) -> None:
         """Send to the child that runs now, if there is one."""
@@ -124,7 +130,7 @@ class Keeper:
 
     async def _follow(self, child: Child) -> Fatal | None:
         """Listen to a child until it ends or falls silent; what it said if it cannot start."""
-        patience = Patience(_START_S)
+        patience = self._patience = Patience(_START_S)
         receiving = asyncio.create_task(child.receive())
         try:
             # A stop while it was being started: it has heard nothing of it.
@@ -142,7 +148,7 @@ class Keeper:
                     log.error("child cannot start", extra={"child": self.name, "reason": frame.message})
                     return frame
                 child.is_ready |= isinstance(frame, Ready)
-                patience = Patience(self._silence_s)
+                patience = self._patience = Patience(self._silence_s)
                 self._on_frame(frame)
                 receiving = asyncio.create_task(child.receive())
         finally:
