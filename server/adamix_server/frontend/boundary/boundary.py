@@ -63,13 +63,16 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
     ) -> None:
+        def refused(reason: str) -> None:
+            recorder.inc("adamix_rejected_total", reason)
+
         def places(size: int, seats: int) -> Places:
-            return Places(size, seats, bounds)
+            return Places(size, seats, bounds, refused)
 
         self._calls = places(bounds.reading, bounds.seats)
         self._uploads = places(bounds.reading_uploads, bounds.upload_seats)
         self._signs = places(bounds.reading_kept, 0)
-        self._books = Books(admission, recorder, Messages(bounds), Sending(bounds, recorder), origins(proxies))
+        self._books = Books(admission, recorder, Messages(bounds, refused), Sending(bounds, recorder), origins(proxies))
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
 

@@ -10,6 +10,7 @@ seat, of which there are more. Knows tasks and time; knows neither messages nor 
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from adamix.errors import AdamixError, DeadlineExceeded, Overloaded
 from adamix_server.frontend.boundary.bounds import Bounds
@@ -19,6 +20,13 @@ from adamix_server.frontend.boundary.rooms import Origin, Room
 RETRY_S = 1.0
 # Connections of which is known that they send small messages.
 _MAX_KNOWN = 4096
+
+
+Refused = Callable[[str], None]
+
+
+def uncounted(_reason: str) -> None:
+    """For who counts no refusals."""
 
 
 class Place(Wait):
@@ -47,15 +55,17 @@ class Places:
         size: places.
         seats: for streams that wait for their next message.
         bounds: how long things may take.
+        refused: is told the reason of each refusal.
     """
 
-    def __init__(self, size: int, seats: int, bounds: Bounds) -> None:
+    def __init__(self, size: int, seats: int, bounds: Bounds, refused: Refused = uncounted) -> None:
         self._room = Room(size)
         self._seats = Room(seats)
         self._reserve = size // 2
         # A dict for its order: the first is the one that has been known for longest.
         self._known: dict[str, None] = {}
         self._bounds = bounds
+        self._refused = refused
         self._loop = asyncio.get_running_loop()
         # In the order in which they were taken.
         self._held: dict[Place, None] = {}
@@ -88,6 +98,7 @@ class Places:
                 await turn.granted
             is_known = True
         except TimeoutError:
+            self._refused("READING_FULL")
             raise Overloaded(
                 "other calls' messages are being received; try again", reason="READING_FULL", retry_after_s=RETRY_S
             ) from None
@@ -205,6 +216,7 @@ class Places:
         del self._held[place]
         self._late[place.origin.connection] = now + self._bounds.late_s
         self._known.pop(place.origin.connection, None)
+        self._refused("MESSAGE_LATE")
         place.error = DeadlineExceeded(why, reason="MESSAGE_LATE")
         place.end()
 

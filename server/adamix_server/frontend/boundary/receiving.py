@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from adamix.errors import InvalidRequest, Overloaded
 from adamix_server.frontend.boundary.bounds import COPIES, SMALL_BYTES, UNKNOWN_FLOOR_BYTES, Bounds
-from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.places import Places, Refused, uncounted
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.limits import MAX_MESSAGE_BYTES
 
@@ -29,9 +29,10 @@ Parse = Callable[[bytes], Any]
 class Messages:
     """The room that the messages of all calls have in memory. Belongs to one event loop."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, refused: Refused = uncounted) -> None:
         self._room = Room(bounds.message_bytes, least=COPIES * MAX_MESSAGE_BYTES)
         self._patience_s = bounds.bytes_s
+        self._refused = refused
         self._freed: asyncio.Event = asyncio.Event()
 
     def take(self, origin: Origin, num_bytes: int) -> bool:
@@ -50,6 +51,7 @@ class Messages:
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
+            self._refused("BYTES_IN_FLIGHT")
             raise Overloaded(
                 "too many bytes of messages are being worked on; try again, or send smaller ones",
                 reason="BYTES_IN_FLIGHT",
