@@ -202,8 +202,9 @@ class Enclosure:
                 )
                 known = status.internal(self._call.request_id, known)
             self._record(known.code.name)
-            # Nothing of a message is kept while the status waits to be sent.
-            _forget_frames(error)
+            if known is error:
+                # Nothing of a message is kept while the status waits to be sent.
+                _forget_frames(error)
             del error
             await self._abort(known)
 

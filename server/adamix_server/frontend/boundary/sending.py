@@ -94,7 +94,7 @@ class Sending:
 
     def _end_is_stuck(self, departure: "Departure") -> None:
         self.count_stuck(departure)
-        log.warning("nobody reads the end of a call", extra={"request_id": departure.request_id})
+        log.info("nobody reads the end of a call", extra={"request_id": departure.request_id})
         departure.end()
 
 
