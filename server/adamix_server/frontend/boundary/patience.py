@@ -5,16 +5,24 @@ Belongs to one event loop. Knows tasks; knows not what they wait for.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 
 class Wait:
-    """One wait of one task: that in which it is made."""
+    """One wait of one task: that in which it is made.
+
+    Args:
+        loop: the task's.
+        since: on the loop's clock.
+    """
 
     __slots__ = ("_cancelling", "is_over", "since", "task")
 
-    def __init__(self, since: float) -> None:
-        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
+    task: "asyncio.Task[Any]"
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, since: float) -> None:
+        # To look the loop up would cost as much as all the rest.
+        self.task = asyncio.current_task(loop)  # type: ignore[assignment] # there is one
         self.since = since
         self.is_over = False
         self._cancelling = self.task.cancelling()

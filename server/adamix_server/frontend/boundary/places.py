@@ -40,8 +40,10 @@ class Place(Wait):
 
     __slots__ = ("error", "is_first", "origin", "room")
 
-    def __init__(self, since: float, origin: Origin, room: Room, *, is_first: bool) -> None:
-        super().__init__(since)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, since: float, origin: Origin, room: Room, *, is_first: bool
+    ) -> None:
+        super().__init__(loop, since)
         self.origin = origin
         self.room = room
         self.is_first = is_first
@@ -140,7 +142,7 @@ class Places:
         return self._room.take(origin, 1)
 
     def _hold(self, origin: Origin, *, is_first: bool) -> Place:
-        place = Place(self._loop.time(), origin, self._room, is_first=is_first)
+        place = Place(self._loop, self._loop.time(), origin, self._room, is_first=is_first)
         self._held[place] = None
         if self._timer is None:
             self._watch()

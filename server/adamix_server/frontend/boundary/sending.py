@@ -36,6 +36,7 @@ class Sending:
     """The answers of all calls on their way out. Belongs to one event loop."""
 
     def __init__(self, bounds: Bounds, recorder: Recorder) -> None:
+        self.loop = asyncio.get_running_loop()
         self._room = Room(bounds.unsent_bytes, least=MAX_MESSAGE_BYTES)
         self._write_s = bounds.write_s
         self._most_stuck = bounds.stuck_calls
@@ -109,7 +110,7 @@ class Departure(Wait):
     __slots__ = ("_has_begun", "_sending", "context", "held", "is_stuck", "mark", "origin", "request_id")
 
     def __init__(self, sending: Sending, context: Context, origin: Origin, request_id: str, since: float) -> None:
-        super().__init__(since)
+        super().__init__(sending.loop, since)
         self._sending = sending
         self._has_begun = False
         self.context = context
@@ -128,7 +129,7 @@ class Departure(Wait):
         """
         sending = self._sending
         await self.hold(raw)
-        wait = Wait(asyncio.get_running_loop().time())
+        wait = Wait(sending.loop, sending.loop.time())
         sending.writes.begin(wait)
         try:
             if len(raw) > MAY_WAIT_BYTES and not self._has_begun:
