@@ -108,7 +108,7 @@ def assemble(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
     )
-    blobs = BlobStore(start.store / BLOBS_DIRECTORY)
+    blobs = BlobStore(start.store / BLOBS_DIRECTORY, make=False)
     adapters = AdapterLoader(
         slots=Slots(settings.slots, settings.arena_bytes),
         bank=bank,

@@ -150,7 +150,7 @@ class FrontEnd:
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
         fingerprint = hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint)
+        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False)
         view = CatalogView(catalog, hello.spec, self._agreement)
         closing.callback(view.close)
         await view.refresh()

@@ -18,6 +18,11 @@ def make_manifest_json(fingerprint: str, labels: int = 2) -> str:
     return canonical_json(make_manifest(make_spec(fingerprint=fingerprint), head).to_json())
 
 
+def make_store(store: Path, here: str) -> None:
+    """What the supervisor of a server with the backbone `here` has made of a directory before any child starts."""
+    Catalog(store, backbone_fingerprint=here).close()
+
+
 def register(
     store: Path, task: str, data: bytes, *, here: str, tenant: str = "default", fingerprint: str | None = None
 ) -> str:
