@@ -53,7 +53,9 @@ def shortage(error: OSError) -> AdamixError | None:
         return store_full()
     if error.errno in _NO_DESCRIPTORS:
         return Overloaded(
-            "the server has no file descriptor left for this; try again", reason="OUT_OF_DESCRIPTORS", retry_after_s=_RETRY_S
+            "the server has no file descriptor left for this; try again",
+            reason="OUT_OF_DESCRIPTORS",
+            retry_after_s=_RETRY_S,
         )
     if error.errno == errno.ENOMEM:
         return Overloaded("the server's machine has no memory for this now; try again", retry_after_s=_RETRY_S)

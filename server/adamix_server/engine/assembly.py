@@ -11,6 +11,7 @@ from adamix.errors import InvalidConfig, StoreFull
 from adamix.files import adapter_file, disk
 from adamix.files.manifest import BackboneSpec
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
+from adamix_server.blobs.os_errors import from_os_error
 from adamix_server.channel.channel import EngineChannel
 from adamix_server.channel.engine_frames import Hello, Limits
 from adamix_server.channel.supervisor_frames import StartEngine
@@ -47,7 +48,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_backbone(start: StartEngine) -> Backbone:
-    """The backbone on its device, and its tokenizer written for front ends. Raises InvalidConfig, StoreFull."""
+    """The backbone on its device, and its tokenizer written for front ends.
+
+    Raises:
+        InvalidConfig: there is no such backbone or device, or it cannot be served.
+        AdamixError: the tokenizer cannot be written; the disk is full, or what `from_os_error` says.
+    """
     settings = start.settings
     family = backbone.read_family(settings.backbone)
     if family.is_decoder:
@@ -68,6 +74,9 @@ def _write_tokenizer(path: Path, text: str) -> None:
     try:
         disk.write(path, text.encode())
     except OSError as error:
+        known = from_os_error(error)
+        if known is not None and not isinstance(known, StoreFull):
+            raise known from error
         raise StoreFull(
             f"the tokenizer cannot be written for the front ends ({error.strerror}); free space on the disk"
         ) from error
