@@ -174,15 +174,34 @@ class BlobStore:
                 descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:
                 _check_shard(path)
-                raise DataLoss(
-                    f"the stored bytes of version {digest[:12]} are gone; register the adapter again",
-                    reason="BLOB_MISSING",
-                ) from None
+                raise _missing(digest) from None
             with os.fdopen(descriptor, "rb") as file:
                 data = file.read()
         if hashlib.sha256(data).hexdigest() != digest:
             raise DataLoss(f"the stored bytes of version {digest[:12]} are damaged; register the adapter again")
         return data
+
+    def start(self, digest: str, num_bytes: int) -> bytes:
+        """The first bytes, not checked. Raises DataLoss when the blob is gone (`BLOB_MISSING`)."""
+        path = self.path(digest)
+        with store_errors():
+            try:
+                with path.open("rb") as file:
+                    return file.read(num_bytes)
+            except FileNotFoundError:
+                _check_shard(path)
+                raise _missing(digest) from None
+
+    def identity(self, digest: str) -> tuple[int, int, int] | None:
+        """Another one whenever the blob has been put anew; None while there is none."""
+        path = self.path(digest)
+        with store_errors():
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                _check_shard(path)
+                return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def delete(self, digest: str) -> None:
         """Remove a blob; one that is not there is fine. A crash may undo this, and the next sweep redoes it."""
@@ -192,6 +211,15 @@ class BlobStore:
     def digests(self) -> Iterator[str]:
         """Every stored digest, in no order."""
         return (path.name for path in self._blobs.glob("??/*"))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every stored blob."""
+        found: dict[str, int] = {}
+        with store_errors(), os.scandir(self._blobs) as shards:
+            for shard in shards:
+                with os.scandir(shard) as entries:
+                    found.update((entry.name, entry.stat(follow_symlinks=False).st_size) for entry in entries)
+        return found
 
     def sweep(self, referenced: Container[str]) -> Swept:
         """Remove every temporary, and every blob that is not in `referenced`.
@@ -206,6 +234,12 @@ class BlobStore:
         for path in orphans:
             path.unlink(missing_ok=True)
         return Swept(len(temporaries), len(orphans))
+
+
+def _missing(digest: str) -> DataLoss:
+    return DataLoss(
+        f"the stored bytes of version {digest[:12]} are gone; register the adapter again", reason="BLOB_MISSING"
+    )
 
 
 def _check_shard(path: Path) -> None:

@@ -104,6 +104,7 @@ def assemble(
     device = next(loaded.model.parameters()).device
     dtype = choose_dtype(settings.dtype, device)
     bank = SlotBank(settings.slots, settings.arena_bytes, dtype, device)
+    slots = Slots(settings.slots, settings.arena_bytes)
     hello = Hello(
         engine_id=start.engine_id,
         generation=start.generation,
@@ -113,13 +114,14 @@ def assemble(
             max_queue_inputs=settings.max_queue_inputs,
             max_queue_tokens=settings.max_queue_tokens,
             slots=settings.slots,
+            arena_bytes=slots.capacity_bytes,
         ),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
     )
     blobs = BlobStore(start.store / BLOBS_DIRECTORY, make=False)
     adapters = AdapterLoader(
-        slots=Slots(settings.slots, settings.arena_bytes),
+        slots=slots,
         bank=bank,
         cache=HostCache(settings.host_cache_bytes),
         # A text that is longer than the budget runs alone.

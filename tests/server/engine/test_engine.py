@@ -367,7 +367,7 @@ async def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
         await front_end.until(lambda: 1 in front_end.replies)
         error = front_end.replies[1].error
         assert error is not None
-        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "ARENA_TOO_SMALL")
+        assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "ADAPTER_TOO_LARGE_FOR_SERVER")
         await front_end.submit(row(0, large, [1]), row(1, small, [1]))
         await front_end.until(lambda: len(front_end.events) == 2)
         assert front_end.events[0].error is not None
