@@ -139,8 +139,6 @@ class Database:
 
     def _look(self) -> AdamixError | None:
         """What ails the store, asked of the file system after SQLite has failed: SQLite keeps its errno to itself."""
-        # The connections may be to a disk that is gone and back: whoever comes next opens the file anew.
-        self._engine.dispose()
         try:
             self.check()
             if not self.path.is_file() or not os.access(self.path, os.R_OK | os.W_OK):
@@ -157,6 +155,9 @@ class Database:
             return error
         except OSError as error:
             return from_os_error(error)
+        finally:
+            # The connections may be to a disk that is gone and back: whoever comes next opens the file anew.
+            self._engine.dispose()
         return None
 
     def _prepare(self, upgrade: Upgrade | None) -> None:
