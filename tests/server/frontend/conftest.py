@@ -48,9 +48,9 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(store: Path, tokenizer_file: Path, spec: BackboneSpec) -> StartFrontEnd:
+def settings(store: Path, tokenizer_file: Path) -> StartFrontEnd:
     """For front ends that a test starts itself, on a store that is there."""
-    catalogs.make_store(store, spec.fingerprint)
+    catalogs.make_store(store)
     return start_front_end(store, tokenizer_file)
 
 

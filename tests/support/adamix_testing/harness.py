@@ -97,7 +97,7 @@ async def serving(
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
-    make_store(store, spec.fingerprint)
+    make_store(store)
     prepare(engine)
     settings = FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
