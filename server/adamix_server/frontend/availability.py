@@ -56,6 +56,9 @@ class Availability:
         self._blobs = blobs
         self._arena_bytes = arena_bytes
         self._itemsize = _ITEMSIZES[dtype]
+        # A file of so many bytes fits, whatever its tensors: those of others are looked up.
+        values = arena_bytes // self._itemsize - MAX_TENSORS * padded(1, self._itemsize)
+        self._surely_fit_bytes = values * _SMALLEST_VALUE_BYTES
         # By digest, what it needs. Only what was registered while the arena was larger, so there are few.
         self._too_large: dict[str, int] = {}
         # The oldest first.
@@ -106,10 +109,12 @@ class Availability:
 
     def learn(self, newest: Snapshot, before: Snapshot) -> None:
         """Look up which versions are too large, among those of tasks that have changed."""
-        for name in newest.touched_since(before):
-            row = newest.tasks.get(name)
-            for version in () if row is None else row.ready:
-                if self._may_be_too_large(version.num_bytes) and version.digest not in self._too_large:
+        rows: Iterable[TaskRow] = newest.tasks.values()
+        if newest.since == before.revision:
+            rows = filter(None, map(newest.tasks.get, newest.touched))
+        for row in rows:
+            for version in row.ready:
+                if version.num_bytes > self._surely_fit_bytes and version.digest not in self._too_large:
                     self._learn_size(version.digest)
 
     def learn_missing(self, snapshot: Snapshot) -> None:
@@ -145,11 +150,6 @@ class Availability:
                 self._failures[digest] = _Failure(reason)
             if len(self._failures) > MAX_REMEMBERED_FAILURES:
                 self._failures.popitem(last=False)
-
-    def _may_be_too_large(self, num_bytes: int) -> bool:
-        """Of a file, without opening it. A few bytes too many do not matter: then it is opened in vain."""
-        values = num_bytes // _SMALLEST_VALUE_BYTES + MAX_TENSORS * padded(1, self._itemsize)
-        return values * self._itemsize > self._arena_bytes
 
     def _learn_size(self, digest: str) -> None:
         try:
