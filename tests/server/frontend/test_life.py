@@ -153,6 +153,7 @@ async def test_an_engine_that_grants_nothing_at_first_is_asked_again(
     settings: StartFrontEnd, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("adamix_server.frontend.front_end.HEARTBEAT_S", 0.1)
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     attempts = 0
 
