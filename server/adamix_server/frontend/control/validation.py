@@ -199,6 +199,9 @@ def _without_verdict(status: int, said: bytes, timeout_s: float) -> AdamixError:
         status: its exit status; negative, the signal that ended it.
         said: what it wrote.
     """
+    if status != 0 and not said:
+        # It ended before it looked at the file: its libraries did not load, or found no memory.
+        return _interrupted()
     if status < 0:
         if -status == signal.SIGXCPU:
             # Its own limit: the next child would need as long.
@@ -208,9 +211,6 @@ def _without_verdict(status: int, said: bytes, timeout_s: float) -> AdamixError:
             return _crashed()
         # Killed: by a person, by the end of a session, or by the kernel, which needed memory. What a file can make the
         # child take is bounded by its own limits, and those end it in other ways; so this is about the machine.
-        return _interrupted()
-    if status > 0 and not said:
-        # It failed before it looked at the file: its libraries did not load, or found no memory.
         return _interrupted()
     # A traceback, such as of the MemoryError that its limit on memory brings, or words that are no verdict.
     return _crashed()

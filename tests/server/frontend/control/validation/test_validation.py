@@ -101,7 +101,7 @@ CRASHED = (Code.INVALID_ARGUMENT, "VALIDATOR_CRASHED")
 ENDS = {
     # Its own doing: the next child would meet the same.
     **{
-        f"dies of {name}": (f"import os; print(); os.kill(os.getpid(), {int(signal.Signals[name])})", CRASHED)
+        f"dies of {name}": (f"import os; print(flush=True); os.kill(os.getpid(), {int(signal.Signals[name])})", CRASHED)
         for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGSYS")
     },
     "has no more memory": ("print(flush=True); raise MemoryError", CRASHED),
@@ -112,7 +112,7 @@ ENDS = {
         CRASHED,
     ),
     "its CPU time is over": (
-        f"import os; print(); os.kill(os.getpid(), {int(signal.SIGXCPU)})",
+        f"import os; print(flush=True); os.kill(os.getpid(), {int(signal.SIGXCPU)})",
         (Code.INVALID_ARGUMENT, "VALIDATOR_TIMEOUT"),
     ),
     # From outside: a person, a session that ends, the kernel for its memory.
@@ -129,6 +129,7 @@ ENDS = {
     ),
     # Before it looked at the file.
     "its libraries do not load": ("raise ImportError", INTERRUPTED),
+    "its libraries crash": (f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})", INTERRUPTED),
     # The operating system kept it from reading what the server has written.
     "no descriptor": (
         f"""print('{{"type":"_Trouble","errno":{errno.EMFILE}}}')""",
