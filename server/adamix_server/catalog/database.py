@@ -66,7 +66,7 @@ class Database:
         # Threads of one process queue here, fairly; only other processes are met by SQLite's polling.
         self._write_lock = threading.Lock()
         try:
-            self._prepare(upgrade)
+            self._prepare(upgrade, make)
         except BaseException:  # nothing is handled: the connections are closed, and it goes on
             self.close()
             raise
@@ -160,11 +160,13 @@ class Database:
             self._engine.dispose()
         return None
 
-    def _prepare(self, upgrade: Upgrade | None) -> None:
+    def _prepare(self, upgrade: Upgrade | None, make: bool) -> None:
         with self.read() as connection:
             version = schema_version(connection)
             application = _pragma(connection, "application_id")
         if version == 0:
+            if not make:
+                raise store_lost()
             self._create()
         elif application != schema.APPLICATION_ID:
             raise _foreign()

@@ -121,6 +121,11 @@ def test_who_serves_from_a_store_makes_none(store: Path, here: str) -> None:
     (store / "blobs").rename(store / "blobs-away")
     assert reason(lambda: Catalog(store, backbone_fingerprint=here, make=False)) == LOST
     assert not (store / "blobs").exists()
+    (store / "blobs-away").rename(store / "blobs")
+    for end in ("", "-wal", "-shm"):
+        (store / f"catalog.db{end}").unlink(missing_ok=True)
+    (store / "catalog.db").touch()
+    assert reason(lambda: Catalog(store, backbone_fingerprint=here, make=False)) == LOST
 
 
 @pytest.mark.parametrize(
