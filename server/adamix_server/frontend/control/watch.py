@@ -4,9 +4,9 @@ A watcher compares the snapshot it has told of with the newest one, so it can ne
 twice; one that reads slowly hears of the newest state, not of every step. It hears when it has been told all there was,
 and from then on a sign of life in every silence, by which it tells a quiet server from a dead connection.
 
-One comparison looks at the tasks that the newest snapshot says it differs in (at every task of the server, if steps were
-left out) and serves all watchers that wait for the same step. Knows the catalog's view; knows neither gRPC nor how a
-snapshot comes to be.
+One comparison looks at the tasks that the newest snapshot says it differs in (at every task of the server, if steps
+were left out) and serves all watchers that wait for the same step. Knows the catalog's view; knows neither gRPC nor how
+a snapshot comes to be.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from adamix.errors import Overloaded
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.frontend.boundary.admission import Admission, draining
 from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.limits import MAX_WATCHERS
 from adamix_server.telemetry.metrics import Recorder
 
 # Each keeps a call open, and a snapshot in memory while it reads it.
-MAX_WATCHERS = 64
 RETRY_S = 10.0
 HEARTBEAT_S = 15.0
 
