@@ -52,6 +52,8 @@ def channel_options(
         "grpc.absolute_max_metadata_size": MAX_METADATA_BYTES,
         "grpc.keepalive_time_ms": round(keepalive_s * 1000),
         "grpc.keepalive_timeout_ms": round(keepalive_timeout_s * 1000),
+        # Of pings that grpc sends of its own, beside which the one above is not sent: 60 s otherwise.
+        "grpc.http2.ping_timeout_ms": round(keepalive_timeout_s * 1000),
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.max_pings_without_data": 0,
         "grpc.enable_retries": 0,

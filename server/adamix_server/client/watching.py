@@ -48,11 +48,11 @@ class Watching:
                 yield from self._one_stream()
                 failure: AdamixError = Unavailable("the server has ended the stream")
             except AdamixError as error:
-                if error.reason == "CLIENT_CLOSED" and self._was_synchronised:
-                    return
-                if not self._was_synchronised or not passes(error):
-                    raise
                 failure = error
+            if failure.reason == "CLIENT_CLOSED" and self._was_synchronised:
+                return
+            if not self._was_synchronised or not passes(failure):
+                raise failure
             now = time.monotonic()
             tries = 0 if now - began > _LONGEST_PAUSE_S else tries + 1
             if self._lost_at is None:
