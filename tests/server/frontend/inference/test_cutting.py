@@ -45,10 +45,10 @@ def test_texts_over_64_kib_are_cut_as_training_cuts_them(tmp_path: Path) -> None
     (tmp_path / "tokenizer.json").write_text(backbone.export_tokenizer("minilm"), encoding="utf-8")
     server, training = Tokenizer(tmp_path / "tokenizer.json", threads=1), backbone.load_tokenizer("minilm")
     words = " ".join(e.text for e in datasets.load("trec", split="train").examples)
-    normal = [words[: MAX_TEXT_BYTES + 1], (words * 3)[:400_000], "ü" * 40_000, "x" + "漢字 " * 30_000]
+    normal = [words[: MAX_TEXT_BYTES + 1], (words * 3)[:200_000], "ü" * 40_000, "x" + "漢字 " * 30_000]
     odd = [" " * MAX_TEXT_BYTES + "late", "late" + " " * 100_000, "x" * (MAX_TEXT_BYTES - 1) + "ü " + words]
-    examples = [Example(first, 0, second) for first in [*normal, *odd] for second in (None, "short", normal[1])]
-    examples.append(Example("short", 0, odd[0]))
+    examples = [Example(first, 0, second) for first in [*normal, *odd] for second in (None, odd[0])]
+    examples.append(Example("short", 0, normal[1]))
     rows = tokenize(training, examples, max_length=128, has_types=True)
     found = server.encode([Text(e.text, e.pair, 128, truncate=True, field="inputs[0]") for e in examples])
     for tokens, row in zip(found, rows, strict=True):
@@ -56,7 +56,7 @@ def test_texts_over_64_kib_are_cut_as_training_cuts_them(tmp_path: Path) -> None
         assert tuple(np.frombuffer(tokens.ids, "<i4")) == row.input_ids
         assert row.is_truncated
     whole = [training(text, truncation=True, max_length=128)["input_ids"] for text in normal]
-    assert [list(rows[3 * i].input_ids) for i in range(len(normal))] == whole, "tokens are those of the whole text"
+    assert [list(rows[2 * i].input_ids) for i in range(len(normal))] == whole, "tokens are those of the whole text"
     (refused,) = server.encode([Text(normal[0], None, 128, truncate=False, field="inputs[0].text")])
     server.close()
     assert isinstance(refused, AdamixError)
