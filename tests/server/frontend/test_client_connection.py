@@ -4,13 +4,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
 
+import grpc
 import pytest
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition, Unavailable
 from adamix_protos.v1 import inference_pb2, server_pb2
 from adamix_server.client import Client
 from adamix_server.client.connection import MAX_SILENT_DEADLINES, Connection, channel_options
+from adamix_server.limits import MAX_METADATA_BYTES
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing
@@ -154,3 +158,24 @@ def until_answered(client: Client) -> None:
     end = time.monotonic() + 10
     while outcome(client) is not None:
         assert time.monotonic() < end
+
+
+@pytest.mark.parametrize(("size", "is_taken"), [(MAX_METADATA_BYTES - 1024, True), (MAX_METADATA_BYTES + 1, False)])
+def test_metadata_from_a_server_is_taken_or_refused_and_never_by_chance(size: int, is_taken: bool) -> None:
+    """Between a soft and a hard limit grpc draws: so they are one."""
+
+    def answer(_request: bytes, context: Any) -> bytes:
+        context.send_initial_metadata((("x", "y" * size),))
+        return b""
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    method = grpc.unary_unary_rpc_method_handler(answer)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("adamix.Test", {"Ask": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    found = Connection(f"127.0.0.1:{port}", channel_options(), silence_s=5)
+    for _ in range(20):
+        with pytest.raises(AdamixError) if not is_taken else nullcontext(), found.calling() as link:
+            link.channel.unary_unary("/adamix.Test/Ask")(b"", timeout=30)
+    found.close()
+    server.stop(0).wait()
