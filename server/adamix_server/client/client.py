@@ -246,10 +246,11 @@ class Client:
     def watch_tasks(self, *, patience_s: float = math.inf) -> Generator[TaskChange, None, None]:
         """Every task once, then each change as it happens, for as long as it is iterated; close it to stop.
 
-        Once every task has been told the watch outlives its connections: when a stream ends for a reason that passes
-        (the server restarts or closes the connection, the network forgets it), it is opened anew, after as long as the
-        server advises, and only what differs from what was told comes out of it, deletions too. A server that is silent
-        for 45 s is taken for dead; a living one says so every 15 s. Closing the client ends the watch as well.
+        The first stream is opened when the first change is asked for. Once every task has been told, the watch outlives
+        its connections: when a stream ends for a reason that passes (the server restarts or closes the connection, the
+        network forgets it), another is opened, after as long as the server advises, and only what differs from what was
+        told comes out of it, deletions too. A server that is silent for 45 s is taken for dead; a living one says so
+        every 15 s. Closing the client ends the watch as well.
 
         Args:
             patience_s: for how long a lost server is looked for before the error is raised; for ever unless told.

@@ -56,6 +56,8 @@ def channel_options(
         "grpc.http2.ping_timeout_ms": round(keepalive_timeout_s * 1000),
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.max_pings_without_data": 0,
+        # After an outage of any length; 120 s otherwise.
+        "grpc.max_reconnect_backoff_ms": 5_000,
         "grpc.enable_retries": 0,
         # A connection for every client, so that several in one process spread over the front ends of a server.
         "grpc.use_local_subchannel_pool": 1,
@@ -168,9 +170,9 @@ class Connection:
 
     def close(self) -> None:
         """End everything that runs."""
-        self._closed.set()
         if self._is_forked:
             return
+        self._closed.set()
         with self._lock:
             links, self._links = self._links, set()
         for link in links:

@@ -12,15 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix_protos.v1 import adapters_pb2 as pb
+from adamix_protos.v1 import adapters_pb2_grpc
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.channel.supervisor_frames import Drained
 from adamix_server.client import Client
+from adamix_server.frontend import endpoint
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.control.watch import Change, Mark, Watch, compare
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing
+from adamix_testing.network import network
 from adamix_testing.refusals import refusal
 
 WATCH = pb.WatchTasksRequest()
@@ -174,6 +177,29 @@ async def test_heartbeats_come_however_often_others_tasks_change(monkeypatch: py
     marks = watch.follow("default", Snapshot(revision=0, tasks={}))
     assert [await anext(marks) for _ in range(3)] == [Mark.SYNCHRONISED, Mark.HEARTBEAT, Mark.HEARTBEAT]
     await marks.aclose()
+
+
+async def test_a_watcher_that_is_gone_without_a_word_gives_its_place_back(
+    start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits of the endpoint itself, a hundred times as short."""
+    of_pings = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    assert {name for name, _ in endpoint.OPTIONS}.issuperset(of_pings)
+    short = tuple((name, value // 100 if name in of_pings else value) for name, value in endpoint.OPTIONS)
+    monkeypatch.setattr(endpoint, "OPTIONS", short)
+    harness = await start_serving()
+    ended: set[tuple[str, ...]] = set()
+
+    def has_ended() -> bool:
+        ended.update(sample.labels for sample in harness.front_end._recorder.drain())
+        return ("adamix.v1.AdapterService/WatchTasks", "CANCELLED") in ended
+
+    async with network(harness.address) as between, grpc.aio.insecure_channel(between.address) as channel:
+        call = adapters_pb2_grpc.AdapterServiceStub(channel).WatchTasks(WATCH)
+        await call.read()
+        between.forget()
+        async with asyncio.timeout(20):
+            await harness.until(has_ended)
 
 
 async def test_draining_ends_it(start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter) -> None:
