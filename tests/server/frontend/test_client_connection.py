@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -37,7 +38,16 @@ def test_every_option_has_one_place_and_can_be_overruled() -> None:
     assert options["grpc.max_metadata_size"] == options["grpc.absolute_max_metadata_size"]
     assert (options["grpc.max_send_message_length"], options["grpc.http_proxy"]) == (-1, "x")
     assert dict(channel_options())["grpc.keepalive_time_ms"] == 20_000
-    assert dict(channel_options())["grpc.keepalive_timeout_ms"] == 5_000
+    for name in ("grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms", "grpc.max_reconnect_backoff_ms"):
+        assert dict(channel_options())[name] == 5_000
+
+
+def test_every_channel_of_ours_has_them() -> None:
+    root = Path(__file__).parents[3]
+    files = [file for part in ("server", "benchmarks", "tests/support") for file in (root / part).rglob("*.py")]
+    ours = [text for text in (file.read_text(encoding="utf-8") for file in files) if "insecure_channel(" in text]
+    assert len(ours) >= 3
+    assert all("channel_options(" in text and "insecure_channel(address)" not in text for text in ours)
 
 
 async def test_pings_find_a_forgotten_connection(between: Network) -> None:
