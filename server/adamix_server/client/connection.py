@@ -76,7 +76,7 @@ class Link:
         self.health = health_pb2_grpc.HealthStub(channel)
         self.running = 0
         self.silent_deadlines = 0
-        self.silent_since = 0.0
+        self.made_at = time.monotonic()
 
     def heard(self) -> None:
         """Something came from the server."""
@@ -89,14 +89,14 @@ class Connection:
     Args:
         address: `host:port`.
         options: of its channels.
-        silence_s: the shortest silence after which deadlines make a new channel, so that calls with short ones, which a
-            busy server misses, do not.
+        renewal_s: the shortest time between two channels made for deadlines that passed, since a busy server that
+            misses short ones is as silent as a dead one.
     """
 
-    def __init__(self, address: str, options: Sequence[tuple[str, Option]], silence_s: float) -> None:
+    def __init__(self, address: str, options: Sequence[tuple[str, Option]], renewal_s: float) -> None:
         self.address = address
         self._options = options
-        self._silence_s = silence_s
+        self._renewal_s = renewal_s
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._is_forked = False
@@ -115,7 +115,6 @@ class Connection:
             AdamixError: whatever the server answers with.
         """
         self.check_usable()
-        began = time.monotonic()
         with self._lock:
             link = self._link
             link.running += 1
@@ -123,7 +122,7 @@ class Connection:
             yield link
             link.heard()
         except grpc.RpcError as error:
-            raise self._failure(error, link, began) from None
+            raise self._failure(error, link) from None
         except ValueError:
             # What grpc says where a thread closes the channel that another is about to use.
             if (reason := self._unusable()) is not None:
@@ -205,10 +204,10 @@ class Connection:
             self._links.discard(link)
         link.channel.close()
 
-    def _failure(self, error: grpc.RpcError, link: Link, began: float) -> AdamixError:
+    def _failure(self, error: grpc.RpcError, link: Link) -> AdamixError:
         found = status.from_rpc_error(error)
         if found.code is Code.DEADLINE_EXCEEDED and not error.trailing_metadata():
-            self._missed(link, began)
+            self._missed(link)
         else:
             link.heard()
         # A call that meets a port while it closes is cancelled by the transport; this client itself cancels none.
@@ -216,17 +215,12 @@ class Connection:
             found = self._unusable() or Unavailable(f"no server answers at {self.address}: {found.message}")
         return found
 
-    def _missed(self, link: Link, began: float) -> None:
-        """A deadline passed on a link without a byte; the call began then."""
+    def _missed(self, link: Link) -> None:
+        """A deadline passed on a link without a byte."""
         with self._lock:
-            if not link.silent_deadlines:
-                link.silent_since = began
             link.silent_deadlines += 1
-            is_dead = (
-                link.silent_deadlines >= MAX_SILENT_DEADLINES
-                and time.monotonic() - link.silent_since >= self._silence_s
-            )
-        if is_dead:
+            is_dead = link.silent_deadlines >= MAX_SILENT_DEADLINES
+        if is_dead and time.monotonic() - link.made_at >= self._renewal_s:
             self.renew(link)
 
 
