@@ -23,6 +23,11 @@ from adamix_server.frontend.control.registration import Registrations
 from adamix_server.frontend.control.watch import Mark, Watch
 from adamix_server.names import check_digest
 
+_MARKS = {
+    Mark.SYNCHRONISED: adapters_pb2.WatchTasksResponse(synchronised=True),
+    Mark.HEARTBEAT: adapters_pb2.WatchTasksResponse(heartbeat=True),
+}
+
 
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     """The control plane of one front end."""
@@ -134,11 +139,9 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             async with aclosing(self._watch.follow(tenant, snapshot)) as changes:
                 async for change in changes:
                     if isinstance(change, Mark):
-                        yield adapters_pb2.WatchTasksResponse(
-                            heartbeat=change is Mark.HEARTBEAT, synchronised=change is Mark.SYNCHRONISED
-                        )
-                    else:
-                        yield convert.to_change(tenant, change.task, change.row)
+                        yield _MARKS[change]
+                        continue
+                    yield convert.to_change(tenant, change.task, change.row)
 
 
 def _name(name: str, field: str = "task") -> tuple[str, str]:
