@@ -9,6 +9,7 @@ can be in force and not in the table. Knows no module that keeps a limit.
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from adamix import texts
 from adamix.errors import Code
 from adamix.files.adapter_file import MAX_ADAPTER_RANK
 from adamix.files.manifest import MAX_LABELS
@@ -139,11 +140,12 @@ STREAM_IDLE_S = _limit(
     proof="server/frontend/inference/test_stream.py::test_an_idle_stream_ends",
 )
 MAX_TEXT_BYTES = _limit(
-    64 << 10,
+    texts.MAX_TEXT_BYTES,
     "bytes",
     "one text, whatever its tokens",
     Code.INVALID_ARGUMENT,
     "TEXT_TOO_LARGE",
+    note="with truncation RIGHT it is cut instead, as in training",
     proof="server/frontend/test_limits.py::test_a_text",
 )
 _said(
@@ -388,6 +390,21 @@ _said(
     Code.INVALID_ARGUMENT,
     "MANIFEST_INVALID",
     proof="adamix/files/test_limits.py::test_labels",
+)
+MAX_REMEMBERED_FAILURES = _limit(
+    10_000,
+    "",
+    "adapters of which a front end remembers that they cannot be loaded",
+    None,
+    note="never an error: of the oldest, `ModelReady` and `unavailable_reason` are silent until they are called again",
+    proof="server/frontend/test_availability.py::test_only_so_many_failures_are_remembered",
+)
+_said(
+    "memory that one adapter takes, in the type that the engine computes in",
+    "`--arena-mib`",
+    Code.INVALID_ARGUMENT,
+    "ADAPTER_TOO_LARGE_FOR_SERVER",
+    proof="server/frontend/test_readiness_of_tasks.py::test_what_could_never_be_loaded_is_refused_before_it_is_stored",
 )
 
 # Registrations.

@@ -16,8 +16,10 @@ from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.channel.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
 from adamix_server.client import Client
+from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
 from adamix_server.frontend.front_end import FrontEnd
+from adamix_testing.catalogs import make_store
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
 
@@ -35,7 +37,7 @@ class Harness:
         self.front_end = front_end
         self.address = address
         self.store = store
-        self.channel = grpc.aio.insecure_channel(address)
+        self.channel = grpc.aio.insecure_channel(address, options=channel_options())
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
@@ -96,6 +98,7 @@ async def serving(
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
+    make_store(store)
     prepare(engine)
     settings = FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
