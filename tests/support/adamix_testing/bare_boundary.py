@@ -9,6 +9,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc, inference_pb2, inference_pb2_grpc
+from adamix_server.client.connection import channel_options
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
@@ -24,7 +25,7 @@ PREDICT_STREAM = "/adamix.v1.InferenceService/PredictStream"
 
 def connect(address: str) -> Channel:
     """A connection of its own, that takes what it has asked for and little more."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    options = channel_options(extra={"grpc.use_local_subchannel_pool": 1, "grpc.http2.bdp_probe": 0})
     return grpc.aio.insecure_channel(address, options=options)
 
 
