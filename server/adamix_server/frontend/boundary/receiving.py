@@ -79,22 +79,26 @@ class Receiver:
         self._is_first = True
         self._held = 0
 
-    async def read(self) -> Any:
-        """The next message; None when the client has sent all.
+    def __aiter__(self) -> "Receiver":
+        return self
+
+    async def __anext__(self) -> Any:
+        """The next message; StopAsyncIteration when the client has sent all.
 
         Raises:
             DeadlineExceeded: the first one did not come (`MESSAGE_LATE`).
             Overloaded: no place to receive it in (`READING_FULL`), or no room for its bytes (`BYTES_IN_FLIGHT`).
             InvalidRequest: it cannot be parsed, or is mostly fields that nobody knows.
         """
-        self.close()
+        if self._held:
+            self.close()
         places, origin = self._places, self._origin
         place = places.take(origin, is_first=self._is_first) or await places.turn(origin, is_first=self._is_first)
         is_small = None
         try:
             raw = await self._context.read()
             if raw is grpc.aio.EOF:  # type: ignore[attr-defined] # the stubs do not have it
-                return None
+                raise StopAsyncIteration
             self._is_first = False
             num_bytes = len(raw) or 1
             is_small = num_bytes <= SMALL_BYTES
@@ -109,7 +113,8 @@ class Receiver:
                 raise place.error from None
             raise
         finally:
-            places.give(place, is_small=is_small)
+            if not is_small:
+                places.give(place, is_small=is_small)
         # An error knows the frames it came through.
         del raw
         if isinstance(message, InvalidRequest):
@@ -117,22 +122,13 @@ class Receiver:
         return message
 
     async def one(self) -> Any:
-        """The only message of a call. What else may follow is not read. Raises as `read` does."""
-        message = await self.read()
-        if message is None:
+        """The only message of a call. What else may follow is not read. Raises as the iteration does."""
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
             # The end of a call that was cancelled looks the same, and its cancellation is on the way.
             await asyncio.sleep(0)
-            raise InvalidRequest("the call ended without a message", reason="MESSAGE_MISSING")
-        return message
-
-    def __aiter__(self) -> "Receiver":
-        return self
-
-    async def __anext__(self) -> Any:
-        message = await self.read()
-        if message is None:
-            raise StopAsyncIteration
-        return message
+            raise InvalidRequest("the call ended without a message", reason="MESSAGE_MISSING") from None
 
     def close(self) -> None:
         """The last message is done with."""

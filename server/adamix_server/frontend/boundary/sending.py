@@ -43,7 +43,7 @@ class Sending:
         self._recorder = recorder
         self._freed = asyncio.Event()
         self._stuck: Counter[str] = Counter()
-        self.writes: Patience[Wait] = Patience(bounds.write_s)
+        self.writes: Patience[Departure] = Patience(bounds.write_s)
         self.ends: Patience[Departure] = Patience(bounds.write_s, self._end_is_stuck)
 
     def check(self, origin: Origin) -> None:
@@ -128,9 +128,10 @@ class Departure(Wait):
             ReaderGone: there is no call any more.
         """
         sending = self._sending
-        await self.hold(raw)
-        wait = Wait(sending.loop, sending.loop.time())
-        sending.writes.begin(wait)
+        if len(raw) > SMALL_BYTES:
+            await self.hold(raw)
+        self.since = sending.loop.time()
+        sending.writes.begin(self)
         try:
             if len(raw) > MAY_WAIT_BYTES and not self._has_begun:
                 # grpc forgets that it has sent them with a message that was given up, and then cannot send a status.
@@ -138,15 +139,17 @@ class Departure(Wait):
             self._has_begun = True
             await self.context.write(raw)
         except asyncio.CancelledError:
-            if not wait.was_ended():
+            if not self.was_ended():
                 raise
+            self.is_over = False
             sending.count_stuck(self)
             raise slow_reader() from None
         except grpc.aio.InternalError:
             raise ReaderGone from None
         finally:
-            sending.writes.end(wait)
-        self.let_go()
+            sending.writes.end(self)
+        if self.held:
+            self.let_go()
 
     async def hold(self, raw: bytes) -> None:
         """Room for `raw`, if it is large, until `let_go`. Raises Overloaded (`SLOW_READER`)."""
