@@ -10,18 +10,6 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from adamix.errors import InvalidConfig
 
-# Published limits of one call (docs/limits.md). They bound memory and time per request, so they are not settings.
-MAX_INPUTS_PER_CALL = 64
-MAX_STREAM_INPUTS = 256
-MAX_STREAM_ID_BYTES = 64
-MAX_TEXT_BYTES = 64 << 10
-MAX_MESSAGE_BYTES = 4 << 20
-MAX_CHUNK_BYTES = 1 << 20
-MAX_METADATA_BYTES = 8 << 10
-MAX_ADAPTER_BYTES = 256 << 20
-DEFAULT_TIMEOUT_S = 60.0
-MAX_TIMEOUT_S = 600.0
-MAX_PAGE_SIZE = 1000
 DEFAULT_TENANT = "default"
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]

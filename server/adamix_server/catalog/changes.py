@@ -18,16 +18,13 @@ from adamix_server.catalog import schema
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Pointer
 from adamix_server.catalog.rows import Action
+from adamix_server.limits import MAX_LOGGED_REVISIONS
 from adamix_server.names import check_name, task_not_found
 
 MAX_DETAIL_CHARS = 512
 # A refused upload costs its sender nothing: of each tenant only so many are remembered.
 MAX_FAILURES_PER_TENANT = 1_000
 
-# Readers that are further behind read everything. A front end reads at every change, at the latest every second, and is
-# replaced when it has said nothing for 20 s; a disk syncs some hundred changes a second. To follow so many rows costs
-# about what reading everything does, and the log stays below two megabytes.
-MAX_LOGGED_REVISIONS = 10_000
 
 # What a row of the change log names: a task, or a digest that a task has got a version with.
 Kind = Literal["task", "version"]

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from adamix.errors import InvalidRequest
-from adamix_server.config import MAX_PAGE_SIZE
+from adamix_server.limits import MAX_PAGE_SIZE
 
 DEFAULT_PAGE_SIZE = 100
 

@@ -10,6 +10,7 @@ from typing import Self
 import msgspec
 
 from adamix.errors import FailedPrecondition, InvalidRequest
+from adamix_server.limits import MAX_TRAFFIC_SHARES, MAX_TRAFFIC_WEIGHT
 from adamix_server.names import check_digest
 
 Split = tuple[tuple[str, int], ...]
@@ -19,20 +20,18 @@ _split_decoder = msgspec.json.Decoder(Split)
 _earlier_decoder = msgspec.json.Decoder(tuple[Split, ...])
 
 MAX_EARLIER = 32
-MAX_SHARES = 16
-MAX_WEIGHT = 1_000_000
 
 
 def check_split(shares: Iterable[tuple[str, int]]) -> Split:
     """The split in its one order (by digest). Raises InvalidRequest unless it has 1..16 versions, each once."""
     split = tuple(shares)
-    if not 1 <= len(split) <= MAX_SHARES:
-        raise InvalidRequest(f"traffic must name 1 to {MAX_SHARES} versions", field="traffic")
+    if not 1 <= len(split) <= MAX_TRAFFIC_SHARES:
+        raise InvalidRequest(f"traffic must name 1 to {MAX_TRAFFIC_SHARES} versions", field="traffic")
     for index, (digest, weight) in enumerate(split):
         check_digest(digest, f"traffic[{index}].digest")
-        if not 1 <= weight <= MAX_WEIGHT:
+        if not 1 <= weight <= MAX_TRAFFIC_WEIGHT:
             raise InvalidRequest(
-                f"a traffic weight must be in 1..{MAX_WEIGHT}, not {weight}", field=f"traffic[{index}].weight"
+                f"a traffic weight must be in 1..{MAX_TRAFFIC_WEIGHT}, not {weight}", field=f"traffic[{index}].weight"
             )
         if any(digest == other for other, _ in split[:index]):
             raise InvalidRequest("traffic names a version twice", field=f"traffic[{index}].digest")

@@ -10,10 +10,10 @@ from sqlalchemy import Connection, delete, insert, select
 
 from adamix.errors import InvalidRequest
 from adamix_server.catalog import changes, schema
+from adamix_server.limits import MAX_REQUEST_IDS_PER_TENANT
 
 # Longer than any sensible retry; and a client that never repeats an id must not fill the disk.
 KEPT_S = 24 * 3600
-MAX_PER_TENANT = 10_000
 
 _requests = schema.requests.c
 
@@ -71,7 +71,7 @@ def remember(connection: Connection, tenant: str, request_id: str, asked: Asked,
         select(_requests.time_us)
         .where(mine)
         .order_by(_requests.time_us.desc())
-        .offset(MAX_PER_TENANT - 1)
+        .offset(MAX_REQUEST_IDS_PER_TENANT - 1)
         .limit(1)
         .scalar_subquery()
     )

@@ -46,7 +46,7 @@ from adamix_server.client.values import (
     to_task_change,
     to_version,
 )
-from adamix_server.config import DEFAULT_TIMEOUT_S, MAX_MESSAGE_BYTES, MAX_TIMEOUT_S
+from adamix_server.limits import DEFAULT_TIMEOUT_S, MAX_MESSAGE_BYTES, MAX_TIMEOUT_S
 
 _CHUNK_BYTES = 512 << 10
 _POLL_S = 0.1

@@ -19,7 +19,7 @@ from adamix_protos.v1 import (
     server_pb2,
     server_pb2_grpc,
 )
-from adamix_server import config
+from adamix_server import limits
 from adamix_server.config import split_address
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
@@ -38,10 +38,10 @@ REFUSE_S = 0.5
 FLUSH_S = 0.5
 
 OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", config.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", config.MAX_MESSAGE_BYTES),
-    ("grpc.max_metadata_size", config.MAX_METADATA_BYTES),
-    ("grpc.absolute_max_metadata_size", 2 * config.MAX_METADATA_BYTES),
+    ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", 2 * limits.MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", 128),
     ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 5_000),

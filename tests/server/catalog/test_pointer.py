@@ -1,7 +1,8 @@
 import pytest
 
 from adamix.errors import FailedPrecondition, InvalidRequest
-from adamix_server.catalog.pointer import MAX_EARLIER, MAX_SHARES, Pointer, Split, check_split
+from adamix_server.catalog.pointer import MAX_EARLIER, Pointer, Split, check_split
+from adamix_server.limits import MAX_TRAFFIC_SHARES
 
 A, B, C = (((letter * 64, 1),) for letter in "abc")
 
@@ -58,7 +59,7 @@ def test_a_pointer_survives_its_columns() -> None:
         [("a" * 64, 1), ("a" * 64, 2)],
         [("A" * 64, 1)],
         [("a" * 63, 1)],
-        [(f"{i:064x}", 1) for i in range(MAX_SHARES + 1)],
+        [(f"{i:064x}", 1) for i in range(MAX_TRAFFIC_SHARES + 1)],
     ],
 )
 def test_a_split_that_cannot_be_served_is_refused(shares: list[tuple[str, int]]) -> None:

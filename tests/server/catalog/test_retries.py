@@ -142,7 +142,7 @@ def test_an_answer_is_kept_for_a_day(catalog: Catalog, register: Register, monke
 def test_only_so_many_answers_of_a_tenant_are_kept(
     catalog: Catalog, register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retries, "MAX_PER_TENANT", 3)
+    monkeypatch.setattr(retries, "MAX_REQUEST_IDS_PER_TENANT", 3)
     register("t", b"v1", "r0", tenant="other")
     for i in range(5):
         register("t", b"v1", f"r{i}")

@@ -26,10 +26,10 @@ from google.protobuf.message import DecodeError
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, InvalidRequest
 from adamix_server.api import status
-from adamix_server.config import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.limits import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, InvalidRequest, Unavailable
 from adamix_server.blobs.local import Temporary
-from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES
+from adamix_server.limits import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES, MAX_FILE_NAME_BYTES
 
-MAX_NAME_BYTES = 512
 FIELD = "header.file"
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -88,14 +87,14 @@ def _parts(name: str) -> list[bytes]:
     """The components of a name. Raises InvalidRequest (`FILE_INVALID`)."""
     parts = name.split("/")
     if (
-        len(name.encode()) > MAX_NAME_BYTES
+        len(name.encode()) > MAX_FILE_NAME_BYTES
         or any(part in ("", ".", "..") for part in parts)
         or "\\" in name
         or "\0" in name
     ):
         raise InvalidRequest(
-            f"{FIELD} is not a relative path below the adapter root; use at most {MAX_NAME_BYTES} bytes, `/` between "
-            "parts, and no empty part, `.`, `..`, backslash or NUL",
+            f"{FIELD} is not a relative path below the adapter root; use at most {MAX_FILE_NAME_BYTES} bytes, `/` "
+            "between parts, and no empty part, `.`, `..`, backslash or NUL",
             reason="FILE_INVALID",
             field=FIELD,
         )

@@ -25,13 +25,12 @@ from adamix_server.frontend.control import upload
 from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.validation import Verdict
+from adamix_server.limits import MAX_UPLOADS
 from adamix_server.names import check_digest, check_request_id
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
 
-# Each upload may hold 256 MiB of disk and one validation child.
-MAX_UPLOADS = 16
 # Each keeps a thread of the catalog's pool until it ends.
 MAX_COPIES = 2
 UPLOAD_RETRY_S = 1.0

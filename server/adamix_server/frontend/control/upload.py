@@ -13,12 +13,11 @@ from adamix.errors import DeadlineExceeded, InvalidRequest
 from adamix.files.tensors import MAX_HEADER_BYTES
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.blobs.local import BlobStore, Temporary
-from adamix_server.config import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import too_large
+from adamix_server.limits import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES, UPLOAD_IDLE_S
 
 # An upload that stands still keeps its place, of which there are few, no longer than this.
-IDLE_S = 30.0
 
 _LENGTH_BYTES = 8
 
@@ -94,7 +93,7 @@ async def expect_end(requests: Requests) -> None:
 async def _next(requests: Requests) -> adapters_pb2.RegisterAdapterRequest | None:
     """The next message, or None at the end of the stream."""
     try:
-        async with asyncio.timeout(IDLE_S):
+        async with asyncio.timeout(UPLOAD_IDLE_S):
             return await anext(requests, None)
     except TimeoutError:
-        raise DeadlineExceeded(f"nothing was sent for {IDLE_S:g} s", reason="UPLOAD_IDLE") from None
+        raise DeadlineExceeded(f"nothing was sent for {UPLOAD_IDLE_S:g} s", reason="UPLOAD_IDLE") from None

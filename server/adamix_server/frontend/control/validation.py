@@ -27,13 +27,13 @@ from adamix.errors import InvalidAdapter
 from adamix.files.adapter_file import check_backbone, decode
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
+from adamix_server.limits import VALIDATION_TIMEOUT_S
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 # Each may take memory in proportion to the largest file, so two at a time; further files wait.
 MAX_CHILDREN = 2
-DEFAULT_TIMEOUT_S = 30.0
 MAX_MESSAGE_CHARS = 512
 
 # Address space of the child: its libraries (about 110 MiB), a header at its limit, and per byte of the file the file
@@ -78,7 +78,7 @@ def validate(
     spec: BackboneSpec,
     *,
     expected_digest: str | None = None,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
+    timeout_s: float = VALIDATION_TIMEOUT_S,
 ) -> Verdict:
     """Judge one file. At most two run at once in a process; the wait for a turn does not count.
 
@@ -100,7 +100,7 @@ async def validate_async(
     spec: BackboneSpec,
     *,
     expected_digest: str | None = None,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
+    timeout_s: float = VALIDATION_TIMEOUT_S,
 ) -> Verdict:
     """`validate` for an event loop. Cancelled before its turn, it starts nothing."""
     import asyncio

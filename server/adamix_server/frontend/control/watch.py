@@ -17,10 +17,10 @@ from adamix.errors import DeadlineExceeded, Overloaded
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.frontend.boundary.admission import Admission, draining
 from adamix_server.frontend.catalog_view import CatalogView
+from adamix_server.limits import MAX_WATCHERS
 from adamix_server.telemetry.metrics import Recorder
 
 # Each keeps a call open, and a snapshot in memory while it reads it.
-MAX_WATCHERS = 64
 RETRY_S = 10.0
 IDLE_S = 3600.0
 

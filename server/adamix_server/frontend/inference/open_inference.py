@@ -18,12 +18,12 @@ from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
 from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result, read
-from adamix_server.config import MAX_INPUTS_PER_CALL
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages
 from adamix_server.frontend.inference.tokenization import Text
 from adamix_server.frontend.readiness import Readiness
+from adamix_server.limits import MAX_INPUTS_PER_CALL
 
 TEXT, TEXT_PAIR = "text", "text_pair"
 _LENGTH = struct.Struct("<I")

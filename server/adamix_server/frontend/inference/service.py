@@ -10,13 +10,13 @@ from typing import Any
 
 from adamix.errors import FailedPrecondition, InvalidRequest
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
-from adamix_server.config import MAX_INPUTS_PER_CALL
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages
 from adamix_server.frontend.inference.stream import PredictStream
+from adamix_server.limits import MAX_INPUTS_PER_CALL
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):

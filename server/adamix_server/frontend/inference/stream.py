@@ -18,20 +18,18 @@ from adamix.errors import AdamixError, DeadlineExceeded, InvalidRequest
 from adamix_protos.v1 import inference_pb2
 from adamix_server.api import status
 from adamix_server.channel.engine_frames import Event
-from adamix_server.config import (
+from adamix_server.frontend import convert
+from adamix_server.frontend.boundary.admission import Admission, draining
+from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.inference.stages import Item, Stages, abandon, settle
+from adamix_server.limits import (
     DEFAULT_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
     MAX_STREAM_ID_BYTES,
     MAX_STREAM_INPUTS,
     MAX_TIMEOUT_S,
+    STREAM_IDLE_S,
 )
-from adamix_server.frontend import convert
-from adamix_server.frontend.boundary.admission import Admission, draining
-from adamix_server.frontend.boundary.call import Call
-from adamix_server.frontend.inference.stages import Item, Stages, abandon, settle
-
-# Without a message in either direction, and with nothing under way.
-IDLE_S = 300.0
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +74,7 @@ class PredictStream:
         """One response per request. Ends when the client has sent its last one and has every answer.
 
         Raises:
-            DeadlineExceeded: nothing was sent for `IDLE_S` (`STREAM_IDLE`).
+            DeadlineExceeded: nothing was sent for `STREAM_IDLE_S` (`STREAM_IDLE`).
             Unavailable: the server drains, and everything read was answered (`DRAINING`).
             AdamixError: of the reader: a message that cannot be parsed.
         """
@@ -238,10 +236,10 @@ class PredictStream:
         """Until there is something to do. Raises DeadlineExceeded if there was nothing for too long."""
         idle_since = self._last_message
         try:
-            async with asyncio.timeout_at(None if self._unanswered else idle_since + IDLE_S):
+            async with asyncio.timeout_at(None if self._unanswered else idle_since + STREAM_IDLE_S):
                 await self._wake.wait()
         except TimeoutError:
             if not self._unanswered and self._last_message == idle_since:
                 raise DeadlineExceeded(
-                    f"nothing was sent for {IDLE_S:g} s; open a stream again to go on", reason="STREAM_IDLE"
+                    f"nothing was sent for {STREAM_IDLE_S:g} s; open a stream again to go on", reason="STREAM_IDLE"
                 ) from None

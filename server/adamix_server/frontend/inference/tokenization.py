@@ -17,13 +17,11 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
-from adamix_server.config import MAX_TEXT_BYTES
+from adamix_server.limits import MAX_PENDING_TEXT_BYTES, MAX_TEXT_BYTES
 
 log = logging.getLogger(__name__)
 
-# Text waiting for a tokenizer thread, over all calls. More would be answered too late to be of use.
-MAX_PENDING_BYTES = 32 << 20
-# What an input weighs in that sum beside its text, so that a flood of tiny ones is bounded too.
+# What an input weighs beside its text among those that wait for a thread, so that a flood of tiny ones is bounded too.
 _BYTES_PER_INPUT = 1024
 _RETRY_S = 0.25
 # Characters encoded on the event loop, all texts of a call together: as long as the way to a thread and back takes.
@@ -84,7 +82,7 @@ class Tokenizer:
         if length <= _INLINE_LENGTH:
             return self.encode(texts)
         num_bytes = length + _BYTES_PER_INPUT * len(texts)
-        if self._pending_bytes + num_bytes > MAX_PENDING_BYTES:
+        if self._pending_bytes + num_bytes > MAX_PENDING_TEXT_BYTES:
             raise Overloaded("the server's tokenizers are busy; try again later", retry_after_s=_RETRY_S)
         self._pending_bytes += num_bytes
         try:

@@ -186,7 +186,7 @@ async def test_an_upload_cut_in_the_middle_leaves_nothing(harness: Harness, make
 async def test_an_upload_that_stands_still_is_ended(
     start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.control.upload.IDLE_S", 0.05)
+    monkeypatch.setattr("adamix_server.frontend.control.upload.UPLOAD_IDLE_S", 0.05)
     harness = await start_serving()
     given_up = asyncio.Event()
 

@@ -251,7 +251,7 @@ async def test_an_idle_stream_ends(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed("sst2", make_adapter())
-    monkeypatch.setattr("adamix_server.frontend.inference.stream.IDLE_S", 0.2)
+    monkeypatch.setattr("adamix_server.frontend.inference.stream.STREAM_IDLE_S", 0.2)
     harness = await start_serving(prepare=hold)
     stream = harness.inference.PredictStream()
     await stream.write(message("a"))

@@ -212,7 +212,7 @@ async def test_the_event_loop_goes_on_while_a_long_text_is_encoded(
 async def test_more_waiting_text_than_fits_is_refused_at_once(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenization, "MAX_PENDING_BYTES", 3000)
+    monkeypatch.setattr(tokenization, "MAX_PENDING_TEXT_BYTES", 3000)
     long = text("w1 " * 300, truncate=True)
     first = asyncio.create_task(tokenizer.tokenize([long]))
     await asyncio.sleep(0)

@@ -1,0 +1,349 @@
+"""Every limit the server sets, each said once: its value, what is refused beyond it, and the test that meets it.
+
+They bound the memory and the time that one caller, one connection or one file can take, so they are constants and no
+settings; where a setting decides, the line says which. `docs/limits.md` is written from here
+(`python -m adamix_server.limits > docs/limits.md`). A line is written where its constant is made, so that no number
+can be in force and not in the table. Knows no module that keeps a limit.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from adamix.errors import Code
+from adamix.files.adapter_file import MAX_ADAPTER_RANK
+from adamix.files.manifest import MAX_LABELS
+from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
+
+Unit = Literal["", "bytes", "s"]
+N = TypeVar("N", int, float)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One line of the table.
+
+    Attributes:
+        what: is limited.
+        text: the limit, for people.
+        code, reason: what is answered beyond it; no code where the transport or nobody answers.
+        proof: the test that meets it exactly, as `path below tests/::test_function`.
+        note: what else a reader must know; stands after the reason.
+    """
+
+    what: str
+    text: str
+    code: Code | None
+    reason: str
+    proof: str
+    note: str
+
+    @property
+    def beyond(self) -> str:
+        """What is answered beyond the limit, for people."""
+        answer = "" if self.code is None else self.code.name + (f" `{self.reason}`" if self.reason else "")
+        return "; ".join(part for part in (answer, self.note) if part)
+
+
+TABLE: list[Limit] = []
+
+
+def _text(value: float, unit: Unit) -> str:
+    if unit == "bytes":
+        for size, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+            if value % size == 0:
+                return f"{int(value) // size:,} {name}"
+    return f"{int(value) if value == int(value) else value:,} {unit}".rstrip()
+
+
+def _said(what: str, text: str, code: Code | None, reason: str = "", *, proof: str, note: str = "") -> None:
+    """A line for a limit that is not one number, or whose constant belongs to a lower floor."""
+    TABLE.append(Limit(what, text, code, reason, proof, note))
+
+
+def _limit(
+    value: N, unit: Unit, what: str, code: Code | None, reason: str = "", *, proof: str, note: str = "", more: str = ""
+) -> N:
+    """A line, and its value as the constant; `more` is said after the number."""
+    _said(what, _text(value, unit) + more, code, reason, proof=proof, note=note)
+    return value
+
+
+# One call.
+MAX_MESSAGE_BYTES = _limit(
+    4 << 20,
+    "bytes",
+    "message, request or answer (64 answers of a head with 4,096 labels are more)",
+    Code.RESOURCE_EXHAUSTED,
+    note="by the transport, without details",
+    proof="server/test_limits.py::test_a_message",
+)
+MAX_METADATA_BYTES = _limit(
+    8 << 10,
+    "bytes",
+    "metadata of a call",
+    Code.RESOURCE_EXHAUSTED,
+    note="by the transport, without details",
+    proof="server/test_limits.py::test_metadata",
+)
+MAX_INPUTS_PER_CALL = _limit(
+    64,
+    "",
+    "inputs of one `Predict`, texts of one `ModelInfer`",
+    Code.INVALID_ARGUMENT,
+    "INPUT_COUNT",
+    proof="server/test_limits.py::test_inputs_of_a_call",
+)
+MAX_STREAM_INPUTS = _limit(
+    256,
+    "",
+    "inputs under way on one `PredictStream`",
+    None,
+    more=f", or {_text(MAX_MESSAGE_BYTES, 'bytes')} that wait to be tokenised",
+    note="the server stops reading until one is answered",
+    proof="server/frontend/inference/test_stream.py::test_reading_stops_while_256_inputs_are_unanswered",
+)
+MAX_STREAM_ID_BYTES = _limit(
+    64,
+    "bytes",
+    "id of a stream's input, which is not empty and unlike those not answered yet",
+    Code.INVALID_ARGUMENT,
+    "ID_INVALID",
+    note="of that input",
+    proof="server/test_limits.py::test_id_of_a_streams_input",
+)
+DEFAULT_TIMEOUT_S = _limit(
+    60.0,
+    "s",
+    "deadline of a call, or of a stream's input, that sets none",
+    Code.DEADLINE_EXCEEDED,
+    proof="server/frontend/boundary/test_boundary.py::test_the_servers_own_time_limit",
+)
+MAX_TIMEOUT_S = _limit(
+    600.0,
+    "s",
+    "longest deadline of a call",
+    Code.DEADLINE_EXCEEDED,
+    note="a stream's input that asks for more: INVALID_ARGUMENT `TIMEOUT_INVALID`",
+    proof="server/test_limits.py::test_timeout_of_a_streams_input",
+)
+STREAM_IDLE_S = _limit(
+    300.0,
+    "s",
+    "a `PredictStream` without a message and with nothing under way",
+    Code.DEADLINE_EXCEEDED,
+    "STREAM_IDLE",
+    proof="server/frontend/inference/test_stream.py::test_an_idle_stream_ends",
+)
+MAX_TEXT_BYTES = _limit(
+    64 << 10,
+    "bytes",
+    "one text, whatever its tokens",
+    Code.INVALID_ARGUMENT,
+    "TEXT_TOO_LARGE",
+    proof="server/test_limits.py::test_a_text",
+)
+_said(
+    "tokens of one text",
+    "the task's `max_length`",
+    Code.INVALID_ARGUMENT,
+    "TEXT_TOO_LONG",
+    note="with truncation RIGHT it is cut instead",
+    proof="server/test_limits.py::test_tokens_of_a_text",
+)
+MAX_PENDING_TEXT_BYTES = _limit(
+    32 << 20,
+    "bytes",
+    "texts that wait to be tokenised, in one front end",
+    Code.RESOURCE_EXHAUSTED,
+    "OVERLOADED",
+    note="RetryInfo, at once",
+    proof="server/frontend/inference/test_tokenization.py::test_more_waiting_text_than_fits_is_refused_at_once",
+)
+_said(
+    "queue of the engine; each of F front ends may fill 1/F of it",
+    "4,096 inputs and 262,144 tokens (`max_queue_inputs`, `max_queue_tokens`)",
+    Code.RESOURCE_EXHAUSTED,
+    "OVERLOADED",
+    note="RetryInfo, at once",
+    proof="server/frontend/inference/test_predict.py::test_overload_refuses_exactly_what_exceeds_the_credit",
+)
+
+# Names.
+_said(
+    "task and tenant ids",
+    "63 characters of `a-z 0-9 . _ -`",
+    Code.INVALID_ARGUMENT,
+    "ID_INVALID",
+    proof="server/test_limits.py::test_ids",
+)
+_said(
+    "request id of a registration",
+    "64 characters of `A-Z a-z 0-9 . _ -`; remembered 24 h",
+    Code.INVALID_ARGUMENT,
+    "REQUEST_ID_INVALID",
+    proof="server/test_limits.py::test_request_ids",
+)
+MAX_REQUEST_IDS_PER_TENANT = _limit(
+    10_000,
+    "",
+    "request ids remembered for a tenant",
+    None,
+    note="the oldest are forgotten",
+    proof="server/catalog/test_retries.py::test_only_so_many_answers_of_a_tenant_are_kept",
+)
+MAX_FILE_NAME_BYTES = _limit(
+    512,
+    "bytes",
+    "name of a file below `--adapter-root`",
+    Code.INVALID_ARGUMENT,
+    "FILE_INVALID",
+    proof="server/test_limits.py::test_name_of_a_file",
+)
+
+# Adapters.
+MAX_ADAPTER_BYTES = _limit(
+    MAX_FILE_BYTES,
+    "bytes",
+    "adapter file",
+    Code.INVALID_ARGUMENT,
+    "TOO_LARGE",
+    proof="server/test_limits.py::test_bytes_of_a_file",
+)
+_said(
+    "header of an adapter file",
+    _text(MAX_HEADER_BYTES, "bytes"),
+    Code.INVALID_ARGUMENT,
+    "HEADER_TOO_LARGE",
+    proof="server/test_limits.py::test_header_of_a_file",
+)
+_said(
+    "tensors of an adapter file",
+    _text(MAX_TENSORS, ""),
+    Code.INVALID_ARGUMENT,
+    "TOO_LARGE",
+    proof="server/test_limits.py::test_tensors_of_a_file",
+)
+_said(
+    "rank of an adapter",
+    _text(MAX_ADAPTER_RANK, ""),
+    Code.INVALID_ARGUMENT,
+    "TOO_LARGE",
+    proof="server/test_limits.py::test_rank_of_an_adapter",
+)
+_said(
+    "labels of a head",
+    _text(MAX_LABELS, ""),
+    Code.INVALID_ARGUMENT,
+    "MANIFEST_INVALID",
+    proof="server/test_limits.py::test_labels_of_a_head",
+)
+
+# Registrations.
+MAX_CHUNK_BYTES = _limit(
+    1 << 20,
+    "bytes",
+    "upload chunk",
+    Code.INVALID_ARGUMENT,
+    "CHUNK_TOO_LARGE",
+    proof="server/test_limits.py::test_a_chunk",
+)
+UPLOAD_IDLE_S = _limit(
+    30.0,
+    "s",
+    "an upload without a message",
+    Code.DEADLINE_EXCEEDED,
+    "UPLOAD_IDLE",
+    proof="server/frontend/control/test_registration.py::test_an_upload_that_stands_still_is_ended",
+)
+MAX_UPLOADS = _limit(
+    16,
+    "",
+    "registrations at once, in one front end",
+    Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_UPLOADS",
+    note="RetryInfo",
+    proof="server/frontend/control/test_registration.py::test_too_many_uploads_at_once_are_refused",
+)
+VALIDATION_TIMEOUT_S = _limit(
+    30.0,
+    "s",
+    "checking one adapter file, of which two are checked at once",
+    Code.INVALID_ARGUMENT,
+    "VALIDATOR_TIMEOUT",
+    proof="server/frontend/control/validation/test_validation.py::test_a_child_that_hangs_is_a_timeout",
+)
+MAX_TRAFFIC_SHARES = _limit(
+    16,
+    "",
+    "versions that share a task's traffic",
+    Code.INVALID_ARGUMENT,
+    "INVALID_REQUEST",
+    proof="server/test_limits.py::test_shares_of_a_tasks_traffic",
+)
+MAX_TRAFFIC_WEIGHT = _limit(
+    1_000_000,
+    "",
+    "weight of a share, at least 1",
+    Code.INVALID_ARGUMENT,
+    "INVALID_REQUEST",
+    proof="server/test_limits.py::test_weight_of_a_share",
+)
+_said(
+    "pinned versions",
+    "half of `--slots`, half of `--arena-mib`",
+    Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_PINNED",
+    note="without RetryInfo",
+    proof="server/engine/residency/test_slots.py::test_at_most_half_of_the_slots_and_half_of_the_arena",
+)
+
+# Lists and watches.
+MAX_PAGE_SIZE = _limit(
+    1000,
+    "",
+    "page of `ListTasks` and `ListVersions` (100 if the client says nothing)",
+    None,
+    note="never an error: a page is shorter than asked for",
+    proof="server/test_limits.py::test_a_page",
+)
+MAX_WATCHERS = _limit(
+    64,
+    "",
+    "`WatchTasks` streams, in one front end",
+    Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_WATCHERS",
+    note="RetryInfo",
+    proof="server/frontend/control/test_watch.py::test_only_so_many_watch",
+)
+# A front end reads at every change, at the latest every second, and is replaced when it has said nothing for 20 s; a
+# disk syncs some hundred changes a second. To follow so many rows costs about what reading everything does, and the
+# log stays below two megabytes.
+MAX_LOGGED_REVISIONS = _limit(
+    10_000,
+    "",
+    "changes that the change log holds",
+    None,
+    note="never an error: a front end that is further behind reads the whole catalog",
+    proof="server/catalog/test_change_log.py::"
+    "test_the_log_does_not_grow_for_ever_and_who_is_too_far_behind_reads_everything",
+)
+
+
+_INTRODUCTION = """\
+# Limits
+
+What the server refuses to exceed. They bound the memory and time that one caller or one file can take, so they are constants, not settings, unless a
+flag is named. This page is written from `S/limits.py` (`python -m adamix_server.limits > docs/limits.md`), which also names the test of each.
+
+| what | limit | beyond it |
+|---|---|---|
+"""  # noqa: E501 - lines of the page
+
+
+def page() -> str:
+    """`docs/limits.md`."""
+    return _INTRODUCTION + "".join(f"| {limit.what} | {limit.text} | {limit.beyond} |\n" for limit in TABLE)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
