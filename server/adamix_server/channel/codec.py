@@ -14,10 +14,13 @@ import msgspec
 from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit
 from adamix_server.channel.supervisor_frames import (
     Agreed,
+    Beat,
     Drain,
     Drained,
     DrainWanted,
     EngineDown,
+    EngineMoving,
+    EngineStalled,
     EngineUp,
     Fatal,
     Health,
@@ -34,8 +37,8 @@ ToEngine = Submit | Cancel | Control
 FromEngine = Hello | Emit | Credit | Reply
 
 # Supervisor -> child, and back.
-ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | Refresh | Agreed | Drain
-FromChild = Ready | Fatal | Seen | Health | DrainWanted | Drained | Stats
+ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | EngineStalled | EngineMoving | Refresh | Agreed | Drain
+FromChild = Ready | Fatal | Beat | Seen | Health | DrainWanted | Drained | Stats
 
 F = TypeVar("F")
 

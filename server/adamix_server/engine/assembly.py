@@ -125,7 +125,7 @@ def assemble(
     )
     runner = ModelRunner(loaded, bank)
     rate = TokenRate(warm_up.tokens_per_s(runner, loaded.spec, settings.max_batch_tokens), settings.max_batch_tokens)
-    _check_patience(rate, settings.max_batch_tokens, start.stall_s)
+    _check_patience(rate, settings.max_batch_tokens, settings.stall_s)
     scheduler = Scheduler(settings.max_batch_tokens)
     return Engine(channel, runner, adapters, scheduler, hello, rate, recorder, on_stats, start.front_ends)
 

@@ -241,7 +241,9 @@ class Engine:
                 # What takes the memory now is no longer there when all that waits has been computed.
                 retry_after_s = self._rate.seconds(self._scheduler.queued_tokens + batch.num_tokens)
                 return [
-                    Overloaded("not enough device memory for this request now", retry_after_s=retry.within(retry_after_s))
+                    Overloaded(
+                        "not enough device memory for this request now", retry_after_s=retry.within(retry_after_s)
+                    )
                 ]
         except Exception:
             # The boundary around one request's computation: whatever is raised inside belongs to that request alone.
