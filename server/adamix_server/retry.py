@@ -8,7 +8,7 @@ where an error becomes a status (`api/status.py`). Knows neither errors nor who 
 import random
 
 # Sooner than a round trip nothing has changed; for longer than half a minute nothing here can be foreseen.
-MIN_S, MAX_S = 0.05, 30.0
+MIN_S, MAX_S = 0.1, 30.0
 # What an estimate that was short is taken to be short by: a share of all the time that has passed, again and again.
 _SHORT_BY = 0.5
 _JITTER = 0.2

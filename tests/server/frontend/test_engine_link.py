@@ -10,7 +10,7 @@ from adamix.errors import AdamixError, Overloaded, Unavailable
 from adamix.files.manifest import BackboneSpec
 from adamix_server.channel.codec import NotAFrame, ToEngine
 from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
-from adamix_server.channel.supervisor_frames import EngineUp
+from adamix_server.channel.supervisor_frames import EngineDown, EngineMoving, EngineStalled, EngineUp
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
 
 ENGINE_ID = "engine-0"
@@ -138,7 +138,6 @@ async def test_credit_in_inputs_and_in_tokens_is_kept_exactly(scene: Scene) -> N
         error = future.exception()
         assert isinstance(error, Overloaded)
         assert error.retry_after_s is not None
-        assert 0.05 <= error.retry_after_s <= 5
     await settle()
     assert [len(submit.rows) for submit in wire.of(Submit)] == [3]
     wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=[], credit_inputs=1, credit_tokens=4))
@@ -180,7 +179,7 @@ async def test_whatever_ends_the_connection_fails_everything_that_waits(scene: S
     await settle()
     match how:
         case "told":
-            scene.link.engine_down(1, ENGINE_ID)
+            scene.link.engine_down(EngineDown(generation=1, engine_id=ENGINE_ID))
         case "read":
             wire.incoming.put_nowait(OSError("broken"))
         case "write":
@@ -195,7 +194,8 @@ async def test_whatever_ends_the_connection_fails_everything_that_waits(scene: S
     for waiting in (future, asking):
         with pytest.raises(Unavailable) as caught:
             await waiting
-        assert (caught.value.reason, caught.value.retry_after_s) == ("ENGINE_RESTARTING", 1.0)
+        assert caught.value.reason == "ENGINE_RESTARTING"
+        assert caught.value.retry_after_s is not None
     assert wire.closed
     assert scene.link.is_up is (how == "replaced")
     if how != "replaced":
@@ -205,7 +205,7 @@ async def test_whatever_ends_the_connection_fails_everything_that_waits(scene: S
 
 async def test_words_about_an_older_generation_change_nothing(scene: Scene) -> None:
     wire = await scene.up(generation=7, inputs=1)
-    scene.link.engine_down(6, ENGINE_ID)
+    scene.link.engine_down(EngineDown(generation=6, engine_id=ENGINE_ID))
     assert scene.link.is_up
     (future,) = scene.link.submit([scene.row()])
     await settle()
@@ -253,7 +253,7 @@ async def test_another_engine_of_the_same_generation_replaces_the_first(scene: S
 async def test_an_engine_that_grants_nothing_is_not_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.01)
     wire = await scene.up()
-    scene.link.engine_down(1, ENGINE_ID)
+    scene.link.engine_down(EngineDown(generation=1, engine_id=ENGINE_ID))
     silent = EngineUp(address="ipc:///x", hello=scene.link.hello)  # type: ignore[arg-type]
     with pytest.raises(Unavailable, match="does not answer"):
         await scene.link.connect(silent)

@@ -47,7 +47,7 @@ class Played:
         return await self.says.get()
 
     async def kill(self) -> int:
-        self.gone = True
+        self.die()
         return -9
 
     async def stop(self, grace_s: float) -> int:
