@@ -12,6 +12,7 @@ from adamix.errors import FailedPrecondition
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.supervisor_frames import Drain, Drained, Fatal, Ready
 from adamix_server.supervisor.child import Child
+from adamix_server.supervisor.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -122,23 +123,29 @@ class Keeper:
 
     async def _follow(self, child: Child) -> Fatal | None:
         """Listen to a child until it ends or falls silent; what it said if it cannot start."""
-        patience_s = _START_S
-        # A stop while it was being started: it has heard nothing of it.
-        while not self._stopping.is_set() or child.is_ready:
-            try:
-                frame = await asyncio.wait_for(child.receive(), patience_s)
-            except TimeoutError:
-                # The trace of a timeout says nothing.
-                log.error("child is stuck", extra={"child": self.name, "silent_s": patience_s})  # noqa: TRY400
-                return None
-            if frame is None or isinstance(frame, Drained):
-                return None
-            if isinstance(frame, Fatal):
-                log.error("child cannot start", extra={"child": self.name, "reason": frame.message})
-                return frame
-            child.is_ready |= isinstance(frame, Ready)
-            patience_s = self._silence_s
-            self._on_frame(frame)
+        patience = Patience(_START_S)
+        receiving = asyncio.create_task(child.receive())
+        try:
+            # A stop while it was being started: it has heard nothing of it.
+            while not self._stopping.is_set() or child.is_ready:
+                await asyncio.wait({receiving}, timeout=patience.beat_s)
+                if not receiving.done():
+                    if patience.is_over:
+                        log.error("child is stuck", extra={"child": self.name, "silent_s": patience.limit_s})
+                        return None
+                    continue
+                frame = receiving.result()
+                if frame is None or isinstance(frame, Drained):
+                    return None
+                if isinstance(frame, Fatal):
+                    log.error("child cannot start", extra={"child": self.name, "reason": frame.message})
+                    return frame
+                child.is_ready |= isinstance(frame, Ready)
+                patience = Patience(self._silence_s)
+                self._on_frame(frame)
+                receiving = asyncio.create_task(child.receive())
+        finally:
+            receiving.cancel()
         return None
 
     async def _pause(self, failed_starts: int) -> None:

@@ -5,7 +5,8 @@ Children record into a `Recorder` and send what it drains once a second; the sup
 """
 
 import threading
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _FEW_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 _POWERS_OF_TWO = tuple(float(1 << i) for i in range(17))
 
-# A drain happens every second; a child whose supervisor does not listen must not grow without bound.
-MAX_OBSERVATIONS = 65_536
 MAX_TASK_SERIES = 1_000
+# What a child keeps for a supervisor that does not listen now: so many tasks apart, and the ends of so many.
+MAX_WAITING_TASKS = 4_096
 OTHER = "other"
 
 
@@ -67,22 +68,31 @@ METRICS: dict[str, Metric] = {
 }
 
 
+_PER_TASK = tuple(metric.name for metric in METRICS.values() if metric.per_task)
+_Labels = tuple[str, ...]
+
+
 class Recorder:
     """Collects changes of metrics in a child process. Thread-safe.
+
+    What waits for the next drain is of one size, however long that takes to come: increments are summed, of a gauge the
+    last value stays, and observations are counted by bucket. Tasks beyond `MAX_WAITING_TASKS` share the label `other`.
 
     An unknown name or a wrong number of labels is a bug and raises at once.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pending: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-        self._ended: set[tuple[str, tuple[str, ...]]] = set()
+        self._pending: dict[tuple[str, _Labels], list[float]] = {}
+        self._tasks: set[_Labels] = set()
+        # A dictionary for its order: the oldest are forgotten first.
+        self._ended: dict[_Labels, None] = {}
 
     def inc(self, name: str, *labels: str, by: float = 1.0) -> None:
         """Add `by` to a counter."""
-        _check(name, "counter", labels)
+        metric = _check(name, "counter", labels)
         with self._lock:
-            values = self._pending.setdefault((name, labels), [0.0])
+            values = self._pending.get((name, labels)) or self._begin(metric, labels)
             values[0] += by
 
     def set(self, name: str, *labels: str, value: float) -> None:
@@ -93,29 +103,45 @@ class Recorder:
 
     def observe(self, name: str, *labels: str, value: float) -> None:
         """Add one observation to a histogram."""
-        _check(name, "histogram", labels)
+        metric = _check(name, "histogram", labels)
         with self._lock:
-            values = self._pending.setdefault((name, labels), [])
-            if len(values) < MAX_OBSERVATIONS:
-                values.append(value)
+            values = self._pending.get((name, labels)) or self._begin(metric, labels)
+            values[0] += value
+            values[1 + bisect_left(metric.buckets, value)] += 1
 
     def remove_task(self, tenant: str, task: str) -> None:
         """End the series of a task that was deleted; what is recorded of it afterwards starts new ones."""
-        keys = {(metric.name, (tenant, task)) for metric in METRICS.values() if metric.per_task}
+        labels = (tenant, task)
         with self._lock:
-            self._ended |= keys
-            for key in keys:
-                self._pending.pop(key, None)
+            self._ended.pop(labels, None)
+            self._ended[labels] = None
+            if len(self._ended) > MAX_WAITING_TASKS:
+                # Its series stays where it is read, among the bounded number of those that have one.
+                del self._ended[next(iter(self._ended))]
+            self._tasks.discard(labels)
+            for name in _PER_TASK:
+                self._pending.pop((name, labels), None)
 
     def drain(self) -> list[Sample]:
         """Everything since the last drain. A sample without values ends its series; those come first."""
         with self._lock:
-            ended, self._ended = self._ended, set()
+            ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
+            self._tasks = set()
         return [
-            *(Sample(name=name, labels=labels, values=[]) for name, labels in ended),
+            *(Sample(name=name, labels=labels, values=[]) for labels in ended for name in _PER_TASK),
             *(Sample(name=name, labels=labels, values=values) for (name, labels), values in pending.items()),
         ]
+
+    def _begin(self, metric: Metric, labels: _Labels) -> list[float]:
+        """The values of a series that has none since the last drain."""
+        if metric.per_task and labels not in self._tasks:
+            if len(self._tasks) >= MAX_WAITING_TASKS:
+                labels = (OTHER, OTHER)
+            else:
+                self._tasks.add(labels)
+        width = 1 if metric.kind == "counter" else 2 + len(metric.buckets)
+        return self._pending.setdefault((metric.name, labels), [0.0] * width)
 
 
 class Registry:
@@ -147,8 +173,7 @@ class Registry:
             elif metric.kind == "gauge":
                 series.set(sample.values[-1])
             else:
-                for value in sample.values:
-                    series.observe(value)
+                series.add(sample.values[0], sample.values[1:])
 
     def serve(self, port: int, address: str = "127.0.0.1") -> int:
         """Answer scrapes on `address:port` from a daemon thread; returns the real port (0 asks for a free one)."""
@@ -156,7 +181,7 @@ class Registry:
         return int(server.server_port)
 
     def _admit(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if labels not in self._tasks and len(self._tasks) >= self._max_task_series:
+        if labels not in self._tasks and (labels == (OTHER, OTHER) or len(self._tasks) >= self._max_task_series):
             return (OTHER, OTHER)
         self._tasks.add(labels)
         return labels
@@ -169,16 +194,26 @@ class Registry:
                     self._families[metric.name].remove(*labels)
 
 
+class _Histogram(prometheus_client.Histogram):
+    """One that takes what was counted elsewhere."""
+
+    def add(self, total: float, counts: Sequence[float]) -> None:
+        """As calls of `observe`: their sum, and how many fell into each bucket, the last being without end."""
+        self._sum.inc(total)
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+
+
 def _family(metric: Metric, registry: prometheus_client.CollectorRegistry) -> Any:
     if metric.kind == "histogram":
-        return prometheus_client.Histogram(
-            metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry
-        )
+        return _Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
     kind = prometheus_client.Counter if metric.kind == "counter" else prometheus_client.Gauge
     return kind(metric.name, metric.help, metric.labels, registry=registry)
 
 
-def _check(name: str, kind: str, labels: tuple[str, ...]) -> None:
+def _check(name: str, kind: str, labels: _Labels) -> Metric:
     metric = METRICS[name]
     if metric.kind != kind or len(labels) != len(metric.labels):
         raise ValueError(f"{name} is a {metric.kind} with the labels {metric.labels}")
+    return metric

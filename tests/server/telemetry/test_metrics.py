@@ -3,13 +3,16 @@
 import threading
 import urllib.request
 
+import prometheus_client
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from adamix_server.channel.codec import from_child
 from adamix_server.channel.supervisor_frames import Stats
-from adamix_server.telemetry.metrics import MAX_OBSERVATIONS, METRICS, Recorder, Registry
+from adamix_server.telemetry.metrics import MAX_WAITING_TASKS, METRICS, Recorder, Registry
 
 
 def values(registry: Registry) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -85,12 +88,91 @@ def test_a_wrong_name_kind_or_number_of_labels_is_a_bug() -> None:
         recorder.inc("adamix_slots", "free")
 
 
-def test_a_child_nobody_listens_to_does_not_grow_without_bound() -> None:
+_EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("inc"), st.sampled_from(["a", "b", "c"]), st.integers(1, 100)),
+        st.tuples(st.just("set"), st.sampled_from(["free", "idle"]), st.integers(0, 100)),
+        # Also at the very bound of a bucket. Binary fractions: their sums do not depend on the order.
+        st.tuples(st.just("observe"), st.sampled_from(["a", "b"]), st.sampled_from([0.0, 0.125, 0.5, 2.5, 10.0, 99.0])),
+        st.tuples(st.just("remove"), st.sampled_from(["a", "b", "c"]), st.none()),
+        st.just(("drain", "", None)),
+    ),
+    max_size=60,
+)
+
+
+def play(events: list[tuple[str, str, float | None]], *, with_drains: bool) -> dict[tuple[str, tuple[str, ...]], float]:
+    recorder, registry = Recorder(), Registry()
+    for what, name, value in events:
+        match what:
+            case "inc":
+                recorder.inc("adamix_task_requests_total", "default", name, by=value or 0.0)
+            case "set":
+                recorder.set("adamix_slots", name, value=value or 0.0)
+            case "observe":
+                recorder.observe("adamix_task_seconds", "default", name, value=value or 0.0)
+            case "remove":
+                recorder.remove_task("default", name)
+            case "drain" if with_drains:
+                registry.apply(recorder.drain())
+    registry.apply(recorder.drain())
+    return {key: value for key, value in values(registry).items() if not key[0].endswith("_created")}
+
+
+@given(_EVENTS)
+def test_what_waited_for_a_long_time_is_the_sum_of_what_was_sent_at_once(
+    events: list[tuple[str, str, float | None]],
+) -> None:
+    assert play(events, with_drains=False) == play(events, with_drains=True)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.001, 0.0011, 1.0, 59.0, 60.0, 61.0])))
+def test_a_histogram_shows_what_single_observations_would(seconds: list[float]) -> None:
+    recorder, registry = Recorder(), Registry()
+    alone = prometheus_client.CollectorRegistry()
+    metric = METRICS["adamix_compute_seconds"]
+    histogram = prometheus_client.Histogram(metric.name, metric.help, buckets=metric.buckets, registry=alone)
+    for value in seconds:
+        recorder.observe(metric.name, value=value)
+        histogram.observe(value)
+    registry.apply(recorder.drain())
+
+    def shown(of: prometheus_client.CollectorRegistry) -> list[str]:
+        lines = generate_latest(of).decode().splitlines()
+        return [line for line in lines if metric.name in line and "_created" not in line and "_sum" not in line]
+
+    assert shown(registry._registry) == shown(alone)
+    assert values(registry)[metric.name + "_sum", ()] == pytest.approx(sum(seconds))
+
+
+def test_an_hour_that_nobody_listened_to_is_as_large_as_a_second() -> None:
     recorder = Recorder()
-    for _ in range(MAX_OBSERVATIONS + 10):
-        recorder.observe("adamix_queue_seconds", value=0.1)
-    (sample,) = recorder.drain()
-    assert len(sample.values) == MAX_OBSERVATIONS
+
+    def size(count: int) -> int:
+        for number in range(count):
+            recorder.observe("adamix_queue_seconds", value=number % 7)
+        return len(from_child.encode(Stats(samples=recorder.drain())))
+
+    assert size(10_000) == size(10)
+
+
+def test_a_child_nobody_listens_to_keeps_so_many_tasks_apart_and_no_more() -> None:
+    recorder = Recorder()
+    for number in range(MAX_WAITING_TASKS + 2):
+        for _ in range(2):
+            recorder.inc("adamix_task_requests_total", "default", f"task-{number}")
+            recorder.observe("adamix_task_seconds", "default", f"task-{number}", value=0.1)
+    # Those at the limit are still counted apart.
+    counts = {sample.labels: sample.values[0] for sample in recorder.drain() if sample.name.endswith("_total")}
+    assert len(counts) == MAX_WAITING_TASKS + 1
+    assert counts["default", f"task-{MAX_WAITING_TASKS - 1}"] == 2
+    assert counts["other", "other"] == 4
+    for number in range(MAX_WAITING_TASKS + 2):
+        recorder.remove_task("default", f"task-{number}")
+    ended = {sample.labels[1] for sample in recorder.drain()}
+    assert len(ended) == MAX_WAITING_TASKS
+    assert "task-1" not in ended
+    assert f"task-{MAX_WAITING_TASKS + 1}" in ended
 
 
 def test_threads_lose_no_increment() -> None:
