@@ -85,7 +85,8 @@ class Supervisor:
         self._kill = asyncio.Event()
         self._engine = Keeper(
             "engine",
-            LOST_AFTER * config.engine.stall_s,
+            # The watch comes first.
+            (LOST_AFTER + 1) * config.engine.stall_s,
             start=self._start_engine,
             on_frame=partial(self._take, "engine"),
             on_end=self._engine_ended,

@@ -1,0 +1,83 @@
+"""When callers are told to come back: estimates, in the order in which they will be met."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adamix_server import retry
+from adamix_server.retry import MAX_S, MIN_S, RoomTurns
+
+seconds = st.floats(0.0, 1e5)
+sizes = st.integers(1, 512)
+
+
+@given(seconds)
+def test_chance_moves_an_estimate_by_a_fifth_at_most(estimate: float) -> None:
+    assert 0.8 * estimate <= retry.jittered(estimate) <= 1.2 * estimate
+
+
+def test_chance_moves_it() -> None:
+    assert len({retry.jittered(1.0) for _ in range(20)}) > 1
+
+
+def test_who_is_awaited_is_asked_for_when_he_is_expected() -> None:
+    assert retry.until_back(now=100.0, since=98.0, expected=106.0) == pytest.approx(6.0)
+
+
+@given(seconds, seconds)
+def test_who_is_late_is_given_half_as_long_again(away: float, late: float) -> None:
+    found = retry.until_back(now=away + late, since=0.0, expected=away)
+    assert found == pytest.approx(min(max((away + late) / 2, MIN_S), MAX_S)) or late == 0
+
+
+@given(st.floats(1.0, 20.0), seconds)
+def test_who_stands_still_is_given_as_long_again_but_not_beyond_his_replacement(still: float, left: float) -> None:
+    found = retry.until_moving(now=1000.0, since=1000.0 - still, expected=1000.0 + left)
+    assert found <= still + 1e-6
+    assert found <= max(retry.until_back(1000.0, 1000.0 - still, 1000.0 + left), MIN_S)
+    assert retry.until_moving(now=1000.0, since=1000.0 - still, expected=1000.0 + still) == pytest.approx(still)
+
+
+def advice(turns: RoomTurns, now: float, size: int, *, own: int = 10_000, queued: int = 10_000, rate: float) -> float:
+    return turns.next(now, size, own_tokens=own, queued_tokens=queued, tokens_per_s=rate, batch_tokens=100)
+
+
+@given(st.lists(sizes, min_size=2, max_size=40), st.floats(100.0, 1e5))
+def test_each_comes_after_those_that_were_refused_before(refused: list[int], rate: float) -> None:
+    turns = RoomTurns()
+    told = [advice(turns, 50.0, size, rate=rate) for size in refused]
+    assert all(earlier <= later for earlier, later in pairwise(told))
+    # The room of all of them together has been freed by the last one's turn; or all of the room there is.
+    everything = min(sum(refused), 10_000) / rate
+    assert told[-1] == pytest.approx(min(max(everything + 100 / rate, MIN_S), MAX_S))
+
+
+@given(sizes, st.integers(1, 100_000), st.integers(1, 100_000), st.floats(1.0, 1e5))
+def test_the_longer_the_queue_and_the_slower_the_engine_the_later(
+    size: int, own: int, others: int, rate: float
+) -> None:
+    alone = advice(RoomTurns(), 0.0, size, own=own, queued=own, rate=rate)
+    beside_others = advice(RoomTurns(), 0.0, size, own=own, queued=own + others, rate=rate)
+    slower = advice(RoomTurns(), 0.0, size, own=own, queued=own, rate=rate / 2)
+    assert alone <= beside_others
+    assert alone <= slower
+    assert MIN_S <= alone <= MAX_S
+
+
+def test_turns_that_have_passed_hold_nobody_up() -> None:
+    turns = RoomTurns()
+    first = advice(turns, 0.0, 200, rate=100.0)
+    assert first == pytest.approx(2.0 + 1.0)
+    assert advice(turns, 60.0, 200, rate=100.0) == pytest.approx(first)
+
+
+def test_nobody_waits_for_longer_than_until_the_queue_is_empty() -> None:
+    turns = RoomTurns()
+    told = [advice(turns, 0.0, 100, own=1000, queued=1000, rate=100.0) for _ in range(50)]
+    assert max(told) == pytest.approx(1000 / 100 + 1)
+
+
+def test_a_queue_that_was_never_measured_is_asked_again_in_a_second() -> None:
+    assert advice(RoomTurns(), 0.0, 10, rate=0.0) == 1.0
