@@ -41,38 +41,29 @@ def until_moving(now: float, since: float, expected: float) -> float:
 
 
 class RoomTurns:
-    """The order in which those that found a queue full are to come back, as its room is freed.
+    """The order in which those that found a room full are to come back, as it is emptied.
 
     Each gets the time at which as much will have been freed as it needs, behind those that were refused before it, so
-    that they do not find it full again. Nobody is told to wait for longer than until everything that is in the queue
-    now will have been computed: then all of the room is free.
+    that they do not find it full again. Nobody is told to wait for longer than until everything that is in the room now
+    will be gone: then all of it is free. What fills the room (tokens, bytes, calls) is the caller's matter.
     """
 
     def __init__(self) -> None:
         # Until then, what is freed has been promised.
         self._promised = float("-inf")
 
-    def next(
-        self,
-        now: float,
-        num_tokens: int,
-        *,
-        own_tokens: int,
-        queued_tokens: int,
-        tokens_per_s: float,
-        batch_tokens: int,
-    ) -> float:
-        """Seconds until `num_tokens` will find room.
+    def next(self, now: float, size: float, *, own: float, queued: float, per_s: float, batch: float = 0.0) -> float:
+        """Seconds until `size` will find room.
 
         Args:
-            own_tokens: in the queue from here. What is freed of them is freed here.
-            queued_tokens: in the queue from everybody, of which `own_tokens` may be a newer count.
-            tokens_per_s: that the queue's owner computes.
-            batch_tokens: that are freed together.
+            own: is in the room from here. What is freed of it is freed here.
+            queued: is in the room from everybody; `own` may be a newer count.
+            per_s: leaves the room in a second.
+            batch: leaves it together.
         """
-        if tokens_per_s <= 0:
-            return 1.0  # nothing is known of the queue: it has never been measured
-        all_s = max(own_tokens, queued_tokens, 1) / tokens_per_s
-        own_s = all_s * num_tokens / max(own_tokens, 1)
+        if per_s <= 0:
+            return 1.0  # nothing is known of the room: it has never been measured
+        all_s = max(own, queued, 1.0) / per_s
+        own_s = all_s * size / max(own, 1.0)
         self._promised = min(max(self._promised, now) + own_s, now + all_s)
-        return within(self._promised - now + batch_tokens / tokens_per_s)
+        return within(self._promised - now + batch / per_s)

@@ -41,7 +41,7 @@ def test_who_stands_still_is_given_as_long_again_but_not_beyond_his_replacement(
 
 
 def advice(turns: RoomTurns, now: float, size: int, *, own: int = 10_000, queued: int = 10_000, rate: float) -> float:
-    return turns.next(now, size, own_tokens=own, queued_tokens=queued, tokens_per_s=rate, batch_tokens=100)
+    return turns.next(now, size, own=own, queued=queued, per_s=rate, batch=100)
 
 
 @given(st.lists(sizes, min_size=2, max_size=40), st.floats(100.0, 1e5))

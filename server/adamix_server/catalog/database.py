@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Unavailable
+from adamix_server import retry
 from adamix_server.blobs.directories import make_directory
 from adamix_server.blobs.local import store_full
 from adamix_server.catalog import schema
@@ -191,7 +192,9 @@ def _translate(error: BaseException | None) -> AdamixError | None:
     extended_code = getattr(error, "sqlite_errorcode", 0)
     code = extended_code & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY", retry_after_s=1.0)
+        # It was waited for for so long already, and may well take as long again.
+        retry_after_s = retry.within(_BUSY_TIMEOUT_MS / 1000)
+        return Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY", retry_after_s=retry_after_s)
     # The second: the index of the log cannot grow, which is how a full disk shows where the log itself still fits.
     if code == sqlite3.SQLITE_FULL or extended_code == sqlite3.SQLITE_IOERR_SHMSIZE:
         return store_full()

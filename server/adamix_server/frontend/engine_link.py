@@ -75,6 +75,11 @@ class EngineLink:
     def is_stalled(self) -> bool:
         return self._stall is not None
 
+    @property
+    def back_s(self) -> float:
+        """While there is no connection: in how many seconds the next is expected."""
+        return retry.until_back(time.monotonic(), self._down_since, self._back_at)
+
     def next_id(self) -> int:
         """An id for a row: unique for the life of this front end, also across engine restarts."""
         self._last_id += 1
@@ -183,8 +188,7 @@ class EngineLink:
         return self._connection
 
     def _restarting(self) -> Unavailable:
-        retry_after_s = retry.until_back(time.monotonic(), self._down_since, self._back_at)
-        return Unavailable("the engine is restarting; try again", reason=ENGINE_RESTARTING, retry_after_s=retry_after_s)
+        return Unavailable("the engine is restarting; try again", reason=ENGINE_RESTARTING, retry_after_s=self.back_s)
 
 
 class _Connection:
@@ -348,10 +352,10 @@ class _Connection:
         return self._turns.next(
             time.monotonic(),
             num_tokens,
-            own_tokens=own_tokens,
-            queued_tokens=self._queued_tokens,
-            tokens_per_s=self._tokens_per_s,
-            batch_tokens=self._batch_tokens,
+            own=own_tokens,
+            queued=self._queued_tokens,
+            per_s=self._tokens_per_s,
+            batch=self._batch_tokens,
         )
 
     def _finish(self, event: Event) -> None:
