@@ -40,7 +40,9 @@ class Limit:
     @property
     def beyond(self) -> str:
         """What is answered beyond the limit, for people."""
-        answer = "" if self.code is None else self.code.name + (f" `{self.reason}`" if self.reason else "")
+        answer = "" if self.code is None else self.code.name
+        if self.reason not in ("", answer):
+            answer += f" `{self.reason}`"
         return "; ".join(part for part in (answer, self.note) if part)
 
 
@@ -75,15 +77,15 @@ MAX_MESSAGE_BYTES = _limit(
     "message, request or answer (64 answers of a head with 4,096 labels are more)",
     Code.RESOURCE_EXHAUSTED,
     note="by the transport, without details",
-    proof="server/test_limits.py::test_a_message",
+    proof="server/frontend/test_limits.py::test_a_message",
 )
 MAX_METADATA_BYTES = _limit(
-    8 << 10,
+    16 << 10,
     "bytes",
-    "metadata of a call",
+    "metadata of a call, each entry with 32 bytes more than its name and value",
     Code.RESOURCE_EXHAUSTED,
     note="by the transport, without details",
-    proof="server/test_limits.py::test_metadata",
+    proof="server/frontend/test_limits.py::test_metadata",
 )
 MAX_INPUTS_PER_CALL = _limit(
     64,
@@ -91,7 +93,7 @@ MAX_INPUTS_PER_CALL = _limit(
     "inputs of one `Predict`, texts of one `ModelInfer`",
     Code.INVALID_ARGUMENT,
     "INPUT_COUNT",
-    proof="server/test_limits.py::test_inputs_of_a_call",
+    proof="server/frontend/test_limits.py::test_inputs_of_a_call",
 )
 MAX_STREAM_INPUTS = _limit(
     256,
@@ -109,13 +111,14 @@ MAX_STREAM_ID_BYTES = _limit(
     Code.INVALID_ARGUMENT,
     "ID_INVALID",
     note="of that input",
-    proof="server/test_limits.py::test_id_of_a_streams_input",
+    proof="server/frontend/inference/test_stream.py::test_a_bad_input_fails_alone",
 )
 DEFAULT_TIMEOUT_S = _limit(
     60.0,
     "s",
     "deadline of a call, or of a stream's input, that sets none",
     Code.DEADLINE_EXCEEDED,
+    "DEADLINE_EXCEEDED",
     proof="server/frontend/boundary/test_boundary.py::test_the_servers_own_time_limit",
 )
 MAX_TIMEOUT_S = _limit(
@@ -123,8 +126,9 @@ MAX_TIMEOUT_S = _limit(
     "s",
     "longest deadline of a call",
     Code.DEADLINE_EXCEEDED,
+    "DEADLINE_EXCEEDED",
     note="a stream's input that asks for more: INVALID_ARGUMENT `TIMEOUT_INVALID`",
-    proof="server/test_limits.py::test_timeout_of_a_streams_input",
+    proof="server/frontend/inference/test_stream.py::test_a_bad_input_fails_alone",
 )
 STREAM_IDLE_S = _limit(
     300.0,
@@ -140,7 +144,7 @@ MAX_TEXT_BYTES = _limit(
     "one text, whatever its tokens",
     Code.INVALID_ARGUMENT,
     "TEXT_TOO_LARGE",
-    proof="server/test_limits.py::test_a_text",
+    proof="server/frontend/test_limits.py::test_a_text",
 )
 _said(
     "tokens of one text",
@@ -148,7 +152,7 @@ _said(
     Code.INVALID_ARGUMENT,
     "TEXT_TOO_LONG",
     note="with truncation RIGHT it is cut instead",
-    proof="server/test_limits.py::test_tokens_of_a_text",
+    proof="server/frontend/test_limits.py::test_tokens_of_a_text",
 )
 MAX_PENDING_TEXT_BYTES = _limit(
     32 << 20,
@@ -174,14 +178,14 @@ _said(
     "63 characters of `a-z 0-9 . _ -`",
     Code.INVALID_ARGUMENT,
     "ID_INVALID",
-    proof="server/test_limits.py::test_ids",
+    proof="server/frontend/test_limits.py::test_ids",
 )
 _said(
     "request id of a registration",
     "64 characters of `A-Z a-z 0-9 . _ -`; remembered 24 h",
     Code.INVALID_ARGUMENT,
     "REQUEST_ID_INVALID",
-    proof="server/test_limits.py::test_request_ids",
+    proof="server/frontend/test_limits.py::test_request_ids",
 )
 MAX_REQUEST_IDS_PER_TENANT = _limit(
     10_000,
@@ -197,7 +201,7 @@ MAX_FILE_NAME_BYTES = _limit(
     "name of a file below `--adapter-root`",
     Code.INVALID_ARGUMENT,
     "FILE_INVALID",
-    proof="server/test_limits.py::test_name_of_a_file",
+    proof="server/frontend/test_limits.py::test_name_of_a_file",
 )
 
 # Adapters.
@@ -207,35 +211,35 @@ MAX_ADAPTER_BYTES = _limit(
     "adapter file",
     Code.INVALID_ARGUMENT,
     "TOO_LARGE",
-    proof="server/test_limits.py::test_bytes_of_a_file",
+    proof="server/frontend/test_limits.py::test_bytes_of_a_file",
 )
 _said(
     "header of an adapter file",
     _text(MAX_HEADER_BYTES, "bytes"),
     Code.INVALID_ARGUMENT,
     "HEADER_TOO_LARGE",
-    proof="server/test_limits.py::test_header_of_a_file",
+    proof="adamix/files/test_limits.py::test_header",
 )
 _said(
     "tensors of an adapter file",
     _text(MAX_TENSORS, ""),
     Code.INVALID_ARGUMENT,
     "TOO_LARGE",
-    proof="server/test_limits.py::test_tensors_of_a_file",
+    proof="adamix/files/test_limits.py::test_tensors",
 )
 _said(
     "rank of an adapter",
     _text(MAX_ADAPTER_RANK, ""),
     Code.INVALID_ARGUMENT,
     "TOO_LARGE",
-    proof="server/test_limits.py::test_rank_of_an_adapter",
+    proof="adamix/files/test_limits.py::test_rank",
 )
 _said(
     "labels of a head",
     _text(MAX_LABELS, ""),
     Code.INVALID_ARGUMENT,
     "MANIFEST_INVALID",
-    proof="server/test_limits.py::test_labels_of_a_head",
+    proof="adamix/files/test_limits.py::test_labels",
 )
 
 # Registrations.
@@ -245,7 +249,7 @@ MAX_CHUNK_BYTES = _limit(
     "upload chunk",
     Code.INVALID_ARGUMENT,
     "CHUNK_TOO_LARGE",
-    proof="server/test_limits.py::test_a_chunk",
+    proof="server/frontend/test_limits.py::test_a_chunk",
 )
 UPLOAD_IDLE_S = _limit(
     30.0,
@@ -277,16 +281,16 @@ MAX_TRAFFIC_SHARES = _limit(
     "",
     "versions that share a task's traffic",
     Code.INVALID_ARGUMENT,
-    "INVALID_REQUEST",
-    proof="server/test_limits.py::test_shares_of_a_tasks_traffic",
+    "TRAFFIC_INVALID",
+    proof="server/frontend/test_limits.py::test_shares_of_a_tasks_traffic",
 )
 MAX_TRAFFIC_WEIGHT = _limit(
     1_000_000,
     "",
     "weight of a share, at least 1",
     Code.INVALID_ARGUMENT,
-    "INVALID_REQUEST",
-    proof="server/test_limits.py::test_weight_of_a_share",
+    "TRAFFIC_INVALID",
+    proof="server/frontend/test_limits.py::test_weight_of_a_share",
 )
 _said(
     "pinned versions",
@@ -304,7 +308,7 @@ MAX_PAGE_SIZE = _limit(
     "page of `ListTasks` and `ListVersions` (100 if the client says nothing)",
     None,
     note="never an error: a page is shorter than asked for",
-    proof="server/test_limits.py::test_a_page",
+    proof="server/frontend/test_limits.py::test_a_page",
 )
 MAX_WATCHERS = _limit(
     64,

@@ -40,8 +40,9 @@ FLUSH_S = 0.5
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
+    # Between the two the transport would refuse by chance.
     ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
-    ("grpc.absolute_max_metadata_size", 2 * limits.MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", 128),
     ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 5_000),

@@ -219,10 +219,11 @@ def _size(tensor: pb.ModelInferRequest.InferInputTensor, field: str) -> int:
             f"{field} must have the datatype BYTES", reason="DATATYPE_INVALID", field=f"{field}.datatype"
         )
     shape = list(tensor.shape[:3])
-    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or not 1 <= shape[0] <= MAX_INPUTS_PER_CALL:
+    is_list = len(shape) in (1, 2) and shape[1:] in ([], [1])
+    if not is_list or not 1 <= shape[0] <= MAX_INPUTS_PER_CALL:
         raise InvalidRequest(
             f"{field} must have the shape [n] or [n, 1] with n from 1 to {MAX_INPUTS_PER_CALL}",
-            reason="SHAPE_INVALID",
+            reason="INPUT_COUNT" if is_list else "SHAPE_INVALID",
             field=f"{field}.shape",
         )
     return shape[0]
