@@ -111,9 +111,10 @@ class Engine:
 
     def step(self) -> None:
         """One turn: take in what has arrived, run one batch, send what is finished."""
+        began = time.monotonic()
         # Before the loop may go to sleep: holds given back by the last step can have made room for a waiting adapter.
         self._bring()
-        began = self._receive()
+        began = self._receive(began)
         self._bring()
         self._expire()
         batch = self._scheduler.next_batch(self._adapters.is_ready)
@@ -134,10 +135,9 @@ class Engine:
             for request in self._scheduler.of(digest):
                 self._finish(request, error)
 
-    def _receive(self) -> float:
-        """Take in what has arrived; since when this step has had something to do."""
+    def _receive(self, began: float) -> float:
+        """Take in what has arrived. When the step began: as given, or when it had something to do at last."""
         is_idle = not any(map(self._adapters.is_ready, self._scheduler.digests))
-        began = time.monotonic()
         frames = self._channel.poll(_IDLE_S if is_idle else 0.0)
         if is_idle:
             began = time.monotonic()
