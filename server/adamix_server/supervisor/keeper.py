@@ -53,12 +53,18 @@ class Keeper:
         self._on_end = on_end
         self._stopping = stopping
         self._child: Child | None = None
+        self._patience = Patience(_START_S)
         self._ended = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
         """Whether the child that runs now has said that it serves."""
         return self._child is not None and self._child.is_ready
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the child that runs now last said something."""
+        return self._patience.silent_s()
 
     def send(self, frame: ToChild) -> None:
         """Send to the child that runs now, if there is one."""
@@ -106,15 +112,21 @@ class Keeper:
             await child.kill()
 
     async def drain(self, order: Drain, patience_s: float) -> None:
-        """Let the child finish what runs in it, once `stopping` is set. In one that is not ready nothing runs."""
+        """Let the child finish what runs in it, once `stopping` is set; end it after `patience_s`.
+
+        In one that is not ready nothing runs.
+        """
         if (child := self._child) is None:
             return
         if not child.is_ready:
             await child.kill()
             return
         child.send(order)
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(self._ended.wait(), patience_s)
+        except TimeoutError:
+            log.error("child did not drain", extra={"child": self.name, "after_s": patience_s})  # noqa: TRY400 - the trace says nothing
+            await child.kill()
 
     async def end(self, grace_s: float) -> None:
         """End the child that still runs, if any: at once, or if it is ready within `grace_s`."""
@@ -123,7 +135,7 @@ class Keeper:
 
     async def _follow(self, child: Child) -> Fatal | None:
         """Listen to a child until it ends or falls silent; what it said if it cannot start."""
-        patience = Patience(_START_S)
+        patience = self._patience = Patience(_START_S)
         receiving = asyncio.create_task(child.receive())
         try:
             # A stop while it was being started: it has heard nothing of it.
@@ -141,7 +153,7 @@ class Keeper:
                     log.error("child cannot start", extra={"child": self.name, "reason": frame.message})
                     return frame
                 child.is_ready |= isinstance(frame, Ready)
-                patience = Patience(self._silence_s)
+                patience = self._patience = Patience(self._silence_s)
                 self._on_frame(frame)
                 receiving = asyncio.create_task(child.receive())
         finally:

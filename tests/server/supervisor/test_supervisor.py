@@ -255,7 +255,7 @@ async def test_an_engine_that_goes_on_standing_still_is_replaced(start_stage: St
 
 
 def gauge(stage: Stage) -> float | None:
-    return stage.supervisor._registry._registry.get_sample_value("adamix_engine_stalled")
+    return stage.supervisor._registry.collectors.get_sample_value("adamix_engine_stalled")
 
 
 async def test_an_operator_may_ask_for_the_drain_through_a_front_end(start_stage: StartStage) -> None:

@@ -1,7 +1,7 @@
 """Recorder -> samples -> registry -> text: what a scrape shows of what the children saw."""
 
+import os
 import threading
-import urllib.request
 
 import prometheus_client
 import pytest
@@ -12,20 +12,28 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adamix_server.channel.codec import from_child
 from adamix_server.channel.supervisor_frames import Stats
-from adamix_server.telemetry.metrics import MAX_WAITING_TASKS, METRICS, Recorder, Registry
+from adamix_server.telemetry.metrics import MAX_WAITING_TASKS, METRICS, Recorder
+from adamix_server.telemetry.registry import MAX_TASK_SERIES, Registry
+
+
+def begun(max_task_series: int = MAX_TASK_SERIES) -> Registry:
+    """A registry that one front end tells of itself."""
+    registry = Registry(max_task_series)
+    registry.began("frontend-0", os.getpid())
+    return registry
 
 
 def values(registry: Registry) -> dict[tuple[str, tuple[str, ...]], float]:
     """Every exposed value by (name, label values in the order of the labels' names)."""
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(generate_latest(registry._registry).decode())
+        for family in text_string_to_metric_families(generate_latest(registry.collectors).decode())
         for sample in family.samples
     }
 
 
 def test_what_is_recorded_is_what_a_scrape_shows() -> None:
-    recorder, registry = Recorder(), Registry()
+    recorder, registry = Recorder(), begun()
     for _ in range(3):
         recorder.inc("adamix_requests_total", "Predict", "OK")
     recorder.inc("adamix_requests_total", "Predict", "INTERNAL", by=2)
@@ -36,7 +44,7 @@ def test_what_is_recorded_is_what_a_scrape_shows() -> None:
     # Over the pipe and back, as between processes.
     stats = from_child.decode(from_child.encode(Stats(samples=recorder.drain())))
     assert isinstance(stats, Stats)
-    registry.apply(stats.samples)
+    registry.apply("frontend-0", stats.samples)
     found = values(registry)
     assert found["adamix_requests_total", ("OK", "Predict")] == 3
     assert found["adamix_requests_total", ("INTERNAL", "Predict")] == 2
@@ -47,33 +55,33 @@ def test_what_is_recorded_is_what_a_scrape_shows() -> None:
 
 
 def test_counters_of_several_children_add_up_and_a_drain_forgets() -> None:
-    registry, children = Registry(), [Recorder(), Recorder()]
+    registry, children = begun(), [Recorder(), Recorder()]
     for recorder in children:
         recorder.inc("adamix_rejected_total", "OVERLOADED")
-        registry.apply(recorder.drain())
+        registry.apply("frontend-0", recorder.drain())
         assert recorder.drain() == []
     assert values(registry)["adamix_rejected_total", ("OVERLOADED",)] == 2
 
 
 def test_only_so_many_tasks_have_series_of_their_own() -> None:
-    recorder, registry = Recorder(), Registry(max_task_series=2)
+    recorder, registry = Recorder(), begun(max_task_series=2)
     for number in range(100):
         recorder.inc("adamix_task_requests_total", "default", f"task-{number}")
-    registry.apply(recorder.drain())
+    registry.apply("frontend-0", recorder.drain())
     series = {key[1]: value for key, value in values(registry).items() if key[0] == "adamix_task_requests_total"}
     assert series == {("task-0", "default"): 1, ("task-1", "default"): 1, ("other", "other"): 98}
 
 
 def test_a_deleted_task_takes_its_series_along_and_makes_room() -> None:
-    recorder, registry = Recorder(), Registry(max_task_series=1)
+    recorder, registry = Recorder(), begun(max_task_series=1)
     recorder.inc("adamix_task_requests_total", "default", "old")
     recorder.observe("adamix_task_seconds", "default", "old", value=0.1)
-    registry.apply(recorder.drain())
+    registry.apply("frontend-0", recorder.drain())
     recorder.remove_task("default", "old")
     recorder.remove_task("default", "never-seen")
     # Between the same two drains.
     recorder.inc("adamix_task_requests_total", "default", "new")
-    registry.apply(recorder.drain())
+    registry.apply("frontend-0", recorder.drain())
     tasks = {key[1] for key in values(registry) if key[0].startswith("adamix_task_requests")}
     assert tasks == {("new", "default")}
 
@@ -102,7 +110,7 @@ _EVENTS = st.lists(
 
 
 def play(events: list[tuple[str, str, float | None]], *, with_drains: bool) -> dict[tuple[str, tuple[str, ...]], float]:
-    recorder, registry = Recorder(), Registry()
+    recorder, registry = Recorder(), begun()
     for what, name, value in events:
         match what:
             case "inc":
@@ -114,9 +122,9 @@ def play(events: list[tuple[str, str, float | None]], *, with_drains: bool) -> d
             case "remove":
                 recorder.remove_task("default", name)
             case "drain" if with_drains:
-                registry.apply(recorder.drain())
-    registry.apply(recorder.drain())
-    return {key: value for key, value in values(registry).items() if not key[0].endswith("_created")}
+                registry.apply("frontend-0", recorder.drain())
+    registry.apply("frontend-0", recorder.drain())
+    return {key: value for key, value in values(registry).items() if not key[0].startswith("process_")}
 
 
 @given(_EVENTS)
@@ -128,20 +136,20 @@ def test_what_waited_for_a_long_time_is_the_sum_of_what_was_sent_at_once(
 
 @given(st.lists(st.sampled_from([0.0, 0.001, 0.0011, 1.0, 59.0, 60.0, 61.0])))
 def test_a_histogram_shows_what_single_observations_would(seconds: list[float]) -> None:
-    recorder, registry = Recorder(), Registry()
+    recorder, registry = Recorder(), begun()
     alone = prometheus_client.CollectorRegistry()
     metric = METRICS["adamix_compute_seconds"]
     histogram = prometheus_client.Histogram(metric.name, metric.help, buckets=metric.buckets, registry=alone)
     for value in seconds:
         recorder.observe(metric.name, value=value)
         histogram.observe(value)
-    registry.apply(recorder.drain())
+    registry.apply("frontend-0", recorder.drain())
 
     def shown(of: prometheus_client.CollectorRegistry) -> list[str]:
         lines = generate_latest(of).decode().splitlines()
         return [line for line in lines if metric.name in line and "_created" not in line and "_sum" not in line]
 
-    assert shown(registry._registry) == shown(alone)
+    assert shown(registry.collectors) == shown(alone)
     assert values(registry)[metric.name + "_sum", ()] == pytest.approx(sum(seconds))
 
 
@@ -190,13 +198,6 @@ def test_threads_lose_no_increment() -> None:
     assert recorder.drain()[0].values == [4000]
 
 
-def test_the_port_answers_on_loopback_only() -> None:
-    registry = Registry()
-    port = registry.serve(0)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
-        assert b"adamix_queue_requests" in response.read()
-
-
 def test_every_metric_is_documented_and_named_by_the_rules() -> None:
     for metric in METRICS.values():
         assert metric.name.startswith("adamix_")
@@ -204,3 +205,4 @@ def test_every_metric_is_documented_and_named_by_the_rules() -> None:
         assert metric.name.endswith("_total") is (metric.kind == "counter")
         assert bool(metric.buckets) is (metric.kind == "histogram")
         assert list(metric.buckets) == sorted(metric.buckets)
+        assert all(len(values) == len(metric.labels) for values in metric.known)
