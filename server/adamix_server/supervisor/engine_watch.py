@@ -14,6 +14,8 @@ from enum import Enum
 LOST_AFTER = 3
 _LOOKS_PER_STALL = 20
 _LONGEST_PERIOD_S = 0.25
+# Looks that come late by less than this part of it are late because the machine is busy.
+_LATE = 0.25
 
 
 class Verdict(Enum):
@@ -104,7 +106,7 @@ class EngineWatch:
             due = time.monotonic() + period_s
             await asyncio.sleep(period_s)
             now = time.monotonic()
-            if now - due > period_s and self._progress is not None:
+            if now - due > _LATE * self._stall_s and self._progress is not None:
                 self._progress.excuse(now - due)
             await self._look(now)
 
