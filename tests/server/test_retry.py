@@ -50,7 +50,7 @@ def test_each_comes_after_those_that_were_refused_before(refused: list[int], rat
     told = [advice(turns, 50.0, size, rate=rate) for size in refused]
     assert all(earlier <= later for earlier, later in pairwise(told))
     # The room of all of them together has been freed by the last one's turn; or all of the room there is.
-    everything = min(sum(refused), 10_000) / rate
+    everything = min(sum(refused) / rate, max(10_000 / rate, 5.0))
     assert told[-1] == pytest.approx(min(max(everything + 100 / rate, MIN_S), MAX_S))
 
 
@@ -73,10 +73,11 @@ def test_turns_that_have_passed_hold_nobody_up() -> None:
     assert advice(turns, 60.0, 200, rate=100.0) == pytest.approx(first)
 
 
-def test_nobody_waits_for_longer_than_until_the_queue_is_empty() -> None:
+@pytest.mark.parametrize(("queued", "longest"), [(1000, 10.0), (100, 5.0)])
+def test_nobody_waits_for_longer_than_until_the_room_is_empty_or_some_seconds(queued: int, longest: float) -> None:
     turns = RoomTurns()
-    told = [advice(turns, 0.0, 100, own=1000, queued=1000, rate=100.0) for _ in range(50)]
-    assert max(told) == pytest.approx(1000 / 100 + 1)
+    told = [advice(turns, 0.0, 100, own=queued, queued=queued, rate=100.0) for _ in range(50)]
+    assert max(told) == pytest.approx(longest + 1)
 
 
 def test_a_queue_that_was_never_measured_is_asked_again_in_a_second() -> None:
