@@ -81,7 +81,7 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
 def to_trailers(error: AdamixError, status: Any) -> list[tuple[str, str | bytes]]:
     """The trailing metadata that carries `status`, with the retry push-back of gRFC A6: as long as its RetryInfo.
 
-    RESOURCE_EXHAUSTED without one (too many pins, too small an arena) passes by nothing that a client does: its library
+    RESOURCE_EXHAUSTED without one (too many pins) passes by nothing that a client does: its library
     is told not to try again. UNAVAILABLE without one may pass, nobody knows when: the library's own policy decides.
     """
     trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString())]

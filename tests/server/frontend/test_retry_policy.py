@@ -87,11 +87,11 @@ async def test_what_no_retry_helps_is_tried_once(
 ) -> None:
     seed("sst2", make_adapter())
     harness = await start_serving()
-    harness.engine.fail = lambda row: Overloaded("the arena is too small", reason="ARENA_TOO_SMALL")
+    harness.engine.fail = lambda row: Overloaded("half of the slots are pinned", reason="TOO_MANY_PINNED")
     async with stock_client(harness) as stub:
         error = await failure(stub.Predict(ONE, timeout=20))
     status = status_of(error)
-    assert reason(status) == "ARENA_TOO_SMALL"
+    assert reason(status) == "TOO_MANY_PINNED"
     assert "RetryInfo" not in details(status)
     assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
     assert sum(len(submit.rows) for submit in harness.engine.submits) == 1
