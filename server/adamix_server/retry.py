@@ -12,6 +12,8 @@ MIN_S, MAX_S = 0.1, 30.0
 # What an estimate that was short is taken to be short by: a share of all the time that has passed, again and again.
 _SHORT_BY = 0.5
 _JITTER = 0.2
+# Of a trouble that has only just begun.
+_FIRST_S = 1.0
 # How far ahead room is promised at least, however soon the room that there is will be empty: simulated with far more
 # callers than room, an answer takes 4 tries instead of 40. No further, because some of them never come back.
 _PROMISED_S = 5.0
@@ -43,6 +45,23 @@ def until_moving(now: float, since: float, expected: float) -> float:
     return within(min(now - since, until_back(now, since, expected)))
 
 
+class Lasting:
+    """A trouble of the machine that ends nobody knows when: once it has lasted, it may well for half as long again.
+
+    One that nobody met for half a minute has ended. From any thread.
+    """
+
+    def __init__(self) -> None:
+        self._first = self._last = float("-inf")
+
+    def next(self, now: float) -> float:
+        """Seconds until it is worth to see whether it has ended. Somebody has just met it."""
+        if now - self._last > MAX_S:
+            self._first = now
+        self._last = now
+        return within(max(_FIRST_S, _SHORT_BY * (now - self._first)))
+
+
 class RoomTurns:
     """The order in which those that found a room full are to come back, as it is emptied.
 
@@ -65,7 +84,7 @@ class RoomTurns:
             batch: leaves it together.
         """
         if per_s <= 0:
-            return 1.0  # nothing is known of the room: it has never been measured
+            return _FIRST_S  # nothing is known of the room: it has never been measured
         all_s = max(own, queued, 1.0) / per_s
         own_s = all_s * size / max(own, 1.0)
         self._promised = min(max(self._promised, now) + own_s, now + max(all_s, _PROMISED_S))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix_server import retry
-from adamix_server.retry import MAX_S, MIN_S, RoomTurns
+from adamix_server.retry import MAX_S, MIN_S, Lasting, RoomTurns
 
 seconds = st.floats(0.0, 1e5)
 sizes = st.integers(1, 512)
@@ -38,6 +38,16 @@ def test_who_stands_still_is_given_as_long_again_but_not_beyond_his_replacement(
     assert found <= still + 1e-6
     assert found <= max(retry.until_back(1000.0, 1000.0 - still, 1000.0 + left), MIN_S)
     assert retry.until_moving(now=1000.0, since=1000.0 - still, expected=1000.0 + still) == pytest.approx(still)
+
+
+def test_the_longer_a_trouble_has_lasted_the_longer_it_is_left_alone() -> None:
+    trouble = Lasting()
+    assert trouble.next(100.0) == 1.0
+    assert trouble.next(101.0) == 1.0
+    assert [trouble.next(100.0 + lasted) for lasted in (10.0, 30.0, 59.0)] == [5.0, 15.0, 29.5]
+    assert trouble.next(188.0) == MAX_S
+    # It had ended, and begins anew.
+    assert trouble.next(188.0 + MAX_S + 1.0) == 1.0
 
 
 def advice(turns: RoomTurns, now: float, size: int, *, own: int = 10_000, queued: int = 10_000, rate: float) -> float:
