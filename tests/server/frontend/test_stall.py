@@ -83,7 +83,7 @@ async def test_what_waits_for_a_stalled_engine_ends_with_it(
     harness.kill_engine(back_in_s=5.0)
     error = await failure(waiting)
     assert (error.code(), reason(status_of(error))) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_RESTARTING")
-    assert 4_000 <= details(status_of(error))["RetryInfo"].retry_delay.ToMilliseconds() <= 6_000
+    assert 4_900 <= details(status_of(error))["RetryInfo"].retry_delay.ToMilliseconds() <= 7_500
     harness.engine.hold = False
     harness.start_engine()
     await until_health(harness, SERVING)
