@@ -4,10 +4,12 @@ WAL with synchronous=FULL: a commit that returned survives power loss. The only 
 database it is. Knows nothing of what the tables mean.
 """
 
+import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, event, insert
@@ -20,10 +22,15 @@ from adamix_server.blobs.local import store_full
 from adamix_server.catalog import schema
 
 _BUSY_TIMEOUT_MS = 5_000
+# Beside the file, with the changes that it has not taken in yet.
+LOG_SUFFIXES = ("-wal", "-shm")
 
 
 # Brings a file of an older schema up to date, or raises.
 Upgrade = Callable[["Database"], None]
+
+# Asked before a catalog is made where there is none; raises if there should be one.
+OnNew = Callable[[], None]
 
 
 class Database:
@@ -33,16 +40,21 @@ class Database:
 
     Args:
         upgrade: what to do with a file of an older schema; by default it is refused. Only for who holds the store.
+        on_new: asked before a new one is made, and before anything is written; by default it is made.
 
     Raises:
+        AdamixError: what `upgrade` or `on_new` raise.
         FailedPrecondition: of an older or a newer schema (`STORE_SCHEMA`), made by something else (`STORE_FOREIGN`), or
             not writable (`STORE_READONLY`).
         DataLoss: not a database, or damaged (`CATALOG_CORRUPT`).
     """
 
-    def __init__(self, path: Path, *, upgrade: Upgrade | None = None) -> None:
+    def __init__(self, path: Path, *, upgrade: Upgrade | None = None, on_new: OnNew = lambda: None) -> None:
         self.path = path
+        if is_absent(path):
+            on_new()
         make_directory(path.parent)
+        _close_to_others(path)
         # Overflow without bound: the callers' executors bound the threads, and a pool timeout would be one more
         # error to explain.
         self._engine = create_engine(
@@ -54,7 +66,7 @@ class Database:
         # Threads of one process queue here, fairly; only other processes are met by SQLite's polling.
         self._write_lock = threading.Lock()
         try:
-            self._prepare(upgrade)
+            self._prepare(upgrade, on_new)
         except BaseException:  # nothing is handled: the connections are closed, and it goes on
             self.close()
             raise
@@ -105,12 +117,12 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _prepare(self, upgrade: Upgrade | None) -> None:
+    def _prepare(self, upgrade: Upgrade | None, on_new: OnNew) -> None:
         with self.read() as connection:
             version = schema_version(connection)
             application = _pragma(connection, "application_id")
         if version == 0:
-            self._create()
+            self._create(on_new)
         elif application != schema.APPLICATION_ID:
             raise _foreign()
         elif version > schema.SCHEMA_VERSION:
@@ -128,17 +140,41 @@ class Database:
                 )
             upgrade(self)
 
-    def _create(self) -> None:
+    def _create(self, on_new: OnNew) -> None:
         with self.write() as connection:
             # Asked again under the lock: another process may have made it since.
             if schema_version(connection) == schema.SCHEMA_VERSION:
                 return
             if connection.exec_driver_sql("SELECT 1 FROM sqlite_master LIMIT 1").first() is not None:
                 raise _foreign()
+            # A file may be there and hold nothing: all that was written to it is in a log that is gone.
+            on_new()
             schema.metadata.create_all(connection)
             connection.execute(insert(schema.state).values(id=1, revision=0))
+            connection.execute(
+                insert(schema.identity).values(id=1, store_id=secrets.token_hex(16), accepted_revision=0)
+            )
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             set_schema_version(connection, schema.SCHEMA_VERSION)
+
+
+def is_absent(path: Path) -> bool:
+    """Whether there is no database, or an empty file for one."""
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return True
+
+
+def _close_to_others(path: Path) -> None:
+    """Mode 0600 for the database, whatever the umask, and for its logs, which SQLite gives the mode of the database."""
+    # One that is there is not opened: to close a descriptor of a file is to give up the locks that SQLite has on it.
+    # Whatever does not work here, SQLite meets as well, and says.
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    for file in (path, *(path.with_name(path.name + suffix) for suffix in LOG_SUFFIXES)):
+        with suppress(OSError):
+            file.chmod(0o600)
 
 
 def schema_version(connection: Connection) -> int:
@@ -206,7 +242,8 @@ def _translate(error: BaseException | None) -> AdamixError | None:
 
 def _corrupt() -> AdamixError:
     return DataLoss(
-        "the catalog is damaged; restore catalog.db from a backup or choose another --store",
+        "the catalog is damaged; bring it back with `adamix store restore` (from a backup) or `adamix store rebuild` "
+        "(from the adapter files), or choose another --store. Nothing was changed or deleted",
         reason="CATALOG_CORRUPT",
     )
 

@@ -110,5 +110,6 @@ def _copy(path: Path, to: Path) -> Path:
         if copy.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
             raise DataLoss("the copy of the catalog is damaged; nothing was changed", reason="CATALOG_CORRUPT")
     with to.open("rb") as file:
+        os.fchmod(file.fileno(), 0o600)
         os.fsync(file.fileno())
     return to

@@ -1,0 +1,163 @@
+"""Whether a catalog is the one its store had, or one that was lost, put back or taken from elsewhere.
+
+`store.json` says which store it is and how far its catalog has come; origins say what was registered. A catalog that
+knows less than they do is refused, with the ways on: what it does not name would otherwise be taken for deleted. Reads,
+and changes only what says that somebody has accepted a catalog as it is.
+"""
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, select, update
+
+from adamix.errors import FailedPrecondition
+from adamix_server.blobs.local import BLOBS_DIRECTORY, stored
+from adamix_server.catalog import changes, schema
+from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
+from adamix_server.catalog.store_file import STORE_FILE, StoreFile
+
+CATALOG_FILE = "catalog.db"
+
+_WAYS_ON = (
+    "bring it back with `adamix store restore` (from a backup) or `adamix store rebuild` (from the adapter files; "
+    "`adamix store rebuild --dry-run` shows what would come back), or go on with what is there: "
+    "`adamix serve --accept-catalog`. Nothing was changed or deleted"
+)
+
+_versions, _tasks, _audit = schema.versions.c, schema.tasks.c, schema.audit.c
+
+
+def catalog_missing() -> FailedPrecondition:
+    return FailedPrecondition(
+        f"the catalog of this store is missing, and its adapter files are there; {_WAYS_ON}", reason="CATALOG_MISSING"
+    )
+
+
+def catalog_older(why: str) -> FailedPrecondition:
+    return FailedPrecondition(f"the catalog of this store is not its newest: {why}; {_WAYS_ON}", reason="CATALOG_OLDER")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Of a catalog: whose it is, and how far it has come."""
+
+    store_id: str
+    accepted_revision: int
+    revision: int
+
+
+def read_identity(connection: Connection) -> Identity:
+    store_id, accepted = connection.execute(
+        select(schema.identity.c.store_id, schema.identity.c.accepted_revision)
+    ).one()
+    return Identity(store_id, accepted, changes.read_revision(connection))
+
+
+def was_used(store: Path) -> bool:
+    """Whether a store without a catalog had one: its file is there, or anything that was registered."""
+    return (
+        (store / STORE_FILE).exists()
+        or any(Origins(store / ORIGINS_DIRECTORY).keys())
+        or bool(stored(store / BLOBS_DIRECTORY))
+    )
+
+
+def check(found: Identity, known: StoreFile | None) -> None:
+    """Compare a catalog with what `store.json` says.
+
+    Raises:
+        FailedPrecondition: it is a new one (`CATALOG_MISSING`), an older one or another store's (`CATALOG_OLDER`).
+    """
+    if known is None:
+        return
+    if found.store_id != known.store_id:
+        if found.revision == 0:
+            raise catalog_missing()
+        raise catalog_older("it is another store's, or of before this store was made anew")
+    if found.revision < known.revision:
+        raise catalog_older(f"it ends at revision {found.revision}, and the store had come to {known.revision}")
+
+
+def accept(connection: Connection, known: StoreFile | None, strays: Iterable[Origin]) -> None:
+    """Take a catalog as it is for the store's newest.
+
+    Its revision becomes larger than any that the store has had: what was put aside for it stays an older one, should it
+    come back, and no two changes have one revision.
+
+    Args:
+        strays: the registrations that it does not name.
+    """
+    found = read_identity(connection)
+    revisions = [found.revision, known.revision if known is not None else 0]
+    revisions += [origin.revision for origin in strays]
+    settle(connection, known.store_id if known is not None else found.store_id, max(revisions) + 1)
+
+
+def settle(connection: Connection, store_id: str, revision: int) -> None:
+    """Say whose a catalog is, that it is at `revision`, and that what it lacks of before is known."""
+    connection.execute(update(schema.identity).values(store_id=store_id, accepted_revision=revision))
+    connection.execute(update(schema.state).values(revision=revision))
+    changes.forget_changes(connection)
+
+
+def registered(connection: Connection, *task: str) -> set[Key]:
+    """(tenant, task, digest) of every version in service; of one task, if (tenant, task) is given."""
+    query = select(_tasks.tenant, _tasks.task, _versions.digest).join_from(schema.versions, schema.tasks)
+    if task:
+        query = query.where(_tasks.tenant == task[0], _tasks.task == task[1])
+    return {(tenant, task, digest) for tenant, task, digest in connection.execute(query.where(schema.is_ready))}
+
+
+def deleted_or_lost(
+    connection: Connection, found: Identity, strays: dict[Key, Origin]
+) -> tuple[frozenset[Key], frozenset[Key]]:
+    """What became of registrations whose version the catalog does not name, where the audit tells.
+
+    Returns:
+        Those that somebody deleted afterwards; and those that the catalog must once have had: they were committed at a
+        revision that it counts, and it tells neither that nor of another change with that number. The second is what an
+        older file looks like that has got some pages of a newer one, from a log (`-wal`) that lay beside it.
+    """
+    deleted: set[Key] = set()
+    # By the revision that each would have; those of before it was accepted are known to be missing.
+    missing = {
+        key: origin.revision
+        for key, origin in strays.items()
+        if origin.store_id == found.store_id and found.accepted_revision < origin.revision <= found.revision
+    }
+    told: dict[int, Key] = {}
+    first: int | None = None
+    if strays:
+        by_task: dict[tuple[str, str], list[Origin]] = {}
+        for origin in strays.values():
+            if origin.store_id == found.store_id:
+                by_task.setdefault((origin.tenant, origin.task), []).append(origin)
+        query = select(_audit.revision, _audit.tenant, _audit.task, _audit.action, _audit.digest)
+        for revision, tenant, task, action, digest in connection.execute(query.where(_audit.action != "fail")):
+            first = revision if first is None else min(first, revision)
+            told[revision] = (tenant, task, digest or "") if action == "register" else ("", "", "")
+            if action in ("delete_task", "delete_version"):
+                deleted |= {
+                    origin.key
+                    for origin in by_task.get((tenant, task), ())
+                    if revision > origin.revision and (action == "delete_task" or digest == origin.digest)
+                }
+    # Where another change has the number, the registration was cut short before it committed.
+    lost = {
+        key
+        for key, revision in missing.items()
+        if key not in deleted and first is not None and revision >= first and told.get(revision, key) == key
+    }
+    return frozenset(deleted), frozenset(lost)
+
+
+def strays_of(connection: Connection, origins: Origins, keys: Set[Key]) -> dict[Key, Origin]:
+    """The registrations among `keys` whose version the catalog does not name, as far as they can be read."""
+    strays = keys - registered(connection)
+    return {key: origin for key in strays if (origin := origins.read(key)) is not None}
+
+
+def last_time_s(connection: Connection) -> float:
+    """What the clock said when something was last written down; seconds since 1970 UTC, 0 if nothing was."""
+    return int(connection.scalar(select(_audit.time_us).order_by(_audit.id.desc()).limit(1)) or 0) / 1e6

@@ -1,0 +1,90 @@
+"""What a change of the catalog leaves beside it: how far the catalog is, and where each version came from.
+
+So a start can tell whether the catalog is the one the store had (`lineage.py`), and a lost one can be made again from
+files. The order is what keeps it crash-safe: an origin is there before its version is, and goes after it; the revision
+is noted once it is durable.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from adamix.errors import AdamixError
+from adamix_server.catalog import changes, lineage
+from adamix_server.catalog.database import Database
+from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
+from adamix_server.catalog.store_file import Progress, StoreFile
+
+log = logging.getLogger(__name__)
+
+
+class Traces:
+    """Beside one open catalog.
+
+    Args:
+        known: what `store.json` said before the catalog was opened, which is never behind that.
+
+    Raises:
+        FailedPrecondition: the catalog is not this store's newest (`CATALOG_MISSING`, `CATALOG_OLDER`).
+    """
+
+    def __init__(self, store: Path, database: Database, known: StoreFile | None) -> None:
+        self._database = database
+        with database.read() as connection:
+            identity = lineage.read_identity(connection)
+        lineage.check(identity, known)
+        self._store_id = identity.store_id
+        self._origins = Origins(store / ORIGINS_DIRECTORY)
+        self._progress = Progress(store, identity.store_id)
+
+    @contextmanager
+    def changing(self, registered: Sequence[tuple[Key, bool]] = ()) -> Iterator[Connection]:
+        """A write transaction around a change of what is served, with what it leaves.
+
+        Args:
+            registered: which versions the block has registered when it ends, and whether to answer their tasks.
+        """
+        left: list[Key] = []
+        try:
+            with self._database.write() as connection:
+                yield connection
+                revision = changes.read_revision(connection)
+                for key, is_live in registered:
+                    left.append(key)
+                    self._leave(key, revision, is_live)
+        except BaseException:  # nothing is handled: what did not commit leaves nothing
+            if left:
+                self.forget(left)
+            raise
+        self._progress.reached(revision)
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Remove the origins of versions that are deleted, or were not registered after all.
+
+        In a transaction of its own, after the deletion is durable, so that none of them is being registered anew. What
+        cannot be done now, the next start does.
+        """
+        try:
+            with self._database.write() as connection:
+                for key in keys:
+                    if key not in lineage.registered(connection, *key[:2]):
+                        self._origins.remove(key)
+        except (AdamixError, OSError) as error:
+            log.warning("the origins of deleted versions stay for now: %s", error)
+
+    def _leave(self, key: Key, revision: int, is_live: bool) -> None:
+        tenant, task, digest = key
+        origin = Origin(
+            tenant=tenant,
+            task=task,
+            digest=digest,
+            store_id=self._store_id,
+            revision=revision,
+            time=datetime.now(UTC),
+            live=is_live,
+        )
+        self._origins.put(origin)
