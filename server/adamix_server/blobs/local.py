@@ -236,9 +236,7 @@ class BlobStore:
         Args:
             now_s: seconds since 1970 UTC. An orphan goes when it was moved there ORPHANS_KEPT_S before.
         """
-        temporaries = list(self._temporaries.iterdir())
-        for path in temporaries:
-            path.unlink(missing_ok=True)
+        temporaries = self.remove_temporaries()
         # Before the new ones come: one that was moved by a start that was cut short is as old as that.
         expired = tuple(path.name for path in self._expired(now_s))
         for name in expired:
@@ -247,7 +245,27 @@ class BlobStore:
         orphaned = [path for path in self._blobs.glob("??/*") if path.name not in referenced]
         for path in orphaned:
             self._orphan(path, now_s)
-        return Swept(len(temporaries), len(orphaned), expired)
+        return Swept(temporaries, len(orphaned), expired)
+
+    def remove_temporaries(self) -> int:
+        """End what was arriving when its process died, and say how many that were. Only where nobody else writes."""
+        temporaries = list(self._temporaries.iterdir())
+        for path in temporaries:
+            path.unlink(missing_ok=True)
+        return len(temporaries)
+
+    def copy(self, source: Path, digest: str) -> bool:
+        """Store a file of another store; whether it was there and had its digest. Raises StoreFull."""
+        try:
+            with source.open("rb") as file, self.temporary() as temporary:
+                while chunk := file.read(_CHUNK_BYTES):
+                    temporary.write(chunk)
+                if temporary.digest != digest:
+                    return False
+                self.put(temporary.path, digest)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _expired(self, now_s: float) -> Iterator[Path]:
         with suppress(FileNotFoundError):

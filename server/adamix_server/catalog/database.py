@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import Connection, create_engine, event, insert
 from sqlalchemy.engine import URL
@@ -101,7 +102,7 @@ class Database:
                 with connection.begin():
                     yield connection
                     if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
-                        raise _corrupt()
+                        raise corrupt()
             finally:
                 cursor.execute("PRAGMA foreign_keys = ON")
                 cursor.close()
@@ -112,7 +113,7 @@ class Database:
             found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
             dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         if found != "ok" or dangling is not None:
-            raise _corrupt()
+            raise corrupt()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -126,18 +127,10 @@ class Database:
         elif application != schema.APPLICATION_ID:
             raise _foreign()
         elif version > schema.SCHEMA_VERSION:
-            raise FailedPrecondition(
-                f"this store was written by a newer adamix (schema {version}; this one reads up to "
-                f"{schema.SCHEMA_VERSION}); upgrade adamix or choose another --store",
-                reason="STORE_SCHEMA",
-            )
+            raise other_schema(version)
         elif version < schema.SCHEMA_VERSION:
             if upgrade is None:
-                raise FailedPrecondition(
-                    f"this store was written by an older adamix (schema {version}, not {schema.SCHEMA_VERSION}); "
-                    "start `adamix serve` on it, which brings it up to date",
-                    reason="STORE_SCHEMA",
-                )
+                raise other_schema(version)
             upgrade(self)
 
     def _create(self, on_new: OnNew) -> None:
@@ -156,6 +149,24 @@ class Database:
             )
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             set_schema_version(connection, schema.SCHEMA_VERSION)
+
+
+@contextmanager
+def reading_copy(path: Path) -> Iterator[Connection]:
+    """A transaction that reads a whole file that nobody writes to, of this schema, and leaves it as it is.
+
+    Raises:
+        FailedPrecondition: of another schema (`STORE_SCHEMA`).
+    """
+    query = {"mode": "ro", "immutable": "1", "uri": "true"}
+    engine = create_engine(URL.create("sqlite", database=f"file:{quote(str(path))}", query=query))
+    try:
+        with translated(), engine.begin() as connection:
+            if (version := schema_version(connection)) != schema.SCHEMA_VERSION:
+                raise other_schema(version)
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def is_absent(path: Path) -> bool:
@@ -232,7 +243,7 @@ def _translate(error: BaseException | None) -> AdamixError | None:
     if code == sqlite3.SQLITE_FULL or extended_code == sqlite3.SQLITE_IOERR_SHMSIZE:
         return store_full()
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return _corrupt()
+        return corrupt()
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return FailedPrecondition("the store cannot be opened for writing", reason="STORE_READONLY")
     if code == sqlite3.SQLITE_IOERR:
@@ -240,7 +251,23 @@ def _translate(error: BaseException | None) -> AdamixError | None:
     return None
 
 
-def _corrupt() -> AdamixError:
+def other_schema(version: int) -> FailedPrecondition:
+    """What is said of a file that this adamix does not read as it is."""
+    if version > schema.SCHEMA_VERSION:
+        return FailedPrecondition(
+            f"this store was written by a newer adamix (schema {version}; this one reads up to "
+            f"{schema.SCHEMA_VERSION}); upgrade adamix or choose another --store",
+            reason="STORE_SCHEMA",
+        )
+    return FailedPrecondition(
+        f"this store was written by an older adamix (schema {version}, not {schema.SCHEMA_VERSION}); "
+        "start `adamix serve` on it, which brings it up to date",
+        reason="STORE_SCHEMA",
+    )
+
+
+def corrupt() -> DataLoss:
+    """What is said of a catalog that is damaged, with the ways on."""
     return DataLoss(
         "the catalog is damaged; bring it back with `adamix store restore` (from a backup) or `adamix store rebuild` "
         "(from the adapter files), or choose another --store. Nothing was changed or deleted",

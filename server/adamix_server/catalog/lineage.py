@@ -5,16 +5,18 @@ knows less than they do is refused, with the ways on: what it does not name woul
 and changes only what says that somebody has accepted a catalog as it is.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from adamix.errors import FailedPrecondition
 from adamix_server.blobs.local import BLOBS_DIRECTORY, stored
 from adamix_server.catalog import changes, schema
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
+from adamix_server.catalog.pointer import read_split
+from adamix_server.catalog.rows import to_datetime
 from adamix_server.catalog.store_file import STORE_FILE, StoreFile
 
 CATALOG_FILE = "catalog.db"
@@ -25,7 +27,7 @@ _WAYS_ON = (
     "`adamix serve --accept-catalog`. Nothing was changed or deleted"
 )
 
-_versions, _tasks, _audit = schema.versions.c, schema.tasks.c, schema.audit.c
+_tasks, _versions, _traffic, _audit = schema.tasks.c, schema.versions.c, schema.traffic.c, schema.audit.c
 
 
 def catalog_missing() -> FailedPrecondition:
@@ -107,6 +109,30 @@ def registered(connection: Connection, *task: str) -> set[Key]:
     if task:
         query = query.where(_tasks.tenant == task[0], _tasks.task == task[1])
     return {(tenant, task, digest) for tenant, task, digest in connection.execute(query.where(schema.is_ready))}
+
+
+def origins_of(connection: Connection, wanted: Set[Key], store_id: str) -> Iterator[Origin]:
+    """What registering some versions has left, as far as the catalog remembers it."""
+    live: dict[int, set[str]] = {}
+    for task_id, current in connection.execute(select(_traffic.task_id, _traffic.current)):
+        live.setdefault(task_id, set()).update(digest for digest, _ in read_split(current))
+    query = select(_audit.tenant, _audit.task, _audit.digest, func.max(_audit.revision))
+    query = query.where(_audit.action == "register").group_by(_audit.tenant, _audit.task, _audit.digest)
+    revisions = {(tenant, task, digest): revision for tenant, task, digest, revision in connection.execute(query)}
+    rows = select(_tasks.id, _tasks.tenant, _tasks.task, _versions.digest, _versions.create_time_us)
+    rows = rows.join_from(schema.versions, schema.tasks).where(schema.is_ready)
+    for task_id, tenant, task, digest, create_time_us in connection.execute(rows):
+        key = tenant, task, digest
+        if key in wanted:
+            yield Origin(
+                tenant=tenant,
+                task=task,
+                digest=digest,
+                store_id=store_id,
+                revision=revisions.get(key, 0),
+                time=to_datetime(create_time_us),
+                live=digest in live.get(task_id, ()),
+            )
 
 
 def deleted_or_lost(

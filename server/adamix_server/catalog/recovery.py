@@ -12,18 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import delete, select
 
 from adamix.errors import FailedPrecondition, StoreFull
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, Swept
 from adamix_server.catalog import lineage, schema
 from adamix_server.catalog.changes import forget_changes
 from adamix_server.catalog.database import Database
+from adamix_server.catalog.exchange import set_aside
 from adamix_server.catalog.lineage import CATALOG_FILE
-from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
-from adamix_server.catalog.pointer import read_split
-from adamix_server.catalog.rows import to_datetime
-from adamix_server.catalog.set_aside import set_aside
+from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origins
 from adamix_server.catalog.store_file import Progress, StoreFile, read_store_file
 from adamix_server.catalog.upgrade import upgrade
 
@@ -31,8 +29,6 @@ log = logging.getLogger(__name__)
 
 # To put each on its own on disk takes some milliseconds; all files of the machine at once, some seconds.
 _MANY_ORIGINS = 256
-
-_tasks, _versions, _traffic, _audit = schema.tasks.c, schema.versions.c, schema.traffic.c, schema.audit.c
 
 
 @dataclass(frozen=True)
@@ -170,33 +166,9 @@ def _write_origins(database: Database, origins: Origins, store_id: str, there: S
     """
     with database.read() as connection:
         missing = lineage.registered(connection) - there
-        found = list(_origins_of(connection, missing, store_id)) if missing else []
+        found = list(lineage.origins_of(connection, missing, store_id)) if missing else []
     is_many = len(found) > _MANY_ORIGINS
     for origin in found:
         origins.put(origin, is_durable=not is_many)
     if is_many:
         os.sync()
-
-
-def _origins_of(connection: Connection, wanted: set[Key], store_id: str) -> Iterable[Origin]:
-    """The origins of some versions, as far as the catalog remembers their registrations."""
-    live: dict[int, set[str]] = {}
-    for task_id, current in connection.execute(select(_traffic.task_id, _traffic.current)):
-        live.setdefault(task_id, set()).update(digest for digest, _ in read_split(current))
-    query = select(_audit.tenant, _audit.task, _audit.digest, func.max(_audit.revision))
-    query = query.where(_audit.action == "register").group_by(_audit.tenant, _audit.task, _audit.digest)
-    revisions = {(tenant, task, digest): revision for tenant, task, digest, revision in connection.execute(query)}
-    rows = select(_tasks.id, _tasks.tenant, _tasks.task, _versions.digest, _versions.create_time_us)
-    rows = rows.join_from(schema.versions, schema.tasks).where(schema.is_ready)
-    for task_id, tenant, task, digest, create_time_us in connection.execute(rows):
-        key = tenant, task, digest
-        if key in wanted:
-            yield Origin(
-                tenant=tenant,
-                task=task,
-                digest=digest,
-                store_id=store_id,
-                revision=revisions.get(key, 0),
-                time=to_datetime(create_time_us),
-                live=digest in live.get(task_id, ()),
-            )
