@@ -5,7 +5,6 @@ is set aside, and blobs that the restored one does not name are orphans of the n
 harm: what counts is the catalog, which is renamed into its place last.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -104,7 +103,7 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
                 known = missing
                 catalog.unlink()
             origins = Origins(to / ORIGINS_DIRECTORY)
-            _put_origins(origins, contents.origins.values())
+            origins.put_all(contents.origins.values())
             with room():
                 put_in_place(catalog, to)
                 # After the catalog: one that is ahead of the file is normal.
@@ -151,7 +150,7 @@ def restore(store: Path, source: Path, on_blob: OnBlob = lambda _done, _total: N
                 copied += 1
             origins = Origins(store / ORIGINS_DIRECTORY)
             identity = _continued(database, store, contents, origins)
-            _put_origins(origins, contents.origins.values())
+            origins.put_all(contents.origins.values())
         finally:
             database.close()
         with room():
@@ -283,12 +282,3 @@ def _continued(database: Database, store: Path, contents: _Contents, origins: Or
             newest = max(*had, contents.identity.revision)
             lineage.settle(connection, contents.identity.store_id, newest + 1)
         return lineage.read_identity(connection)
-
-
-def _put_origins(origins: Origins, wanted: Iterable[Origin]) -> None:
-    """Write those that do not say the same already."""
-    new = [origin for origin in wanted if origins.read(origin.key) != origin]
-    for origin in new:
-        origins.put(origin, is_durable=False)
-    if new:
-        os.sync()

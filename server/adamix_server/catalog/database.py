@@ -144,9 +144,7 @@ class Database:
             on_new()
             schema.metadata.create_all(connection)
             connection.execute(insert(schema.state).values(id=1, revision=0))
-            connection.execute(
-                insert(schema.identity).values(id=1, store_id=secrets.token_hex(16), accepted_revision=0)
-            )
+            connection.execute(insert(schema.identity).values(id=1, store_id=secrets.token_hex(16)))
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             set_schema_version(connection, schema.SCHEMA_VERSION)
 

@@ -5,7 +5,7 @@ knows less than they do is refused, with the ways on: what it does not name woul
 and changes only what says that somebody has accepted a catalog as it is.
 """
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +45,13 @@ class Identity:
     """Of a catalog: whose it is, and how far it has come."""
 
     store_id: str
-    accepted_revision: int
     revision: int
 
 
 def read_identity(connection: Connection) -> Identity:
-    store_id, accepted = connection.execute(
-        select(schema.identity.c.store_id, schema.identity.c.accepted_revision)
-    ).one()
-    return Identity(store_id, accepted, changes.read_revision(connection))
+    return Identity(
+        str(connection.scalars(select(schema.identity.c.store_id)).one()), changes.read_revision(connection)
+    )
 
 
 def was_used(store: Path) -> bool:
@@ -65,20 +63,21 @@ def was_used(store: Path) -> bool:
     )
 
 
-def check(found: Identity, known: StoreFile | None) -> None:
-    """Compare a catalog with what `store.json` says.
+def check(found: Identity, known: StoreFile | None, strays: Iterable[Origin] = ()) -> None:
+    """Compare a catalog with what `store.json` says, and with the registrations that it does not name.
 
     Raises:
         FailedPrecondition: it is a new one (`CATALOG_MISSING`), an older one or another store's (`CATALOG_OLDER`).
     """
-    if known is None:
-        return
-    if found.store_id != known.store_id:
+    if known is not None and found.store_id != known.store_id:
         if found.revision == 0:
             raise catalog_missing()
         raise catalog_older("it is another store's, or of before this store was made anew")
-    if found.revision < known.revision:
-        raise catalog_older(f"it ends at revision {found.revision}, and the store had come to {known.revision}")
+    had = [known.revision] if known is not None else []
+    # One that was cut short has the next number at most: it was noted while nobody else could commit.
+    had += [origin.revision - 1 for origin in strays if origin.store_id == found.store_id]
+    if had and found.revision < max(had):
+        raise catalog_older(f"it ends at revision {found.revision}, and the store had come to {max(had)}")
 
 
 def accept(connection: Connection, known: StoreFile | None, strays: Iterable[Origin]) -> None:
@@ -97,8 +96,8 @@ def accept(connection: Connection, known: StoreFile | None, strays: Iterable[Ori
 
 
 def settle(connection: Connection, store_id: str, revision: int) -> None:
-    """Say whose a catalog is, that it is at `revision`, and that what it lacks of before is known."""
-    connection.execute(update(schema.identity).values(store_id=store_id, accepted_revision=revision))
+    """Say whose a catalog is, and at which revision. Whoever reads the difference to another one reads everything."""
+    connection.execute(update(schema.identity).values(store_id=store_id))
     connection.execute(update(schema.state).values(revision=revision))
     changes.forget_changes(connection)
 
@@ -135,47 +134,22 @@ def origins_of(connection: Connection, wanted: Set[Key], store_id: str) -> Itera
             )
 
 
-def deleted_or_lost(
-    connection: Connection, found: Identity, strays: dict[Key, Origin]
-) -> tuple[frozenset[Key], frozenset[Key]]:
-    """What became of registrations whose version the catalog does not name, where the audit tells.
-
-    Returns:
-        Those that somebody deleted afterwards; and those that the catalog must once have had: they were committed at a
-        revision that it counts, and it tells neither that nor of another change with that number. The second is what an
-        older file looks like that has got some pages of a newer one, from a log (`-wal`) that lay beside it.
-    """
-    deleted: set[Key] = set()
-    # By the revision that each would have; those of before it was accepted are known to be missing.
-    missing = {
-        key: origin.revision
-        for key, origin in strays.items()
-        if origin.store_id == found.store_id and found.accepted_revision < origin.revision <= found.revision
+def deleted(connection: Connection, found: Identity, strays: Mapping[Key, Origin]) -> set[Key]:
+    """Those whose version the catalog does not name because somebody deleted it, as the audit tells."""
+    by_task: dict[tuple[str, str], list[Origin]] = {}
+    for origin in strays.values():
+        if origin.store_id == found.store_id:
+            by_task.setdefault((origin.tenant, origin.task), []).append(origin)
+    if not by_task:
+        return set()
+    query = select(_audit.revision, _audit.tenant, _audit.task, _audit.action, _audit.digest)
+    query = query.where(_audit.action.in_(("delete_task", "delete_version")))
+    return {
+        origin.key
+        for revision, tenant, task, action, digest in connection.execute(query)
+        for origin in by_task.get((tenant, task), ())
+        if revision > origin.revision and (action == "delete_task" or digest == origin.digest)
     }
-    told: dict[int, Key] = {}
-    first: int | None = None
-    if strays:
-        by_task: dict[tuple[str, str], list[Origin]] = {}
-        for origin in strays.values():
-            if origin.store_id == found.store_id:
-                by_task.setdefault((origin.tenant, origin.task), []).append(origin)
-        query = select(_audit.revision, _audit.tenant, _audit.task, _audit.action, _audit.digest)
-        for revision, tenant, task, action, digest in connection.execute(query.where(_audit.action != "fail")):
-            first = revision if first is None else min(first, revision)
-            told[revision] = (tenant, task, digest or "") if action == "register" else ("", "", "")
-            if action in ("delete_task", "delete_version"):
-                deleted |= {
-                    origin.key
-                    for origin in by_task.get((tenant, task), ())
-                    if revision > origin.revision and (action == "delete_task" or digest == origin.digest)
-                }
-    # Where another change has the number, the registration was cut short before it committed.
-    lost = {
-        key
-        for key, revision in missing.items()
-        if key not in deleted and first is not None and revision >= first and told.get(revision, key) == key
-    }
-    return frozenset(deleted), frozenset(lost)
 
 
 def strays_of(connection: Connection, origins: Origins, keys: Set[Key]) -> dict[Key, Origin]:

@@ -5,7 +5,8 @@ files alone where the catalog is lost. One is written before the registration co
 deleted: a kill in between leaves one too many, never one too few. Knows no tables.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from adamix_server.blobs.local import room
 from adamix_server.names import check_digest, check_name, is_digest
 
 ORIGINS_DIRECTORY = "origins"
+# To put one file on disk takes some milliseconds; all files of the machine at once, some seconds.
+_MANY = 1_000
 
 # (tenant, task, digest)
 Key = tuple[str, str, str]
@@ -73,6 +76,15 @@ class Origins:
             if not path.parent.is_dir():
                 make_directory(path.parent)
             replace_file(path, msgspec.json.encode(origin) + b"\n", is_durable=is_durable)
+
+    def put_all(self, origins: Iterable[Origin]) -> None:
+        """Write those that do not say the same already. Raises StoreFull."""
+        new = [origin for origin in origins if self.read(origin.key) != origin]
+        is_many = len(new) > _MANY
+        for origin in new:
+            self.put(origin, is_durable=not is_many)
+        if is_many:
+            os.sync()
 
     def read(self, key: Key) -> Origin | None:
         """None if there is none, or none that can be read."""

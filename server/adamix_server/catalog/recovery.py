@@ -5,7 +5,6 @@ nothing deleted is still in use.
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Set
 from contextlib import suppress
@@ -26,9 +25,6 @@ from adamix_server.catalog.store_file import Progress, StoreFile, read_store_fil
 from adamix_server.catalog.upgrade import upgrade
 
 log = logging.getLogger(__name__)
-
-# To put each on its own on disk takes some milliseconds; all files of the machine at once, some seconds.
-_MANY_ORIGINS = 256
 
 
 @dataclass(frozen=True)
@@ -106,12 +102,9 @@ def _check(database: Database, store: Path, known: StoreFile | None, origins: Or
     """Raise FailedPrecondition unless the catalog is the store's newest."""
     with database.read() as connection:
         found = lineage.read_identity(connection)
-        lineage.check(found, known)
         if found.revision == 0 and known is None and lineage.was_used(store):
             raise lineage.catalog_missing()
-        strays = lineage.strays_of(connection, origins, keys)
-        if lost := lineage.deleted_or_lost(connection, found, strays)[1]:
-            raise lineage.catalog_older(f"it lacks {len(lost)} registrations that it must have had")
+        lineage.check(found, known, lineage.strays_of(connection, origins, keys).values())
 
 
 def _put_in_order(database: Database, store: Path, origins: Origins, keys: Set[Key]) -> Recovered:
@@ -151,7 +144,7 @@ def _forget_strays(database: Database, origins: Origins, keys: Set[Key], expired
     """Remove the origins of versions that somebody has deleted, and of those whose bytes are gone for good now."""
     with database.read() as connection:
         found, strays = lineage.read_identity(connection), lineage.strays_of(connection, origins, keys)
-        deleted, _ = lineage.deleted_or_lost(connection, found, strays)
+        deleted = lineage.deleted(connection, found, strays)
     gone = set(expired)
     for key in strays:
         if key in deleted or key[2] in gone:
@@ -167,8 +160,4 @@ def _write_origins(database: Database, origins: Origins, store_id: str, there: S
     with database.read() as connection:
         missing = lineage.registered(connection) - there
         found = list(lineage.origins_of(connection, missing, store_id)) if missing else []
-    is_many = len(found) > _MANY_ORIGINS
-    for origin in found:
-        origins.put(origin, is_durable=not is_many)
-    if is_many:
-        os.sync()
+    origins.put_all(found)

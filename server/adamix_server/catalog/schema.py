@@ -38,14 +38,12 @@ state = Table(
     Column("revision", BigInteger, nullable=False),
 )
 
-# One row. Which store this is, as `store.json` beside it says; and the revision at which the catalog was last put in
-# the place of another one: registrations of before may be missing from it, and somebody knows.
+# One row: which store this is, as `store.json` beside the catalog says.
 identity = Table(
     "identity",
     metadata,
     Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
     Column("store_id", String(32), nullable=False),
-    Column("accepted_revision", BigInteger, nullable=False),
 )
 
 tenants = Table(

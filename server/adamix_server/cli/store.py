@@ -136,7 +136,7 @@ def _print(document: dict[str, Any], text: str | Table, *, as_json: bool) -> Non
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        Console().print(text, highlight=False)
+        Console().print(text, highlight=False, soft_wrap=isinstance(text, str))
 
 
 def _say(text: str) -> None:

@@ -14,10 +14,9 @@ def upgrade() -> None:
         "identity",
         sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1"), primary_key=True),
         sa.Column("store_id", sa.String(32), nullable=False),
-        sa.Column("accepted_revision", sa.BigInteger, nullable=False),
     )
-    identity = sa.table("identity", sa.column("id"), sa.column("store_id"), sa.column("accepted_revision"))
-    op.bulk_insert(identity, [{"id": 1, "store_id": secrets.token_hex(16), "accepted_revision": 0}])
+    identity = sa.table("identity", sa.column("id"), sa.column("store_id"))
+    op.bulk_insert(identity, [{"id": 1, "store_id": secrets.token_hex(16)}])
 
     op.execute("ALTER TABLE pins RENAME TO pins_before")
     op.create_table(
