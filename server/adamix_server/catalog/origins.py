@@ -33,7 +33,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         store_id: of the store whose revisions `revision` counts.
         revision: at which it was committed; the order of registrations, whatever the clock said.
-        time: UTC, for people.
+        time: UTC, at which the task got the version.
         live: whether it made the version answer its task.
     """
 

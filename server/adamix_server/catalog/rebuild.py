@@ -27,6 +27,7 @@ from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
 from adamix_server.catalog.pointer import Pointer
+from adamix_server.catalog.rows import to_us
 from adamix_server.catalog.store_file import StoreFile, read_store_file, write_store_file
 
 
@@ -201,7 +202,7 @@ def _fill(connection: Connection, found: _Found) -> int:
                 task_id=task_id,
                 digest=origin.digest,
                 state=State.READY,
-                create_time_us=int(origin.time.timestamp() * 1_000_000),
+                create_time_us=to_us(origin.time),
                 num_bytes=file.num_bytes,
                 backbone_fingerprint=file.backbone,
                 manifest_json=file.manifest_json,

@@ -19,7 +19,6 @@ from adamix_server.catalog.database import Database
 from adamix_server.catalog.heads import check_manifest, read_served
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.lineage import CATALOG_FILE
-from adamix_server.catalog.origins import Key
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
 from adamix_server.catalog.reading import read_all, read_records, read_tasks
@@ -112,7 +111,7 @@ class Catalog:
         if request_id:
             check_request_id(request_id)
         asked = retries.Asked(task=task, digest=digest, make_live=make_live)
-        registered: list[tuple[Key, bool]] = []
+        registered: list[tuple[VersionRow, bool]] = []
         with self._traces.changing(registered) as connection:
             if request_id and (known := retries.recall(connection, tenant, request_id, asked)) is not None:
                 # The version as it was then: by now it may have been changed or deleted.
@@ -157,8 +156,9 @@ class Catalog:
             )
             if moved or not exists:
                 changes.record(connection, tenant, task, "register", digest, "live" if moved else "")
-                registered.append(((tenant, task, digest), make_live))
             version = self._read_task(connection, task_id).version(digest)
+            if moved or not exists:
+                registered.append((version, make_live))
             if request_id:
                 answered = retries.Answered(
                     create_time_us=version.create_time_us,

@@ -8,7 +8,6 @@ is noted once it is durable.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -17,6 +16,7 @@ from adamix.errors import AdamixError
 from adamix_server.catalog import changes, lineage
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
+from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store_file import Progress, StoreFile
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Traces:
         self._progress = Progress(store, identity.store_id)
 
     @contextmanager
-    def changing(self, registered: Sequence[tuple[Key, bool]] = ()) -> Iterator[Connection]:
+    def changing(self, registered: Sequence[tuple[VersionRow, bool]] = ()) -> Iterator[Connection]:
         """A write transaction around a change of what is served, with what it leaves.
 
         Args:
@@ -53,9 +53,9 @@ class Traces:
             with self._database.write() as connection:
                 yield connection
                 revision = changes.read_revision(connection)
-                for key, is_live in registered:
-                    left.append(key)
-                    self._leave(key, revision, is_live)
+                for version, is_live in registered:
+                    left.append((version.tenant, version.task, version.digest))
+                    self._leave(version, revision, is_live)
         except BaseException:  # nothing is handled: what did not commit leaves nothing
             if left:
                 self.forget(left)
@@ -76,15 +76,14 @@ class Traces:
         except (AdamixError, OSError) as error:
             log.warning("the origins of deleted versions stay for now: %s", error)
 
-    def _leave(self, key: Key, revision: int, is_live: bool) -> None:
-        tenant, task, digest = key
+    def _leave(self, version: VersionRow, revision: int, is_live: bool) -> None:
         origin = Origin(
-            tenant=tenant,
-            task=task,
-            digest=digest,
+            tenant=version.tenant,
+            task=version.task,
+            digest=version.digest,
             store_id=self._store_id,
             revision=revision,
-            time=datetime.now(UTC),
+            time=version.create_time,
             live=is_live,
         )
         self._origins.put(origin)
