@@ -68,8 +68,12 @@ def serve(
     adapter_root: Annotated[
         Path | None, typer.Option(help="Directory from which adapters may be registered by name.  [default: none]")
     ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one.  [default: none]"),
+    ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Prometheus port on 127.0.0.1; 0 takes a free one.  [default: none]")
+        int | None, typer.Option(help="The same on 127.0.0.1, by its port alone.  [default: none]")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address other machines can reach.")] = False,
     drain_delay: Annotated[
@@ -88,6 +92,10 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
 ) -> None:
     """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
+    from adamix_server.telemetry import logs
+
+    # Before there is anything to say: also a sentence on wrong usage waits for no reader.
+    logs.divert("supervisor")
     with exit_codes():
         config = ServerConfig(
             engine=EngineSettings(
@@ -104,6 +112,7 @@ def serve(
             listen=listen,
             store=store,
             front_ends=front_ends,
+            metrics_listen=metrics_listen,
             metrics_port=metrics_port,
             insecure=insecure,
             drain_delay_s=drain_delay,
@@ -112,7 +121,6 @@ def serve(
             accept_catalog=accept_catalog,
         )
         from adamix_server.supervisor import supervisor
-        from adamix_server.telemetry import logs
 
         logs.configure(config.log_level, process="supervisor")
         supervisor.serve(config, _announce)

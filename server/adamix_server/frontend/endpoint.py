@@ -21,6 +21,7 @@ from adamix_protos.v1 import (
 )
 from adamix_server import limits
 from adamix_server.config import split_address
+from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.control.service import AdapterServicer
@@ -33,6 +34,7 @@ from adamix_server.telemetry.metrics import Recorder
 
 # The last line of defence; admission sheds long before, with a hint when to come back.
 MAX_CONCURRENT_CALLS = 10_000
+MAX_CONNECTIONS = 1024
 # After the last call has ended: time for its bytes to leave, and for health watchers to read NOT_SERVING.
 REFUSE_S = 0.5
 FLUSH_S = 0.5
@@ -44,7 +46,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", 128),
-    ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_idle_ms", 300_000),
     # New calls then go over a new connection; the old one stays for what runs on it, since streams have no total limit.
@@ -95,7 +96,11 @@ class Endpoint:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
             interceptors=[Boundary(admission, recorder)],
-            options=(*OPTIONS, ("grpc.so_reuseport", int(shares_port))),
+            options=(
+                *OPTIONS,
+                ("grpc.so_reuseport", int(shares_port)),
+                ("grpc.max_allowed_incoming_connections", room_for_connections(MAX_CONNECTIONS)),
+            ),
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
         inference, adapters, info, open_inference = servicers

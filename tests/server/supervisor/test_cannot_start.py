@@ -25,11 +25,13 @@ def test_a_process_that_cannot_be_started_leaves_no_pipe_open(monkeypatch: pytes
     assert open_descriptors() == before
 
 
-def test_a_port_for_metrics_that_is_taken_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["metrics_port", "metrics_listen"])
+def test_a_port_for_metrics_that_is_taken_is_said(field: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
+        where = {"metrics_port": port} if field == "metrics_port" else {"metrics_listen": f"127.0.0.1:{port}"}
         engine = EngineSettings(backbone="x")
-        config = ServerConfig(engine=engine, store=tmp_path / "store", listen="127.0.0.1:0", metrics_port=port)
+        config = ServerConfig(engine=engine, store=tmp_path / "store", listen="127.0.0.1:0", **where)
         with pytest.raises(InvalidConfig, match=f"cannot listen on 127.0.0.1:{port}: another program uses it") as said:
             asyncio.run(Supervisor(config, lambda address, hello: None).run())
-    assert said.value.field == "metrics_port"
+    assert said.value.field == field
