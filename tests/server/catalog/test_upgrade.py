@@ -14,7 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from adamix.errors import DataLoss, FailedPrecondition, StoreFull
-from adamix_server.catalog import schema, upgrade
+from adamix_server.catalog import exchange, schema, upgrade
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.recovery import recover
@@ -185,7 +185,7 @@ def test_no_room_for_the_copy_leaves_the_old_one(old_store: Path, monkeypatch: p
             connection.execute("PRAGMA max_page_count = 2")
         return connection
 
-    monkeypatch.setattr(upgrade.sqlite3, "connect", connect_to_little)
+    monkeypatch.setattr(exchange.sqlite3, "connect", connect_to_little)
     with pytest.raises(StoreFull, match="disk is full"):
         recover(old_store)
     monkeypatch.undo()
