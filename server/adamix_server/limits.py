@@ -9,6 +9,7 @@ can be in force and not in the table. Knows no module that keeps a limit.
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from adamix import texts
 from adamix.errors import Code
 from adamix.files.adapter_file import MAX_ADAPTER_RANK
 from adamix.files.manifest import MAX_LABELS
@@ -139,11 +140,12 @@ STREAM_IDLE_S = _limit(
     proof="server/frontend/inference/test_stream.py::test_an_idle_stream_ends",
 )
 MAX_TEXT_BYTES = _limit(
-    64 << 10,
+    texts.MAX_TEXT_BYTES,
     "bytes",
     "one text, whatever its tokens",
     Code.INVALID_ARGUMENT,
     "TEXT_TOO_LARGE",
+    note="with truncation RIGHT it is cut instead, as in training",
     proof="server/frontend/test_limits.py::test_a_text",
 )
 _said(

@@ -92,10 +92,6 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
 ) -> None:
     """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
-    from adamix_server.telemetry import logs
-
-    # Before there is anything to say: also a sentence on wrong usage waits for no reader.
-    logs.divert("supervisor")
     with exit_codes():
         config = ServerConfig(
             engine=EngineSettings(
@@ -121,6 +117,7 @@ def serve(
             accept_catalog=accept_catalog,
         )
         from adamix_server.supervisor import supervisor
+        from adamix_server.telemetry import logs
 
         logs.configure(config.log_level, process="supervisor")
         supervisor.serve(config, _announce)
@@ -280,6 +277,11 @@ def main() -> None:
     """Entry point of the `adamix` command."""
     # Before torch is imported: waiting threads would otherwise spin, on cores that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.argv[1:2] == ["serve"]:
+        from adamix_server.telemetry import logs
+
+        # Before there is anything to say: also a sentence on wrong usage waits for no reader.
+        logs.divert("supervisor")
     for plugin in metadata.entry_points(group=PLUGIN_GROUP):
         plugin.load()(app)
     app()

@@ -18,7 +18,7 @@ _MAX_PARTIAL_LINE_CHARS = 65_536
 
 
 class LogWriter:
-    """A queue before a descriptor. Thread-safe; may be called again by what interrupts a call of its own.
+    """A queue before a descriptor. Thread-safe, also where a finaliser or a signal's function interrupts a call.
 
     Args:
         fd: of the log; what it refers to may be non-blocking, and is shared with other processes.
@@ -30,7 +30,7 @@ class LogWriter:
         self._dropped_line = dropped_line
         self._lines: deque[bytes] = deque()
         self._bytes = 0
-        # Re-entrant: a finaliser or a signal's function may log while this thread does.
+        # Re-entrant, and no other lock is taken under it.
         self._changed = threading.Condition(threading.RLock())
         self._is_writing = False
         self._is_torn = False
@@ -115,13 +115,15 @@ class LogWriter:
 
 
 class LogStream(io.TextIOBase):
-    """A text stream over a `LogWriter`, in the place of `sys.stderr`: whoever prints does not wait either."""
+    """A text stream over a `LogWriter`, in the place of `sys.stderr`: whoever prints does not wait either.
+
+    Lines are those of a thread, and leave it whole.
+    """
 
     def __init__(self, writer: LogWriter, fd: int) -> None:
         self._writer = writer
         self._fd = fd
-        self._lock = threading.RLock()
-        self._partial = ""
+        self._of_thread = threading.local()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # an attribute there
@@ -141,17 +143,21 @@ class LogStream(io.TextIOBase):
         return self._fd
 
     def write(self, text: str, /) -> int:
-        with self._lock:
-            lines, newline, self._partial = (self._partial + text).rpartition("\n")
-            self._put(lines + newline)
-            if len(self._partial) >= _MAX_PARTIAL_LINE_CHARS:
-                self.flush()
+        lines, newline, partial = (self._take_partial() + text).rpartition("\n")
+        if len(partial) < _MAX_PARTIAL_LINE_CHARS:
+            self._of_thread.partial = partial
+        else:
+            newline += partial
+        self._put(lines + newline)
         return len(text)
 
     def flush(self) -> None:
-        with self._lock:
-            partial, self._partial = self._partial, ""
-            self._put(partial)
+        self._put(self._take_partial())
+
+    def _take_partial(self) -> str:
+        partial: str = getattr(self._of_thread, "partial", "")
+        self._of_thread.partial = ""
+        return partial
 
     def _put(self, text: str) -> None:
         if text:

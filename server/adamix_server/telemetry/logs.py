@@ -56,6 +56,14 @@ class _Lines(logging.Handler):
         super().__init__()
         self._writer = writer
 
+    def createLock(self) -> None:
+        """None: the writer has its own. Of two, a finaliser that logs could take one each in two threads."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
@@ -102,6 +110,8 @@ def configure(level: str, *, process: str) -> None:
 
 def relay(process: str, line: bytes) -> None:
     """Log a line, without its newline, that a child wrote: a record of its own, or what some library prints."""
+    if not line.strip():
+        return
     if not (line.startswith(_START) and line.isascii() and line.decode("ascii").isprintable()):
         line = _line(process, "stderr", line.decode("utf-8", "backslashreplace").rstrip()).rstrip(b"\n")
     if _Process.writer is None:

@@ -1,7 +1,11 @@
 """A server that its machine does not let start: what is said, and that nothing is left open."""
 
 import asyncio
+import contextlib
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +39,22 @@ def test_a_port_for_metrics_that_is_taken_is_said(field: str, tmp_path: Path) ->
         with pytest.raises(InvalidConfig, match=f"cannot listen on 127.0.0.1:{port}: another program uses it") as said:
             asyncio.run(Supervisor(config, lambda address, hello: None).run())
     assert said.value.field == field
+
+
+def test_a_sentence_that_nobody_reads_does_not_keep_the_command_from_ending() -> None:
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_fd, b"x" * 4096)
+    os.set_blocking(write_fd, True)
+    command = [sys.executable, "-m", "adamix_server", "serve", "--backbone", "x", "--listen"]
+    commands = [[*command, "0.0.0.0:1"], [*command[:4], "--no-such-flag"]]
+    ending = [subprocess.Popen(command, stderr=write_fd) for command in commands]
+    os.close(write_fd)
+    try:
+        assert [process.wait(30) for process in ending] == [2, 2]
+    finally:
+        for process in ending:
+            process.kill()
+        os.close(read_fd)

@@ -105,7 +105,7 @@ async def test_a_killed_child_that_the_kernel_holds_is_not_waited_for(
 
 
 def test_a_child_outlives_a_pause_of_its_supervisor_and_a_paused_child_does_not(tmp_path: Path) -> None:
-    silence_s = 1.0
+    silence_s = 1.5
     command = [sys.executable, str(HERE / "keeping_process.py"), str(silence_s), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as keeper:
         assert keeper.stdout is not None

@@ -5,7 +5,7 @@ import threading
 
 import prometheus_client
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -127,6 +127,7 @@ def play(events: list[tuple[str, str, float | None]], *, with_drains: bool) -> d
     return {key: value for key, value in values(registry).items() if not key[0].startswith("process_")}
 
 
+@settings(max_examples=40)
 @given(_EVENTS)
 def test_what_waited_for_a_long_time_is_the_sum_of_what_was_sent_at_once(
     events: list[tuple[str, str, float | None]],
@@ -134,6 +135,7 @@ def test_what_waited_for_a_long_time_is_the_sum_of_what_was_sent_at_once(
     assert play(events, with_drains=False) == play(events, with_drains=True)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([0.0, 0.001, 0.0011, 1.0, 59.0, 60.0, 61.0])))
 def test_a_histogram_shows_what_single_observations_would(seconds: list[float]) -> None:
     recorder, registry = Recorder(), begun()

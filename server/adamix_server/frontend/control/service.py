@@ -20,8 +20,13 @@ from adamix_server.frontend.control import upload
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations
-from adamix_server.frontend.control.watch import Watch
+from adamix_server.frontend.control.watch import Mark, Watch
 from adamix_server.names import check_digest
+
+_MARKS = {
+    Mark.SYNCHRONISED: adapters_pb2.WatchTasksResponse(synchronised=True),
+    Mark.HEARTBEAT: adapters_pb2.WatchTasksResponse(heartbeat=True),
+}
 
 
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
@@ -127,14 +132,15 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         return adapters_pb2.PinVersionResponse(version=await act(tenant, task, check_digest(request.digest)))
 
     async def WatchTasks(
-        self, _request: adapters_pb2.WatchTasksRequest, context: Any
+        self, _request: adapters_pb2.WatchTasksRequest, _context: Any
     ) -> AsyncIterator[adapters_pb2.WatchTasksResponse]:
         tenant = calls.current().tenant
         with self._watch.start() as snapshot:
-            # A tenant without tasks has no message to come; this tells the client that it is heard from here on.
-            await context.send_initial_metadata(())
             async with aclosing(self._watch.follow(tenant, snapshot)) as changes:
                 async for change in changes:
+                    if isinstance(change, Mark):
+                        yield _MARKS[change]
+                        continue
                     yield convert.to_change(tenant, change.task, change.row)
 
 
