@@ -13,16 +13,21 @@ from pathlib import Path
 ARRIVING = "."
 
 
-def make_directory(path: Path) -> None:
-    """Make `path` and its missing parents (mode 0700), durably. One that exists is fine and stays as it is."""
+def make_directory(path: Path, *, is_durable: bool = True) -> None:
+    """Make `path` and its missing parents (mode 0700). One that exists is fine and stays as it is.
+
+    Args:
+        is_durable: put them on disk now.
+    """
     missing = list(takewhile(lambda directory: not directory.exists(), (path, *path.parents)))
     for directory in reversed(missing):
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
             # A umask takes away from the mode of `mkdir`.
             directory.chmod(0o700)
-    for made in missing or (path,):
-        sync_directory(made.parent)
+    if is_durable:
+        for made in missing or (path,):
+            sync_directory(made.parent)
 
 
 def sync_directory(path: Path) -> None:

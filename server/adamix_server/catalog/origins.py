@@ -5,6 +5,7 @@ files alone where the catalog is lost. One is written before the registration co
 deleted: a kill in between leaves one too many, never one too few. Knows no tables.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -18,6 +19,8 @@ from adamix.errors import InvalidRequest
 from adamix_server.blobs.directories import ARRIVING, make_directory, replace_file
 from adamix_server.blobs.local import room
 from adamix_server.names import check_digest, check_name, is_digest
+
+log = logging.getLogger(__name__)
 
 ORIGINS_DIRECTORY = "origins"
 # To put one file on disk takes some milliseconds; all files of the machine at once, some seconds.
@@ -74,13 +77,15 @@ class Origins:
         path = self.path(origin.key)
         with room():
             if not path.parent.is_dir():
-                make_directory(path.parent)
+                make_directory(path.parent, is_durable=is_durable)
             replace_file(path, msgspec.json.encode(origin) + b"\n", is_durable=is_durable)
 
     def put_all(self, origins: Iterable[Origin]) -> None:
         """Write those that do not say the same already. Raises StoreFull."""
         new = [origin for origin in origins if self.read(origin.key) != origin]
         is_many = len(new) > _MANY
+        if is_many:
+            log.info("noting for each version where it came from, once", extra={"versions": len(new)})
         for origin in new:
             self.put(origin, is_durable=not is_many)
         if is_many:
