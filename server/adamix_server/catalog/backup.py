@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, file_digest, room, stored
 from adamix_server.catalog import lineage, schema
-from adamix_server.catalog.database import LOG_SUFFIXES, Database, is_absent, reading_copy
+from adamix_server.catalog.database import LOG_SUFFIXES, Database, is_absent, reading
 from adamix_server.catalog.exchange import copy_catalog, put_in_place, set_aside, workplace
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.lock import StoreLock
@@ -93,7 +93,7 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
             known, copied = frozenset[str](), 0
             for _ in range(_MAX_CATALOGS):
                 catalog = copy_catalog(store / CATALOG_FILE, directory / CATALOG_FILE)
-                with reading_copy(catalog) as connection:
+                with reading(catalog, is_copy=True) as connection:
                     contents = _read(connection, Origins(store / ORIGINS_DIRECTORY))
                 new, missing = _copy_blobs(contents.sizes, store, blobs, on_blob)
                 copied += new

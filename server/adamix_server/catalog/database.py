@@ -110,10 +110,7 @@ class Database:
     def verify(self) -> None:
         """Read the whole file and check it. Raises DataLoss (`CATALOG_CORRUPT`)."""
         with self.read() as connection:
-            found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
-            dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
-        if found != "ok" or dangling is not None:
-            raise corrupt()
+            check_whole(connection)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -150,21 +147,37 @@ class Database:
 
 
 @contextmanager
-def reading_copy(path: Path) -> Iterator[Connection]:
-    """A transaction that reads a whole file that nobody writes to, of this schema, and leaves it as it is.
+def reading(path: Path, *, is_copy: bool = False) -> Iterator[Connection]:
+    """A transaction that reads a catalog of this schema and leaves all files as they are, its log, too.
+
+    Args:
+        is_copy: nobody writes to it, and it has no log.
 
     Raises:
-        FailedPrecondition: of another schema (`STORE_SCHEMA`).
+        FailedPrecondition: without tables (`CATALOG_MISSING`), of another schema (`STORE_SCHEMA`), or made by something
+            else (`STORE_FOREIGN`).
+        DataLoss: not a database, or damaged (`CATALOG_CORRUPT`).
     """
-    query = {"mode": "ro", "immutable": "1", "uri": "true"}
+    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_copy else {})
     engine = create_engine(URL.create("sqlite", database=f"file:{quote(str(path))}", query=query))
     try:
         with translated(), engine.begin() as connection:
-            if (version := schema_version(connection)) != schema.SCHEMA_VERSION:
+            if (version := schema_version(connection)) == 0:
+                raise FailedPrecondition("catalog.db holds nothing", reason="CATALOG_MISSING")
+            if _pragma(connection, "application_id") != schema.APPLICATION_ID:
+                raise _foreign()
+            if version != schema.SCHEMA_VERSION:
                 raise other_schema(version)
             yield connection
     finally:
         engine.dispose()
+
+
+def check_whole(connection: Connection) -> None:
+    """Read the whole database and check it. Raises DataLoss (`CATALOG_CORRUPT`)."""
+    found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
+    if found != "ok" or connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+        raise corrupt()
 
 
 def is_absent(path: Path) -> bool:

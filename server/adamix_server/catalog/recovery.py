@@ -17,7 +17,7 @@ from adamix.errors import FailedPrecondition, StoreFull
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, Swept
 from adamix_server.catalog import lineage, schema
 from adamix_server.catalog.changes import forget_changes
-from adamix_server.catalog.database import Database
+from adamix_server.catalog.database import LOG_SUFFIXES, Database, check_whole, is_absent, reading
 from adamix_server.catalog.exchange import set_aside
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origins
@@ -58,27 +58,27 @@ def recover(store: Path, *, accept_catalog: bool = False) -> Recovered:
         DataLoss: it is damaged (`CATALOG_CORRUPT`).
         StoreFull: there is no room.
     """
-    known, origins = read_store_file(store), Origins(store / ORIGINS_DIRECTORY)
-    is_new = False
+    path, known, origins = store / CATALOG_FILE, read_store_file(store), Origins(store / ORIGINS_DIRECTORY)
+    keys = set(origins.keys())
 
     def on_new() -> None:
-        nonlocal is_new
-        if not is_new and lineage.was_used(store):
+        if lineage.was_used(store):
             if not accept_catalog:
                 raise lineage.catalog_missing()
             # A log without its catalog would be deleted with the first look at the new one.
-            set_aside(store)
-        is_new = True
+            if is_absent(path):
+                set_aside(store)
 
     def on_older_schema(database: Database) -> None:
         if known is not None and not accept_catalog:
             raise lineage.catalog_older("an older adamix wrote it, and this store has been a newer one's since")
         upgrade(database)
 
-    database = Database(store / CATALOG_FILE, upgrade=on_older_schema, on_new=on_new)
+    if not accept_catalog:
+        _look(path, known)
+    database = Database(path, upgrade=on_older_schema, on_new=on_new)
     try:
         database.verify()
-        keys = set(origins.keys())
         try:
             _check(database, store, known, origins, keys)
         except FailedPrecondition:
@@ -96,6 +96,22 @@ def recover(store: Path, *, accept_catalog: bool = False) -> Recovered:
     finally:
         database.close()
     return recovered
+
+
+def _look(path: Path, known: StoreFile | None) -> None:
+    """Refuse a catalog that has a log before SQLite takes the log into it: that is done when it is closed, and whoever
+    puts the right file back then needs the log as it was.
+    """
+    if is_absent(path) or is_absent(path.with_name(path.name + LOG_SUFFIXES[0])):
+        return
+    try:
+        with reading(path) as connection:
+            check_whole(connection)
+            lineage.check(lineage.read_identity(connection), known)
+    except FailedPrecondition as error:
+        # Of a new one or one of another adamix, what opens it knows more.
+        if error.reason == "CATALOG_OLDER":
+            raise
 
 
 def _check(database: Database, store: Path, known: StoreFile | None, origins: Origins, keys: Set[Key]) -> None:

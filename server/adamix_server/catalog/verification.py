@@ -10,7 +10,7 @@ from adamix.errors import AdamixError, DataLoss, FailedPrecondition
 from adamix_server.blobs.local import BLOBS_DIRECTORY, file_digest
 from adamix_server.catalog import lineage, schema
 from adamix_server.catalog.backup import no_store
-from adamix_server.catalog.database import Database, is_absent
+from adamix_server.catalog.database import check_whole, is_absent, reading
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origins
 from adamix_server.catalog.store_file import read_store_file
@@ -106,23 +106,20 @@ def _read_catalog(store: Path) -> tuple[_Rows, list[Problem]]:
         return _Rows(), [_problem(lineage.catalog_missing())]
     known, problems = read_store_file(store), list[Problem]()
     try:
-        database = Database(path, on_new=_refuse_new)
-        try:
-            database.verify()
-            with database.read() as connection:
-                try:
-                    lineage.check(lineage.read_identity(connection), known)
-                except FailedPrecondition as error:
-                    problems.append(_problem(error))
-                return _read_rows(connection), problems
-        finally:
-            database.close()
+        # Whatever is wrong with it, it is left as it is, and so is its log.
+        with reading(path) as connection:
+            check_whole(connection)
+            try:
+                lineage.check(lineage.read_identity(connection), known)
+            except FailedPrecondition as error:
+                problems.append(_problem(error))
+            return _read_rows(connection), problems
     except DataLoss as error:
         return _Rows(), [_problem(error)]
     except FailedPrecondition as error:
         if error.reason != "CATALOG_MISSING":
             raise
-        return _Rows(), [_problem(error)]
+        return _Rows(), [_problem(lineage.catalog_missing())]
 
 
 def _read_rows(connection: Connection) -> _Rows:
@@ -130,11 +127,6 @@ def _read_rows(connection: Connection) -> _Rows:
     sizes = connection.execute(select(versions.digest, versions.num_bytes).where(schema.is_ready).distinct())
     retired = connection.scalars(select(versions.digest).where(schema.is_retired))
     return _Rows(frozenset(lineage.registered(connection)), dict(sizes.all()), frozenset(retired))
-
-
-def _refuse_new() -> None:
-    """A file is there and has no tables: what was written to it is in a log that is gone."""
-    raise lineage.catalog_missing()
 
 
 def _problem(error: AdamixError) -> Problem:

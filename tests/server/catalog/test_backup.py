@@ -221,3 +221,17 @@ def test_a_backup_that_is_not_whole_changes_nothing(
     assert "`adamix store rebuild`" in caught.value.message
     assert not (to.with_name("new") / CATALOG_FILE).exists()
     assert not list(to.with_name("new").glob("catalog.db*"))
+
+
+def test_looking_over_a_store_changes_nothing(running: Catalog, store: Path, tmp_path: Path) -> None:
+    """Of one that was killed, say, whose newest changes are in its log alone."""
+    copy = shutil.copytree(store, tmp_path / "copy", ignore=shutil.ignore_patterns("*-shm"))
+    before = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert verify(copy).problems == ()
+    assert verify(copy).versions == 3
+    after = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    after.pop(Path(f"{CATALOG_FILE}-shm"), None)
+    assert after == before
+    (copy / f"{CATALOG_FILE}-wal").unlink()
+    (problem,) = verify(copy).problems
+    assert problem.reason in ("CATALOG_MISSING", "CATALOG_OLDER")

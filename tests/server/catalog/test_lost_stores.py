@@ -148,6 +148,10 @@ def test_the_store_was_copied_while_a_server_used_it(full: Path, here: str, tmp_
     shutil.copytree(full, copy, ignore=shutil.ignore_patterns("*-wal", "*-shm"))
     running.close()
     assert refused(copy).reason == ("CATALOG_OLDER" if checkpointed else "CATALOG_MISSING")
+    accepted = shutil.copytree(copy, tmp_path / "accepted")
+    assert recover(accepted, accept_catalog=True).orphans == 1
+    assert served(accepted, here) == (WHOLE if checkpointed else {})
+    assert recover(accepted).orphans == 1
     rebuild(copy)
     recover(copy)
     expected = (WHOLE if checkpointed else {}) | {"d": ({digest(6)}, [digest(6)])}
@@ -203,12 +207,18 @@ def test_an_older_catalog_beside_the_log_of_a_newer_one(
     copy = tmp_path / "copy"
     shutil.copytree(store, copy, ignore=shutil.ignore_patterns("*-shm"))
     shutil.copy(old, copy / CATALOG_FILE)
+    log = (copy / f"{CATALOG_FILE}-wal").read_bytes()
     said = refusal(copy)
     if said is None:
         assert served(copy, here) == served(store, here)
     else:
         assert said.reason in ("CATALOG_OLDER", "CATALOG_CORRUPT")
         assert "`adamix store rebuild`" in said.message
+        # Whoever has the right file still can put it back beside it.
+        assert (copy / f"{CATALOG_FILE}-wal").read_bytes() == log
+        shutil.copy(store / CATALOG_FILE, copy / CATALOG_FILE)
+        recover(copy)
+        assert served(copy, here) == served(store, here)
     assert (said is None) >= (between == 0)
 
 
