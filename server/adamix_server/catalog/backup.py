@@ -12,7 +12,8 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
-from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, file_digest, room, stored
+from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, file_digest, stored
+from adamix_server.blobs.os_errors import store_errors
 from adamix_server.catalog import lineage, schema
 from adamix_server.catalog.database import LOG_SUFFIXES, Database, is_absent, reading
 from adamix_server.catalog.exchange import copy_catalog, put_in_place, set_aside, workplace
@@ -104,7 +105,7 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
                 catalog.unlink()
             origins = Origins(to / ORIGINS_DIRECTORY)
             origins.put_all(contents.origins.values())
-            with room():
+            with store_errors():
                 put_in_place(catalog, to)
                 # After the catalog: one that is ahead of the file is normal.
                 write_store_file(
@@ -153,7 +154,7 @@ def restore(store: Path, source: Path, on_blob: OnBlob = lambda _done, _total: N
             origins.put_all(contents.origins.values())
         finally:
             database.close()
-        with room():
+        with store_errors():
             write_store_file(store, StoreFile(store_id=identity.store_id, revision=identity.revision))
         name = set_aside(store)
         put_in_place(directory / CATALOG_FILE, store)
@@ -168,7 +169,7 @@ def _opened(store: Path) -> lineage.Identity:
             raise lineage.catalog_missing()
         raise no_store()
     known = read_store_file(store)
-    database = Database(store / CATALOG_FILE)
+    database = Database(store / CATALOG_FILE, on_new=_refuse_new)
     try:
         with database.read() as connection:
             identity = lineage.read_identity(connection)
@@ -176,6 +177,11 @@ def _opened(store: Path) -> lineage.Identity:
         database.close()
     lineage.check(identity, known)
     return identity
+
+
+def _refuse_new() -> None:
+    """A file is there and has no tables: what was written to it is in a log that is gone."""
+    raise lineage.catalog_missing()
 
 
 def no_store() -> FailedPrecondition:

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from adamix_server.blobs.directories import sync_directory
-from adamix_server.blobs.local import room
+from adamix_server.blobs.os_errors import store_errors
 from adamix_server.catalog.database import LOG_SUFFIXES, corrupt, translated
 from adamix_server.catalog.lineage import CATALOG_FILE
 
@@ -25,7 +25,7 @@ def workplace(path: Path) -> Iterator[Path]:
     """
     shutil.rmtree(path, ignore_errors=True)
     try:
-        with room(), translated():
+        with store_errors(), translated():
             path.mkdir(mode=0o700)
             yield path
     finally:
@@ -68,7 +68,7 @@ def set_aside(store: Path) -> str:
     while any((store / (name + suffix)).exists() for suffix in files):
         number += 1
         name = f"{base}.{number}"
-    with room():
+    with store_errors():
         # The database first: a log without one is met as a catalog that is missing.
         for suffix in there:
             files[suffix].rename(store / (name + suffix))
@@ -78,6 +78,6 @@ def set_aside(store: Path) -> str:
 
 def put_in_place(new: Path, store: Path) -> None:
     """Make `new`, a whole database without a log and on the same disk, the catalog. What was there must have no log."""
-    with room():
+    with store_errors():
         new.rename(store / CATALOG_FILE)
         sync_directory(store)

@@ -17,7 +17,7 @@ import msgspec
 
 from adamix.errors import InvalidRequest
 from adamix_server.blobs.directories import ARRIVING, make_directory, replace_file
-from adamix_server.blobs.local import room
+from adamix_server.blobs.os_errors import store_errors
 from adamix_server.names import check_digest, check_name, is_digest
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Origins:
     def put(self, origin: Origin, *, is_durable: bool = True) -> None:
         """Write one, over that of the same version. Raises StoreFull."""
         path = self.path(origin.key)
-        with room():
+        with store_errors():
             if not path.parent.is_dir():
                 make_directory(path.parent, is_durable=is_durable)
             replace_file(path, msgspec.json.encode(origin) + b"\n", is_durable=is_durable)

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, insert
 from adamix.errors import InvalidAdapter
 from adamix.files import adapter_file
 from adamix.files.tensors import canonical_json
-from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, room, stored
+from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, stored
+from adamix_server.blobs.os_errors import store_errors
 from adamix_server.catalog import changes, lineage, schema
 from adamix_server.catalog.backup import no_store
 from adamix_server.catalog.database import Database, is_absent
@@ -111,7 +112,7 @@ def rebuild(
             for origin, _ in found.registrations:
                 if not blobs.exists(origin.digest):
                     blobs.bring_back(origin.digest)
-            with room():
+            with store_errors():
                 write_store_file(store, StoreFile(store_id=found.store_id, revision=revision))
             name = set_aside(store)
             put_in_place(directory / CATALOG_FILE, store)

@@ -44,27 +44,30 @@ _audit, _log = schema.audit.c, schema.changes.c
 class Catalog:
     """The catalog in a store directory, seen from one backbone.
 
-    Every method raises InvalidRequest on a malformed id or digest; mutations raise StoreFull when the disk is full
-    and Unavailable (`CATALOG_BUSY`) when another process keeps the catalog locked.
+    Every method raises InvalidRequest on a malformed id or digest, and Unavailable when the store is not where it was
+    (`STORE_LOST`); mutations raise StoreFull when the disk is full and Unavailable (`CATALOG_BUSY`) when another
+    process keeps the catalog locked.
 
     Args:
         store: the directory of `--store`, after `recovery.recover` has put it in order.
         backbone_fingerprint: of the backbone this server holds. Live pointers are kept per backbone.
+        make: make what is not there. Only for who holds the store.
 
     Attributes:
         blobs: the bytes that the rows point to.
 
     Raises:
         FailedPrecondition, DataLoss: the store cannot be used (`database.Database`).
+        Unavailable: it is not there (`STORE_LOST`).
     """
 
-    def __init__(self, store: Path, *, backbone_fingerprint: str) -> None:
+    def __init__(self, store: Path, *, backbone_fingerprint: str, make: bool = True) -> None:
         self._backbone = check_digest(backbone_fingerprint, "backbone_fingerprint")
         known = read_store_file(store)
-        self._database = Database(store / CATALOG_FILE, on_new=partial(_refuse_new, known))
+        self._database = Database(store / CATALOG_FILE, on_new=partial(_refuse_new, known), make=make)
         try:
             self._traces = Traces(store, self._database, known)
-            self.blobs = BlobStore(store / BLOBS_DIRECTORY)
+            self.blobs = BlobStore(store / BLOBS_DIRECTORY, make=make)
         except BaseException:  # nothing is handled: the connections are closed, and it goes on
             self._database.close()
             raise
@@ -72,6 +75,11 @@ class Catalog:
         self._snapshot: Snapshot | None = None
         self._tasks = TaskMap.of(())
         self._snapshot_lock = threading.Lock()
+
+    def check(self) -> None:
+        """Whether the store is still where it was; a look at two names. Raises Unavailable (`STORE_LOST`)."""
+        self._database.check()
+        self.blobs.check()
 
     def close(self) -> None:
         """Close the connections. The catalog must not be used afterwards."""

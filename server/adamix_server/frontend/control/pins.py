@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition
 from adamix_protos.v1 import adapters_pb2
@@ -73,7 +74,7 @@ class Residency:
         """
         try:
             async with asyncio.timeout(BRING_TIMEOUT_S):
-                await self._link.control("load", digest)
+                await self._bring("load", digest)
         except TimeoutError:
             log.warning("a version becomes live before it is loaded", extra={"digest": digest})
         except AdamixError as error:
@@ -91,7 +92,7 @@ class Residency:
         version = self._view.resolve(tenant, task, digest)
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
-            residency = await self._link.control("activate", digest)
+            residency = await self._bring("activate", digest)
         return convert.to_version(version, manifest_json, residency)
 
     async def unload(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
@@ -139,6 +140,16 @@ class Residency:
         version = await self._view.change(change)
         return convert.to_version(version, manifest_json, await self._settle_soon(digest))
 
+    async def _bring(self, op: Literal["load", "activate", "pin"], digest: str) -> Value:
+        """Ask the engine for something that loads an adapter, and remember how that went. Raises AdamixError."""
+        try:
+            where = await self._link.control(op, digest)
+        except AdamixError as error:
+            self._view.availability.failed(digest, error)
+            raise
+        self._view.availability.loaded(digest)
+        return where
+
     async def _manifest(self, tenant: str, task: str, digest: str) -> str:
         """Of a version, as JSON; no snapshot has it. Raises NotFound."""
         record = await self._view.run(partial(self._view.catalog.get_version, tenant, task, digest))
@@ -146,6 +157,7 @@ class Residency:
 
     async def run(self) -> None:
         """Keep the engine's pins what the catalog says; until cancelled."""
+        said = ""  # Once, not every second.
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_S):
@@ -153,15 +165,18 @@ class Residency:
             self._in_doubt.clear()
             try:
                 await self._check()
+                said = ""
             except AdamixError as error:
-                log.warning("pins cannot be compared now: %s", error.message, extra={"reason": error.reason})
+                if said != error.reason:
+                    log.warning("pins cannot be compared now: %s", error.message, extra={"reason": error.reason})
+                said = error.reason
             except Exception:
                 # The pins of a restarted engine depend on this loop: it must not die of one bad turn.
                 log.exception("pins cannot be compared now")
 
     async def _pin_in_engine(self, digest: str) -> None:
         try:
-            await self._link.control("pin", digest)
+            await self._bring("pin", digest)
         except AdamixError as error:
             if error.reason != "TOO_MANY_PINNED":
                 raise
@@ -170,7 +185,7 @@ class Residency:
         # Some of them may be of versions that were deleted a moment ago.
         await self._check()
         try:
-            await self._link.control("pin", digest)
+            await self._bring("pin", digest)
         except AdamixError as error:
             self._recorder.inc("adamix_rejected_total", error.reason)
             raise
@@ -235,7 +250,7 @@ class Residency:
         """
         while True:
             is_pinned = await self._is_pinned(digest)
-            residency = await self._link.control("pin" if is_pinned else "unpin", digest)
+            residency = await (self._bring("pin", digest) if is_pinned else self._link.control("unpin", digest))
             if await self._is_pinned(digest) == is_pinned:
                 return residency
 

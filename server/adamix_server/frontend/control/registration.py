@@ -65,7 +65,8 @@ class Registrations:
 
         Raises:
             InvalidRequest: an id or a digest in the header is malformed, or a message is no chunk.
-            InvalidAdapter: the bytes are no adapter for this backbone, or not those that were expected.
+            InvalidAdapter: the bytes are no adapter for this backbone, or not those that were expected, or more than
+                this server could ever load (`ADAPTER_TOO_LARGE_FOR_SERVER`).
             Overloaded: too many uploads run already (`TOO_MANY_UPLOADS`).
             AdamixError: they cannot be stored, or the engine cannot load what should answer at once.
         """
@@ -81,6 +82,7 @@ class Registrations:
                     await upload.receive(requests, temporary, self._view)
                 try:
                     verdict = await self._judge(temporary.path, temporary.digest, header.expected_digest)
+                    self._view.availability.check_sizes(verdict.tensor_sizes)
                 except InvalidAdapter as error:
                     await self._remember_failure(tenant, task, error)
                     raise
@@ -143,6 +145,7 @@ class Registrations:
         if bool(request_id) and await self._view.run(asked):
             return await self._view.change(register)
         await self._view.run(partial(self._catalog.blobs.put, path, digest))
+        self._view.availability.loaded(digest)
         try:
             if make_live:
                 await self._residency.bring(digest)

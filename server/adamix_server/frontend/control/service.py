@@ -12,7 +12,7 @@ from typing import Any
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
 from adamix_server.api.resource_names import parse_task, task_name
 from adamix_server.catalog.pointer import check_split
-from adamix_server.catalog.rows import check_same_form
+from adamix_server.catalog.rows import TaskRow, check_same_form
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView
@@ -55,13 +55,13 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def GetTask(self, request: adapters_pb2.GetTaskRequest, _context: Any) -> adapters_pb2.GetTaskResponse:
         tenant, task = _name(request.task)
         row = await self._view.run(partial(self._catalog.get_task, tenant, task))
-        return adapters_pb2.GetTaskResponse(task=convert.to_task(row))
+        return adapters_pb2.GetTaskResponse(task=self._to_task(row))
 
     async def ListTasks(self, request: adapters_pb2.ListTasksRequest, _context: Any) -> adapters_pb2.ListTasksResponse:
         tenant = calls.current().tenant
         page = await self._view.run(partial(self._catalog.list_tasks, tenant, request.page_size, request.page_token))
         return adapters_pb2.ListTasksResponse(
-            tasks=[convert.to_task(row) for row in page.rows], next_page_token=page.next_page_token
+            tasks=[self._to_task(row) for row in page.rows], next_page_token=page.next_page_token
         )
 
     async def ListVersions(
@@ -103,12 +103,12 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         with self._view.reading():
             await asyncio.gather(*(self._residency.bring(digest) for digest, _ in split))
         row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
-        return adapters_pb2.SetTrafficResponse(task=convert.to_task(row))
+        return adapters_pb2.SetTrafficResponse(task=self._to_task(row))
 
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
         tenant, task = _name(request.task)
         row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
-        return adapters_pb2.RollbackResponse(task=convert.to_task(row))
+        return adapters_pb2.RollbackResponse(task=self._to_task(row))
 
     async def LoadVersion(
         self, request: adapters_pb2.LoadVersionRequest, _context: Any
@@ -141,7 +141,11 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
                     if isinstance(change, Mark):
                         yield _MARKS[change]
                         continue
-                    yield convert.to_change(tenant, change.task, change.row)
+                    reason = "" if change.row is None else self._view.availability.reason_of_task(change.row)
+                    yield convert.to_change(tenant, change.task, change.row, reason)
+
+    def _to_task(self, row: TaskRow) -> adapters_pb2.Task:
+        return convert.to_task(row, self._view.availability.reason_of_task(row))
 
 
 def _name(name: str, field: str = "task") -> tuple[str, str]:
