@@ -7,7 +7,6 @@ executor thread, any number at once. Knows nothing of the wire, of devices, or o
 
 import threading
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, delete, func, insert, select, tuple_
@@ -15,11 +14,9 @@ from sqlalchemy import Connection, delete, func, insert, select, tuple_
 from adamix.errors import FailedPrecondition, Unavailable
 from adamix_server import retry
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
-from adamix_server.catalog import changes, lineage, retries, schema
-from adamix_server.catalog.database import Database
+from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.heads import check_manifest, read_served
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
 from adamix_server.catalog.reading import read_all, read_records, read_tasks
@@ -33,9 +30,8 @@ from adamix_server.catalog.rows import (
     VersionRow,
     check_same_form,
 )
-from adamix_server.catalog.store_file import StoreFile, read_store_file
 from adamix_server.catalog.task_map import TaskMap
-from adamix_server.catalog.traces import Traces
+from adamix_server.catalog.traces import open_catalog
 from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
 
 _tasks, _versions, _pins = schema.tasks.c, schema.versions.c, schema.pins.c
@@ -64,14 +60,8 @@ class Catalog:
 
     def __init__(self, store: Path, *, backbone_fingerprint: str, make: bool = True) -> None:
         self._backbone = check_digest(backbone_fingerprint, "backbone_fingerprint")
-        known = read_store_file(store)
-        self._database = Database(store / CATALOG_FILE, on_new=partial(_refuse_new, known), make=make)
-        try:
-            self._traces = Traces(store, self._database, known)
-            self.blobs = BlobStore(store / BLOBS_DIRECTORY, make=make)
-        except BaseException:  # nothing is handled: the connections are closed, and it goes on
-            self._database.close()
-            raise
+        self._database, self._traces = open_catalog(store, make=make)
+        self.blobs = BlobStore(store / BLOBS_DIRECTORY, make=make)
         # What was last read, and its tasks.
         self._snapshot: Snapshot | None = None
         self._tasks = TaskMap.of(())
@@ -439,12 +429,6 @@ class Catalog:
         ids = connection.scalars(select(_tasks.id).where(tuple_(_tasks.tenant, _tasks.task).in_(logged)))
         rows = read_tasks(connection, self._backbone, ids).values()
         return {(row.tenant, row.task): row for row in rows}
-
-
-def _refuse_new(known: StoreFile | None) -> None:
-    """Only a store that never had a catalog gets a new one, whoever opens it."""
-    if known is not None:
-        raise lineage.catalog_missing()
 
 
 def _for_another_backbone(digest: str) -> FailedPrecondition:

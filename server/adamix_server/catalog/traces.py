@@ -15,9 +15,10 @@ from sqlalchemy import Connection
 from adamix.errors import AdamixError
 from adamix_server.catalog import changes, lineage
 from adamix_server.catalog.database import Database
+from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
 from adamix_server.catalog.rows import VersionRow
-from adamix_server.catalog.store_file import Progress, StoreFile
+from adamix_server.catalog.store_file import Progress, StoreFile, read_store_file
 
 log = logging.getLogger(__name__)
 
@@ -87,3 +88,28 @@ class Traces:
             live=is_live,
         )
         self._origins.put(origin)
+
+
+def open_catalog(store: Path, *, make: bool) -> tuple[Database, Traces]:
+    """The catalog of a store, and what stands beside it.
+
+    Args:
+        make: make one, but only of a store that never had one. Only for who holds the store.
+
+    Raises:
+        FailedPrecondition: the catalog is not this store's newest (`CATALOG_MISSING`, `CATALOG_OLDER`), or cannot be
+            used (`Database`).
+        DataLoss, Unavailable: as `Database`.
+    """
+    known = read_store_file(store)
+
+    def on_new() -> None:
+        if known is not None:
+            raise lineage.catalog_missing()
+
+    database = Database(store / CATALOG_FILE, on_new=on_new, make=make)
+    try:
+        return database, Traces(store, database, known)
+    except BaseException:  # nothing is handled: the connections are closed, and it goes on
+        database.close()
+        raise
