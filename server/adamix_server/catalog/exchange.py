@@ -32,6 +32,12 @@ def workplace(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_workplaces(store: Path) -> None:
+    """End what upgrades, restores and rebuilds left that were killed. Only for who holds the store."""
+    for kind in ("copying", "restoring", "rebuilding"):
+        shutil.rmtree(store / f"{CATALOG_FILE}.{kind}", ignore_errors=True)
+
+
 def copy_catalog(path: Path, to: Path) -> Path:
     """The catalog as one file, checked and on disk. A copy of the file alone would miss what its log holds.
 

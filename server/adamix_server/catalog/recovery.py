@@ -18,7 +18,7 @@ from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, Swept
 from adamix_server.catalog import lineage, schema
 from adamix_server.catalog.changes import forget_changes
 from adamix_server.catalog.database import LOG_SUFFIXES, Database, check_whole, is_absent, reading
-from adamix_server.catalog.exchange import set_aside
+from adamix_server.catalog.exchange import remove_workplaces, set_aside
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origins
 from adamix_server.catalog.store_file import Progress, StoreFile, read_store_file
@@ -125,6 +125,7 @@ def _check(database: Database, store: Path, known: StoreFile | None, origins: Or
 
 def _put_in_order(database: Database, store: Path, origins: Origins, keys: Set[Key]) -> Recovered:
     """Sweep, finish deletions, bring back what is wanted."""
+    remove_workplaces(store)
     blobs = BlobStore(store / BLOBS_DIRECTORY)
     versions = schema.versions.c
     # One write transaction around rows and files: a front end of a killed server that has not yet noticed cannot

@@ -67,8 +67,10 @@ def test_recovery_finishes_deletions_and_puts_orphans_aside(catalog: Catalog, ad
     catalog.delete_task("default", "gone")
     catalog.blobs.put(b"orphan", hashlib.sha256(b"orphan").hexdigest())
     (store / "blobs" / "tmp" / "left-behind").write_bytes(b"x")
+    (store / "catalog.db.rebuilding").mkdir()
     assert set(catalog.retired()) == {gone.digest, shared.digest}
     assert recover(store) == Recovered(Swept(temporaries=1, orphaned=1), (), orphans=1)
+    assert not (store / "catalog.db.rebuilding").exists()
     assert set(catalog.blobs.digests()) == {kept.digest, shared.digest}
     assert list(catalog.blobs.orphans()) == [hashlib.sha256(b"orphan").hexdigest()]
     assert catalog.retired() == ()
