@@ -62,12 +62,8 @@ def recover(store: Path, *, accept_catalog: bool = False) -> Recovered:
     keys = set(origins.keys())
 
     def on_new() -> None:
-        if lineage.was_used(store):
-            if not accept_catalog:
-                raise lineage.catalog_missing()
-            # A log without its catalog would be deleted with the first look at the new one.
-            if is_absent(path):
-                set_aside(store)
+        if not accept_catalog and lineage.was_used(store):
+            raise lineage.catalog_missing()
 
     def on_older_schema(database: Database) -> None:
         if known is not None and not accept_catalog:
@@ -76,6 +72,9 @@ def recover(store: Path, *, accept_catalog: bool = False) -> Recovered:
 
     if not accept_catalog:
         _look(path, known)
+    elif is_absent(path):
+        # A log without its catalog would be deleted with the first look at the new one.
+        set_aside(store)
     database = Database(path, upgrade=on_older_schema, on_new=on_new)
     try:
         database.verify()
