@@ -98,6 +98,7 @@ class ServerConfig:
         drain_delay_s: between reporting unhealthy and refusing calls.
         drain_grace_s: what running calls are given to end.
         log_level: of every process.
+        accept_catalog: go on with a catalog that is missing, older or another store's (`catalog/lineage.py`).
     """
 
     engine: EngineSettings
@@ -111,6 +112,7 @@ class ServerConfig:
     drain_delay_s: Annotated[float, Within(0, 3600)] = 5.0
     drain_grace_s: Annotated[float, Within(0, 3600)] = 60.0
     log_level: LogLevel = "info"
+    accept_catalog: bool = False
 
     def __post_init__(self) -> None:
         _check_reachable("--listen", self.listen, "has neither TLS nor keys", insecure=self.insecure)

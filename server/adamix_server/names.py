@@ -1,7 +1,7 @@
 """Which names, digests and request ids there can be, and the words for those that nothing is found under.
 
-The front end, the catalog and the blobs each ask, whoever asked before. Names never become file names (blobs are named
-by digest), so this is the second wall, not the only one.
+The front end, the catalog and the blobs each ask, whoever asked before. Blobs are named by digest; ids become file
+names in one place, `catalog/origins.py`, which asks again.
 """
 
 import re
@@ -29,6 +29,11 @@ def check_digest(value: str, field: str = "digest") -> str:
     if _DIGEST.fullmatch(value) is None:
         raise InvalidRequest(f"{field} is not a sha256 in lower-case hex", reason="DIGEST_INVALID", field=field)
     return value
+
+
+def is_digest(value: str) -> bool:
+    """Whether `value` is a sha256 in lower-case hex."""
+    return _DIGEST.fullmatch(value) is not None
 
 
 def check_request_id(value: str, field: str = "request_id") -> str:

@@ -23,8 +23,9 @@ from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
 from adamix_server.catalog import changes, schema
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lifecycle import State
+from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.pointer import Pointer
-from adamix_server.catalog.store import CATALOG_FILE, Catalog
+from adamix_server.catalog.store import Catalog
 from adamix_server.config import DEFAULT_TENANT
 
 BOTTLENECK_RANK, BOTTLENECK_SITES = 16, ("mlp_out",)

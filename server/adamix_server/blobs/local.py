@@ -1,27 +1,34 @@
 """Content-addressed storage of adapter files: a name is the sha256 of the bytes, and a name never changes its bytes.
 
-Layout under the root: `sha256/ab/<digest>` (mode 0400, complete and on disk before they have that name) and `tmp/`
-for what is still arriving. A crash at any moment leaves a blob whole or absent, and at worst temporaries, which
-`sweep` removes at the next start. This module knows nothing of tenants, tasks or what the bytes mean.
+Layout under the root: `sha256/ab/<digest>` (mode 0400, complete and on disk before they have that name), `tmp/` for
+what is still arriving, and `orphans/` for what nobody names. A crash at any moment leaves a blob whole or absent, and
+at worst temporaries, which `sweep` removes at the next start. A blob is deleted for a reason that its caller knows, and
+never because nobody names it: that may be a mistake, so it is kept for a week. This module knows nothing of tenants,
+tasks or what the bytes mean.
 """
 
+import filecmp
 import hashlib
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 from adamix.errors import Cancelled, DataLoss, InvalidAdapter
 from adamix_server.blobs.directories import make_directory, sync_directory
 from adamix_server.blobs.os_errors import store_errors, store_lost
-from adamix_server.names import check_digest
+from adamix_server.names import check_digest, is_digest
 
 # The root, below the directory of a store.
 BLOBS_DIRECTORY = "blobs"
+# By the clock, from the start at which nobody named them.
+ORPHANS_KEPT_S = 7 * 24 * 3600
 _CHUNK_BYTES = 1 << 20
 
 
@@ -71,10 +78,17 @@ class Temporary:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep removed."""
+    """What a sweep found.
 
-    temporaries: int
-    blobs: int
+    Attributes:
+        temporaries: leftovers of uploads, which it removed.
+        orphaned: blobs that nobody names, which it moved to the orphans.
+        expired: orphans of before that it removed, by name.
+    """
+
+    temporaries: int = 0
+    orphaned: int = 0
+    expired: tuple[str, ...] = ()
 
 
 class BlobStore:
@@ -92,6 +106,8 @@ class BlobStore:
     def __init__(self, root: Path, *, make: bool = True) -> None:
         self._blobs = root / "sha256"
         self._temporaries = root / "tmp"
+        # Made when there is the first one: a store on a full disk needs none.
+        self._orphans = root / "orphans"
         if not make:
             self.check()
             return
@@ -99,8 +115,14 @@ class BlobStore:
             make_directory(self._temporaries)
             make_directory(self._blobs)
             # All shards at once: a put then needs one directory sync, not a second one for a shard it may have made.
-            for shard in range(256):
-                (self._blobs / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
+            shards = [self._blobs / f"{shard:02x}" for shard in range(256)]
+            for shard in shards:
+                with suppress(FileExistsError):
+                    shard.mkdir(mode=0o700)
+            # Those of before may be open to others.
+            for directory in (root, self._temporaries, self._blobs, *shards):
+                if directory.stat().st_mode & 0o777 != 0o700:
+                    directory.chmod(0o700)
             sync_directory(self._blobs)
 
     def check(self) -> None:
@@ -164,6 +186,7 @@ class BlobStore:
             os.fsync(file.fileno())
             source.rename(target)
             sync_directory(target.parent)
+        (self._orphans / digest).unlink(missing_ok=True)  # the same bytes are where they are wanted
         return target
 
     def get(self, digest: str) -> bytes:
@@ -221,19 +244,96 @@ class BlobStore:
                     found.update((entry.name, entry.stat(follow_symlinks=False).st_size) for entry in entries)
         return found
 
-    def sweep(self, referenced: Container[str]) -> Swept:
-        """Remove every temporary, and every blob that is not in `referenced`.
+    def orphans(self) -> Iterator[str]:
+        """The names of all orphans, in no order: digests, and what else lay among the blobs."""
+        with suppress(FileNotFoundError):
+            yield from (path.name for path in self._orphans.iterdir())
+
+    def bring_back(self, digest: str) -> bool:
+        """Make an orphan a blob again; whether there was one with the right bytes."""
+        orphan, target = self._orphans / check_digest(digest), self.path(digest)
+        try:
+            if orphan.is_symlink() or file_digest(orphan) != digest:
+                return False
+        except OSError:
+            return False
+        orphan.rename(target)
+        sync_directory(target.parent)
+        return True
+
+    def sweep(self, referenced: Container[str], now_s: float) -> Swept:
+        """Remove every temporary; move every blob that is not in `referenced` to the orphans, and end the old ones.
 
         Only for a store nobody writes to: an upload in progress would lose its file.
+
+        Args:
+            now_s: seconds since 1970 UTC. An orphan goes when it was moved there ORPHANS_KEPT_S before.
         """
+        temporaries = self.remove_temporaries()
+        # Before the new ones come: one that was moved by a start that was cut short is as old as that.
+        expired = tuple(path.name for path in self._expired(now_s))
+        for name in expired:
+            (self._orphans / name).unlink(missing_ok=True)
+        # By path, not by digest: a stray file with any other name in there is moved, too.
+        orphaned = [path for path in self._blobs.glob("??/*") if path.name not in referenced]
+        for path in orphaned:
+            self._orphan(path, now_s)
+        return Swept(temporaries, len(orphaned), expired)
+
+    def remove_temporaries(self) -> int:
+        """End what was arriving when its process died, and say how many that were. Only where nobody else writes."""
         temporaries = list(self._temporaries.iterdir())
         for path in temporaries:
             path.unlink(missing_ok=True)
-        # By path, not by `delete`: a stray file with any other name in there is removed too.
-        orphans = [path for path in self._blobs.glob("??/*") if path.name not in referenced]
-        for path in orphans:
-            path.unlink(missing_ok=True)
-        return Swept(len(temporaries), len(orphans))
+        return len(temporaries)
+
+    def copy(self, source: Path, digest: str) -> bool:
+        """Store a file of another store; whether it was there and had its digest. Raises StoreFull."""
+        try:
+            with source.open("rb") as file, self.temporary() as temporary:
+                while chunk := file.read(_CHUNK_BYTES):
+                    temporary.write(chunk)
+                if temporary.digest != digest:
+                    return False
+                self.put(temporary.path, digest)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _expired(self, now_s: float) -> Iterator[Path]:
+        with suppress(FileNotFoundError):
+            for path in self._orphans.iterdir():
+                found = path.lstat()
+                if not stat.S_ISDIR(found.st_mode) and found.st_mtime <= now_s - ORPHANS_KEPT_S:
+                    yield path
+
+    def _orphan(self, path: Path, now_s: float) -> None:
+        with store_errors():
+            make_directory(self._orphans)
+            # The time of the last write becomes that of the move. First: no start may take an orphan for an old one.
+            os.utime(path, (now_s, now_s), follow_symlinks=False)
+            target = self._orphans / path.name
+            for number in count(1):
+                if not (target.is_symlink() or target.exists()) or _are_same(path, target):
+                    break
+                target = self._orphans / f"{path.name}.{number}"
+            path.rename(target)
+
+
+def stored(root: Path) -> dict[str, Path]:
+    """Every blob and orphan below a root by digest, a blob before an orphan. Makes no directory."""
+    found = [*root.glob("orphans/*"), *root.glob("sha256/??/*")]
+    return {path.name: path for path in found if is_digest(path.name) and path.is_file()}
+
+
+def file_digest(path: Path) -> str:
+    """sha256 in hex of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return _digest_of(file)
+
+
+def _are_same(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _missing(digest: str) -> DataLoss:

@@ -6,12 +6,13 @@ database it is. Knows nothing of what the tables mean.
 
 import os
 import resource
+import secrets
 import sqlite3
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,6 +27,8 @@ from adamix_server.blobs.os_errors import from_os_error, no_memory, store_errors
 from adamix_server.catalog import schema
 
 _BUSY_TIMEOUT_MS = 5_000
+# Beside the file, with the changes that it has not taken in yet.
+LOG_SUFFIXES = ("-wal", "-shm")
 _disk_errors = retry.Lasting()
 # As much as a commit of ours may add to the log; what a full disk, a quota or a limit refuses, it refuses of this too.
 _PROBE_BYTES = 64 << 10
@@ -33,6 +36,9 @@ _PROBE_BYTES = 64 << 10
 
 # Brings a file of an older schema up to date, or raises.
 Upgrade = Callable[["Database"], None]
+
+# Asked before a catalog is made where there is none; raises if there should be one.
+OnNew = Callable[[], None]
 
 
 class Database:
@@ -43,21 +49,29 @@ class Database:
 
     Args:
         upgrade: what to do with a file of an older schema; by default it is refused. Only for who holds the store.
+        on_new: asked before a new one is made, and before anything is written; by default it is made.
         make: make it if it does not exist. Only for who holds the store, too.
 
     Raises:
+        AdamixError: what `upgrade` or `on_new` raise.
         Unavailable: it is not there (`STORE_LOST`).
         FailedPrecondition: of an older or a newer schema (`STORE_SCHEMA`), made by something else (`STORE_FOREIGN`), or
             not writable (`STORE_READONLY`).
         DataLoss: not a database, or damaged (`CATALOG_CORRUPT`).
     """
 
-    def __init__(self, path: Path, *, upgrade: Upgrade | None = None, make: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, upgrade: Upgrade | None = None, on_new: OnNew = lambda: None, make: bool = True
+    ) -> None:
         self.path = path
         with store_errors():
-            if make and not path.exists():
-                _make_empty(path)
+            if make and is_absent(path):
+                on_new()
+                if not path.exists():
+                    _make_empty(path)
             self._identity = _identity(path)
+            if make:
+                _close_to_others(path)
         # Overflow without bound: the callers' executors bound the threads, and a pool timeout would be one more
         # error to explain.
         # mode=rw: SQLite would make a new file where somebody has moved ours away.
@@ -69,7 +83,7 @@ class Database:
         # Threads of one process queue here, fairly; only other processes are met by SQLite's polling.
         self._write_lock = threading.Lock()
         try:
-            self._prepare(upgrade, make)
+            self._prepare(upgrade, on_new, make)
         except BaseException:  # nothing is handled: the connections are closed, and it goes on
             self.close()
             raise
@@ -106,7 +120,7 @@ class Database:
                 with connection.begin():
                     yield connection
                     if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
-                        raise _corrupt()
+                        raise corrupt()
             finally:
                 cursor.execute("PRAGMA foreign_keys = ON")
                 cursor.close()
@@ -126,10 +140,7 @@ class Database:
     def verify(self) -> None:
         """Read the whole file and check it. Raises DataLoss (`CATALOG_CORRUPT`)."""
         with self.read() as connection:
-            found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
-            dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
-        if found != "ok" or dangling is not None:
-            raise _corrupt()
+            check_whole(connection)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -148,7 +159,7 @@ class Database:
                 return store_readonly()
             limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
             # The files themselves must not be opened here: closing them would end the locks that SQLite has on them.
-            files = (self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm"))
+            files = (self.path.with_name(self.path.name + end) for end in ("", *LOG_SUFFIXES))
             largest = max(file.stat().st_size for file in files if file.exists())
             if limit not in (resource.RLIM_INFINITY, -1) and largest + _PROBE_BYTES > limit:
                 return store_full()
@@ -163,42 +174,89 @@ class Database:
             self._engine.dispose()
         return None
 
-    def _prepare(self, upgrade: Upgrade | None, make: bool) -> None:
+    def _prepare(self, upgrade: Upgrade | None, on_new: OnNew, make: bool) -> None:
         with self.read() as connection:
             version = schema_version(connection)
             application = _pragma(connection, "application_id")
         if version == 0:
             if not make:
                 raise store_lost()
-            self._create()
+            self._create(on_new)
         elif application != schema.APPLICATION_ID:
             raise _foreign()
         elif version > schema.SCHEMA_VERSION:
-            raise FailedPrecondition(
-                f"this store was written by a newer adamix (schema {version}; this one reads up to "
-                f"{schema.SCHEMA_VERSION}); upgrade adamix or choose another --store",
-                reason="STORE_SCHEMA",
-            )
+            raise other_schema(version)
         elif version < schema.SCHEMA_VERSION:
             if upgrade is None:
-                raise FailedPrecondition(
-                    f"this store was written by an older adamix (schema {version}, not {schema.SCHEMA_VERSION}); "
-                    "start `adamix serve` on it, which brings it up to date",
-                    reason="STORE_SCHEMA",
-                )
+                raise other_schema(version)
             upgrade(self)
 
-    def _create(self) -> None:
+    def _create(self, on_new: OnNew) -> None:
         with self.write() as connection:
             # Asked again under the lock: another process may have made it since.
             if schema_version(connection) == schema.SCHEMA_VERSION:
                 return
             if connection.exec_driver_sql("SELECT 1 FROM sqlite_master LIMIT 1").first() is not None:
                 raise _foreign()
+            # A file may be there and hold nothing: all that was written to it is in a log that is gone.
+            on_new()
             schema.metadata.create_all(connection)
             connection.execute(insert(schema.state).values(id=1, revision=0))
+            connection.execute(insert(schema.identity).values(id=1, store_id=secrets.token_hex(16)))
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             set_schema_version(connection, schema.SCHEMA_VERSION)
+
+
+@contextmanager
+def reading(path: Path, *, is_copy: bool = False) -> Iterator[Connection]:
+    """A transaction that reads a catalog of this schema and leaves all files as they are, its log, too.
+
+    Args:
+        is_copy: nobody writes to it, and it has no log.
+
+    Raises:
+        FailedPrecondition: without tables (`CATALOG_MISSING`), of another schema (`STORE_SCHEMA`), or made by something
+            else (`STORE_FOREIGN`).
+        DataLoss: not a database, or damaged (`CATALOG_CORRUPT`).
+    """
+    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_copy else {})
+    engine = create_engine(URL.create("sqlite", database=f"file:{quote(str(path))}", query=query))
+    try:
+        with translated(), engine.begin() as connection:
+            if (version := schema_version(connection)) == 0:
+                raise FailedPrecondition("catalog.db holds nothing", reason="CATALOG_MISSING")
+            if _pragma(connection, "application_id") != schema.APPLICATION_ID:
+                raise _foreign()
+            if version != schema.SCHEMA_VERSION:
+                raise other_schema(version)
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def check_whole(connection: Connection) -> None:
+    """Read the whole database and check it. Raises DataLoss (`CATALOG_CORRUPT`)."""
+    found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
+    if found != "ok" or connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+        raise corrupt()
+
+
+def is_absent(path: Path) -> bool:
+    """Whether there is no database, or an empty file for one."""
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return True
+
+
+def _close_to_others(path: Path) -> None:
+    """Mode 0600 for the database, whatever the umask, and for its logs, which SQLite gives the mode of the database.
+
+    Of files that are another user's it is left: opening them says what is wrong.
+    """
+    for file in (path, *(path.with_name(path.name + suffix) for suffix in LOG_SUFFIXES)):
+        with suppress(OSError):
+            file.chmod(0o600)
 
 
 def schema_version(connection: Connection) -> int:
@@ -275,7 +333,7 @@ def _translate(
     if code == sqlite3.SQLITE_FULL or extended_code == sqlite3.SQLITE_IOERR_SHMSIZE:
         return store_full()
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return _corrupt()
+        return corrupt()
     if extended_code == sqlite3.SQLITE_READONLY_DBMOVED:
         return store_lost()
     # In these, SQLite says that something failed and not what: a descriptor, a quota, a disk that is gone.
@@ -290,9 +348,26 @@ def _translate(
     return no_memory() if code == sqlite3.SQLITE_NOMEM else None
 
 
-def _corrupt() -> AdamixError:
+def other_schema(version: int) -> FailedPrecondition:
+    """What is said of a file that this adamix does not read as it is."""
+    if version > schema.SCHEMA_VERSION:
+        return FailedPrecondition(
+            f"this store was written by a newer adamix (schema {version}; this one reads up to "
+            f"{schema.SCHEMA_VERSION}); upgrade adamix or choose another --store",
+            reason="STORE_SCHEMA",
+        )
+    return FailedPrecondition(
+        f"this store was written by an older adamix (schema {version}, not {schema.SCHEMA_VERSION}); "
+        "start `adamix serve` on it, which brings it up to date",
+        reason="STORE_SCHEMA",
+    )
+
+
+def corrupt() -> DataLoss:
+    """What is said of a catalog that is damaged, with the ways on."""
     return DataLoss(
-        "the catalog is damaged; restore catalog.db from a backup or choose another --store",
+        "the catalog is damaged; bring it back with `adamix store restore` (from a backup) or `adamix store rebuild` "
+        "(from the adapter files), or choose another --store. Nothing was changed or deleted",
         reason="CATALOG_CORRUPT",
     )
 

@@ -9,7 +9,8 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from adamix.files.manifest import HeadSpec
+from adamix.errors import InvalidAdapter
+from adamix.files.manifest import HeadSpec, Manifest
 
 # By the sha256 of their JSON, as long as a row has them.
 _heads: WeakValueDictionary[bytes, HeadSpec] = WeakValueDictionary()
@@ -38,3 +39,13 @@ def read_served(manifest_json: str) -> tuple[HeadSpec, int]:
         # Two threads that meet here may each keep one of their own, which costs no more than the memory of a head.
         head = _heads.setdefault(key, _head.decode(served.head))
     return head, served.max_length
+
+
+def check_manifest(manifest_json: str, backbone_fingerprint: str) -> None:
+    """Raise InvalidAdapter (`MANIFEST_INVALID`) unless it is a manifest, of an adapter for that backbone."""
+    try:
+        manifest = Manifest.from_json(msgspec.json.decode(manifest_json))
+    except msgspec.DecodeError:
+        raise InvalidAdapter("the manifest is not JSON", reason="MANIFEST_INVALID") from None
+    if manifest.backbone.fingerprint != backbone_fingerprint:
+        raise InvalidAdapter("the manifest names another backbone", reason="MANIFEST_INVALID")

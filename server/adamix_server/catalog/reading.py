@@ -7,7 +7,7 @@ task's columns once per version.
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 
 import msgspec
@@ -17,7 +17,7 @@ from adamix_server.catalog import schema
 from adamix_server.catalog.heads import read_served
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Split, read_split
-from adamix_server.catalog.rows import TaskRow, UnavailableReason, VersionRow
+from adamix_server.catalog.rows import TaskRow, UnavailableReason, VersionRecord, VersionRow
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +155,14 @@ def _to_task(
     )
 
 
-def read_manifests(connection: Connection, task_id: int, digests: Collection[str]) -> dict[str, str]:
-    """Manifests as canonical JSON of READY versions of a task, by digest."""
+def read_records(connection: Connection, task_id: int, rows: Sequence[VersionRow]) -> tuple[VersionRecord, ...]:
+    """READY versions of a task with their manifests, in the order of `rows`."""
+    digests = [row.digest for row in rows]
     mine = (_versions.task_id == task_id) & schema.is_ready & _versions.digest.in_(digests)
-    return dict(connection.execute(select(_versions.digest, _versions.manifest_json).where(mine)).all())
+    manifests: dict[str, str] = dict(
+        connection.execute(select(_versions.digest, _versions.manifest_json).where(mine)).all()
+    )
+    return tuple(VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifests[row.digest]) for row in rows)
 
 
 def _unavailable_reason(

@@ -66,16 +66,16 @@ def remember(connection: Connection, tenant: str, request_id: str, asked: Asked,
     """Keep the answer to a request that `recall` does not know, and drop the tenant's oldest ones."""
     mine = _requests.tenant == tenant
     connection.execute(delete(schema.requests).where(mine, _requests.time_us < _oldest_us()))
-    # One place is for the new one.
-    newest_dropped_us = (
-        select(_requests.time_us)
+    # One place is for the new one. The oldest by id, since the clock may have been set back meanwhile.
+    newest_dropped = (
+        select(_requests.id)
         .where(mine)
-        .order_by(_requests.time_us.desc())
+        .order_by(_requests.id.desc())
         .offset(MAX_REQUEST_IDS_PER_TENANT - 1)
         .limit(1)
         .scalar_subquery()
     )
-    connection.execute(delete(schema.requests).where(mine, _requests.time_us <= newest_dropped_us))
+    connection.execute(delete(schema.requests).where(mine, _requests.id <= newest_dropped))
     connection.execute(
         insert(schema.requests).values(
             tenant=tenant,

@@ -207,3 +207,7 @@ def check_same_form(versions: Iterable[VersionRow]) -> None:
 
 def to_datetime(time_us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=time_us)
+
+
+def to_us(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)

@@ -1,7 +1,8 @@
 """The tables of the catalog. Nothing else about the database is decided here.
 
-Times are integer microseconds since 1970 UTC. A row of `versions` is READY or RETIRED (the other states have no row,
-see `lifecycle.py`); a RETIRED row may have lost its task and only waits for its bytes to be let go.
+Times are integer microseconds since 1970 UTC, and for people: what came first has the lower id. A row of `versions` is
+READY or RETIRED (the other states have no row, see `lifecycle.py`); a RETIRED row may have lost its task and only waits
+for its bytes to be let go.
 
 A new store is made from these tables. Older ones are brought to them by `migrations/`: whoever changes a table here
 writes a migration there that leads to the same.
@@ -24,7 +25,7 @@ from sqlalchemy import (
 )
 
 # Written into the database file (`PRAGMA user_version`): the number of the last migration.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x41444D58  # "ADMX"
 
 metadata = MetaData()
@@ -35,6 +36,14 @@ state = Table(
     metadata,
     Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
     Column("revision", BigInteger, nullable=False),
+)
+
+# One row: which store this is, as `store.json` beside the catalog says.
+identity = Table(
+    "identity",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("store_id", String(32), nullable=False),
 )
 
 tenants = Table(
@@ -118,22 +127,26 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
-# Versions that operators keep on the device, until the version goes.
+# Versions that operators keep on the device, until the version goes. The oldest pin has the lowest id.
 pins = Table(
     "pins",
     metadata,
-    Column("task_id", ForeignKey(tasks.c.id, ondelete="CASCADE"), primary_key=True),
-    Column("digest", String(64), primary_key=True),
+    Column("id", Integer, primary_key=True),
+    Column("task_id", ForeignKey(tasks.c.id, ondelete="CASCADE"), nullable=False),
+    Column("digest", String(64), nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
+    UniqueConstraint("task_id", "digest"),
+    sqlite_autoincrement=True,
 )
 
 # What was answered to registrations that came with an id of their own, so that a retry is answered alike. What was
-# asked: `task`, `digest`, `make_live`. No foreign key to a task: the answer outlives it.
+# asked: `task`, `digest`, `make_live`. No foreign key to a task: the answer outlives it. The oldest has the lowest id.
 requests = Table(
     "requests",
     metadata,
-    Column("tenant", ForeignKey(tenants.c.tenant), primary_key=True),
-    Column("request_id", String(64), primary_key=True),
+    Column("id", Integer, primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.tenant), nullable=False),
+    Column("request_id", String(64), nullable=False),
     Column("time_us", BigInteger, nullable=False),
     Column("task", String(63), nullable=False),
     Column("digest", String(64), nullable=False),
@@ -142,5 +155,7 @@ requests = Table(
     Column("live", Boolean, nullable=False),
     Column("pinned", Boolean, nullable=False),
     Column("already_exists", Boolean, nullable=False),
-    Index("requests_of_tenant", "tenant", "time_us"),
+    UniqueConstraint("tenant", "request_id"),
+    Index("requests_of_tenant", "tenant", "id"),
+    sqlite_autoincrement=True,
 )

@@ -6,23 +6,20 @@ executor thread, any number at once. Knows nothing of the wire, of devices, or o
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, tuple_
 
-from adamix.errors import FailedPrecondition, InvalidAdapter, Unavailable
-from adamix.files.manifest import Manifest
+from adamix.errors import FailedPrecondition, Unavailable
 from adamix_server import retry
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
 from adamix_server.catalog import changes, retries, schema
-from adamix_server.catalog.database import Database
-from adamix_server.catalog.heads import read_served
+from adamix_server.catalog.heads import check_manifest, read_served
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_all, read_manifests, read_tasks
+from adamix_server.catalog.reading import read_all, read_records, read_tasks
 from adamix_server.catalog.rows import (
     AuditRow,
     Name,
@@ -34,9 +31,8 @@ from adamix_server.catalog.rows import (
     check_same_form,
 )
 from adamix_server.catalog.task_map import TaskMap
+from adamix_server.catalog.traces import open_catalog
 from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
-
-CATALOG_FILE = "catalog.db"
 
 _tasks, _versions, _pins = schema.tasks.c, schema.versions.c, schema.pins.c
 _audit, _log = schema.audit.c, schema.changes.c
@@ -64,7 +60,7 @@ class Catalog:
 
     def __init__(self, store: Path, *, backbone_fingerprint: str, make: bool = True) -> None:
         self._backbone = check_digest(backbone_fingerprint, "backbone_fingerprint")
-        self._database = Database(store / CATALOG_FILE, make=make)
+        self._database, self._traces = open_catalog(store, make=make)
         self.blobs = BlobStore(store / BLOBS_DIRECTORY, make=make)
         # What was last read, and its tasks.
         self._snapshot: Snapshot | None = None
@@ -110,11 +106,12 @@ class Catalog:
         check_name(tenant, "tenant")
         check_name(task, "task")
         check_digest(digest)
-        _check_manifest(manifest_json, backbone_fingerprint)
+        check_manifest(manifest_json, backbone_fingerprint)
         if request_id:
             check_request_id(request_id)
         asked = retries.Asked(task=task, digest=digest, make_live=make_live)
-        with self._database.write() as connection:
+        registered: list[tuple[VersionRow, bool]] = []
+        with self._traces.changing(registered) as connection:
             if request_id and (known := retries.recall(connection, tenant, request_id, asked)) is not None:
                 # The version as it was then: by now it may have been changed or deleted.
                 head, max_length = read_served(manifest_json)
@@ -160,6 +157,8 @@ class Catalog:
             if moved or not exists:
                 changes.record(connection, tenant, task, "register", digest, "live" if moved else "")
             version = self._read_task(connection, task_id).version(digest)
+            if moved or not exists:
+                registered.append((version, make_live))
             if request_id:
                 answered = retries.Answered(
                     create_time_us=version.create_time_us,
@@ -192,7 +191,7 @@ class Catalog:
             Aborted: the task is not as `etag` says.
         """
         split = check_split(shares)
-        with self._database.write() as connection:
+        with self._traces.changing() as connection:
             task_id = changes.find_task(connection, tenant, task, etag)
             ready = changes.ready_versions(connection, task_id)
             for digest, _ in split:
@@ -216,7 +215,7 @@ class Catalog:
             FailedPrecondition: nothing was live before (`NOTHING_EARLIER`).
             Aborted: the task is not as `etag` says.
         """
-        with self._database.write() as connection:
+        with self._traces.changing() as connection:
             task_id = changes.find_task(connection, tenant, task, etag)
             changes.move_pointer(connection, task_id, self._backbone, Pointer.back)
             changes.record(connection, tenant, task, "rollback")
@@ -230,7 +229,7 @@ class Catalog:
             FailedPrecondition: a version for another backbone is to be pinned (`BACKBONE_CHANGED`).
         """
         check_digest(digest)
-        with self._database.write() as connection:
+        with self._traces.changing() as connection:
             task_id = changes.find_task(connection, tenant, task)
             version = self._read_task(connection, task_id).version(digest)
             if pinned and version.backbone_fingerprint != self._backbone:
@@ -246,7 +245,7 @@ class Catalog:
             select(_pins.digest)
             .where(is_pin, schema.is_ready, _versions.backbone_fingerprint == self._backbone)
             .group_by(_pins.digest)
-            .order_by(func.min(_pins.create_time_us), _pins.digest)
+            .order_by(func.min(_pins.id))
         )
         with self._database.read() as connection:
             return tuple(connection.scalars(query))
@@ -260,7 +259,7 @@ class Catalog:
             Aborted: the task is not as `etag` says.
         """
         check_digest(digest)
-        with self._database.write() as connection:
+        with self._traces.changing() as connection:
             task_id = changes.find_task(connection, tenant, task, etag)
             if digest not in changes.ready_versions(connection, task_id):
                 raise version_not_found()
@@ -274,6 +273,7 @@ class Catalog:
                 changes.move_pointer(connection, task_id, backbone, lambda pointer: pointer.without(digest))
             changes.retire(connection, task_id, digest)
             changes.record(connection, tenant, task, "delete_version", digest)
+        self._traces.forget([(tenant, task, digest)])
 
     def delete_task(self, tenant: str, task: str, etag: str = "") -> None:
         """Remove a task and retire all its versions. Their bytes stay until `purge`.
@@ -282,11 +282,13 @@ class Catalog:
             NotFound: the task.
             Aborted: the task is not as `etag` says.
         """
-        with self._database.write() as connection:
+        with self._traces.changing() as connection:
             task_id = changes.find_task(connection, tenant, task, etag)
+            digests = changes.ready_versions(connection, task_id)
             changes.retire(connection, task_id)
             connection.execute(delete(schema.tasks).where(_tasks.id == task_id))
             changes.record(connection, tenant, task, "delete_task")
+        self._traces.forget((tenant, task, digest) for digest in digests)
 
     def record_failure(self, tenant: str, task: str, reason: str) -> None:
         """Remember, in the audit only, that an adapter was refused; the newest 1,000 of a tenant are kept."""
@@ -367,20 +369,23 @@ class Catalog:
         with self._database.read() as connection:
             task_id = changes.find_task(connection, tenant, task)
             row = self._read_task(connection, task_id).version(digest)
-            return _with_manifests(connection, task_id, [row])[0]
+            return read_records(connection, task_id, [row])[0]
 
     def list_versions(self, tenant: str, task: str, page_size: int = 0, page_token: str = "") -> Page[VersionRecord]:
-        """A task's versions, newest first. Raises NotFound; InvalidRequest on a bad page size or token."""
+        """A task's versions, the last registered first. Raises NotFound; InvalidRequest on a bad page size or token."""
         with self._database.read() as connection:
             task_id = changes.find_task(connection, tenant, task)
-            versions = self._read_task(connection, task_id).ready
+            versions = self._read_task(connection, task_id).versions
             listing = ("versions", tenant, task)
-            size, key = check_page_size(page_size), read_token(page_token, listing, int, str)
-            rest = sorted(
-                (version for version in versions if key is None or _age(version) < tuple(key)), key=_age, reverse=True
-            )
-            rows = _with_manifests(connection, task_id, rest[:size])
-        return Page(rows, make_token(listing, _age(rows[-1])) if len(rest) > size else "")
+            size, key = check_page_size(page_size), read_token(page_token, listing, int)
+            query = select(_versions.id, _versions.digest).where(_versions.task_id == task_id, schema.is_ready)
+            if key is not None:
+                query = query.where(_versions.id < key[0])
+            # By id: the clock may have been set back since. A version whose manifest cannot be read is in no list.
+            newest = connection.execute(query.order_by(_versions.id.desc()))
+            rest = [(id_, versions[digest]) for id_, digest in newest if digest in versions]
+            rows = read_records(connection, task_id, [version for _, version in rest[:size]])
+        return Page(rows, make_token(listing, [rest[size - 1][0]]) if len(rest) > size else "")
 
     def revision(self) -> int:
         """Grows with every change of what is served."""
@@ -430,22 +435,3 @@ def _for_another_backbone(digest: str) -> FailedPrecondition:
     return FailedPrecondition(
         f"version {digest[:12]} was trained for another backbone than this server's", reason="BACKBONE_CHANGED"
     )
-
-
-def _with_manifests(connection: Connection, task_id: int, rows: Sequence[VersionRow]) -> tuple[VersionRecord, ...]:
-    manifests = read_manifests(connection, task_id, [row.digest for row in rows])
-    return tuple(VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifests[row.digest]) for row in rows)
-
-
-def _age(version: VersionRow) -> tuple[int, str]:
-    """Sort key: oldest first; the digest decides between versions of the same microsecond."""
-    return version.create_time_us, version.digest
-
-
-def _check_manifest(manifest_json: str, backbone_fingerprint: str) -> None:
-    try:
-        manifest = Manifest.from_json(msgspec.json.decode(manifest_json))
-    except msgspec.DecodeError:
-        raise InvalidAdapter("the manifest is not JSON", reason="MANIFEST_INVALID") from None
-    if manifest.backbone.fingerprint != backbone_fingerprint:
-        raise InvalidAdapter("the manifest names another backbone", reason="MANIFEST_INVALID")

@@ -10,22 +10,17 @@ scripts; it is imported only here and only when there is something to do.
 
 import filecmp
 import logging
-import os
-import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from adamix.errors import DataLoss
 from adamix_server.blobs.directories import sync_directory
-from adamix_server.blobs.os_errors import store_errors
 from adamix_server.catalog import migrations, schema
-from adamix_server.catalog.database import Database, schema_version, set_schema_version, translated
+from adamix_server.catalog.database import Database, schema_version, set_schema_version
+from adamix_server.catalog.exchange import copy_catalog, workplace
 
 if TYPE_CHECKING:
     from alembic.script import Script
@@ -81,34 +76,15 @@ def _scripts() -> "Iterator[tuple[int, Script]]":
 
 def _keep(path: Path, version: int) -> Path:
     """Copy the catalog, while nobody writes, to a name that tells its schema; gives the file that has the copy."""
-    # A directory, because SQLite may put files beside the one it writes to; a kill leaves it to the next start.
-    workplace = path.with_name(f"{path.name}.copying")
-    shutil.rmtree(workplace, ignore_errors=True)
-    try:
-        with store_errors(), translated():
-            workplace.mkdir(mode=0o700)
-            copied = _copy(path, workplace / path.name)
-            for number in count():
-                target = path.with_name(f"{path.name}.v{version}" + (f".{number}" if number else ""))
-                if not target.exists():
-                    copied.rename(target)
-                    sync_directory(target.parent)
-                    return target
-                # An upgrade that was cut short has kept it already.
-                if filecmp.cmp(copied, target, shallow=False):
-                    return target
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+    with workplace(path.with_name(f"{path.name}.copying")) as directory:
+        copied = copy_catalog(path, directory / path.name)
+        for number in count():
+            target = path.with_name(f"{path.name}.v{version}" + (f".{number}" if number else ""))
+            if not target.exists():
+                copied.rename(target)
+                sync_directory(target.parent)
+                return target
+            # An upgrade that was cut short has kept it already.
+            if filecmp.cmp(copied, target, shallow=False):
+                return target
     raise AssertionError("there is always another number")
-
-
-def _copy(path: Path, to: Path) -> Path:
-    """The catalog as one file, checked and on disk. A copy of the file alone would miss what its log holds."""
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as copy:
-        source.backup(copy)
-        copy.execute("PRAGMA journal_mode = DELETE")
-        if copy.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
-            raise DataLoss("the copy of the catalog is damaged; nothing was changed", reason="CATALOG_CORRUPT")
-    with to.open("rb") as file:
-        os.fsync(file.fileno())
-    return to

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
+from adamix_server.cli import store as store_commands
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig, split_address
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def _connect(address: str, task: str | None) -> "Publisher":
 
 # The method trains; where its adapters go is this package's part.
 publishing.offer(_connect)
+app.add_typer(store_commands.app, name="store")
 
 
 @app.command()
@@ -86,6 +88,12 @@ def serve(
     drain_grace: Annotated[
         float, typer.Option(help="Seconds that running calls are given to end.")
     ] = ServerConfig.drain_grace_s,
+    accept_catalog: Annotated[
+        bool,
+        typer.Option(
+            "--accept-catalog", help="Go on with the catalog that is there, though it is not the one the store had."
+        ),
+    ] = False,
     threads: Annotated[int, typer.Option(help="Threads of the engine.  [0: one per core]")] = EngineSettings.threads,
     engine_stall_s: Annotated[
         float,
@@ -117,6 +125,7 @@ def serve(
             drain_delay_s=drain_delay,
             drain_grace_s=drain_grace,
             log_level=log_level,  # type: ignore[arg-type]
+            accept_catalog=accept_catalog,
         )
         from adamix_server.supervisor import supervisor
         from adamix_server.telemetry import logs

@@ -126,7 +126,8 @@ class Supervisor:
         """Serve until `stop` or a signal, drain, and return.
 
         Raises:
-            FailedPrecondition: the store is in use, or a child cannot start (with the child's own sentence).
+            FailedPrecondition: the store is in use, its catalog is not the one it had, or a child cannot start (with
+                the child's own sentence).
             InvalidConfig: the port is in use, or the one for metrics.
             DataLoss: the catalog is damaged.
         """
@@ -135,7 +136,7 @@ class Supervisor:
             _runtime_directory(self._config.store) as self._runtime,
             self._port() as self._listen,
         ):
-            recovered = recover(self._config.store)
+            recovered = recover(self._config.store, accept_catalog=self._config.accept_catalog)
             for digest in recovered.missing:
                 log.error("a registered adapter is missing from the store", extra={"digest": digest})
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adamix.errors import Cancelled, DataLoss, InvalidAdapter, InvalidRequest, StoreFull
-from adamix_server.blobs.local import BlobStore
+from adamix_server.blobs.local import ORPHANS_KEPT_S, BlobStore, Swept
 
 DATA = b"some weights" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -123,15 +123,70 @@ def test_delete_is_idempotent(blobs: BlobStore) -> None:
     assert not blobs.exists(DIGEST)
 
 
-def test_sweep_removes_leftovers_and_keeps_what_is_referenced(blobs: BlobStore, root: Path) -> None:
+NOW_S, DAY_S = 1_796_000_000.0, 24 * 3600.0
+
+
+def test_sweep_removes_leftovers_and_puts_aside_what_nobody_names(blobs: BlobStore, root: Path) -> None:
     other = hashlib.sha256(b"orphan").hexdigest()
     blobs.put(DATA, DIGEST)
     blobs.put(b"orphan", other)
     (root / "tmp" / "left-behind").write_bytes(b"half an upload")
     (root / "sha256" / "00" / "stray").write_bytes(b"not a blob")
-    swept = blobs.sweep({DIGEST})
-    assert (swept.temporaries, swept.blobs) == (1, 2)
+    assert blobs.sweep({DIGEST}, NOW_S) == Swept(temporaries=1, orphaned=2)
+    assert files(root) == {f"sha256/{DIGEST[:2]}/{DIGEST}", f"orphans/{other}", "orphans/stray"}
+    assert sorted(blobs.orphans()) == sorted([other, "stray"])
+
+
+def test_an_orphan_stays_for_seven_days_from_when_it_was_moved(blobs: BlobStore, root: Path) -> None:
+    os.utime(blobs.put(DATA, DIGEST), (0, 0))  # the file itself may be of any age
+    assert blobs.sweep((), NOW_S).orphaned == 1
+    assert ORPHANS_KEPT_S == 7 * DAY_S
+    assert blobs.sweep((), NOW_S + 7 * DAY_S - 1) == Swept()
+    assert blobs.sweep((), NOW_S - 1000 * DAY_S) == Swept()
+    assert files(root) == {f"orphans/{DIGEST}"}
+    assert blobs.sweep((), NOW_S + 7 * DAY_S) == Swept(expired=(DIGEST,))
+    assert files(root) == set()
+
+
+def test_an_orphan_comes_back_if_its_bytes_are_right(blobs: BlobStore, root: Path) -> None:
+    assert not blobs.bring_back(DIGEST)
+    blobs.put(DATA, DIGEST)
+    blobs.sweep((), NOW_S)
+    damage(root / "orphans" / DIGEST, lambda data: data[:-1])
+    assert not blobs.bring_back(DIGEST)
+    damage(root / "orphans" / DIGEST, lambda data: DATA)
+    assert blobs.bring_back(DIGEST)
+    assert blobs.get(DIGEST) == DATA
     assert files(root) == {f"sha256/{DIGEST[:2]}/{DIGEST}"}
+
+
+def test_an_orphan_is_never_overwritten_by_another(blobs: BlobStore, root: Path) -> None:
+    for data in (b"one", b"another", b"one"):
+        (root / "sha256" / "00" / "stray").write_bytes(data)
+        blobs.sweep((), NOW_S)
+    assert files(root) == {"orphans/stray", "orphans/stray.1"}
+
+
+def test_bytes_that_are_stored_again_leave_no_orphan(blobs: BlobStore, root: Path) -> None:
+    blobs.put(DATA, DIGEST)
+    blobs.sweep((), NOW_S)
+    blobs.put(DATA, DIGEST)
+    assert files(root) == {f"sha256/{DIGEST[:2]}/{DIGEST}"}
+
+
+def test_directories_are_for_this_user_alone(root: Path) -> None:
+    """Whatever the umask, and whatever was there before."""
+    (root / "sha256" / "00").mkdir(parents=True, mode=0o755)
+    for directory in (root, root / "sha256", root / "sha256" / "00"):
+        directory.chmod(0o755)
+    for mask in (0o000, 0o277):
+        before = os.umask(mask)
+        try:
+            BlobStore(root).put(DATA, DIGEST)
+        finally:
+            os.umask(before)
+        found = {stat.S_IMODE(path.stat().st_mode) for path in (root, *root.rglob("*")) if path.is_dir()}
+        assert found == {0o700}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

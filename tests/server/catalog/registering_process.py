@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from adamix_server.catalog import changes
+from adamix_server.catalog.origins import Origins
 from adamix_server.catalog.store import Catalog
+from adamix_server.catalog.store_file import Progress
 
 TASKS = ("a", "b", "c")
 
@@ -31,7 +33,8 @@ def die() -> None:
 def break_at(failpoint: str) -> None:
     """Die before or after the named step of the first registration: `before:rename`, `after:record`, …"""
     when, _, name = failpoint.partition(":")
-    owner: Any = {"fsync": os, "rename": Path, "record": changes, "register": Catalog}[name]
+    owners: dict[str, Any] = {"fsync": os, "rename": Path, "record": changes, "register": Catalog}
+    owner = (owners | {"put": Origins, "reached": Progress})[name]
     step: Callable[..., Any] = getattr(owner, name)
 
     def broken(*args: Any, **kwargs: Any) -> Any:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from adamix.errors import FailedPrecondition
 from adamix_server.catalog import changes
+from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.rows import VersionRow
-from adamix_server.catalog.store import CATALOG_FILE, Catalog
+from adamix_server.catalog.store import Catalog
 
 Add = Callable[..., VersionRow]
 Edit = Callable[[str], list[tuple[object, ...]]]
@@ -162,7 +164,11 @@ def test_a_catalog_that_was_put_back_is_read_as_a_whole(
     add("t", b"v2")
     reader.snapshot()
     edit("UPDATE catalog_state SET revision = 1")
-    check(reader, store, here, whole=True)
+    assert (reader.snapshot().revision, reader.snapshot().since) == (1, None)
+    # Nobody begins with it.
+    with pytest.raises(FailedPrecondition) as caught:
+        Catalog(store, backbone_fingerprint=here)
+    assert caught.value.reason == "CATALOG_OLDER"
 
 
 def test_bytes_stay_if_it_is_not_known_who_registered_them(catalog: Catalog, add: Add, edit: Edit) -> None:

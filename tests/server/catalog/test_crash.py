@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from adamix_server.catalog.lock import StoreLock
+from adamix_server.catalog.origins import Origins
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 
@@ -24,6 +25,8 @@ class Victim:
     def __init__(self, store: Path, fingerprint: str, manifest_json: str) -> None:
         self.acked: dict[str, list[str]] = {}
         self.tried: dict[str, str] = {}
+        # Registrations that left an origin and no version.
+        self.cut_short: set[tuple[str, str]] = set()
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -87,6 +90,12 @@ def check(store: Path, fingerprint: str, victim: Victim) -> None:
     assert set(catalog.blobs.digests()) == found
     for digest in found:
         catalog.blobs.get(digest)
+    # Each version could be made again of files, and nothing else that was acknowledged.
+    origins = {(task, digest) for _, task, digest in set(Origins(store / "origins").keys())}
+    versions = {(name, digest) for name, task in tasks.items() for digest in task.versions}
+    assert versions <= origins
+    assert origins - versions <= victim.cut_short | set(victim.tried.items())
+    victim.cut_short = origins - versions
     for name, task in tasks.items():
         (answers,) = task.live
         assert answers.digest in [*victim.acked.get(name, [])[-1:], victim.tried.get(name)], "the old or the new one"
@@ -117,6 +126,9 @@ def test_fifty_kills_lose_nothing_that_was_acknowledged(store: Path, here: str, 
         ("before:register", False),
         ("before:record", False),
         ("after:record", False),
+        ("before:put", False),
+        ("after:put", False),
+        ("before:reached", True),
         ("after:register", True),
     ],
 )

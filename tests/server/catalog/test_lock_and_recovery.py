@@ -56,20 +56,23 @@ def test_a_place_that_cannot_be_a_store_is_said(store: Path) -> None:
 
 
 def test_an_empty_store_needs_nothing(store: Path) -> None:
-    assert recover(store) == Recovered(Swept(0, 0), ())
-    assert recover(store) == Recovered(Swept(0, 0), ())
+    assert recover(store) == Recovered(Swept(), ())
+    assert recover(store) == Recovered(Swept(), ())
 
 
-def test_recovery_finishes_deletions_and_removes_orphans(catalog: Catalog, add: Add, store: Path) -> None:
+def test_recovery_finishes_deletions_and_puts_orphans_aside(catalog: Catalog, add: Add, store: Path) -> None:
     kept, gone = add("kept", b"kept"), add("gone", b"gone")
     shared = add("gone", b"shared")
     add("kept", b"shared", make_live=False)
     catalog.delete_task("default", "gone")
     catalog.blobs.put(b"orphan", hashlib.sha256(b"orphan").hexdigest())
     (store / "blobs" / "tmp" / "left-behind").write_bytes(b"x")
+    (store / "catalog.db.rebuilding").mkdir()
     assert set(catalog.retired()) == {gone.digest, shared.digest}
-    assert recover(store) == Recovered(Swept(temporaries=1, blobs=2), ())
+    assert recover(store) == Recovered(Swept(temporaries=1, orphaned=1), (), orphans=1)
+    assert not (store / "catalog.db.rebuilding").exists()
     assert set(catalog.blobs.digests()) == {kept.digest, shared.digest}
+    assert list(catalog.blobs.orphans()) == [hashlib.sha256(b"orphan").hexdigest()]
     assert catalog.retired() == ()
     assert set(catalog.get_task("default", "kept").versions) == {kept.digest, shared.digest}
 
@@ -85,10 +88,10 @@ def test_what_recovery_has_no_room_to_delete_waits(
 
     with monkeypatch.context() as patch:
         patch.setattr(recovery, "forget_changes", no_room)
-        assert recover(store) == Recovered(Swept(temporaries=0, blobs=1), ())
+        assert recover(store) == Recovered(Swept(), ())
     assert catalog.retired() == (gone.digest,)
     assert set(catalog.blobs.digests()) == {kept.digest}
-    assert recover(store) == Recovered(Swept(0, 0), ())
+    assert recover(store) == Recovered(Swept(), ())
     assert catalog.retired() == ()
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix_server.catalog import reading
+from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.rows import TaskRow, VersionRow
-from adamix_server.catalog.store import CATALOG_FILE, Catalog
+from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.task_map import TaskMap
 
 Add = Callable[..., VersionRow]

@@ -14,16 +14,17 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from adamix.errors import DataLoss, FailedPrecondition, StoreFull
-from adamix_server.catalog import schema, upgrade
+from adamix_server.catalog import exchange, schema, upgrade
 from adamix_server.catalog.database import Database
+from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.recovery import recover
-from adamix_server.catalog.store import CATALOG_FILE, Catalog
+from adamix_server.catalog.store import Catalog
 
 STORES = Path(__file__).with_name("old_stores")
 ME = "default"
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def old_schema(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
@@ -69,7 +70,7 @@ def test_all_steps_from_nothing_lead_to_what_a_new_one_is(tmp_path: Path) -> Non
     path = tmp_path / "steps.db"
     sqlite3.connect(path).close()
 
-    def from_nothing(database: Database) -> None:
+    def from_nothing(database: Database, on_new: object) -> None:
         with database.alter() as connection:
             upgrade.migrate(connection, schema.SCHEMA_VERSION)
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
@@ -77,7 +78,11 @@ def test_all_steps_from_nothing_lead_to_what_a_new_one_is(tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Database, "_create", from_nothing)
         Database(path).close()
-    assert content_of(path) == content_of(tmp_path / "new" / CATALOG_FILE)
+    found, new = content_of(path), content_of(tmp_path / "new" / CATALOG_FILE)
+    # Each store has an id of its own.
+    ids = {content["rows"].pop("identity")[0][1] for content in (found, new)}
+    assert len(ids) == 2
+    assert found == new
 
 
 def test_the_old_file_is_kept_as_it_was(old_store: Path, old_schema: int) -> None:
@@ -180,7 +185,7 @@ def test_no_room_for_the_copy_leaves_the_old_one(old_store: Path, monkeypatch: p
             connection.execute("PRAGMA max_page_count = 2")
         return connection
 
-    monkeypatch.setattr(upgrade.sqlite3, "connect", connect_to_little)
+    monkeypatch.setattr(exchange.sqlite3, "connect", connect_to_little)
     with pytest.raises(StoreFull, match="disk is full"):
         recover(old_store)
     monkeypatch.undo()

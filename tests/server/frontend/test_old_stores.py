@@ -14,7 +14,7 @@ STORES = Path(__file__).parent.parent / "catalog" / "old_stores"
 PREFIX = "tenants/default/tasks/"
 
 
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("schema", [1, 2, 3])
 async def test_it_serves_what_was_served(start_serving: StartServing, store: Path, schema: int) -> None:
     shutil.copytree(STORES / f"schema_{schema}", store)
     recorded = json.loads((store / "answers.json").read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Writes a store as the adamix it runs under writes one, and what that adamix answers from it.
 
 The stores beside it were written by it and are never written again: `schema_1` by the commit before
-ae3a30c, `schema_2` by e73c0bd. Only `answers` still runs, in `test_old_stores.py`: a store must say tomorrow what it
-said on the day it was written.
+ae3a30c, `schema_2` by e73c0bd, `schema_3` by c14ddd5. Only `answers` still runs, in `test_old_stores.py`: a store must
+say tomorrow what it said on the day it was written.
 
 Usage: write_store.py DIRECTORY
 """

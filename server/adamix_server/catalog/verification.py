@@ -1,0 +1,141 @@
+"""Looks over a whole store and says what is wrong with it. Changes nothing; a server may use it meanwhile."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from adamix.errors import AdamixError, DataLoss, FailedPrecondition
+from adamix_server.blobs.local import BLOBS_DIRECTORY, file_digest
+from adamix_server.catalog import lineage, schema
+from adamix_server.catalog.backup import no_store
+from adamix_server.catalog.database import check_whole, is_absent, reading
+from adamix_server.catalog.lineage import CATALOG_FILE
+from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origins
+from adamix_server.catalog.store_file import read_store_file
+
+_REGISTER_AGAIN = "register the same file again, or `adamix store restore` it from a backup"
+_ORPHAN = "start the server: the file is among the orphans, and is brought back if it is whole"
+_START = "start the server, which writes it"
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is wrong: its reason, what it is about, and what a person does."""
+
+    reason: str
+    name: str
+    advice: str
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is, and what is wrong.
+
+    Attributes:
+        orphans: adapter files that no version names and that are kept for a while; nothing is wrong with them.
+        unnamed: adapter files among those in use that no version names; the next start makes orphans of them.
+        unfinished: origins whose version is not there: of registrations that were cut short, or that a catalog lacks
+            which was accepted as it was.
+    """
+
+    tasks: int
+    versions: int
+    blobs: int
+    num_bytes: int
+    orphans: int
+    unnamed: int
+    unfinished: int
+    problems: tuple[Problem, ...]
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    """What a catalog names: READY versions, the sizes of their blobs, and digests that wait for their deletion."""
+
+    keys: frozenset[Key] = frozenset()
+    sizes: dict[str, int] = {}
+    retired: frozenset[str] = frozenset()
+
+
+def verify(store: Path, on_blob: Callable[[int, int], None] = lambda _done, _total: None) -> Verified:
+    """Check the catalog, and every adapter file that it names against its digest.
+
+    Args:
+        on_blob: called with how many adapter files were read, and how many there are.
+
+    Raises:
+        FailedPrecondition: there is no store (`STORE_MISSING`), or another adamix wrote it (`STORE_SCHEMA`).
+    """
+    rows, problems = _read_catalog(store)
+    root, origins = store / BLOBS_DIRECTORY, Origins(store / ORIGINS_DIRECTORY)
+    faults: dict[str, str] = {}
+    for done, digest in enumerate(sorted(rows.sizes), 1):
+        if fault := _fault(root, digest):
+            faults[digest] = fault
+        on_blob(done, len(rows.sizes))
+    bare = {key for key in rows.keys if origins.read(key) is None}
+    if faults or bare:
+        # What was deleted meanwhile is no problem.
+        rows, _ = _read_catalog(store)
+    names = sorted(rows.keys)
+    for tenant, task, digest in names:
+        if digest in faults:
+            advice = _ORPHAN if (root / "orphans" / digest).exists() else _REGISTER_AGAIN
+            problems.append(Problem(reason=faults[digest], name=f"{tenant}/{task}/{digest}", advice=advice))
+    for key in names:
+        if key in bare:
+            problems.append(Problem(reason="ORIGIN_MISSING", name="/".join(key), advice=_START))
+    files = {path.name for path in root.glob("sha256/??/*")}
+    return Verified(
+        tasks=len({key[:2] for key in rows.keys}),
+        versions=len(rows.keys),
+        blobs=len(rows.sizes),
+        num_bytes=sum(rows.sizes.values()),
+        orphans=sum(1 for _ in root.glob("orphans/*")),
+        unnamed=len(files - rows.sizes.keys() - rows.retired),
+        unfinished=len(set(origins.keys()) - rows.keys),
+        problems=tuple(problems),
+    )
+
+
+def _read_catalog(store: Path) -> tuple[_Rows, list[Problem]]:
+    """What the catalog names, as far as it can be read, and what is wrong with it."""
+    path = store / CATALOG_FILE
+    if is_absent(path):
+        if not store.is_dir() or not lineage.was_used(store):
+            raise no_store()
+        return _Rows(), [_problem(lineage.catalog_missing())]
+    known, problems = read_store_file(store), list[Problem]()
+    try:
+        # Whatever is wrong with it, it is left as it is, and so is its log.
+        with reading(path) as connection:
+            check_whole(connection)
+            try:
+                lineage.check(lineage.read_identity(connection), known)
+            except FailedPrecondition as error:
+                problems.append(_problem(error))
+            return _read_rows(connection), problems
+    except DataLoss as error:
+        return _Rows(), [_problem(error)]
+    except FailedPrecondition as error:
+        if error.reason != "CATALOG_MISSING":
+            raise
+        return _Rows(), [_problem(lineage.catalog_missing())]
+
+
+def _read_rows(connection: Connection) -> _Rows:
+    versions = schema.versions.c
+    sizes = connection.execute(select(versions.digest, versions.num_bytes).where(schema.is_ready).distinct())
+    retired = connection.scalars(select(versions.digest).where(schema.is_retired))
+    return _Rows(frozenset(lineage.registered(connection)), dict(sizes.all()), frozenset(retired))
+
+
+def _problem(error: AdamixError) -> Problem:
+    return Problem(reason=error.reason, name=CATALOG_FILE, advice=error.message)
+
+
+def _fault(root: Path, digest: str) -> str:
+    """What is wrong with a blob, as a reason; empty if nothing is."""
+    try:
+        return "" if file_digest(root / "sha256" / digest[:2] / digest) == digest else "BLOB_CORRUPT"
+    except OSError:
+        return "BLOB_MISSING"
