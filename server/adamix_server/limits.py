@@ -306,6 +306,32 @@ MAX_PAGE_SIZE = _limit(
     note="never an error: a page is shorter than asked for",
     proof="server/test_limits.py::test_a_page",
 )
+MAX_PAGE_BYTES = _limit(
+    1 << 20,
+    "bytes",
+    "page of a list, or one row if that is larger",
+    None,
+    note="never an error: a page is shorter than asked for",
+    proof="server/catalog/test_paging.py::test_a_page_ends_where_its_bytes_are_full",
+)
+MAX_CONTROL_CALLS = _limit(
+    8,
+    "",
+    "calls of `AdapterService` at work at once, in one front end, half of them of one connection; "
+    "as many more that load, unload, pin or register, and may wait for the engine",
+    None,
+    note="others wait, within their deadlines",
+    proof="server/frontend/control/test_shares.py::test_so_many_are_at_work_and_half_of_them_are_of_one_connection",
+)
+MAX_WAITING_CONTROL_CALLS = _limit(
+    64,
+    "",
+    "calls that wait for that, half of them of one connection",
+    Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_CONTROL_CALLS",
+    note="RetryInfo",
+    proof="server/frontend/control/test_shares.py::test_beyond_those_that_may_wait_calls_are_refused",
+)
 MAX_WATCHERS = _limit(
     64,
     "",

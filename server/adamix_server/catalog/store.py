@@ -6,7 +6,7 @@ executor thread, any number at once. Knows nothing of the wire, of devices, or o
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -19,9 +19,9 @@ from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.heads import read_served
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.paging import check_page_size, make_token, read_token
+from adamix_server.catalog.paging import check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_all, read_manifests, read_tasks
+from adamix_server.catalog.reading import read_all, read_manifest, read_page, read_tasks
 from adamix_server.catalog.rows import (
     AuditRow,
     Name,
@@ -33,6 +33,7 @@ from adamix_server.catalog.rows import (
     check_same_form,
 )
 from adamix_server.catalog.task_map import TaskMap
+from adamix_server.limits import MAX_PAGE_BYTES
 from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
 
 CATALOG_FILE = "catalog.db"
@@ -339,7 +340,7 @@ class Catalog:
             return self._read_task(connection, changes.find_task(connection, tenant, task))
 
     def list_tasks(self, tenant: str, page_size: int = 0, page_token: str = "") -> Page[TaskRow]:
-        """A tenant's tasks by name. Raises InvalidRequest on a bad page size or token."""
+        """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token."""
         listing = ("tasks", check_name(tenant, "tenant"))
         size, key = check_page_size(page_size), read_token(page_token, listing, str)
         query = select(_tasks.id).where(_tasks.tenant == tenant).order_by(_tasks.task).limit(size + 1)
@@ -347,9 +348,10 @@ class Catalog:
             query = query.where(_tasks.task > key[0])
         with self._database.read() as connection:
             ids = list(connection.scalars(query))
-            found = read_tasks(connection, self._backbone, ids[:size])
+            found = read_tasks(connection, self._backbone, ids[:size], self._tasks)
         rows = tuple(found[task_id] for task_id in ids[:size])
-        return Page(rows, make_token(listing, [rows[-1].task]) if len(ids) > size else "")
+        rows = rows[: count_that_fit(map(_num_bytes, rows))]
+        return Page(rows, make_token(listing, [rows[-1].task]) if len(ids) > len(rows) else "")
 
     def get_version(self, tenant: str, task: str, digest: str) -> VersionRecord:
         """Raises NotFound: the task, or the version."""
@@ -357,20 +359,24 @@ class Catalog:
         with self._database.read() as connection:
             task_id = changes.find_task(connection, tenant, task)
             row = self._read_task(connection, task_id).version(digest)
-            return _with_manifests(connection, task_id, [row])[0]
+            manifest_json = read_manifest(connection, task_id, digest)
+        return VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifest_json)
 
     def list_versions(self, tenant: str, task: str, page_size: int = 0, page_token: str = "") -> Page[VersionRecord]:
-        """A task's versions, newest first. Raises NotFound; InvalidRequest on a bad page size or token."""
+        """A task's versions, the last registered first, as many as fit in a page.
+
+        Raises:
+            NotFound: the task.
+            InvalidRequest: a bad page size or token.
+        """
+        listing = ("versions", tenant, task)
         with self._database.read() as connection:
             task_id = changes.find_task(connection, tenant, task)
-            versions = self._read_task(connection, task_id).ready
-            listing = ("versions", tenant, task)
-            size, key = check_page_size(page_size), read_token(page_token, listing, int, str)
-            rest = sorted(
-                (version for version in versions if key is None or _age(version) < tuple(key)), key=_age, reverse=True
-            )
-            rows = _with_manifests(connection, task_id, rest[:size])
-        return Page(rows, make_token(listing, _age(rows[-1])) if len(rest) > size else "")
+            size, key = check_page_size(page_size), read_token(page_token, listing, int)
+            row = self._read_task(connection, task_id)
+            before = None if key is None else int(key[0])
+            records, last = read_page(connection, task_id, row, before, size, MAX_PAGE_BYTES)
+        return Page(tuple(records), "" if last is None else make_token(listing, [last]))
 
     def revision(self) -> int:
         """Grows with every change of what is served."""
@@ -406,13 +412,13 @@ class Catalog:
             return tuple(AuditRow(**row) for row in connection.execute(query).mappings())
 
     def _read_task(self, connection: Connection, task_id: int) -> TaskRow:
-        return read_tasks(connection, self._backbone, [task_id])[task_id]
+        return read_tasks(connection, self._backbone, [task_id], self._tasks)[task_id]
 
     def _read_changed(self, connection: Connection, since: int) -> dict[Name, TaskRow]:
         """Those tasks that changed after a revision and still exist, by name."""
         logged = select(_log.tenant, _log.name).where(_log.revision > since, _log.kind == "task")
         ids = connection.scalars(select(_tasks.id).where(tuple_(_tasks.tenant, _tasks.task).in_(logged)))
-        rows = read_tasks(connection, self._backbone, ids).values()
+        rows = read_tasks(connection, self._backbone, ids, self._tasks).values()
         return {(row.tenant, row.task): row for row in rows}
 
 
@@ -422,14 +428,10 @@ def _for_another_backbone(digest: str) -> FailedPrecondition:
     )
 
 
-def _with_manifests(connection: Connection, task_id: int, rows: Sequence[VersionRow]) -> tuple[VersionRecord, ...]:
-    manifests = read_manifests(connection, task_id, [row.digest for row in rows])
-    return tuple(VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifests[row.digest]) for row in rows)
-
-
-def _age(version: VersionRow) -> tuple[int, str]:
-    """Sort key: oldest first; the digest decides between versions of the same microsecond."""
-    return version.create_time_us, version.digest
+def _num_bytes(row: TaskRow) -> int:
+    """About what a task takes up in an answer: names and times, its traffic, its labels."""
+    labels = row.heaviest.head.labels if row.live else ()
+    return 256 + 80 * len(row.live) + sum(len(label.encode()) + 4 for label in labels)
 
 
 def _check_manifest(manifest_json: str, backbone_fingerprint: str) -> None:

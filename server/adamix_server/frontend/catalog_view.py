@@ -8,9 +8,11 @@ change is over when every front end of the server sees it; who they are is not k
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 from adamix.errors import AdamixError, FailedPrecondition
@@ -18,6 +20,8 @@ from adamix.files.manifest import BackboneSpec
 from adamix_server.agreement import Bell, Party
 from adamix_server.catalog.rows import Snapshot, VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_server.frontend.boundary import call as calls
+from adamix_server.frontend.boundary.call import Call
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +55,9 @@ class CatalogView:
         return self._snapshot
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run something that blocks, such as a method of the catalog, in the pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        """Run something that blocks, such as a method of the catalog, in the pool; its CPU time is the call's."""
+        metered = partial(_metered, work, calls.find())
+        return await asyncio.get_running_loop().run_in_executor(self._pool, metered)
 
     async def change(self, work: Callable[[], T]) -> T:
         """Run a mutation of the catalog to its end, and return when every front end sees it.
@@ -66,7 +71,8 @@ class CatalogView:
 
     async def refresh(self) -> None:
         """Take the catalog's newest snapshot."""
-        newest = await asyncio.get_running_loop().run_in_executor(self._reader, self.catalog.snapshot)
+        read = partial(_metered, self.catalog.snapshot, calls.find())
+        newest = await asyncio.get_running_loop().run_in_executor(self._reader, read)
         # Two refreshes may end in any order.
         if newest.revision > self._snapshot.revision:
             self._snapshot = newest
@@ -139,6 +145,16 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+def _metered(work: Callable[[], T], call: Call | None) -> T:
+    """`work`, the CPU seconds of which are those of `call`."""
+    began = time.thread_time()
+    try:
+        return work()
+    finally:
+        if call is not None:
+            call.work_s += time.thread_time() - began
 
 
 def _not_for_this_backbone(what: str) -> FailedPrecondition:

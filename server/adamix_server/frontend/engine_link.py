@@ -9,6 +9,7 @@ All methods belong to one event loop.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -42,6 +43,8 @@ MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0
 # side as much CPU as several rows do; a batch takes the engine several times as long.
 BUSY_ROWS = 8
 GATHER_S = 0.001
+# Who calls one after another has the next row there within this time.
+ASKED_S = 0.25
 
 # (address, generation, engine id) -> a channel that has introduced itself.
 Connect = Callable[[str, int, str], Awaitable[channel.FrontEndChannel]]
@@ -60,6 +63,7 @@ class EngineLink:
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._last_id = 0
+        self._last_submit = -math.inf
 
     @property
     def hello(self) -> Hello | None:
@@ -69,6 +73,12 @@ class EngineLink:
     @property
     def is_up(self) -> bool:
         return self._connection is not None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether rows are under way, or were submitted within the last quarter of a second."""
+        is_busy = self._connection is not None and self._connection.is_busy
+        return is_busy or time.monotonic() - self._last_submit < ASKED_S
 
     def next_id(self) -> int:
         """An id for a row: unique for the life of this front end, also across engine restarts."""
@@ -119,11 +129,11 @@ class EngineLink:
         """
         if self._connection is None:
             raise _restarting()
-        now = time.monotonic()
+        self._last_submit = now = time.monotonic()
         return [self._connection.submit(row, now) for row in rows]
 
-    async def control(self, op: Op, digest: str) -> Value:
-        """Ask the engine something, mostly about an adapter, and return what `Op` promises.
+    async def control(self, op: Op, digest: str = "", digests: Sequence[str] = ()) -> Value:
+        """Ask the engine something, mostly about an adapter or about many, and return what `Op` promises.
 
         Raises:
             Unavailable: there is no engine now, or it went away.
@@ -131,7 +141,7 @@ class EngineLink:
         """
         if self._connection is None:
             raise _restarting()
-        reply = await self._connection.control(op, digest)
+        reply = await self._connection.control(op, digest, digests)
         if reply.error is not None:
             raise reply.error.to_error()
         return reply.value
@@ -177,6 +187,11 @@ class _Connection:
         self._answer_s = MIN_RETRY_S
         self._tasks = [asyncio.create_task(self._run(self._write)), asyncio.create_task(self._run(self._read))]
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether rows are under way."""
+        return bool(self._waiting)
+
     def submit(self, row: Row, now: float) -> asyncio.Future[Event]:
         future: asyncio.Future[Event] = self._loop.create_future()
         num_tokens = _num_tokens(row)
@@ -192,13 +207,20 @@ class _Connection:
         self._something_to_send.set()
         return future
 
-    async def control(self, op: Op, digest: str) -> Reply:
+    async def control(self, op: Op, digest: str, digests: Sequence[str]) -> Reply:
         self._last_call += 1
         call = self._last_call
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._calls[call] = future
         self._controls.append(
-            Control(engine_id=self.engine_id, generation=self.generation, call=call, op=op, digest=digest)
+            Control(
+                engine_id=self.engine_id,
+                generation=self.generation,
+                call=call,
+                op=op,
+                digest=digest,
+                digests=list(digests),
+            )
         )
         self._something_to_send.set()
         try:

@@ -35,6 +35,13 @@ def recorded(old_store: Path) -> Any:
     return json.loads((old_store / "answers.json").read_text(encoding="utf-8"))
 
 
+def told(answers: Any) -> Any:
+    """Without what a page token holds: nobody goes on with one of before an upgrade, which ends every call."""
+    for pages in answers["list_versions"].values():
+        pages[:] = [[rows, token != ""] for rows, token in pages]
+    return answers
+
+
 def test_it_answers_what_it_answered(
     old_store: Path, recorded: Any, schema: int, here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,5 +49,5 @@ def test_it_answers_what_it_answered(
     with StoreLock(old_store):
         assert recover(old_store).missing == ()
     catalog = Catalog(old_store, backbone_fingerprint=here)
-    assert json.loads(json.dumps(WRITER["answers"](catalog, schema))) == recorded
+    assert told(json.loads(json.dumps(WRITER["answers"](catalog, schema)))) == told(recorded)
     catalog.close()

@@ -153,7 +153,7 @@ class _Enclosure:
         if limit_s is not None:
             remaining_s = limit_s
         deadline = math.inf if remaining_s is None else self._start + remaining_s
-        self._call = Call(_request_id(context), method, deadline)
+        self._call = Call(_request_id(context), method, deadline, peer=context.peer())
 
     async def __aenter__(self) -> None:
         calls.enter(self._call)

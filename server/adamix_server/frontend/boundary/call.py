@@ -15,7 +15,8 @@ class Call:
     """One gRPC call.
 
     `deadline` is in seconds on CLOCK_MONOTONIC and infinite for streams without a total deadline. `resource` is the
-    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND.
+    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND. `peer` is
+    the connection it came over. `work_s` are the CPU seconds of this process that it has had of others than data calls.
     """
 
     request_id: str
@@ -23,6 +24,8 @@ class Call:
     deadline: float
     tenant: str = DEFAULT_TENANT
     resource: str = ""
+    peer: str = ""
+    work_s: float = 0.0
 
 
 _current: ContextVar[Call] = ContextVar("adamix_call")
@@ -31,6 +34,11 @@ _current: ContextVar[Call] = ContextVar("adamix_call")
 def enter(call: Call) -> None:
     """Make `call` the current one of this task."""
     _current.set(call)
+
+
+def find() -> Call | None:
+    """The call this task answers; None outside of one, as for housekeeping."""
+    return _current.get(None)
 
 
 def current() -> Call:

@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition
 from adamix_protos.v1 import adapters_pb2
-from adamix_server.channel.engine_frames import Value
+from adamix_server.channel.engine_frames import Op, Value
 from adamix_server.frontend import convert
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.telemetry.metrics import Recorder
@@ -34,6 +35,8 @@ BRING_TIMEOUT_S = 10.0
 _PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED})
 # So few that requests of a restarted engine do not queue behind all its pins.
 _SETTLED_AT_ONCE = 4
+# CPU seconds an order may cost the engine, which computes for data calls meanwhile; a small adapter is about that.
+ORDER_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,13 @@ class Residency:
         self._refusals: dict[str, _Refusal] = {}
         self._generation = 0
 
-    async def where(self, digest: str) -> Value:
-        """Where the engine has an adapter; None if it does not say so within a second."""
-        try:
+    async def where(self, digests: Sequence[str]) -> Sequence[Value]:
+        """Where the engine has each adapter: one question. None for each if it does not say so within a second."""
+        answer: Value = None
+        with contextlib.suppress(TimeoutError, AdamixError):
             async with asyncio.timeout(WHERE_TIMEOUT_S):
-                return await self._link.control("residency", digest)
-        except (TimeoutError, AdamixError):
-            return None
+                answer = await self._link.control("residencies", digests=digests)
+        return answer if isinstance(answer, list) and len(answer) == len(digests) else [None] * len(digests)
 
     async def bring(self, digest: str) -> None:
         """Bring a version to host memory before requests resolve to it, so that the first one does not wait.
@@ -73,7 +76,7 @@ class Residency:
         """
         try:
             async with asyncio.timeout(BRING_TIMEOUT_S):
-                await self._link.control("load", digest)
+                await self._order("load", digest)
         except TimeoutError:
             log.warning("a version becomes live before it is loaded", extra={"digest": digest})
         except AdamixError as error:
@@ -91,7 +94,7 @@ class Residency:
         version = self._view.resolve(tenant, task, digest)
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
-            residency = await self._link.control("activate", digest)
+            residency = await self._order("activate", digest)
         return convert.to_version(version, manifest_json, residency)
 
     async def unload(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
@@ -108,7 +111,7 @@ class Residency:
             # Also where an engine that has just started does not know it yet.
             raise FailedPrecondition("the version is pinned; unpin it first", reason="VERSION_PINNED")
         manifest_json = await self._manifest(tenant, task, digest)
-        return convert.to_version(version, manifest_json, await self._link.control("unload", digest))
+        return convert.to_version(version, manifest_json, await self._order("unload", digest))
 
     async def pin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Bring a version into a slot and pin it there until `unpin`, over every restart.
@@ -159,9 +162,15 @@ class Residency:
                 # The pins of a restarted engine depend on this loop: it must not die of one bad turn.
                 log.exception("pins cannot be compared now")
 
+    async def _order(self, op: Op, digest: str) -> Value:
+        """Let the engine do something to an adapter, at the expense of the call that wants it."""
+        if (call := calls.find()) is not None:
+            call.work_s += ORDER_S
+        return await self._link.control(op, digest)
+
     async def _pin_in_engine(self, digest: str) -> None:
         try:
-            await self._link.control("pin", digest)
+            await self._order("pin", digest)
         except AdamixError as error:
             if error.reason != "TOO_MANY_PINNED":
                 raise
@@ -170,7 +179,7 @@ class Residency:
         # Some of them may be of versions that were deleted a moment ago.
         await self._check()
         try:
-            await self._link.control("pin", digest)
+            await self._order("pin", digest)
         except AdamixError as error:
             self._recorder.inc("adamix_rejected_total", error.reason)
             raise
@@ -183,7 +192,7 @@ class Residency:
             self._generation = hello.generation
             self._refusals.clear()
         pinned = await self._view.run(self._view.catalog.pinned)
-        answer = await self._link.control("pins", "")
+        answer = await self._link.control("pins")
         pinned_there = frozenset(answer if isinstance(answer, list) else ())
         differing = (*(digest for digest in pinned if digest not in pinned_there), *(pinned_there - frozenset(pinned)))
         concerned = list(dict.fromkeys([*self._doubtful, *differing]))
@@ -235,7 +244,7 @@ class Residency:
         """
         while True:
             is_pinned = await self._is_pinned(digest)
-            residency = await self._link.control("pin" if is_pinned else "unpin", digest)
+            residency = await self._order("pin" if is_pinned else "unpin", digest)
             if await self._is_pinned(digest) == is_pinned:
                 return residency
 

@@ -24,6 +24,7 @@ from adamix_server.frontend.catalog_view import CatalogView, to_the_end
 from adamix_server.frontend.control import upload
 from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_server.frontend.control.pins import Residency
+from adamix_server.frontend.control.shares import Shares
 from adamix_server.frontend.control.validation import Verdict
 from adamix_server.limits import MAX_UPLOADS
 from adamix_server.names import check_digest, check_request_id
@@ -47,11 +48,18 @@ class Registrations:
     """
 
     def __init__(
-        self, view: CatalogView, residency: Residency, validate: Validate, root: AdapterRoot | None, recorder: Recorder
+        self,
+        view: CatalogView,
+        residency: Residency,
+        shares: Shares,
+        validate: Validate,
+        root: AdapterRoot | None,
+        recorder: Recorder,
     ) -> None:
         self._view = view
         self._catalog = view.catalog
         self._residency = residency
+        self._shares = shares
         self._validate = validate
         self._root = root
         self._recorder = recorder
@@ -86,7 +94,10 @@ class Registrations:
                     raise
                 if header.validate_only:
                     return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
-                version, already_exists = await to_the_end(self._commit(tenant, task, verdict, temporary.path, header))
+                async with self._shares.orders.turn(is_bounded=True):
+                    version, already_exists = await to_the_end(
+                        self._commit(tenant, task, verdict, temporary.path, header)
+                    )
         return adapters_pb2.RegisterAdapterResponse(
             version=convert.to_version(version, verdict.manifest_json), already_exists=already_exists
         )

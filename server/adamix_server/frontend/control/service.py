@@ -1,13 +1,16 @@
 """`AdapterService`: tasks, their versions, and which one answers.
 
-Thin: names are read, one thing is asked, the answer is converted. The way of a registration is `registration.py`.
+Thin: names are read, one thing is asked, the answer is converted. The way of a registration is `registration.py`; when
+a call's turn is, `shares.py`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from itertools import count
+from typing import Any, TypeVar
 
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
 from adamix_server.api.resource_names import parse_task, task_name
@@ -20,8 +23,19 @@ from adamix_server.frontend.control import upload
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations
+from adamix_server.frontend.control.shares import Shares
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.names import check_digest
+
+# Between so many rows other calls get on.
+ROWS_AT_ONCE = 16
+# A watcher has its turn for so many messages, each of which costs about so many CPU seconds, and a look at a task so many.
+MESSAGES_A_TURN = 64
+MESSAGE_S = 0.0001
+LOOK_S = 0.000_000_5
+
+Row = TypeVar("Row")
+Message = TypeVar("Message")
 
 
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
@@ -34,6 +48,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         residency: Residency,
         reclaimer: Reclaimer,
         watch: Watch,
+        shares: Shares,
     ) -> None:
         self._view = view
         self._catalog = view.catalog
@@ -41,6 +56,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._residency = residency
         self._reclaimer = reclaimer
         self._watch = watch
+        self._shares = shares
 
     async def RegisterAdapter(self, requests: upload.Requests, _context: Any) -> adapters_pb2.RegisterAdapterResponse:
         header = await upload.read_header(requests)
@@ -49,34 +65,36 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
 
     async def GetTask(self, request: adapters_pb2.GetTaskRequest, _context: Any) -> adapters_pb2.GetTaskResponse:
         tenant, task = _name(request.task)
-        row = await self._view.run(partial(self._catalog.get_task, tenant, task))
+        async with self._shares.calls.turn():
+            row = await self._view.run(partial(self._catalog.get_task, tenant, task))
         return adapters_pb2.GetTaskResponse(task=convert.to_task(row))
 
     async def ListTasks(self, request: adapters_pb2.ListTasksRequest, _context: Any) -> adapters_pb2.ListTasksResponse:
         tenant = calls.current().tenant
-        page = await self._view.run(partial(self._catalog.list_tasks, tenant, request.page_size, request.page_token))
-        return adapters_pb2.ListTasksResponse(
-            tasks=[convert.to_task(row) for row in page.rows], next_page_token=page.next_page_token
-        )
+        read = partial(self._catalog.list_tasks, tenant, request.page_size, request.page_token)
+        async with self._shares.calls.turn():
+            page = await self._view.run(read)
+            tasks = await _converted(page.rows, convert.to_task)
+        return adapters_pb2.ListTasksResponse(tasks=tasks, next_page_token=page.next_page_token)
 
     async def ListVersions(
         self, request: adapters_pb2.ListVersionsRequest, _context: Any
     ) -> adapters_pb2.ListVersionsResponse:
         tenant, task = _name(request.task)
-        page = await self._view.run(
-            partial(self._catalog.list_versions, tenant, task, request.page_size, request.page_token)
-        )
-        residencies = await asyncio.gather(*(self._residency.where(row.digest) for row in page.rows))
-        versions = [
-            convert.to_version(row, row.manifest_json, where) for row, where in zip(page.rows, residencies, strict=True)
-        ]
+        read = partial(self._catalog.list_versions, tenant, task, request.page_size, request.page_token)
+        async with self._shares.calls.turn():
+            page = await self._view.run(read)
+            where = await self._residency.where([row.digest for row in page.rows])
+            pairs = list(zip(page.rows, where, strict=True))
+            versions = await _converted(pairs, lambda pair: convert.to_version(pair[0], pair[0].manifest_json, pair[1]))
         return adapters_pb2.ListVersionsResponse(versions=versions, next_page_token=page.next_page_token)
 
     async def DeleteTask(
         self, request: adapters_pb2.DeleteTaskRequest, _context: Any
     ) -> adapters_pb2.DeleteTaskResponse:
         tenant, task = _name(request.task)
-        await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag))
+        async with self._shares.calls.turn():
+            await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag))
         self._reclaimer.request()
         return adapters_pb2.DeleteTaskResponse()
 
@@ -84,7 +102,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self, request: adapters_pb2.DeleteVersionRequest, _context: Any
     ) -> adapters_pb2.DeleteVersionResponse:
         tenant, task = _name(request.task)
-        await self._view.change(partial(self._catalog.delete_version, tenant, task, request.digest, request.etag))
+        async with self._shares.calls.turn():
+            await self._view.change(partial(self._catalog.delete_version, tenant, task, request.digest, request.etag))
         self._reclaimer.request()
         return adapters_pb2.DeleteVersionResponse()
 
@@ -93,49 +112,79 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> adapters_pb2.SetTrafficResponse:
         tenant, task = _name(request.task)
         split = check_split((share.digest, share.weight) for share in request.traffic)
-        # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
-        check_same_form([self._view.resolve(tenant, task, digest) for digest, _ in split])
-        with self._view.reading():
-            await asyncio.gather(*(self._residency.bring(digest) for digest, _ in split))
-        row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
+        async with self._shares.orders.turn():
+            # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
+            check_same_form([self._view.resolve(tenant, task, digest) for digest, _ in split])
+            with self._view.reading():
+                await asyncio.gather(*(self._residency.bring(digest) for digest, _ in split))
+        async with self._shares.calls.turn():
+            row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
         return adapters_pb2.SetTrafficResponse(task=convert.to_task(row))
 
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
         tenant, task = _name(request.task)
-        row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
+        async with self._shares.calls.turn():
+            row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
         return adapters_pb2.RollbackResponse(task=convert.to_task(row))
 
     async def LoadVersion(
         self, request: adapters_pb2.LoadVersionRequest, _context: Any
     ) -> adapters_pb2.LoadVersionResponse:
         tenant, task = _name(request.task)
-        version = await self._residency.load(tenant, task, check_digest(request.digest))
+        digest = check_digest(request.digest)
+        async with self._shares.orders.turn():
+            version = await self._residency.load(tenant, task, digest)
         return adapters_pb2.LoadVersionResponse(version=version)
 
     async def UnloadVersion(
         self, request: adapters_pb2.UnloadVersionRequest, _context: Any
     ) -> adapters_pb2.UnloadVersionResponse:
         tenant, task = _name(request.task)
-        version = await self._residency.unload(tenant, task, check_digest(request.digest))
+        digest = check_digest(request.digest)
+        async with self._shares.orders.turn():
+            version = await self._residency.unload(tenant, task, digest)
         return adapters_pb2.UnloadVersionResponse(version=version)
 
     async def PinVersion(
         self, request: adapters_pb2.PinVersionRequest, _context: Any
     ) -> adapters_pb2.PinVersionResponse:
         tenant, task = _name(request.task)
-        act = self._residency.pin if request.pinned else self._residency.unpin
-        return adapters_pb2.PinVersionResponse(version=await act(tenant, task, check_digest(request.digest)))
+        act, digest = self._residency.pin if request.pinned else self._residency.unpin, check_digest(request.digest)
+        async with self._shares.orders.turn():
+            version = await act(tenant, task, digest)
+        return adapters_pb2.PinVersionResponse(version=version)
 
     async def WatchTasks(
         self, _request: adapters_pb2.WatchTasksRequest, context: Any
     ) -> AsyncIterator[adapters_pb2.WatchTasksResponse]:
         tenant = calls.current().tenant
+        # To look through all tasks comes first.
+        await self._pay_for_messages(len(self._view.snapshot.tasks) * LOOK_S)
         with self._watch.start() as snapshot:
             # A tenant without tasks has no message to come; this tells the client that it is heard from here on.
             await context.send_initial_metadata(())
             async with aclosing(self._watch.follow(tenant, snapshot)) as changes:
+                sent = count(1)
                 async for change in changes:
                     yield convert.to_change(tenant, change.task, change.row)
+                    if next(sent) % MESSAGES_A_TURN == 0:
+                        await self._pay_for_messages(is_bounded=True)
+
+    async def _pay_for_messages(self, more_s: float = 0.0, *, is_bounded: bool = False) -> None:
+        """Wait for a watcher's turn to be sent the next messages. Raises Overloaded as `Turns.turn`."""
+        async with self._shares.calls.turn(is_bounded=is_bounded):
+            calls.current().work_s += MESSAGES_A_TURN * MESSAGE_S + more_s
+
+
+async def _converted(rows: Sequence[Row], convert_one: Callable[[Row], Message]) -> list[Message]:
+    """Messages of rows, a few at a time; the time it takes is the call's work."""
+    call, messages = calls.current(), list[Message]()
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        began = time.perf_counter()
+        messages += map(convert_one, rows[start : start + ROWS_AT_ONCE])
+        call.work_s += time.perf_counter() - began
+        await asyncio.sleep(0)
+    return messages
 
 
 def _name(name: str, field: str = "task") -> tuple[str, str]:
