@@ -29,7 +29,7 @@ from adamix_server.names import check_digest
 
 # Between so many rows other calls get on.
 ROWS_AT_ONCE = 16
-# A watcher has its turn for so many messages, each of which costs about so many CPU seconds, and a look at a task so many.
+# A watcher has its turn for so many messages. CPU seconds of each of them, and of a look at a task.
 MESSAGES_A_TURN = 64
 MESSAGE_S = 0.0001
 LOOK_S = 0.000_000_5
