@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from adamix.errors import Code
 from adamix.files.adapter_file import MAX_ADAPTER_RANK
-from adamix.files.manifest import MAX_LABELS
+from adamix.files.manifest import MAX_LABELS, MAX_NEW_MANIFEST_BYTES
 from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
 
 Unit = Literal["", "bytes", "s"]
@@ -224,6 +224,14 @@ _said(
     proof="server/test_limits.py::test_tensors_of_a_file",
 )
 _said(
+    "manifest of an adapter, as JSON",
+    _text(MAX_NEW_MANIFEST_BYTES, "bytes"),
+    Code.INVALID_ARGUMENT,
+    "MANIFEST_TOO_LARGE",
+    note="nor does `adamix` write a larger one; those stored before go on",
+    proof="server/frontend/control/test_large_manifests.py::test_a_manifest_is_registered_up_to_its_limit",
+)
+_said(
     "rank of an adapter",
     _text(MAX_ADAPTER_RANK, ""),
     Code.INVALID_ARGUMENT,
@@ -247,6 +255,23 @@ MAX_CHUNK_BYTES = _limit(
     "CHUNK_TOO_LARGE",
     proof="server/test_limits.py::test_a_chunk",
 )
+MIN_UPLOAD_BYTES_PER_S = _limit(
+    64 << 10,
+    "bytes",
+    "slowest upload, over ten seconds",
+    Code.DEADLINE_EXCEEDED,
+    "UPLOAD_TOO_SLOW",
+    more=" a second",
+    note="at once where all places are taken; `--max-upload-seconds` is for all of it",
+    proof="server/frontend/control/test_upload_places.py::test_the_minimum_rate_is_met_exactly",
+)
+UPLOAD_GRACE_S = _limit(
+    10.0,
+    "s",
+    "an upload that may be slower at its beginning",
+    None,
+    proof="server/frontend/control/test_upload_places.py::test_nobody_is_too_slow_within_the_grace",
+)
 UPLOAD_IDLE_S = _limit(
     30.0,
     "s",
@@ -258,12 +283,23 @@ UPLOAD_IDLE_S = _limit(
 MAX_UPLOADS = _limit(
     16,
     "",
-    "registrations at once, in one front end",
+    "registrations at once, in one front end, of which 64 KiB or all bytes have come",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_UPLOADS",
     note="RetryInfo",
-    proof="server/frontend/control/test_registration.py::test_too_many_uploads_at_once_are_refused",
+    proof="server/frontend/control/test_upload_places.py::test_so_many_have_a_place_and_no_more",
 )
+MAX_WAITING_UPLOADS = _limit(
+    128,
+    "",
+    "registrations of which less has come, half of them of one connection",
+    Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_UPLOADS",
+    note="RetryInfo",
+    proof="server/frontend/control/test_upload_places.py::test_so_many_wait_for_a_place",
+)
+# No line of its own: it decides which of the two above counts.
+MAX_WAITING_UPLOAD_BYTES = 64 << 10
 VALIDATION_TIMEOUT_S = _limit(
     30.0,
     "s",

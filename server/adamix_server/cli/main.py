@@ -66,6 +66,9 @@ def serve(
     adapter_root: Annotated[
         Path | None, typer.Option(help="Directory from which adapters may be registered by name.  [default: none]")
     ] = None,
+    max_upload_seconds: Annotated[
+        float, typer.Option(help="Seconds for receiving all of an adapter file.")
+    ] = FrontEndSettings.max_upload_s,
     metrics_port: Annotated[
         int | None, typer.Option(help="Prometheus port on 127.0.0.1; 0 takes a free one.  [default: none]")
     ] = None,
@@ -92,7 +95,7 @@ def serve(
                 host_cache_bytes=host_cache_mib << 20,
                 threads=threads,
             ),
-            front_end=FrontEndSettings(adapter_root=adapter_root),
+            front_end=FrontEndSettings(adapter_root=adapter_root, max_upload_s=max_upload_seconds),
             listen=listen,
             store=store,
             front_ends=front_ends,

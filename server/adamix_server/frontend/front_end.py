@@ -41,6 +41,7 @@ from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations, Validate
 from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.control.shares import Shares
+from adamix_server.frontend.control.upload_places import UploadPlaces
 from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
@@ -167,13 +168,13 @@ class FrontEnd:
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
-        shares = Shares(lambda: link.is_asked, recorder)
-        registrations = Registrations(view, residency, shares, self._validate, root, recorder)
+        shares, places = Shares(lambda: link.is_asked, recorder), UploadPlaces(settings.max_upload_s, recorder)
+        registrations = Registrations(view, residency, shares, self._validate, root)
         endpoint = Endpoint(
             start.listen,
             (
                 InferenceServicer(stages, admission),
-                AdapterServicer(view, registrations, residency, reclaimer, watch, shares),
+                AdapterServicer(view, registrations, residency, reclaimer, watch, shares, places),
                 ServerInfoServicer(link, lambda: self._send(DrainWanted())),
                 OpenInferenceServicer(stages, self._readiness),
             ),

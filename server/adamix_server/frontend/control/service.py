@@ -24,6 +24,7 @@ from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations
 from adamix_server.frontend.control.shares import Shares
+from adamix_server.frontend.control.upload_places import UploadPlaces
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.names import check_digest
 
@@ -49,6 +50,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         reclaimer: Reclaimer,
         watch: Watch,
         shares: Shares,
+        places: UploadPlaces,
     ) -> None:
         self._view = view
         self._catalog = view.catalog
@@ -57,11 +59,13 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._reclaimer = reclaimer
         self._watch = watch
         self._shares = shares
+        self._places = places
 
     async def RegisterAdapter(self, requests: upload.Requests, _context: Any) -> adapters_pb2.RegisterAdapterResponse:
-        header = await upload.read_header(requests)
-        tenant, task = _name(header.task, "header.task")
-        return await self._registrations.register(tenant, task, header, requests)
+        with self._places.upload(calls.current().peer) as place:
+            header = await upload.read_header(requests, place)
+            tenant, task = _name(header.task, "header.task")
+            return await self._registrations.register(tenant, task, header, requests, place)
 
     async def GetTask(self, request: adapters_pb2.GetTaskRequest, _context: Any) -> adapters_pb2.GetTaskResponse:
         tenant, task = _name(request.task)

@@ -186,7 +186,7 @@ async def test_an_upload_cut_in_the_middle_leaves_nothing(harness: Harness, make
 async def test_an_upload_that_stands_still_is_ended(
     start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.control.upload.UPLOAD_IDLE_S", 0.05)
+    monkeypatch.setattr("adamix_server.frontend.control.upload_places.UPLOAD_IDLE_S", 0.05)
     harness = await start_serving()
     given_up = asyncio.Event()
 
@@ -233,7 +233,7 @@ async def test_a_load_that_fails_leaves_the_old_version_live(harness: Harness, m
 async def test_too_many_uploads_at_once_are_refused(
     start_serving: StartServing, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.control.registration.MAX_UPLOADS", 1)
+    monkeypatch.setattr("adamix_server.frontend.control.upload_places.MAX_UPLOADS", 1)
     harness = await start_serving()
     release = asyncio.Event()
 
