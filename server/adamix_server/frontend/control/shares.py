@@ -38,28 +38,29 @@ class Accounts:
     """How far ahead of its share everybody is, in CPU seconds. Pure: the time comes from outside."""
 
     def __init__(self) -> None:
-        self._all_s = 0.0
         self._ahead_s: dict[str, float] = {}
         self._settled_at = 0.0
 
     def settle(self, now: float, *, is_shared: bool) -> None:
-        """Grant everybody its share of the time since the last call; all there is while nobody else wants any."""
+        """Grant the share of the time since the last call, in equal parts; all there is while nobody else wants any."""
         granted_s = (now - self._settled_at) * SHARE if is_shared else math.inf
         self._settled_at = now
-        self._all_s = max(self._all_s - granted_s, 0.0)
-        left = ((who, ahead_s - granted_s) for who, ahead_s in self._ahead_s.items())
-        self._ahead_s = {who: ahead_s for who, ahead_s in left if ahead_s > 0}
+        for count, (who, ahead_s) in enumerate(sorted(self._ahead_s.items(), key=lambda item: item[1])):
+            part_s = min(ahead_s, granted_s / (len(self._ahead_s) - count))
+            granted_s -= part_s
+            self._ahead_s[who] = ahead_s - part_s
+        self._ahead_s = {who: ahead_s for who, ahead_s in self._ahead_s.items() if ahead_s > 0}
 
     def spend(self, who: str, seconds: float) -> None:
-        self._all_s += seconds
         self._ahead_s[who] = self._ahead_s.get(who, 0.0) + seconds
 
     def ahead_s(self, who: str) -> float:
         return self._ahead_s.get(who, 0.0)
 
     def wait_s(self, who: str) -> float:
-        """Seconds until `who` may begin something; 0 for now."""
-        return max(self._all_s - MAX_ALL_AHEAD_S, self.ahead_s(who) - MAX_AHEAD_S, 0.0) / SHARE
+        """Seconds until `who` may begin something, at the soonest; 0 for now."""
+        all_s = sum(self._ahead_s.values())
+        return max(all_s - MAX_ALL_AHEAD_S, self.ahead_s(who) - MAX_AHEAD_S, 0.0) / SHARE
 
 
 @dataclass(frozen=True, eq=False)
