@@ -83,7 +83,8 @@ class ServerConfig:
         listen: `host:port` to answer on; port 0 takes a free one.
         store: directory of the adapters and the catalog.
         front_ends: front-end processes, which share the port; one answers about 1,000 calls a second.
-        metrics_port: of Prometheus, on 127.0.0.1; 0 takes a free one, None has none.
+        metrics_listen: `host:port` of probes and metrics; port 0 takes a free one, None has none.
+        metrics_port: the same on 127.0.0.1, by its port alone.
         insecure: allow an address that other machines can reach.
         drain_delay_s: between reporting unhealthy and refusing calls.
         drain_grace_s: what running calls are given to end.
@@ -95,6 +96,7 @@ class ServerConfig:
     listen: str = "127.0.0.1:50051"
     store: Path = Path("adamix-store")
     front_ends: Annotated[int, Within(1, 64)] = 1
+    metrics_listen: str | None = None
     metrics_port: Annotated[int | None, Within(0, 65_535)] = None
     insecure: bool = False
     drain_delay_s: Annotated[float, Within(0, 3600)] = 5.0
@@ -102,18 +104,26 @@ class ServerConfig:
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
-        host, _ = split_address(self.listen)
-        if not is_loopback(host) and not self.insecure:
-            raise InvalidConfig(
-                f"--listen {self.listen} is reachable from other machines and has neither TLS nor keys; "
-                "listen on 127.0.0.1 or say --insecure",
-                reason="INSECURE_ADDRESS",
-            )
+        _check_reachable("--listen", self.listen, "has neither TLS nor keys", insecure=self.insecure)
+        if self.metrics_listen is not None:
+            if self.metrics_port is not None:
+                raise InvalidConfig(
+                    f"--metrics-listen {self.metrics_listen} and --metrics-port {self.metrics_port} set the same "
+                    "address; say one of them",
+                    field="metrics_port",
+                )
+            # It tells the names of tenants and tasks to whoever asks.
+            _check_reachable("--metrics-listen", self.metrics_listen, "asks nobody for a key", insecure=self.insecure)
         _check(self)
         # Asked here alone: a front end that is replaced goes on without a directory that has gone meanwhile.
         root = self.front_end.adapter_root
         if root is not None and not root.is_dir():
             raise InvalidConfig(f"--adapter-root {root} is not a directory", field="adapter_root")
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where probes and metrics are answered, if anywhere."""
+        return self.metrics_listen if self.metrics_port is None else f"127.0.0.1:{self.metrics_port}"
 
 
 def _check(settings: object) -> None:
@@ -128,11 +138,23 @@ def _check(settings: object) -> None:
             raise InvalidConfig(f"{name} must be one of {', '.join(choices)}, not {value!r}", field=name)
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """`host:port` -> (host, port); `[::1]:50051` for IPv6. Raises InvalidConfig."""
+def _check_reachable(flag: str, address: str, want: str, *, insecure: bool) -> None:
+    """Raise InvalidConfig if other machines can reach an address and nobody said that they may."""
+    field = flag.removeprefix("--").replace("-", "_")
+    host, _ = split_address(address, field)
+    if not is_loopback(host) and not insecure:
+        raise InvalidConfig(
+            f"{flag} {address} is reachable from other machines and {want}; listen on 127.0.0.1 or say --insecure",
+            reason="INSECURE_ADDRESS",
+            field=field,
+        )
+
+
+def split_address(address: str, field: str = "listen") -> tuple[str, int]:
+    """`host:port` -> (host, port); `[::1]:50051` for IPv6. Raises InvalidConfig, for the setting `field`."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65_535 or not host:
-        raise InvalidConfig(f"{address!r} is not HOST:PORT", field="listen")
+        raise InvalidConfig(f"{address!r} is not HOST:PORT", field=field)
     return host.strip("[]"), int(port)
 
 

@@ -9,6 +9,7 @@ can be in force and not in the table. Knows no module that keeps a limit.
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from adamix import texts
 from adamix.errors import Code
 from adamix.files.adapter_file import MAX_ADAPTER_RANK
 from adamix.files.manifest import MAX_LABELS, MAX_NEW_MANIFEST_BYTES
@@ -40,7 +41,9 @@ class Limit:
     @property
     def beyond(self) -> str:
         """What is answered beyond the limit, for people."""
-        answer = "" if self.code is None else self.code.name + (f" `{self.reason}`" if self.reason else "")
+        answer = "" if self.code is None else self.code.name
+        if self.reason not in ("", answer):
+            answer += f" `{self.reason}`"
         return "; ".join(part for part in (answer, self.note) if part)
 
 
@@ -75,15 +78,15 @@ MAX_MESSAGE_BYTES = _limit(
     "message, request or answer (64 answers of a head with 4,096 labels are more)",
     Code.RESOURCE_EXHAUSTED,
     note="by the transport, without details",
-    proof="server/test_limits.py::test_a_message",
+    proof="server/frontend/test_limits.py::test_a_message",
 )
 MAX_METADATA_BYTES = _limit(
-    8 << 10,
+    16 << 10,
     "bytes",
-    "metadata of a call",
+    "metadata of a call, each entry with 32 bytes more than its name and value",
     Code.RESOURCE_EXHAUSTED,
     note="by the transport, without details",
-    proof="server/test_limits.py::test_metadata",
+    proof="server/frontend/test_limits.py::test_metadata",
 )
 MAX_INPUTS_PER_CALL = _limit(
     64,
@@ -91,7 +94,7 @@ MAX_INPUTS_PER_CALL = _limit(
     "inputs of one `Predict`, texts of one `ModelInfer`",
     Code.INVALID_ARGUMENT,
     "INPUT_COUNT",
-    proof="server/test_limits.py::test_inputs_of_a_call",
+    proof="server/frontend/test_limits.py::test_inputs_of_a_call",
 )
 MAX_STREAM_INPUTS = _limit(
     256,
@@ -109,13 +112,14 @@ MAX_STREAM_ID_BYTES = _limit(
     Code.INVALID_ARGUMENT,
     "ID_INVALID",
     note="of that input",
-    proof="server/test_limits.py::test_id_of_a_streams_input",
+    proof="server/frontend/inference/test_stream.py::test_a_bad_input_fails_alone",
 )
 DEFAULT_TIMEOUT_S = _limit(
     60.0,
     "s",
     "deadline of a call, or of a stream's input, that sets none",
     Code.DEADLINE_EXCEEDED,
+    "DEADLINE_EXCEEDED",
     proof="server/frontend/boundary/test_boundary.py::test_the_servers_own_time_limit",
 )
 MAX_TIMEOUT_S = _limit(
@@ -123,8 +127,9 @@ MAX_TIMEOUT_S = _limit(
     "s",
     "longest deadline of a call",
     Code.DEADLINE_EXCEEDED,
+    "DEADLINE_EXCEEDED",
     note="a stream's input that asks for more: INVALID_ARGUMENT `TIMEOUT_INVALID`",
-    proof="server/test_limits.py::test_timeout_of_a_streams_input",
+    proof="server/frontend/inference/test_stream.py::test_a_bad_input_fails_alone",
 )
 STREAM_IDLE_S = _limit(
     300.0,
@@ -135,12 +140,13 @@ STREAM_IDLE_S = _limit(
     proof="server/frontend/inference/test_stream.py::test_an_idle_stream_ends",
 )
 MAX_TEXT_BYTES = _limit(
-    64 << 10,
+    texts.MAX_TEXT_BYTES,
     "bytes",
     "one text, whatever its tokens",
     Code.INVALID_ARGUMENT,
     "TEXT_TOO_LARGE",
-    proof="server/test_limits.py::test_a_text",
+    note="with truncation RIGHT it is cut instead, as in training",
+    proof="server/frontend/test_limits.py::test_a_text",
 )
 _said(
     "tokens of one text",
@@ -148,7 +154,7 @@ _said(
     Code.INVALID_ARGUMENT,
     "TEXT_TOO_LONG",
     note="with truncation RIGHT it is cut instead",
-    proof="server/test_limits.py::test_tokens_of_a_text",
+    proof="server/frontend/test_limits.py::test_tokens_of_a_text",
 )
 MAX_PENDING_TEXT_BYTES = _limit(
     32 << 20,
@@ -174,14 +180,14 @@ _said(
     "63 characters of `a-z 0-9 . _ -`",
     Code.INVALID_ARGUMENT,
     "ID_INVALID",
-    proof="server/test_limits.py::test_ids",
+    proof="server/frontend/test_limits.py::test_ids",
 )
 _said(
     "request id of a registration",
     "64 characters of `A-Z a-z 0-9 . _ -`; remembered 24 h",
     Code.INVALID_ARGUMENT,
     "REQUEST_ID_INVALID",
-    proof="server/test_limits.py::test_request_ids",
+    proof="server/frontend/test_limits.py::test_request_ids",
 )
 MAX_REQUEST_IDS_PER_TENANT = _limit(
     10_000,
@@ -197,7 +203,7 @@ MAX_FILE_NAME_BYTES = _limit(
     "name of a file below `--adapter-root`",
     Code.INVALID_ARGUMENT,
     "FILE_INVALID",
-    proof="server/test_limits.py::test_name_of_a_file",
+    proof="server/frontend/test_limits.py::test_name_of_a_file",
 )
 
 # Adapters.
@@ -207,21 +213,21 @@ MAX_ADAPTER_BYTES = _limit(
     "adapter file",
     Code.INVALID_ARGUMENT,
     "TOO_LARGE",
-    proof="server/test_limits.py::test_bytes_of_a_file",
+    proof="server/frontend/test_limits.py::test_bytes_of_a_file",
 )
 _said(
     "header of an adapter file",
     _text(MAX_HEADER_BYTES, "bytes"),
     Code.INVALID_ARGUMENT,
     "HEADER_TOO_LARGE",
-    proof="server/test_limits.py::test_header_of_a_file",
+    proof="adamix/files/test_limits.py::test_header",
 )
 _said(
     "tensors of an adapter file",
     _text(MAX_TENSORS, ""),
     Code.INVALID_ARGUMENT,
     "TOO_LARGE",
-    proof="server/test_limits.py::test_tensors_of_a_file",
+    proof="adamix/files/test_limits.py::test_tensors",
 )
 _said(
     "manifest of an adapter, as JSON",
@@ -236,14 +242,14 @@ _said(
     _text(MAX_ADAPTER_RANK, ""),
     Code.INVALID_ARGUMENT,
     "TOO_LARGE",
-    proof="server/test_limits.py::test_rank_of_an_adapter",
+    proof="adamix/files/test_limits.py::test_rank",
 )
 _said(
     "labels of a head",
     _text(MAX_LABELS, ""),
     Code.INVALID_ARGUMENT,
     "MANIFEST_INVALID",
-    proof="server/test_limits.py::test_labels_of_a_head",
+    proof="adamix/files/test_limits.py::test_labels",
 )
 
 # Registrations.
@@ -253,7 +259,7 @@ MAX_CHUNK_BYTES = _limit(
     "upload chunk",
     Code.INVALID_ARGUMENT,
     "CHUNK_TOO_LARGE",
-    proof="server/test_limits.py::test_a_chunk",
+    proof="server/frontend/test_limits.py::test_a_chunk",
 )
 MIN_UPLOAD_BYTES_PER_S = _limit(
     64 << 10,
@@ -313,16 +319,16 @@ MAX_TRAFFIC_SHARES = _limit(
     "",
     "versions that share a task's traffic",
     Code.INVALID_ARGUMENT,
-    "INVALID_REQUEST",
-    proof="server/test_limits.py::test_shares_of_a_tasks_traffic",
+    "TRAFFIC_INVALID",
+    proof="server/frontend/test_limits.py::test_shares_of_a_tasks_traffic",
 )
 MAX_TRAFFIC_WEIGHT = _limit(
     1_000_000,
     "",
     "weight of a share, at least 1",
     Code.INVALID_ARGUMENT,
-    "INVALID_REQUEST",
-    proof="server/test_limits.py::test_weight_of_a_share",
+    "TRAFFIC_INVALID",
+    proof="server/frontend/test_limits.py::test_weight_of_a_share",
 )
 _said(
     "pinned versions",
@@ -340,7 +346,7 @@ MAX_PAGE_SIZE = _limit(
     "page of `ListTasks` and `ListVersions` (100 if the client says nothing)",
     None,
     note="never an error: a page is shorter than asked for",
-    proof="server/test_limits.py::test_a_page",
+    proof="server/frontend/test_limits.py::test_a_page",
 )
 MAX_PAGE_BYTES = _limit(
     1 << 20,
@@ -388,6 +394,60 @@ MAX_LOGGED_REVISIONS = _limit(
     note="never an error: a front end that is further behind reads the whole catalog",
     proof="server/catalog/test_change_log.py::"
     "test_the_log_does_not_grow_for_ever_and_who_is_too_far_behind_reads_everything",
+)
+
+# Probes and scrapes.
+MAX_PROBE_CONNECTIONS = _limit(
+    64,
+    "",
+    "connections to `--metrics-listen`",
+    None,
+    note="the one that has kept the server waiting for longest is closed",
+    proof="server/telemetry/test_page_server.py::test_the_oldest_silent_connection_makes_room",
+)
+MAX_PROBE_HEAD_BYTES = _limit(
+    8 << 10,
+    "bytes",
+    "request line and headers of a probe or a scrape",
+    None,
+    note="HTTP 431, and the connection ends",
+    proof="server/telemetry/test_page_server.py::test_a_head_of_the_most_bytes_is_read_and_one_more_is_not",
+)
+PROBE_HEAD_S = _limit(
+    5.0,
+    "s",
+    "a probe or a scrape on its way to the server, all of it",
+    None,
+    note="the connection ends",
+    proof="server/telemetry/test_page_server.py::test_a_request_that_drips_in_ends_in_time",
+)
+PROBE_ANSWER_S = _limit(
+    10.0,
+    "s",
+    "an answer to a probe or a scrape on its way to a caller who does not read",
+    None,
+    note="the connection ends",
+    proof="server/telemetry/test_page_server.py::test_a_caller_who_does_not_read_is_left",
+)
+PROBE_REST_S = _limit(
+    75.0,
+    "s",
+    "a connection to `--metrics-listen` between two requests",
+    None,
+    note="the connection ends",
+    proof="server/telemetry/test_page_server.py::test_a_connection_rests_for_so_long_between_requests",
+)
+
+# Logs.
+MAX_WAITING_LOG_BYTES = 4 << 20
+MAX_WAITING_LOG_RECORDS = _limit(
+    10_000,
+    "",
+    "log records that wait for a reader of stderr who does not read, in one process",
+    None,
+    more=f", or {_text(MAX_WAITING_LOG_BYTES, 'bytes')}",
+    note="dropped: counted by `adamix_log_records_dropped_total`, and said once in the log",
+    proof="server/telemetry/test_log_writer.py::test_so_many_records_wait_and_no_more",
 )
 
 

@@ -47,7 +47,7 @@ def test_a_canary_from_the_servers_disk(
         assert (registered["version"]["digest"], registered["version"]["live"]) == (new.digest, False)
         alone[new.digest] = logits_of(client, new.digest)
 
-        changes = client.watch_tasks()
+        changes = client.watch_tasks(patience_s=0)
         first = next(changes).task
         assert first is not None
         assert first.traffic == ((old.digest, 1),)

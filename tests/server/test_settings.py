@@ -40,6 +40,8 @@ def test_an_engine_is_refused_what_cannot_work(field: str, value: Any) -> None:
         ("listen", "0.0.0.0:1"),
         ("front_ends", 65),
         ("metrics_port", 65_536),
+        ("metrics_listen", "9090"),
+        ("metrics_listen", "0.0.0.0:9090"),
         ("drain_delay_s", -0.5),
         ("drain_grace_s", float("nan")),
         ("log_level", "loud"),
@@ -50,6 +52,25 @@ def test_a_server_is_refused_what_cannot_work(field: str, value: Any) -> None:
     with pytest.raises(InvalidConfig):
         ServerConfig(engine=engine, **{field: value})
     assert ServerConfig(engine=engine, listen="0.0.0.0:1", insecure=True).listen == "0.0.0.0:1"
+
+
+def test_probes_are_answered_where_they_are_wanted() -> None:
+    engine = EngineSettings(backbone="x")
+    assert ServerConfig(engine=engine).metrics_address is None
+    assert ServerConfig(engine=engine, metrics_port=9090).metrics_address == "127.0.0.1:9090"
+    assert ServerConfig(engine=engine, metrics_listen="[::1]:0").metrics_address == "[::1]:0"
+    with pytest.raises(
+        InvalidConfig, match=r"--metrics-listen 127\.0\.0\.1:1 and --metrics-port 2 set the same address"
+    ):
+        ServerConfig(engine=engine, metrics_listen="127.0.0.1:1", metrics_port=2)
+
+
+def test_probes_for_other_machines_are_asked_for_by_name() -> None:
+    engine = EngineSettings(backbone="x")
+    with pytest.raises(InvalidConfig, match=r"--metrics-listen 0\.0\.0\.0:1 is reachable from other machines") as said:
+        ServerConfig(engine=engine, metrics_listen="0.0.0.0:1")
+    assert (said.value.reason, said.value.field) == ("INSECURE_ADDRESS", "metrics_listen")
+    assert ServerConfig(engine=engine, metrics_listen="0.0.0.0:1", insecure=True).metrics_address == "0.0.0.0:1"
 
 
 def test_a_front_end_is_refused_what_cannot_work() -> None:

@@ -17,6 +17,7 @@ from adamix.data import Example, TaskData
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.files.manifest import HeadSpec, label_map
 from adamix.rows.labelled import TokenRow
+from adamix.texts import cut
 
 # For single texts and for pairs, after Gao et al. (ACL 2021). A decoder's end where the word would be.
 MASKED_TEMPLATES = ("{text} It was {mask}.", "{text} ? {mask} , {pair}")
@@ -142,9 +143,10 @@ def _token(template: str, tokenizer: PreTrainedTokenizerFast, label: str, word: 
 def _row(
     spec: HeadSpec, tokenizer: PreTrainedTokenizerFast, example: Example, max_length: int, *, has_types: bool
 ) -> TokenRow:
-    texts = {"{text}": example.text, "{pair}": example.pair or ""}
+    whole = {"{text}": example.text, "{pair}": example.pair or ""}
+    texts = {name: cut(text) for name, text in whole.items()}
     encoded, read_at = _encode(spec, tokenizer, texts, has_types=has_types)
-    is_truncated = len(encoded["input_ids"]) > max_length
+    is_truncated = len(encoded["input_ids"]) > max_length or texts != whole
     while len(encoded["input_ids"]) > max_length:
         surplus = len(encoded["input_ids"]) - max_length
         texts = _shortened(tokenizer, texts, surplus)

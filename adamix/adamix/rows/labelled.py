@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix.data import Example, TaskType
 from adamix.errors import InvalidConfig, InvalidData
+from adamix.texts import cut
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ def tokenize(
     rows: list[TokenRow] = []
     for example in examples:
         # `verbose` off: the library would warn about every text that is about to be cut and counted here.
-        encoded = tokenizer(example.text, example.pair, verbose=False, return_token_type_ids=has_types)
-        is_truncated = len(encoded["input_ids"]) > max_length
-        if is_truncated:
-            encoded = tokenizer(
-                example.text, example.pair, truncation=True, max_length=max_length, return_token_type_ids=has_types
-            )
+        text, pair = cut(example.text), None if example.pair is None else cut(example.pair)
+        encoded = tokenizer(text, pair, verbose=False, return_token_type_ids=has_types)
+        is_too_long = len(encoded["input_ids"]) > max_length
+        if is_too_long:
+            encoded = tokenizer(text, pair, truncation=True, max_length=max_length, return_token_type_ids=has_types)
         if not encoded["input_ids"]:
             raise InvalidData(f"the backbone's tokenizer makes no token of the text {example.text[:40]!a}")
         types = tuple(encoded["token_type_ids"]) if has_types else None
+        is_truncated = is_too_long or text is not example.text or pair is not example.pair
         rows.append(TokenRow(tuple(encoded["input_ids"]), types, is_truncated))
     return rows
 

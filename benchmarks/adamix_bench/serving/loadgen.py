@@ -20,10 +20,10 @@ import msgspec
 
 from adamix_bench.serving.load import Outcome, Plan, read_frame, write_frame
 from adamix_protos.v1 import inference_pb2
+from adamix_server.client.connection import channel_options
 
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 _METHOD = "/adamix.v1.InferenceService/"
-_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 
 
 @dataclass
@@ -73,7 +73,7 @@ class _Run:
 
 async def carry_out(plan: Plan) -> Outcome:
     """Send what the plan says and wait for every answer."""
-    options = [*_OPTIONS, ("grpc.max_receive_message_length", -1)]
+    options = channel_options(extra={"grpc.max_receive_message_length": -1})
     channels = [grpc.aio.insecure_channel(plan.address, options=options) for _ in range(plan.connections)]
     try:
         for channel in channels:

@@ -273,9 +273,13 @@ class WatchTasksRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchTasksResponse(_message.Message):
-    __slots__ = ("task", "deleted")
+    __slots__ = ("task", "deleted", "heartbeat", "synchronised")
     TASK_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    SYNCHRONISED_FIELD_NUMBER: _ClassVar[int]
     task: Task
     deleted: bool
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., deleted: bool = ...) -> None: ...
+    heartbeat: bool
+    synchronised: bool
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., deleted: bool = ..., heartbeat: bool = ..., synchronised: bool = ...) -> None: ...

@@ -172,7 +172,8 @@ class AdapterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchTasks(self, request, context):
-        """Sends every task once, then each change as it happens.
+        """Sends every task once and that these were all, then each change as it happens, and a heartbeat in every 15 s of
+        silence. Ends with a status when the server drains, or with its connection: watch again then, and compare.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,15 +26,21 @@ def check_split(shares: Iterable[tuple[str, int]]) -> Split:
     """The split in its one order (by digest). Raises InvalidRequest unless it has 1..16 versions, each once."""
     split = tuple(shares)
     if not 1 <= len(split) <= MAX_TRAFFIC_SHARES:
-        raise InvalidRequest(f"traffic must name 1 to {MAX_TRAFFIC_SHARES} versions", field="traffic")
+        raise InvalidRequest(
+            f"traffic must name 1 to {MAX_TRAFFIC_SHARES} versions", reason="TRAFFIC_INVALID", field="traffic"
+        )
     for index, (digest, weight) in enumerate(split):
         check_digest(digest, f"traffic[{index}].digest")
         if not 1 <= weight <= MAX_TRAFFIC_WEIGHT:
             raise InvalidRequest(
-                f"a traffic weight must be in 1..{MAX_TRAFFIC_WEIGHT}, not {weight}", field=f"traffic[{index}].weight"
+                f"a traffic weight must be in 1..{MAX_TRAFFIC_WEIGHT}, not {weight}",
+                reason="TRAFFIC_INVALID",
+                field=f"traffic[{index}].weight",
             )
         if any(digest == other for other, _ in split[:index]):
-            raise InvalidRequest("traffic names a version twice", field=f"traffic[{index}].digest")
+            raise InvalidRequest(
+                "traffic names a version twice", reason="TRAFFIC_INVALID", field=f"traffic[{index}].digest"
+            )
     return tuple(sorted(split))
 
 

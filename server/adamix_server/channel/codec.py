@@ -33,9 +33,10 @@ from adamix_server.channel.supervisor_frames import (
 ToEngine = Submit | Cancel | Control
 FromEngine = Hello | Emit | Credit | Reply
 
-# Supervisor -> child, and back.
+# Supervisor -> child, and back: words, and statistics, which are made when they are sent.
 ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | Refresh | Agreed | Drain
-FromChild = Ready | Fatal | Seen | Health | DrainWanted | Drained | Stats
+Word = Ready | Fatal | Seen | Health | DrainWanted | Drained
+FromChild = Word | Stats
 
 F = TypeVar("F")
 

@@ -1,16 +1,20 @@
 """The pipe that ties a child process to the supervisor: the child's end, and how frames lie in it.
 
 It is the child's lifeline: when it closes, the other side is gone, and the child exits. Bytes that are no frame of the
-direction they came by mean the same. The supervisor's end is `supervisor/child.py`.
+direction they came by mean the same. A supervisor that does not read now is no reason to wait: what is to be said to
+it waits in an `Outbox`. The supervisor's end is `supervisor/child.py`.
 """
 
 import asyncio
 import logging
 import os
 import threading
+from collections.abc import Callable
 from typing import TypeVar
 
-from adamix_server.channel.codec import Codec, FromChild, NotAFrame, ToChild, from_child, to_child
+from adamix_server.channel.codec import Codec, FromChild, NotAFrame, ToChild, Word, from_child, to_child
+from adamix_server.channel.outbox import Outbox
+from adamix_server.channel.supervisor_frames import Sample, Stats
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +23,21 @@ F = TypeVar("F")
 FDS_VARIABLE = "ADAMIX_SUPERVISOR_FDS"
 _LENGTH_BYTES = 4
 _MAX_FRAME_BYTES = 64 << 20
+# How long a process that ends tries to have its last words taken.
+LAST_WORDS_S = 1.0
 
 
 class SupervisorPipe:
-    """The child's end."""
+    """The child's end. Nothing but `receive_blocking` and `flush` ever waits for the supervisor."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
-        self._write_lock = threading.Lock()
+        self._outbox = Outbox[FromChild]()
+        self._changed = threading.Condition()
+        self._is_writing = False
+        self._is_gone = False
+        self._writer: threading.Thread | None = None
         self._reader: asyncio.StreamReader | None = None
 
     @classmethod
@@ -43,15 +53,52 @@ class SupervisorPipe:
         os.set_inheritable(write_fd, False)
         return cls(read_fd, write_fd)
 
-    def send(self, frame: FromChild) -> None:
+    def send(self, frame: Word) -> None:
         """Send from any thread. A supervisor that is gone is noticed by the reading side."""
-        data = memoryview(pack(from_child.encode(frame)))
-        with self._write_lock:
+        with self._changed:
+            self._outbox.put(frame)
+            self._wake()
+
+    def report(self, drain: Callable[[], list[Sample]]) -> None:
+        """Say that this process lives, from any thread, with what `drain` gives once the supervisor reads it."""
+        with self._changed:
+            self._outbox.put_made(Stats, lambda: Stats(samples=drain()))
+            self._wake()
+
+    def flush(self, timeout_s: float = LAST_WORDS_S) -> None:
+        """Before the process ends: wait until everything is written, but not for ever."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._outbox and not self._is_writing, timeout_s)
+
+    def _wake(self) -> None:
+        if self._is_gone:
+            self._outbox.clear()
+        elif self._writer is None:
+            self._writer = threading.Thread(target=self._write, daemon=True, name="to-supervisor")
+            self._writer.start()
+        self._changed.notify_all()
+
+    def _write(self) -> None:
+        """In a thread of its own, the only one that a full pipe stops."""
+        while True:
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: bool(self._outbox))
+                frame = self._outbox.take()
+                self._is_writing = True
+            if frame is None:
+                continue
+            data = memoryview(pack(from_child.encode(frame)))
             try:
                 while data:
                     data = data[os.write(self._write_fd, data) :]
-            except BrokenPipeError:
-                return
+            except OSError:
+                break
+        with self._changed:
+            self._is_gone, self._is_writing = True, False
+            self._outbox.clear()
+            self._changed.notify_all()
 
     def receive_blocking(self) -> ToChild | None:
         """The next frame, or None when the supervisor is gone."""

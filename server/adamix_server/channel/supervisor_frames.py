@@ -2,6 +2,8 @@
 
 A child is told its part (`StartEngine`, `StartFrontEnd`), says that it is `Ready` or that it cannot be (`Fatal`), and
 ends with `Drain` and `Drained`. Which frames go which way is said in `codec.py`.
+
+Each says how things stand: where the other side does not read, of each kind only the newest waits for it (`outbox.py`).
 """
 
 from pathlib import Path
@@ -123,7 +125,11 @@ class Drained(Frame, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One metric's change since the last Stats: an increment, a new gauge value, or new observations."""
+    """One metric's change since the last Stats.
+
+    Of a counter its increment, of a gauge its new value, of a histogram the sum of the new observations and then their
+    number in each bucket, the last being without end. Without values: the series has ended.
+    """
 
     name: str
     labels: tuple[str, ...]

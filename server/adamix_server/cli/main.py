@@ -69,8 +69,12 @@ def serve(
     max_upload_seconds: Annotated[
         float, typer.Option(help="Seconds for receiving all of an adapter file.")
     ] = FrontEndSettings.max_upload_s,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one.  [default: none]"),
+    ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Prometheus port on 127.0.0.1; 0 takes a free one.  [default: none]")
+        int | None, typer.Option(help="The same on 127.0.0.1, by its port alone.  [default: none]")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address other machines can reach.")] = False,
     drain_delay: Annotated[
@@ -99,6 +103,7 @@ def serve(
             listen=listen,
             store=store,
             front_ends=front_ends,
+            metrics_listen=metrics_listen,
             metrics_port=metrics_port,
             insecure=insecure,
             drain_delay_s=drain_delay,
@@ -266,6 +271,11 @@ def main() -> None:
     """Entry point of the `adamix` command."""
     # Before torch is imported: waiting threads would otherwise spin, on cores that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.argv[1:2] == ["serve"]:
+        from adamix_server.telemetry import logs
+
+        # Before there is anything to say: also a sentence on wrong usage waits for no reader.
+        logs.divert("supervisor")
     for plugin in metadata.entry_points(group=PLUGIN_GROUP):
         plugin.load()(app)
     app()

@@ -1,30 +1,24 @@
 """A small typed client: one method per RPC, plain values in and out, errors of `adamix.errors`.
 
-Synchronous and safe to share between threads. Retries nothing by itself: an error that may pass says so in
+Synchronous and safe to share between threads. Retries nothing by itself but watches: an error that may pass says so in
 `retry_after_s`. Imports no torch, so that a client process stays small. Knows the wire; knows nothing of the server.
 """
 
 import io
+import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from adamix.errors import AdamixError, Code, InvalidData, Unavailable
-from adamix_protos.v1 import (
-    adapters_pb2,
-    adapters_pb2_grpc,
-    inference_pb2,
-    inference_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
-)
-from adamix_server.api import status
+from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
+from adamix_server.client import connection
+from adamix_server.client.connection import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, Connection
 from adamix_server.client.values import (
     Input,
     Load,
@@ -43,20 +37,13 @@ from adamix_server.client.values import (
     to_stream_request,
     to_streamed_prediction,
     to_task,
-    to_task_change,
     to_version,
 )
-from adamix_server.limits import DEFAULT_TIMEOUT_S, MAX_MESSAGE_BYTES, MAX_TIMEOUT_S
+from adamix_server.client.watching import Watching
+from adamix_server.limits import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 
 _CHUNK_BYTES = 512 << 10
 _POLL_S = 0.1
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.enable_retries", 0),
-    # A connection for every client, so that several in one process spread over the front ends of a server.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class Client:
@@ -65,18 +52,31 @@ class Client:
     Args:
         address: `host:port`.
         timeout_s: limit of each call but uploads, in seconds.
+        keepalive_s: of silence after which the server is pinged; it takes one ping in 10 s.
+        keepalive_timeout_s: without an answer to a ping, after which the connection counts as dead and calls on it end.
+            After three deadlines without a byte it is made anew whatever answers pings, at most once in this time.
+        channel_options: further options of grpc by name, or other values for those this client sets.
 
-    Every method raises the AdamixError the server answered with, or Unavailable when there is no server.
+    Every method raises the AdamixError the server answered with, Unavailable when there is no server, and
+    FailedPrecondition after `close` (`CLIENT_CLOSED`) or in a process forked since (`CLIENT_FORKED`: make a client
+    after the fork, in each process).
     """
 
-    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        keepalive_s: float = KEEPALIVE_S,
+        keepalive_timeout_s: float = KEEPALIVE_TIMEOUT_S,
+        channel_options: Mapping[str, str | int] | None = None,
+    ) -> None:
         self.address = address
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
-        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
-        self._adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
-        self._server = server_pb2_grpc.ServerServiceStub(self._channel)
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+        options = connection.channel_options(
+            keepalive_s=keepalive_s, keepalive_timeout_s=keepalive_timeout_s, extra=channel_options
+        )
+        self._connection = Connection(address, options, keepalive_timeout_s)
 
     def predict(
         self,
@@ -121,13 +121,9 @@ class Client:
             except Exception as error:  # noqa: BLE001 - of the caller's own code; raised below
                 failed.append(error)
 
-        with self._errors():
-            call = self._inference.PredictStream(requests())
-            try:
-                for message in call:
-                    yield to_streamed_prediction(message)
-            finally:
-                call.cancel()
+        with closing(self._connection.messages(lambda link: link.inference.PredictStream(requests()))) as messages:
+            for message in messages:
+                yield to_streamed_prediction(message)
         if failed:
             raise failed[0]
 
@@ -166,13 +162,13 @@ class Client:
             requests = _upload(header, ())
         else:
             requests = _upload(header, _chunks(adapter))
-        with self._errors():
-            response = self._adapters.RegisterAdapter(requests, timeout=MAX_TIMEOUT_S)
+        with self._connection.calling() as link:
+            response = link.adapters.RegisterAdapter(requests, timeout=MAX_TIMEOUT_S)
         return Registered(to_version(response.version), response.already_exists)
 
     def get_task(self, task: str) -> Task:
-        with self._errors():
-            response = self._adapters.GetTask(adapters_pb2.GetTaskRequest(task=task), timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response = link.adapters.GetTask(adapters_pb2.GetTaskRequest(task=task), timeout=self._timeout_s)
         return to_task(response.task)
 
     def tasks(self) -> list[Task]:
@@ -181,8 +177,8 @@ class Client:
         token = ""
         while True:
             request = adapters_pb2.ListTasksRequest(page_token=token)
-            with self._errors():
-                response = self._adapters.ListTasks(request, timeout=self._timeout_s)
+            with self._connection.calling() as link:
+                response = link.adapters.ListTasks(request, timeout=self._timeout_s)
             found += [to_task(message) for message in response.tasks]
             if not (token := response.next_page_token):
                 return found
@@ -193,49 +189,49 @@ class Client:
         token = ""
         while True:
             request = adapters_pb2.ListVersionsRequest(task=task, page_token=token)
-            with self._errors():
-                response = self._adapters.ListVersions(request, timeout=self._timeout_s)
+            with self._connection.calling() as link:
+                response = link.adapters.ListVersions(request, timeout=self._timeout_s)
             found += [to_version(message) for message in response.versions]
             if not (token := response.next_page_token):
                 return found
 
     def delete_task(self, task: str, *, etag: str = "") -> None:
         request = adapters_pb2.DeleteTaskRequest(task=task, etag=etag)
-        with self._errors():
-            self._adapters.DeleteTask(request, timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            link.adapters.DeleteTask(request, timeout=self._timeout_s)
 
     def delete_version(self, task: str, digest: str, *, etag: str = "") -> None:
         """Delete a version that is not live."""
         request = adapters_pb2.DeleteVersionRequest(task=task, digest=digest, etag=etag)
-        with self._errors():
-            self._adapters.DeleteVersion(request, timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            link.adapters.DeleteVersion(request, timeout=self._timeout_s)
 
     def load_version(self, task: str, digest: str) -> Version:
         """Bring a version into a slot if one can be had for nothing, else to host memory: see its `residency`."""
         request = adapters_pb2.LoadVersionRequest(task=task, digest=digest)
-        with self._errors():
-            response = self._adapters.LoadVersion(request, timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response = link.adapters.LoadVersion(request, timeout=self._timeout_s)
         return to_version(response.version)
 
     def unload_version(self, task: str, digest: str) -> Version:
         """Take a version out of the server's memory until somebody asks for it. Refused while it is used or pinned."""
         request = adapters_pb2.UnloadVersionRequest(task=task, digest=digest)
-        with self._errors():
-            response = self._adapters.UnloadVersion(request, timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response = link.adapters.UnloadVersion(request, timeout=self._timeout_s)
         return to_version(response.version)
 
     def pin_version(self, task: str, digest: str, *, pinned: bool = True) -> Version:
         """Load a version into a slot and keep it there, over every restart; or (`pinned=False`) no longer."""
         request = adapters_pb2.PinVersionRequest(task=task, digest=digest, pinned=pinned)
-        with self._errors():
-            response = self._adapters.PinVersion(request, timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response = link.adapters.PinVersion(request, timeout=self._timeout_s)
         return to_version(response.version)
 
     def rollback(self, task: str, *, etag: str = "") -> Task:
         """Make live again what was live before."""
         request = adapters_pb2.RollbackRequest(task=task, etag=etag)
-        with self._errors():
-            response = self._adapters.Rollback(request, timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response = link.adapters.Rollback(request, timeout=self._timeout_s)
         return to_task(response.task)
 
     def set_traffic(self, task: str, versions: str | Mapping[str, int], *, etag: str = "") -> Task:
@@ -243,34 +239,43 @@ class Client:
         weights = {versions: 1} if isinstance(versions, str) else versions
         traffic = [adapters_pb2.Traffic(digest=digest, weight=weight) for digest, weight in weights.items()]
         request = adapters_pb2.SetTrafficRequest(task=task, traffic=traffic, etag=etag)
-        with self._errors():
-            response = self._adapters.SetTraffic(request, timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response = link.adapters.SetTraffic(request, timeout=self._timeout_s)
         return to_task(response.task)
 
-    def watch_tasks(self) -> Iterator[TaskChange]:
+    def watch_tasks(self, *, patience_s: float = math.inf) -> Generator[TaskChange, None, None]:
         """Every task once, then each change as it happens, for as long as it is iterated; close it to stop.
 
-        Ends by raising: Unavailable when the server drains, DeadlineExceeded after an hour without a change. Watch
-        again to go on.
+        The first stream is opened when the first change is asked for. Once every task has been told, the watch outlives
+        its connections: when a stream ends for a reason that passes (the server restarts or closes the connection, the
+        network forgets it), another is opened, after as long as the server advises, and only what differs from what was
+        told comes out of it, deletions too. A server that is silent for 45 s is taken for dead; a living one says so
+        every 15 s. Closing the client ends the watch as well.
+
+        Args:
+            patience_s: for how long a lost server is looked for before the error is raised; for ever unless told.
+
+        Raises:
+            AdamixError: the first stream could not be opened, ended before all was told, or is one of an older server,
+                which does not say when that is; later, an error that does not pass.
         """
-        call = self._adapters.WatchTasks(adapters_pb2.WatchTasksRequest())
-        return self._changes(call)
+        return Watching(self._connection, patience_s).changes()
 
     def server_info(self) -> ServerInfo:
-        with self._errors():
-            response = self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response = link.server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout_s)
         return ServerInfo(**to_json(response))
 
     def load(self) -> Load:
         """How busy the server's engine is. Raises Unavailable while there is none."""
-        with self._errors():
-            response = self._server.GetLoad(server_pb2.GetLoadRequest(), timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response = link.server.GetLoad(server_pb2.GetLoadRequest(), timeout=self._timeout_s)
         return Load(**to_json(response))
 
     def drain(self) -> None:
         """Ask the server to finish what runs and end, as SIGTERM does. Returns at once."""
-        with self._errors():
-            self._server.Drain(server_pb2.DrainRequest(), timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            link.server.Drain(server_pb2.DrainRequest(), timeout=self._timeout_s)
 
     def wait_until_serving(self, timeout_s: float) -> None:
         """Return when the server's health says SERVING. Raises Unavailable after `timeout_s` seconds."""
@@ -278,8 +283,8 @@ class Client:
         while True:
             left_s = end - time.monotonic()
             try:
-                with self._errors():
-                    answer = self._health.Check(
+                with self._connection.calling() as link:
+                    answer = link.health.Check(
                         health_pb2.HealthCheckRequest(), timeout=max(left_s, _POLL_S), wait_for_ready=True
                     )
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
@@ -292,7 +297,7 @@ class Client:
             time.sleep(_POLL_S)
 
     def close(self) -> None:
-        self._channel.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -307,28 +312,9 @@ class Client:
     ) -> inference_pb2.PredictResponse:
         asked = [*inputs, *(Input(task, text=text, truncate=truncate) for text in texts)]
         request = inference_pb2.PredictRequest(inputs=[to_input(item) for item in asked], return_logits=return_logits)
-        with self._errors():
-            response: inference_pb2.PredictResponse = self._inference.Predict(request, timeout=self._timeout_s)
+        with self._connection.calling() as link:
+            response: inference_pb2.PredictResponse = link.inference.Predict(request, timeout=self._timeout_s)
         return response
-
-    def _changes(self, call: Any) -> Iterator[TaskChange]:
-        with self._errors():
-            try:
-                for message in call:
-                    yield to_task_change(message)
-            finally:
-                call.cancel()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            found = status.from_rpc_error(error)
-            # A call that meets a port while it closes is cancelled by the transport; this client itself cancels none.
-            if found.code in (Code.UNAVAILABLE, Code.CANCELLED) and found.reason == type(found).default_reason:
-                found = Unavailable(f"no server answers at {self.address}: {found.message}")
-            raise found from None
 
 
 def _upload(

@@ -3,11 +3,12 @@
 import os
 import signal
 import threading
+from functools import partial
 
 from adamix.errors import AdamixError
 from adamix_server.channel.channel import SocketEngineChannel
 from adamix_server.channel.pipe import SupervisorPipe
-from adamix_server.channel.supervisor_frames import Drain, Drained, Fatal, Ready, StartEngine, Stats
+from adamix_server.channel.supervisor_frames import Drain, Drained, Fatal, Ready, StartEngine
 from adamix_server.engine.assembly import assemble, load_backbone
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.host_memory import keep_freed_memory
@@ -20,6 +21,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pipe = SupervisorPipe.from_environment()
+    try:
+        _serve(pipe)
+    finally:
+        pipe.flush()
+
+
+def _serve(pipe: SupervisorPipe) -> None:
     start = pipe.receive_blocking()
     if not isinstance(start, StartEngine):
         return
@@ -27,26 +35,18 @@ def main() -> None:
     keep_freed_memory()
     recorder = Recorder()
     channel = SocketEngineChannel(start.address)
-    beat = threading.Event()
+    report = partial(pipe.report, recorder.drain)
     try:
-        engine = assemble(start, channel, load_backbone(start), recorder, beat.set)
+        engine = assemble(start, channel, load_backbone(start), recorder, report)
     except AdamixError as error:
         pipe.send(Fatal(message=error.message))
         return
     threading.Thread(target=_obey, args=(pipe, engine), daemon=True, name="supervisor-pipe").start()
-    threading.Thread(target=_report, args=(pipe, recorder, beat), daemon=True, name="statistics").start()
     pipe.send(Ready(address=start.address, hello=engine.hello))
     engine.run()
-    pipe.send(Stats(samples=recorder.drain()))
+    report()
     channel.close()
     pipe.send(Drained())
-
-
-def _report(pipe: SupervisorPipe, recorder: Recorder, beat: threading.Event) -> None:
-    """Send statistics at each beat of the engine's loop; a supervisor that does not read must not stop the loop."""
-    while beat.wait():
-        beat.clear()
-        pipe.send(Stats(samples=recorder.drain()))
 
 
 def _obey(pipe: SupervisorPipe, engine: Engine) -> None:

@@ -25,7 +25,11 @@ def main() -> int:
     # The supervisor alone hears signals, and says by frames what is to be done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return asyncio.run(serve(SupervisorPipe.from_environment()))
+    pipe = SupervisorPipe.from_environment()
+    try:
+        return asyncio.run(serve(pipe))
+    finally:
+        pipe.flush()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from adamix_protos.v1 import (
 )
 from adamix_server import limits
 from adamix_server.config import split_address
+from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.control.service import AdapterServicer
@@ -33,6 +34,7 @@ from adamix_server.telemetry.metrics import Recorder
 
 # The last line of defence; admission sheds long before, with a hint when to come back.
 MAX_CONCURRENT_CALLS = 10_000
+MAX_CONNECTIONS = 1024
 # After the last call has ended: time for its bytes to leave, and for health watchers to read NOT_SERVING.
 REFUSE_S = 0.5
 FLUSH_S = 0.5
@@ -40,16 +42,18 @@ FLUSH_S = 0.5
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
+    # Between the two the transport would refuse by chance.
     ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
-    ("grpc.absolute_max_metadata_size", 2 * limits.MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", 128),
-    ("grpc.max_allowed_incoming_connections", 1024),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_idle_ms", 300_000),
     # New calls then go over a new connection; the old one stays for what runs on it, since streams have no total limit.
     ("grpc.max_connection_age_ms", 1_800_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Of pings that grpc sends of its own, beside which a keepalive one is not sent: 60 s otherwise.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
@@ -94,7 +98,11 @@ class Endpoint:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
             interceptors=[Boundary(admission, recorder)],
-            options=(*OPTIONS, ("grpc.so_reuseport", int(shares_port))),
+            options=(
+                *OPTIONS,
+                ("grpc.so_reuseport", int(shares_port)),
+                ("grpc.max_allowed_incoming_connections", room_for_connections(MAX_CONNECTIONS)),
+            ),
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
         inference, adapters, info, open_inference = servicers

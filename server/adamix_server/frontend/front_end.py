@@ -8,8 +8,9 @@ ones end, and stops. Knows every part of the front end; what the parts do is the
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from adamix.files.manifest import BackboneSpec
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
-from adamix_server.channel.codec import FromChild, ToChild
+from adamix_server.channel.codec import ToChild, Word
 from adamix_server.channel.supervisor_frames import (
     Agreed,
     Drain,
@@ -30,8 +31,8 @@ from adamix_server.channel.supervisor_frames import (
     Health,
     Ready,
     Refresh,
+    Sample,
     StartFrontEnd,
-    Stats,
 )
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.catalog_view import CatalogView
@@ -66,7 +67,9 @@ _INCURABLE = (InvalidConfig, FailedPrecondition, DataLoss)
 class Pipe(Protocol):
     """The supervisor, as `pipe.SupervisorPipe` gives it."""
 
-    def send(self, frame: FromChild) -> None: ...
+    def send(self, frame: Word) -> None: ...
+
+    def report(self, drain: Callable[[], list[Sample]]) -> None: ...
 
     async def receive(self) -> ToChild | None: ...
 
@@ -133,7 +136,7 @@ class FrontEnd:
                     await view.refresh()
                 parts = await self._bind(view, closing)
             except _INCURABLE as error:
-                await self._send(Fatal(message=error.message))
+                self._pipe.send(Fatal(message=error.message))
                 return 1
             except AdamixError as error:
                 log.error("cannot start now: %s", error.message, extra={"reason": error.reason})  # noqa: TRY400 - the trace says nothing
@@ -142,7 +145,7 @@ class FrontEnd:
             shown = await self._show(parts.endpoint)
             housekeeping = parts.reclaimer.run(), parts.residency.run(), self._keep_shown(parts.endpoint, shown)
             async with _running(self._beat(), self._forget_deleted(view), *housekeeping):
-                await self._send(Ready(address=parts.endpoint.address))
+                self._pipe.send(Ready(address=parts.endpoint.address))
                 log.info("serving", extra={"address": parts.endpoint.address})
                 await self._follow(parts)
             return 0
@@ -175,7 +178,7 @@ class FrontEnd:
             (
                 InferenceServicer(stages, admission),
                 AdapterServicer(view, registrations, residency, reclaimer, watch, shares, places),
-                ServerInfoServicer(link, lambda: self._send(DrainWanted())),
+                ServerInfoServicer(link, partial(self._pipe.send, DrainWanted())),
                 OpenInferenceServicer(stages, self._readiness),
             ),
             admission,
@@ -196,7 +199,7 @@ class FrontEnd:
             await self._connect()
             return True
         if isinstance(frame, Drain):
-            await self._send(Drained())
+            self._pipe.send(Drained())
         return not isinstance(frame, Drain | None)
 
     async def _follow(self, parts: _Parts) -> None:
@@ -267,8 +270,8 @@ class FrontEnd:
         listening.cancel()
         if not draining.result():
             log.warning("calls were cancelled at the end of the grace period", extra={"grace_s": order.grace_s})
-        await self._send(Stats(samples=self._recorder.drain()))
-        await self._send(Drained())
+        self._pipe.report(self._recorder.drain)
+        self._pipe.send(Drained())
 
     async def _listen_while_draining(self) -> None:
         """Until the supervisor is gone; an engine that dies meanwhile still fails its calls."""
@@ -279,7 +282,7 @@ class FrontEnd:
         """Every second: metrics to the supervisor, and a look at the link."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            await self._send(Stats(samples=self._recorder.drain()))
+            self._pipe.report(self._recorder.drain)
             if not self._link.is_up:
                 self._look_at_link()
                 await self._connect()
@@ -288,7 +291,7 @@ class FrontEnd:
         """Tell clients and the supervisor whether this front end serves; what they were told."""
         reasons = self._readiness.reasons
         await endpoint.show(not reasons)
-        await self._send(Health(reasons=reasons))
+        self._pipe.send(Health(reasons=reasons))
         return reasons
 
     async def _keep_shown(self, endpoint: Endpoint, shown: tuple[str, ...]) -> None:
@@ -318,7 +321,7 @@ class FrontEnd:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._agreement.news()
-            await self._send(self._agreement.seen)
+            self._pipe.send(self._agreement.seen)
 
     async def _forget_deleted(self, view: CatalogView) -> None:
         """End the metrics of tasks that are gone, whichever front end was told to delete them."""
@@ -348,10 +351,6 @@ class FrontEnd:
     def _stop_receiving(self) -> None:
         if self._receiving is not None:
             self._receiving.cancel()
-
-    async def _send(self, frame: FromChild) -> None:
-        # A pipe that nobody reads fills up and then blocks: not on the event loop.
-        await asyncio.to_thread(self._pipe.send, frame)
 
 
 @contextlib.asynccontextmanager

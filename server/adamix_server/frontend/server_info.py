@@ -4,7 +4,7 @@ Knows only what the engine says of itself and the published limits. What a drain
 """
 
 import importlib.metadata
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from adamix.errors import InternalError, Unavailable
@@ -21,7 +21,7 @@ class ServerInfoServicer(server_pb2_grpc.ServerServiceServicer):
         ask_to_drain: tells the supervisor that an operator wants this server to end.
     """
 
-    def __init__(self, link: EngineLink, ask_to_drain: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, link: EngineLink, ask_to_drain: Callable[[], None]) -> None:
         self._link = link
         self._ask_to_drain = ask_to_drain
         self._server_version = importlib.metadata.version("adamix")
@@ -55,5 +55,5 @@ class ServerInfoServicer(server_pb2_grpc.ServerServiceServicer):
 
     async def Drain(self, _request: server_pb2.DrainRequest, _context: Any) -> server_pb2.DrainResponse:
         # The drain waits for running calls, this one among them: the answer is sent before the port closes.
-        await self._ask_to_drain()
+        self._ask_to_drain()
         return server_pb2.DrainResponse()

@@ -12,6 +12,7 @@ from adamix.errors import FailedPrecondition
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.supervisor_frames import Drain, Drained, Fatal, Ready
 from adamix_server.supervisor.child import Child
+from adamix_server.supervisor.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,18 @@ class Keeper:
         self._on_end = on_end
         self._stopping = stopping
         self._child: Child | None = None
+        self._patience = Patience(_START_S)
         self._ended = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
         """Whether the child that runs now has said that it serves."""
         return self._child is not None and self._child.is_ready
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the child that runs now last said something."""
+        return self._patience.silent_s()
 
     def send(self, frame: ToChild) -> None:
         """Send to the child that runs now, if there is one."""
@@ -100,15 +107,21 @@ class Keeper:
         self._ended.set()
 
     async def drain(self, order: Drain, patience_s: float) -> None:
-        """Let the child finish what runs in it, once `stopping` is set. In one that is not ready nothing runs."""
+        """Let the child finish what runs in it, once `stopping` is set; end it after `patience_s`.
+
+        In one that is not ready nothing runs.
+        """
         if (child := self._child) is None:
             return
         if not child.is_ready:
             await child.kill()
             return
         child.send(order)
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(self._ended.wait(), patience_s)
+        except TimeoutError:
+            log.error("child did not drain", extra={"child": self.name, "after_s": patience_s})  # noqa: TRY400 - the trace says nothing
+            await child.kill()
 
     async def end(self, grace_s: float) -> None:
         """End the child that still runs, if any: at once, or if it is ready within `grace_s`."""
@@ -117,23 +130,29 @@ class Keeper:
 
     async def _follow(self, child: Child) -> Fatal | None:
         """Listen to a child until it ends or falls silent; what it said if it cannot start."""
-        patience_s = _START_S
-        # A stop while it was being started: it has heard nothing of it.
-        while not self._stopping.is_set() or child.is_ready:
-            try:
-                frame = await asyncio.wait_for(child.receive(), patience_s)
-            except TimeoutError:
-                # The trace of a timeout says nothing.
-                log.error("child is stuck", extra={"child": self.name, "silent_s": patience_s})  # noqa: TRY400
-                return None
-            if frame is None or isinstance(frame, Drained):
-                return None
-            if isinstance(frame, Fatal):
-                log.error("child cannot start", extra={"child": self.name, "reason": frame.message})
-                return frame
-            child.is_ready |= isinstance(frame, Ready)
-            patience_s = self._silence_s
-            self._on_frame(frame)
+        patience = self._patience = Patience(_START_S)
+        receiving = asyncio.create_task(child.receive())
+        try:
+            # A stop while it was being started: it has heard nothing of it.
+            while not self._stopping.is_set() or child.is_ready:
+                await asyncio.wait({receiving}, timeout=patience.beat_s)
+                if not receiving.done():
+                    if patience.is_over:
+                        log.error("child is stuck", extra={"child": self.name, "silent_s": patience.limit_s})
+                        return None
+                    continue
+                frame = receiving.result()
+                if frame is None or isinstance(frame, Drained):
+                    return None
+                if isinstance(frame, Fatal):
+                    log.error("child cannot start", extra={"child": self.name, "reason": frame.message})
+                    return frame
+                child.is_ready |= isinstance(frame, Ready)
+                patience = self._patience = Patience(self._silence_s)
+                self._on_frame(frame)
+                receiving = asyncio.create_task(child.receive())
+        finally:
+            receiving.cancel()
         return None
 
     async def _pause(self, failed_starts: int) -> None:

@@ -1,7 +1,7 @@
 """The composition root: a small supervisor over one engine process and one or more front-end processes.
 
 It keeps them running (`keeper.py`), introduces them to one another, keeps the books of what the front ends agree on,
-hands the metrics of all to Prometheus, and drains them in order on SIGTERM or SIGINT, or when a front end passes on
+answers probes and scrapes, and drains them in order on SIGTERM or SIGINT, or when a front end passes on
 that an operator wants it. It computes nothing and imports neither torch nor grpc, so it is the last to fall.
 """
 
@@ -12,7 +12,8 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -34,14 +35,22 @@ from adamix_server.channel.supervisor_frames import (
     Stats,
 )
 from adamix_server.config import ServerConfig, is_loopback, split_address
+from adamix_server.descriptors import raise_limit, room_for_connections
+from adamix_server.limits import MAX_PROBE_CONNECTIONS
 from adamix_server.port import cannot_listen, held_port
 from adamix_server.supervisor.child import Child
 from adamix_server.supervisor.keeper import Keeper
-from adamix_server.telemetry.metrics import Registry
+from adamix_server.supervisor.probes import Fitness, Probes
+from adamix_server.telemetry.exposition import Exposition
+from adamix_server.telemetry.metrics import Recorder
+from adamix_server.telemetry.page_server import Bounds, PageServer
+from adamix_server.telemetry.registry import SUPERVISOR, Registry
 
 log = logging.getLogger(__name__)
 
 _ENGINE_ID = "0"
+# As its log lines and its metrics call it.
+_ENGINE = f"engine-{_ENGINE_ID}"
 # A child that says nothing for this long is stuck and is replaced.
 _ENGINE_SILENCE_S = 120.0
 _FRONT_END_SILENCE_S = 20.0
@@ -50,6 +59,8 @@ _LONGEST_RUNTIME_PATH = 80
 # More than the tokenizer of any backbone takes.
 _RUNTIME_BYTES = 64 << 20
 _STOP_S = 5.0
+# For an engine in which nothing is left that anybody waits for.
+_IDLE_STOP_S = 2.0
 
 
 class Supervisor:
@@ -58,12 +69,16 @@ class Supervisor:
     Args:
         on_serving: called with the bound address (`host:port`) and the engine's Hello, once, when every front end
             answers calls.
+
+    Attributes:
+        metrics_address: `host:port` of probes and scrapes, while they are answered.
     """
 
     def __init__(self, config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
         self._config = config
         self._on_serving = on_serving
         self._registry = Registry()
+        self._recorder = Recorder()
         self._runtime = Path()
         self._listen = config.listen
         self._announced = False
@@ -71,15 +86,15 @@ class Supervisor:
         self._engine_up: EngineUp | None = None
         self._engine_ready = asyncio.Event()
         self._books = Books()
-        # Of each front end that runs: why it does not serve; empty for one that does.
-        self._unfit: dict[str, tuple[str, ...]] = {}
+        self._fitness = Fitness()
+        self.metrics_address = ""
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
         self._engine = Keeper(
             "engine",
             _ENGINE_SILENCE_S,
             start=self._start_engine,
-            on_frame=partial(self._take, "engine"),
+            on_frame=partial(self._take, _ENGINE),
             on_end=self._engine_ended,
             stopping=self._stop,
         )
@@ -112,12 +127,10 @@ class Supervisor:
             recovered = recover(self._config.store)
             for digest in recovered.missing:
                 log.error("a registered adapter is missing from the store", extra={"digest": digest})
-            if self._config.metrics_port is not None:
-                port = self._serve_metrics(self._config.metrics_port)
-                log.info("metrics", extra={"address": f"127.0.0.1:{port}"})
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self.stop)
-            await self._supervise()
+            async with self._probes():
+                await self._supervise()
 
     def stop(self) -> None:
         """Drain and end; called again, end at once."""
@@ -150,8 +163,10 @@ class Supervisor:
         log.info("draining", extra={"delay_s": self._config.drain_delay_s, "grace_s": self._config.drain_grace_s})
         order = Drain(delay_s=self._config.drain_delay_s, grace_s=self._config.drain_grace_s)
         patience_s = self._config.drain_delay_s + self._config.drain_grace_s + _STOP_S
+        began = time.monotonic()
         await asyncio.gather(*(front_end.drain(order, patience_s) for front_end in self._front_ends.values()))
-        await self._engine.drain(order, patience_s)
+        # With the front ends all that waited for an answer of the engine is gone.
+        await self._engine.drain(order, max(_IDLE_STOP_S, patience_s - (time.monotonic() - began)))
         log.info("drained")
 
     async def _start_engine(self) -> Child:
@@ -167,7 +182,9 @@ class Supervisor:
             tokenizer=self._tokenizer,
             log_level=self._config.log_level,
         )
-        return await Child.start("adamix_server.engine", start, self._environment())
+        child = await Child.start("adamix_server.engine", start, self._environment())
+        self._registry.began(_ENGINE, child.pid)
+        return child
 
     async def _start_front_end(self, name: str) -> Child:
         await self._engine_ready.wait()
@@ -189,6 +206,7 @@ class Supervisor:
             "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
         }
         child = await Child.start("adamix_server.frontend", start, environment)
+        self._registry.began(name, child.pid)
         if self._engine_up is not None:
             child.send(self._engine_up)
         return child
@@ -197,7 +215,9 @@ class Supervisor:
         """Act on what a child says."""
         match frame:
             case Stats(samples=samples):
-                self._registry.apply(samples)
+                self._registry.apply(name, samples)
+                # Of the supervisor itself, which says whatever all of them have to say.
+                self._registry.apply(SUPERVISOR, self._recorder.drain())
             case Seen():
                 self._deliver(self._books.seen(name, frame))
             case Ready(address=address, hello=Hello() as hello):
@@ -210,7 +230,7 @@ class Supervisor:
                 self._listen = address  # a replacement takes the same port
                 self._announce()
             case Health(reasons=reasons):
-                self._unfit[name] = reasons
+                self._fitness.said(name, reasons)
             case DrainWanted():
                 log.info("an operator asked for a drain", extra={"by_way_of": name})
                 self._stop.set()
@@ -218,12 +238,14 @@ class Supervisor:
                 log.error("unexpected %s frame", type(frame).__name__, extra={"child": name})
 
     def _engine_ended(self) -> None:
+        self._registry.ended(_ENGINE)
         self._engine_ready.clear()
         self._engine_up = None
         self._tell_front_ends(EngineDown(generation=self._generation, engine_id=_ENGINE_ID))
 
     def _front_end_ended(self, name: str) -> None:
-        self._unfit.pop(name, None)
+        self._fitness.ended(name)
+        self._registry.ended(name)
         # Only now, when it can answer nobody any more, does the agreement go on without it.
         self._deliver(self._books.left(name))
 
@@ -243,12 +265,34 @@ class Supervisor:
             self._announced = True
             self._on_serving(self._listen, self._engine_up.hello)
 
-    def _serve_metrics(self, port: int) -> int:
-        """The real port. Raises InvalidConfig (`ADDRESS_IN_USE`)."""
+    @contextlib.asynccontextmanager
+    async def _probes(self) -> AsyncIterator[None]:
+        """Answer probes and scrapes, if that is wanted. Raises InvalidConfig (`ADDRESS_IN_USE`)."""
+        if (address := self._config.metrics_address) is None:
+            yield
+            return
+        host, port = split_address(address)
+        probes = Probes(self._reasons, Exposition(self._registry.collectors).page)
+        pages = PageServer(probes.answer, Bounds(connections=room_for_connections(MAX_PROBE_CONNECTIONS)))
         try:
-            return self._registry.serve(port)
+            port = pages.listen(host, port)
         except OSError:
-            raise cannot_listen(f"127.0.0.1:{port}", field="metrics_port") from None
+            field = "metrics_port" if self._config.metrics_listen is None else "metrics_listen"
+            raise cannot_listen(address, field) from None
+        self.metrics_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        log.info("metrics", extra={"address": self.metrics_address})
+        try:
+            yield
+        finally:
+            await pages.close()
+
+    def _reasons(self) -> list[str]:
+        """Why the server does not serve now, if it does not."""
+        if self._stop.is_set():
+            return ["the server is draining"]
+        return self._fitness.reasons(
+            {name: front_end.silent_s for name, front_end in self._front_ends.items() if front_end.is_ready}
+        )
 
     def _port(self) -> contextlib.AbstractContextManager[str]:
         """One front end holds the port itself."""
@@ -299,4 +343,6 @@ def serve(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> Non
 
 
 async def _run(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+    # Children inherit it.
+    raise_limit()
     await Supervisor(config, on_serving).run()

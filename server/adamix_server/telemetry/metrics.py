@@ -1,31 +1,38 @@
-"""Every metric, declared once as data, and the two ends it passes between.
+"""Every metric, declared once as data, and where a process records them.
 
-Children record into a `Recorder` and send what it drains once a second; the supervisor applies those samples to the
-`Registry`, which alone knows prometheus_client and owns the port. Nothing here knows what the numbers mean.
+A process records into a `Recorder`, and sends what it drains once a second to the supervisor, whose `registry.py` adds
+it up. Nothing here knows what the numbers mean, nor Prometheus.
 """
 
 import threading
-from collections.abc import Iterable
+from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import prometheus_client
-
+from adamix.errors import Code
+from adamix_server import limits
 from adamix_server.channel.supervisor_frames import Sample
+from adamix_server.telemetry import logs
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _FEW_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 _POWERS_OF_TWO = tuple(float(1 << i) for i in range(17))
 
-# A drain happens every second; a child whose supervisor does not listen must not grow without bound.
-MAX_OBSERVATIONS = 65_536
-MAX_TASK_SERIES = 1_000
+LOG_RECORDS_DROPPED = "adamix_log_records_dropped_total"
+# What a child keeps for a supervisor that does not listen now: so many tasks apart, and the ends of so many.
+MAX_WAITING_TASKS = 4_096
 OTHER = "other"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric family. `per_task` ones have the labels (tenant, task) and a cap on distinct values."""
+    """One metric family. `per_task` ones have the labels (tenant, task) and a cap on distinct values.
+
+    Attributes:
+        known: label values that are there at 0 before anybody has said anything: who reads a rate misses the first
+            event of a series that begins with it. A counter or a histogram without labels always is.
+        across: what becomes of a gauge that several processes set.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -33,6 +40,14 @@ class Metric:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     per_task: bool = False
+    known: tuple[tuple[str, ...], ...] = ()
+    across: Literal["sum", "max"] = "sum"
+
+
+# What the server refuses for want of room.
+_REFUSALS = sorted(
+    {(limit.reason,) for limit in limits.TABLE if limit.code is Code.RESOURCE_EXHAUSTED and limit.reason}
+)
 
 
 METRICS: dict[str, Metric] = {
@@ -40,7 +55,13 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("adamix_requests_total", "counter", "Finished gRPC calls.", ("method", "code")),
         Metric("adamix_request_seconds", "histogram", "Duration of gRPC calls.", ("method",), _SECONDS),
-        Metric("adamix_rejected_total", "counter", "Inputs and calls refused to protect the server.", ("reason",)),
+        Metric(
+            "adamix_rejected_total",
+            "counter",
+            "Inputs and calls refused to protect the server.",
+            ("reason",),
+            known=tuple(_REFUSALS),
+        ),
         Metric("adamix_task_requests_total", "counter", "Inputs per task.", ("tenant", "task"), per_task=True),
         Metric(
             "adamix_task_seconds",
@@ -57,31 +78,63 @@ METRICS: dict[str, Metric] = {
         Metric("adamix_batch_requests", "histogram", "Inputs per batch.", (), _POWERS_OF_TWO),
         Metric("adamix_batch_tasks", "histogram", "Distinct adapters per batch.", (), _POWERS_OF_TWO),
         Metric("adamix_compute_seconds", "histogram", "Time of one batch on the device.", (), _SECONDS),
-        Metric("adamix_adapter_loads_total", "counter", "Adapter loads, by source.", ("from", "result")),
-        Metric("adamix_adapter_load_seconds", "histogram", "Time of one adapter load.", ("from",), _SECONDS),
-        Metric("adamix_adapter_evictions_total", "counter", "Adapters that lost their place.", ("tier",)),
+        Metric(
+            "adamix_adapter_loads_total",
+            "counter",
+            "Adapter loads, by source.",
+            ("from", "result"),
+            known=(("store", "ok"), ("store", "error"), ("host", "ok")),
+        ),
+        Metric(
+            "adamix_adapter_load_seconds",
+            "histogram",
+            "Time of one adapter load.",
+            ("from",),
+            _SECONDS,
+            known=(("store",), ("host",)),
+        ),
+        Metric(
+            "adamix_adapter_evictions_total",
+            "counter",
+            "Adapters that lost their place.",
+            ("tier",),
+            known=(("device",), ("host",)),
+        ),
         Metric("adamix_resident_adapters", "gauge", "Adapters held, by tier.", ("tier",)),
         Metric("adamix_slots", "gauge", "Slots of the device arena, by state.", ("state",)),
+        Metric(
+            "adamix_engine_stalled", "gauge", "1 while the engine makes no progress, else 0.", known=((),), across="max"
+        ),
+        Metric(LOG_RECORDS_DROPPED, "counter", "Log records that were dropped because nobody took them."),
     )
 }
 
 
+_PER_TASK = tuple(metric.name for metric in METRICS.values() if metric.per_task)
+_Labels = tuple[str, ...]
+
+
 class Recorder:
     """Collects changes of metrics in a child process. Thread-safe.
+
+    What waits for the next drain is of one size, however long that takes to come: increments are summed, of a gauge the
+    last value stays, and observations are counted by bucket. Tasks beyond `MAX_WAITING_TASKS` share the label `other`.
 
     An unknown name or a wrong number of labels is a bug and raises at once.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pending: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-        self._ended: set[tuple[str, tuple[str, ...]]] = set()
+        self._pending: dict[tuple[str, _Labels], list[float]] = {}
+        self._tasks: set[_Labels] = set()
+        # A dictionary for its order: the oldest are forgotten first.
+        self._ended: dict[_Labels, None] = {}
 
     def inc(self, name: str, *labels: str, by: float = 1.0) -> None:
         """Add `by` to a counter."""
-        _check(name, "counter", labels)
+        metric = _check(name, "counter", labels)
         with self._lock:
-            values = self._pending.setdefault((name, labels), [0.0])
+            values = self._pending.get((name, labels)) or self._begin(metric, labels)
             values[0] += by
 
     def set(self, name: str, *labels: str, value: float) -> None:
@@ -92,92 +145,51 @@ class Recorder:
 
     def observe(self, name: str, *labels: str, value: float) -> None:
         """Add one observation to a histogram."""
-        _check(name, "histogram", labels)
+        metric = _check(name, "histogram", labels)
         with self._lock:
-            values = self._pending.setdefault((name, labels), [])
-            if len(values) < MAX_OBSERVATIONS:
-                values.append(value)
+            values = self._pending.get((name, labels)) or self._begin(metric, labels)
+            values[0] += value
+            values[1 + bisect_left(metric.buckets, value)] += 1
 
     def remove_task(self, tenant: str, task: str) -> None:
         """End the series of a task that was deleted; what is recorded of it afterwards starts new ones."""
-        keys = {(metric.name, (tenant, task)) for metric in METRICS.values() if metric.per_task}
+        labels = (tenant, task)
         with self._lock:
-            self._ended |= keys
-            for key in keys:
-                self._pending.pop(key, None)
+            self._ended.pop(labels, None)
+            self._ended[labels] = None
+            if len(self._ended) > MAX_WAITING_TASKS:
+                # Its series stays where it is read, among the bounded number of those that have one.
+                del self._ended[next(iter(self._ended))]
+            self._tasks.discard(labels)
+            for name in _PER_TASK:
+                self._pending.pop((name, labels), None)
 
     def drain(self) -> list[Sample]:
         """Everything since the last drain. A sample without values ends its series; those come first."""
+        if dropped := logs.take_dropped():
+            self.inc(LOG_RECORDS_DROPPED, by=dropped)
         with self._lock:
-            ended, self._ended = self._ended, set()
+            ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
+            self._tasks = set()
         return [
-            *(Sample(name=name, labels=labels, values=[]) for name, labels in ended),
+            *(Sample(name=name, labels=labels, values=[]) for labels in ended for name in _PER_TASK),
             *(Sample(name=name, labels=labels, values=values) for (name, labels), values in pending.items()),
         ]
 
-
-class Registry:
-    """The sums over all children, and the port they can be read on. Lives in the supervisor.
-
-    At most `max_task_series` tasks have series of their own: the first ones that had traffic. The rest share the
-    label `other`, until a deleted task makes room.
-    """
-
-    def __init__(self, max_task_series: int = MAX_TASK_SERIES) -> None:
-        self._registry = prometheus_client.CollectorRegistry()
-        self._families = {metric.name: _family(metric, self._registry) for metric in METRICS.values()}
-        self._max_task_series = max_task_series
-        self._tasks: set[tuple[str, ...]] = set()
-
-    def apply(self, samples: Iterable[Sample]) -> None:
-        """Add what a child drained."""
-        for sample in samples:
-            metric = METRICS[sample.name]
-            family, labels = self._families[metric.name], sample.labels
-            if metric.per_task:
-                if not sample.values:
-                    self._forget(labels)
-                    continue
-                labels = self._admit(labels)
-            series = family.labels(*labels) if labels else family
-            if metric.kind == "counter":
-                series.inc(sum(sample.values))
-            elif metric.kind == "gauge":
-                series.set(sample.values[-1])
+    def _begin(self, metric: Metric, labels: _Labels) -> list[float]:
+        """The values of a series that has none since the last drain."""
+        if metric.per_task and labels not in self._tasks:
+            if len(self._tasks) >= MAX_WAITING_TASKS:
+                labels = (OTHER, OTHER)
             else:
-                for value in sample.values:
-                    series.observe(value)
-
-    def serve(self, port: int, address: str = "127.0.0.1") -> int:
-        """Answer scrapes on `address:port` from a daemon thread; returns the real port (0 asks for a free one)."""
-        server, _ = prometheus_client.start_http_server(port, addr=address, registry=self._registry)
-        return int(server.server_port)
-
-    def _admit(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if labels not in self._tasks and len(self._tasks) >= self._max_task_series:
-            return (OTHER, OTHER)
-        self._tasks.add(labels)
-        return labels
-
-    def _forget(self, labels: tuple[str, ...]) -> None:
-        if labels in self._tasks:
-            self._tasks.remove(labels)
-            for metric in METRICS.values():
-                if metric.per_task:
-                    self._families[metric.name].remove(*labels)
+                self._tasks.add(labels)
+        width = 1 if metric.kind == "counter" else 2 + len(metric.buckets)
+        return self._pending.setdefault((metric.name, labels), [0.0] * width)
 
 
-def _family(metric: Metric, registry: prometheus_client.CollectorRegistry) -> Any:
-    if metric.kind == "histogram":
-        return prometheus_client.Histogram(
-            metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry
-        )
-    kind = prometheus_client.Counter if metric.kind == "counter" else prometheus_client.Gauge
-    return kind(metric.name, metric.help, metric.labels, registry=registry)
-
-
-def _check(name: str, kind: str, labels: tuple[str, ...]) -> None:
+def _check(name: str, kind: str, labels: _Labels) -> Metric:
     metric = METRICS[name]
     if metric.kind != kind or len(labels) != len(metric.labels):
         raise ValueError(f"{name} is a {metric.kind} with the labels {metric.labels}")
+    return metric

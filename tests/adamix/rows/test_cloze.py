@@ -35,6 +35,7 @@ from adamix.modules.attach import attach
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.routing import parse_routing
 from adamix.rows import cloze
+from adamix.texts import MAX_TEXT_BYTES
 from adamix.training.train import train
 from adamix_server.frontend.control.validation import judge
 
@@ -179,6 +180,12 @@ class TestWhatIsRead:
         # The longer text gives first: where one lost anything, the other is no longer than it by more than a token.
         for own, other, before in ((kept[0], kept[1], first), (kept[1], kept[0], second)):
             assert own == before or other <= own + 1
+
+    def test_no_more_than_64_kib_of_a_text_is_read(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        late = Example(" " * MAX_TEXT_BYTES + "plot", 0, "cast" + " " * MAX_TEXT_BYTES)
+        (row,) = _rows(_spec(tokenizer, PAIRS), tokenizer, late)
+        assert _words(tokenizer, row) == ["[CLS]", "?", "[MASK]", ",", "cast", "[SEP]"]
+        assert row.is_truncated
 
     def test_a_character_of_several_tokens_is_cut_as_a_whole(self) -> None:
         """Its tokens all lie at the same place of the text, so that cutting one of them alone would cut nothing."""

@@ -1,6 +1,8 @@
 """The supervisor with children that are played: who is started, drained, replaced and given up on, and when."""
 
+import asyncio
 import errno
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,30 @@ async def test_a_child_that_falls_silent_is_replaced(start_stage: StartStage, mo
     stuck = stage.children["frontend-0"][0]
     await stage.until(lambda: len(stage.children["frontend-0"]) == 2)
     assert stuck.gone
+    stage.supervisor.stop()
+    await stage.ended()
+
+
+async def test_children_outlive_a_pause_of_the_supervisor(
+    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for silence in ("_ENGINE_SILENCE_S", "_FRONT_END_SILENCE_S"):
+        monkeypatch.setattr(supervisors, silence, 0.4)
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+
+    async def beat() -> None:
+        while True:
+            for (child,) in stage.children.values():
+                child.says.put_nowait(Stats(samples=[]))
+            await asyncio.sleep(0.02)
+
+    beating = asyncio.create_task(beat())
+    await asyncio.sleep(0.05)
+    time.sleep(1.0)  # noqa: ASYNC251 - the loop stands still, as that of a stopped process
+    await asyncio.sleep(0.5)
+    assert {name: len(children) for name, children in stage.children.items()} == {"engine": 1, "frontend-0": 1}
+    beating.cancel()
     stage.supervisor.stop()
     await stage.ended()
 

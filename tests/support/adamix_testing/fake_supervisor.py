@@ -1,11 +1,12 @@
 """A supervisor that is played: the other end of a front end's pipe, in the same process."""
 
 import asyncio
+from collections.abc import Callable
 from typing import TypeVar
 
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.engine_frames import Frame
-from adamix_server.channel.supervisor_frames import Agreed, Seen
+from adamix_server.channel.supervisor_frames import Agreed, Sample, Seen, Stats
 
 Kind = TypeVar("Kind", bound=Frame)
 
@@ -21,6 +22,9 @@ class FakeSupervisor:
 
     def send(self, frame: FromChild) -> None:
         self._loop.call_soon_threadsafe(self._take, frame)
+
+    def report(self, drain: Callable[[], list[Sample]]) -> None:
+        self.send(Stats(samples=drain()))
 
     async def receive(self) -> ToChild | None:
         return await self._to_child.get()

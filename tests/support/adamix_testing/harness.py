@@ -16,6 +16,7 @@ from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.channel.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
 from adamix_server.client import Client
+from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
 from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
@@ -35,7 +36,7 @@ class Harness:
         self.front_end = front_end
         self.address = address
         self.store = store
-        self.channel = grpc.aio.insecure_channel(address)
+        self.channel = grpc.aio.insecure_channel(address, options=channel_options())
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)

@@ -1,6 +1,7 @@
 """A supervisor whose children are played: each says what the test tells it to."""
 
 import asyncio
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ class Played:
     def __init__(self, stage: "Stage", name: str, start: StartEngine | StartFrontEnd) -> None:
         self.stage, self.name, self.start_frame = stage, name, start
         self.is_ready = False
+        self.pid = os.getpid()
         self.says: asyncio.Queue[FromChild | None] = asyncio.Queue()
         self.heard: list[ToChild] = []
         self.gone = False
@@ -79,6 +81,12 @@ class Stage:
         self.children[name].append(child)
         child.says.put_nowait(self._first_words(name, len(self.children[name])))
         return child
+
+    @property
+    def metrics_address(self) -> str:
+        """Where probes are answered, once a child has been started."""
+        assert self.supervisor.metrics_address
+        return self.supervisor.metrics_address
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that has no event of its own; raises what ended the supervisor meanwhile."""
@@ -132,6 +140,7 @@ def stage_of(
         drain_delay_s=0,
         drain_grace_s=30,
         front_ends=front_ends,
+        metrics_port=0,
     )
     stage = Stage(config, first_words)
 

@@ -25,7 +25,7 @@ from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations
 from adamix_server.frontend.control.shares import Shares
 from adamix_server.frontend.control.upload_places import UploadPlaces
-from adamix_server.frontend.control.watch import Watch
+from adamix_server.frontend.control.watch import Mark, Watch
 from adamix_server.names import check_digest
 
 # Between so many rows other calls get on.
@@ -34,6 +34,10 @@ ROWS_AT_ONCE = 16
 MESSAGES_A_TURN = 64
 MESSAGE_S = 0.0001
 LOOK_S = 0.000_000_5
+_MARKS = {
+    Mark.SYNCHRONISED: adapters_pb2.WatchTasksResponse(synchronised=True),
+    Mark.HEARTBEAT: adapters_pb2.WatchTasksResponse(heartbeat=True),
+}
 
 Row = TypeVar("Row")
 Message = TypeVar("Message")
@@ -159,17 +163,18 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         return adapters_pb2.PinVersionResponse(version=version)
 
     async def WatchTasks(
-        self, _request: adapters_pb2.WatchTasksRequest, context: Any
+        self, _request: adapters_pb2.WatchTasksRequest, _context: Any
     ) -> AsyncIterator[adapters_pb2.WatchTasksResponse]:
         tenant = calls.current().tenant
         # To look through all tasks comes first.
         await self._pay_for_messages(len(self._view.snapshot.tasks) * LOOK_S)
         with self._watch.start() as snapshot:
-            # A tenant without tasks has no message to come; this tells the client that it is heard from here on.
-            await context.send_initial_metadata(())
             async with aclosing(self._watch.follow(tenant, snapshot)) as changes:
                 sent = count(1)
                 async for change in changes:
+                    if isinstance(change, Mark):
+                        yield _MARKS[change]
+                        continue
                     yield convert.to_change(tenant, change.task, change.row)
                     if next(sent) % MESSAGES_A_TURN == 0:
                         await self._pay_for_messages(is_bounded=True)

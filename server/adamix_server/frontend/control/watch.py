@@ -1,9 +1,12 @@
 """Tells watchers how a tenant's tasks stand, and every change from then on.
 
 A watcher compares the snapshot it has told of with the newest one, so it can neither miss a change nor hear of it
-twice; one that reads slowly hears of the newest state, not of every step. One comparison looks at the tasks that the
-newest snapshot says it differs in (at every task of the server, if steps were left out) and serves all watchers that
-wait for the same step. Knows the catalog's view; knows neither gRPC nor how a snapshot comes to be.
+twice; one that reads slowly hears of the newest state, not of every step. It hears when it has been told all there was,
+and from then on a sign of life in every silence, by which it tells a quiet server from a dead connection.
+
+One comparison looks at the tasks that the newest snapshot says it differs in (at every task of the server, if steps
+were left out) and serves all watchers that wait for the same step. Knows the catalog's view; knows neither gRPC nor how
+a snapshot comes to be.
 """
 
 import asyncio
@@ -12,9 +15,10 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
+from enum import Enum, auto
 from typing import Any
 
-from adamix.errors import DeadlineExceeded, Overloaded
+from adamix.errors import Overloaded
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.frontend.boundary.admission import Admission, draining
 from adamix_server.frontend.catalog_view import CatalogView
@@ -23,7 +27,7 @@ from adamix_server.telemetry.metrics import Recorder
 
 # Each keeps a call open, and a snapshot in memory while it reads it.
 RETRY_S = 10.0
-IDLE_S = 3600.0
+HEARTBEAT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,13 @@ class Change:
 
     task: str
     row: TaskRow | None
+
+
+class Mark(Enum):
+    """What is said without a task: that all there was has been told, or that nothing has changed for 15 s."""
+
+    SYNCHRONISED = auto()
+    HEARTBEAT = auto()
 
 
 class Watch:
@@ -67,46 +78,50 @@ class Watch:
             if not self._watchers:
                 self._compared = None  # nobody needs the old snapshots any more
 
-    async def follow(self, tenant: str, snapshot: Snapshot) -> AsyncGenerator[Change]:
-        """Every task of `snapshot` that is the tenant's, by name; then each change since, as it happens.
+    async def follow(self, tenant: str, snapshot: Snapshot) -> AsyncGenerator[Change | Mark]:
+        """Every task of `snapshot` that is the tenant's, by name, and SYNCHRONISED; then each change as it happens.
 
         Raises:
-            DeadlineExceeded: nothing has changed for an hour (`STREAM_IDLE`).
             Unavailable: the server drains (`DRAINING`).
         """
         for row in await asyncio.to_thread(_rows_of, tenant, snapshot):
             yield Change(row.task, row)
+        yield Mark.SYNCHRONISED
         loop = asyncio.get_running_loop()
         closed = asyncio.ensure_future(self._admission.closed())
         try:
-            idle_since = loop.time()
+            said_at = loop.time()
             while True:
-                newest = await self._next(snapshot, closed, idle_since + IDLE_S - loop.time())
-                for change in self._compare(snapshot, newest).get(tenant, ()):
+                newest = await self._next(snapshot, closed, said_at + HEARTBEAT_S - loop.time())
+                changes = self._compare(snapshot, newest).get(tenant, ())
+                for change in changes:
                     yield change
-                    idle_since = loop.time()
+                # Silent also where others' tasks change all the time.
+                if not changes and loop.time() >= said_at + HEARTBEAT_S:
+                    yield Mark.HEARTBEAT
+                    said_at = loop.time()
+                elif changes:
+                    said_at = loop.time()
                 snapshot = newest
         finally:
             closed.cancel()
 
     async def _next(self, seen: Snapshot, closed: "asyncio.Future[None]", timeout_s: float) -> Snapshot:
-        """The newest snapshot once it is not `seen`. Raises as `follow` does."""
+        """The newest snapshot: once it is not `seen`, or after `timeout_s`. Raises as `follow` does."""
         changed = asyncio.ensure_future(self._view.changed(seen))
         try:
             waiting: set[asyncio.Future[Any]] = {changed, closed}
-            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=max(0.0, timeout_s), return_when=asyncio.FIRST_COMPLETED)
             if closed.done():
                 raise draining()
-            if not changed.done():
-                raise DeadlineExceeded(
-                    f"no task has changed for {IDLE_S:g} s; watch again to go on", reason="STREAM_IDLE"
-                )
-            return changed.result()
+            return changed.result() if changed.done() else seen
         finally:
             changed.cancel()
 
     def _compare(self, old: Snapshot, new: Snapshot) -> Mapping[str, list[Change]]:
         """What differs, by tenant."""
+        if old is new:
+            return {}
         if self._compared is None or self._compared[0] is not old or self._compared[1] is not new:
             self._compared = (old, new, compare(old, new))
         return self._compared[2]

@@ -26,16 +26,26 @@ from adamix_server.frontend.readiness import Readiness
 from adamix_server.limits import MAX_INPUTS_PER_CALL
 
 TEXT, TEXT_PAIR = "text", "text_pair"
+# Triton's extension: the best N scores of an output as `score:index:label`. What its clients call `class_count`.
+CLASSIFICATION = "classification"
 _LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
 class _Output:
-    """One output tensor. `width`: values per input, -1 where that is not known before; None for one without a row."""
+    """One output tensor.
+
+    Attributes:
+        width: values per input, -1 where that is not known before; None for one without a row.
+        labels: of its values, in their order, where they belong to labels.
+        classes: how many of them are asked for by name, the best first; 0 for all as they are.
+    """
 
     name: str
     datatype: str
     width: int | None
+    labels: tuple[str, ...] = ()
+    classes: int = 0
 
     def shape(self, num_inputs: int, width: int | None = None) -> list[int]:
         return [num_inputs] if self.width is None else [num_inputs, self.width if width is None else width]
@@ -115,7 +125,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 def _outputs(head: HeadSpec) -> tuple[_Output, ...]:
     match head.type:
         case "classification" | "multilabel":
-            return (_Output("label", "BYTES", None), _Output("scores", "FP32", head.num_labels))
+            return (_Output("label", "BYTES", None), _Output("scores", "FP32", head.num_labels, tuple(head.labels)))
         case "regression":
             return (_Output("score", "FP32", None),)
         case _:
@@ -130,15 +140,31 @@ def _requested(
     chosen: dict[str, _Output] = {}
     for index, tensor in enumerate(asked):
         field = f"outputs[{index}]"
-        _refuse_parameters(tensor.parameters, field)
+        _refuse_parameters((name for name in tensor.parameters if name != CLASSIFICATION), field)
         if tensor.name not in known or tensor.name in chosen:
             raise InvalidRequest(
                 f"{field}: this task's outputs are {', '.join(known)}, each at most once",
                 reason="OUTPUT_UNKNOWN",
                 field=f"{field}.name",
             )
-        chosen[tensor.name] = known[tensor.name]
+        chosen[tensor.name] = _of_classes(known[tensor.name], tensor.parameters, field)
     return tuple(chosen.values()) or outputs
+
+
+def _of_classes(output: _Output, parameters: Mapping[str, pb.InferParameter], field: str) -> _Output:
+    """The output as a request wants it: with its best classes by name if it says how many. Raises InvalidRequest."""
+    if CLASSIFICATION not in parameters:
+        return output
+    parameter = parameters[CLASSIFICATION]
+    count = parameter.int64_param
+    if not output.labels or parameter.WhichOneof("parameter_choice") != "int64_param" or count < 0:
+        raise InvalidRequest(
+            f"the parameter {CLASSIFICATION} is a count of labels, of the output scores alone",
+            reason="PARAMETER_INVALID",
+            field=f"{field}.parameters[{CLASSIFICATION}]",
+        )
+    count = min(count, len(output.labels))
+    return replace(output, datatype="BYTES", width=count, classes=count) if count else output
 
 
 def _items(request: pb.ModelInferRequest, found: Item) -> list[Item]:
@@ -219,10 +245,11 @@ def _size(tensor: pb.ModelInferRequest.InferInputTensor, field: str) -> int:
             f"{field} must have the datatype BYTES", reason="DATATYPE_INVALID", field=f"{field}.datatype"
         )
     shape = list(tensor.shape[:3])
-    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or not 1 <= shape[0] <= MAX_INPUTS_PER_CALL:
+    is_list = len(shape) in (1, 2) and shape[1:] in ([], [1])
+    if not is_list or not 1 <= shape[0] <= MAX_INPUTS_PER_CALL:
         raise InvalidRequest(
             f"{field} must have the shape [n] or [n, 1] with n from 1 to {MAX_INPUTS_PER_CALL}",
-            reason="SHAPE_INVALID",
+            reason="INPUT_COUNT" if is_list else "SHAPE_INVALID",
             field=f"{field}.shape",
         )
     return shape[0]
@@ -294,6 +321,12 @@ def _values(result: Result) -> Mapping[str, Sequence[Any]]:
             return {"embedding": result.values}
 
 
+def _best(scores: Sequence[float], output: _Output) -> list[str]:
+    """The best classes of an output for one input, as Triton writes them."""
+    ranked = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [f"{scores[index]:f}:{index}:{output.labels[index]}" for index in ranked[: output.classes]]
+
+
 def _response(
     request: pb.ModelInferRequest, found: Item, outputs: tuple[_Output, ...], results: Iterable[Result]
 ) -> pb.ModelInferResponse:
@@ -307,7 +340,8 @@ def _response(
     is_raw = bool(request.raw_input_contents)
     rows = [_values(result) for result in results]
     for output in outputs:
-        values = list(chain.from_iterable(row[output.name] for row in rows))
+        of_inputs = (_best(row[output.name], output) if output.classes else row[output.name] for row in rows)
+        values = list(chain.from_iterable(of_inputs))
         tensor = response.outputs.add(name=output.name, datatype=output.datatype)
         tensor.shape.extend(output.shape(num_inputs, len(values) // num_inputs))
         if output.datatype == "FP32":

@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
+from adamix.texts import cut
 from adamix_server.limits import MAX_PENDING_TEXT_BYTES, MAX_TEXT_BYTES
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ _CHUNK_LENGTH = 32 << 10
 class Text(msgspec.Struct, frozen=True):
     """One input to tokenize.
 
-    `max_tokens` is its task's limit, special tokens included. `truncate` drops tokens at the right end instead of
-    refusing a longer text (of a pair: from the longer of the two). `field` is where it stood in the request.
+    `max_tokens` is its task's limit, special tokens included. `truncate` drops the right end instead of refusing a
+    longer text: characters beyond 64 KiB, then tokens (of a pair: from the longer of the two). `field` is where it
+    stood in the request.
     """
 
     first: str
@@ -78,7 +80,7 @@ class Tokenizer:
         Raises:
             Overloaded: too much text waits already; nothing was queued.
         """
-        length = sum(len(text.first) + len(text.second or "") for text in texts)
+        length = sum(map(_length, texts))
         if length <= _INLINE_LENGTH:
             return self.encode(texts)
         num_bytes = length + _BYTES_PER_INPUT * len(texts)
@@ -97,15 +99,14 @@ class Tokenizer:
     def encode(self, texts: Sequence[Text]) -> list[Tokens | AdamixError]:
         """`tokenize` in the calling thread.
 
-        An InvalidRequest says that a text is empty, over 64 KiB, or over its task's limit without leave to truncate;
-        an InternalError that the tokenizer failed on it (the log says how).
+        An InvalidRequest says that a text is empty, or over 64 KiB or its task's limit without leave to truncate; an
+        InternalError that the tokenizer failed on it (the log says how).
         """
         results: dict[int, Tokens | AdamixError] = {}
         good: list[tuple[int, Text]] = []
         for index, text in enumerate(texts):
             try:
-                _check(text)
-                good.append((index, text))
+                good.append((index, _admitted(text)))
             except InvalidRequest as error:
                 results[index] = error
         for indexed in _chunks(good):
@@ -175,12 +176,14 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (short, long) if first <= second else (long, short)
 
 
-def check_text(text: str, field: str) -> None:
-    """Raise InvalidRequest unless `text` has content and is at most 64 KiB of UTF-8."""
+def admit(text: str, field: str, *, truncate: bool) -> str:
+    """`text`, or where it may be cut its first 64 KiB. Raises InvalidRequest if it is empty, or too long otherwise."""
     if not text or text.isspace():
         raise InvalidRequest("text is empty", reason="TEXT_EMPTY", field=field)
-    if len(text) > MAX_TEXT_BYTES or len(text.encode()) > MAX_TEXT_BYTES:
+    beginning = cut(text)
+    if beginning is not text and not truncate:
         raise InvalidRequest(f"text is over {MAX_TEXT_BYTES >> 10} KiB", reason="TEXT_TOO_LARGE", field=field)
+    return beginning
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, max_tokens: int, field: str) -> Tokens:
@@ -205,10 +208,20 @@ def check_ids(ids: Sequence[int], vocab_size: int, max_tokens: int, field: str) 
     return Tokens(_int32(values))
 
 
-def _check(text: Text) -> None:
-    check_text(text.first, text.field if text.second is None else f"{text.field}.first")
-    if text.second is not None:
-        check_text(text.second, f"{text.field}.second")
+def _admitted(text: Text) -> Text:
+    """As it is tokenised. Raises as `admit`."""
+    if text.second is None:
+        first, second = admit(text.first, text.field, truncate=text.truncate), None
+    else:
+        first = admit(text.first, f"{text.field}.first", truncate=text.truncate)
+        second = admit(text.second, f"{text.field}.second", truncate=text.truncate)
+    is_whole = first is text.first and second is text.second
+    return text if is_whole else msgspec.structs.replace(text, first=first, second=second)
+
+
+def _length(text: Text) -> int:
+    """Characters to tokenise; what is longer than one text may be is cut or refused before."""
+    return min(len(text.first), MAX_TEXT_BYTES) + min(len(text.second or ""), MAX_TEXT_BYTES)
 
 
 def _chunks(texts: Iterable[tuple[int, Text]]) -> Iterator[list[tuple[int, Text]]]:
@@ -217,7 +230,7 @@ def _chunks(texts: Iterable[tuple[int, Text]]) -> Iterator[list[tuple[int, Text]
     length = 0
     for index, text in texts:
         chunk.append((index, text))
-        length += len(text.first) + len(text.second or "")
+        length += _length(text)
         if length >= _CHUNK_LENGTH:
             yield chunk
             chunk, length = [], 0

@@ -12,15 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix_protos.v1 import adapters_pb2 as pb
+from adamix_protos.v1 import adapters_pb2_grpc
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.channel.supervisor_frames import Drained
 from adamix_server.client import Client
+from adamix_server.frontend import endpoint
 from adamix_server.frontend.boundary.admission import Admission
-from adamix_server.frontend.control.watch import Watch, compare
+from adamix_server.frontend.control.watch import Change, Mark, Watch, compare
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing
+from adamix_testing.network import network
 from adamix_testing.refusals import refusal
 
 WATCH = pb.WatchTasksRequest()
@@ -56,6 +59,7 @@ async def test_every_task_once_and_then_every_change(
 
     digests = [hashlib.sha256(data).hexdigest() for data in (first, second)]
     assert [await told(), await told()] == [("a", False, digests[:1]), ("b", False, digests[:1])]
+    assert (await call.read()).synchronised
     await harness.adapters.RegisterAdapter(upload(second, "a"))
     assert await told() == ("a", False, digests[1:])
     await harness.adapters.RegisterAdapter(upload(first, "c"))
@@ -69,7 +73,7 @@ async def test_every_task_once_and_then_every_change(
 
 async def test_a_tenant_without_tasks_knows_that_it_is_heard(harness: Harness, make_adapter: MakeAdapter) -> None:
     call = harness.adapters.WatchTasks(WATCH)
-    await call.initial_metadata()
+    assert await call.read() == pb.WatchTasksResponse(synchronised=True)
     await harness.adapters.RegisterAdapter(upload(make_adapter(), "sst2"))
     message = await call.read()
     assert message.task.name == "tenants/default/tasks/sst2"
@@ -95,7 +99,7 @@ async def test_whoever_follows_every_message_knows_every_task(
         async for message in harness.adapters.WatchTasks(WATCH):
             if message.deleted:
                 del known[message.task.name]
-            else:
+            elif not message.synchronised:
                 known[message.task.name] = message.task.etag
                 etags.append(message.task.etag)
 
@@ -140,13 +144,62 @@ async def test_only_so_many_watch(
         each.cancel()
 
 
-async def test_a_stream_on_which_nothing_happens_ends(
+async def test_a_heartbeat_breaks_every_silence(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while other tenants' tasks change; and the stream has no end of its own."""
+    monkeypatch.setattr("adamix_server.frontend.control.watch.HEARTBEAT_S", 0.05)
+    seed("theirs", make_adapter(), tenant="other")
+    harness = await start_serving()
+    call = harness.adapters.WatchTasks(WATCH)
+    assert (await call.read()).synchronised
+    for _ in range(3):
+        assert await call.read() == pb.WatchTasksResponse(heartbeat=True)
+    await harness.adapters.RegisterAdapter(upload(make_adapter(), "mine"))
+    while (message := await call.read()).heartbeat:
+        pass
+    assert message.task.name == "tenants/default/tasks/mine"
+    assert (await call.read()).heartbeat
+    call.cancel()
+
+
+async def test_heartbeats_come_however_often_others_tasks_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamix_server.frontend.control.watch.HEARTBEAT_S", 0.05)
+    view = SimpleNamespace(step=0)
+
+    async def changed(since: Snapshot) -> Snapshot:
+        await asyncio.sleep(0.001)
+        view.step += 1
+        return Snapshot(revision=view.step, tasks={("other", "t"): row("t", f"{view.step}", "other")})
+
+    view.changed = changed
+    watch = Watch(view, Admission(), Recorder())  # type: ignore[arg-type]
+    marks = watch.follow("default", Snapshot(revision=0, tasks={}))
+    assert [await anext(marks) for _ in range(3)] == [Mark.SYNCHRONISED, Mark.HEARTBEAT, Mark.HEARTBEAT]
+    await marks.aclose()
+
+
+async def test_a_watcher_that_is_gone_without_a_word_gives_its_place_back(
     start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.control.watch.IDLE_S", 0.05)
+    """The limits of the endpoint itself, a hundred times as short."""
+    of_pings = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    assert {name for name, _ in endpoint.OPTIONS}.issuperset(of_pings)
+    short = tuple((name, value // 100 if name in of_pings else value) for name, value in endpoint.OPTIONS)
+    monkeypatch.setattr(endpoint, "OPTIONS", short)
     harness = await start_serving()
-    found = await refusal(read_all(harness.adapters.WatchTasks(WATCH)))
-    assert found == (grpc.StatusCode.DEADLINE_EXCEEDED, "STREAM_IDLE")
+    ended: set[tuple[str, ...]] = set()
+
+    def has_ended() -> bool:
+        ended.update(sample.labels for sample in harness.front_end._recorder.drain())
+        return ("adamix.v1.AdapterService/WatchTasks", "CANCELLED") in ended
+
+    async with network(harness.address) as between, grpc.aio.insecure_channel(between.address) as channel:
+        call = adapters_pb2_grpc.AdapterServiceStub(channel).WatchTasks(WATCH)
+        await call.read()
+        between.forget()
+        async with asyncio.timeout(20):
+            await harness.until(has_ended)
 
 
 async def test_draining_ends_it(start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter) -> None:
@@ -175,7 +228,7 @@ async def test_the_client_iterates_and_stops(
         client.delete_task("sst2")
         change = next(changes)
         assert (change.name, change.task) == ("tenants/default/tasks/sst2", None)
-        changes.close()  # type: ignore[attr-defined] # it is a generator
+        changes.close()
 
     await harness.call(work)
 
@@ -225,9 +278,9 @@ async def test_a_slow_reader_gets_the_newest_state_and_not_every_step() -> None:
     view.changed = changed
     watch = Watch(view, Admission(), Recorder())  # type: ignore[arg-type]
     changes = watch.follow("default", snapshots[0])
-    etags = [change.row.etag if (change := await anext(changes)).row else ""]
+    told = [await anext(changes), await anext(changes)]
     for view.snapshot in snapshots[1:]:
         await asyncio.sleep(0)
-    etags.append(change.row.etag if (change := await anext(changes)).row else "")
+    told.append(await anext(changes))
     await changes.aclose()
-    assert etags == ["0", "4"]
+    assert told == [Change("t", row("t", "0")), Mark.SYNCHRONISED, Change("t", row("t", "4"))]

@@ -20,6 +20,7 @@ def infer(
     pairs: list[str] | None = None,
     shape: list[int] | None = None,
     outputs: list[str] | None = None,
+    class_count: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
     """Outputs by name, beside "model_version", "id" and the "shapes"."""
@@ -29,7 +30,7 @@ def infer(
             tensor = triton.InferInput(name, shape or [len(values)], "BYTES")
             tensor.set_data_from_numpy(np.array([v.encode() for v in values], dtype=np.object_).reshape(tensor.shape()))
             tensors.append(tensor)
-    requested = None if outputs is None else [triton.InferRequestedOutput(name) for name in outputs]
+    requested = None if outputs is None else [triton.InferRequestedOutput(name, class_count) for name in outputs]
     result = client.infer(model, tensors, outputs=requested, **options)
     response = result.get_response()
     found: dict[str, Any] = {"model_version": response.model_version, "id": response.id, "shapes": {}}
@@ -38,7 +39,7 @@ def infer(
         found["shapes"][output.name] = list(output.shape)
         assert list(array.shape) == list(output.shape)
         is_text = output.datatype == "BYTES"
-        found[output.name] = [value.decode() for value in array] if is_text else array.tolist()
+        found[output.name] = np.char.decode(array.astype(np.bytes_)).tolist() if is_text else array.tolist()
     return found
 
 

@@ -5,13 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import models
 
 from adamix import data as datasets
+from adamix import texts
 from adamix.backbones import backbone
 from adamix.data import Example
 from adamix.errors import AdamixError
 from adamix.rows.labelled import tokenize
+from adamix.texts import MAX_TEXT_BYTES
 from adamix_server.frontend.inference.tokenization import Text, Tokenizer
 
 
@@ -22,8 +26,8 @@ def test_the_server_cuts_pairs_as_training_does(limit: int, tmp_path: Path) -> N
     (tmp_path / "tokenizer.json").write_text(backbone.export_tokenizer("minilm"), encoding="utf-8")
     server, training = Tokenizer(tmp_path / "tokenizer.json", threads=1), backbone.load_tokenizer("minilm")
     words = " ".join(e.text for e in datasets.load("trec", split="train").examples[:40]).split()
-    texts = [" ".join(words[:n]) for n in (1, 3, 12, 13, 25, 60, 200)]
-    examples = [Example(first, 0, second) for first in texts for second in [None, *texts]]
+    lengths = [" ".join(words[:n]) for n in (1, 3, 12, 13, 25, 60, 200)]
+    examples = [Example(first, 0, second) for first in lengths for second in [None, *lengths]]
     rows = tokenize(training, examples, max_length=limit, has_types=True)
     found = server.encode([Text(e.text, e.pair, limit, truncate=True, field="inputs[0]") for e in examples])
     server.close()
@@ -33,6 +37,40 @@ def test_the_server_cuts_pairs_as_training_does(limit: int, tmp_path: Path) -> N
         assert tuple(np.frombuffer(tokens.ids, "<i4")) == row.input_ids
         types = (0,) * len(row) if tokens.type_ids is None else tuple(np.frombuffer(tokens.type_ids, "<i4"))
         assert types == row.type_ids
+
+
+@pytest.mark.weights
+def test_texts_over_64_kib_are_cut_as_training_cuts_them(tmp_path: Path) -> None:
+    """Beyond what a data file may hold, too; in the middle of a character; and where 64 KiB are not even one token."""
+    (tmp_path / "tokenizer.json").write_text(backbone.export_tokenizer("minilm"), encoding="utf-8")
+    server, training = Tokenizer(tmp_path / "tokenizer.json", threads=1), backbone.load_tokenizer("minilm")
+    words = " ".join(e.text for e in datasets.load("trec", split="train").examples)
+    normal = [words[: MAX_TEXT_BYTES + 1], (words * 3)[:200_000], "ü" * 40_000, "x" + "漢字 " * 30_000]
+    odd = [" " * MAX_TEXT_BYTES + "late", "late" + " " * 100_000, "x" * (MAX_TEXT_BYTES - 1) + "ü " + words]
+    examples = [Example(first, 0, second) for first in [*normal, *odd] for second in (None, odd[0])]
+    examples.append(Example("short", 0, normal[1]))
+    rows = tokenize(training, examples, max_length=128, has_types=True)
+    found = server.encode([Text(e.text, e.pair, 128, truncate=True, field="inputs[0]") for e in examples])
+    for tokens, row in zip(found, rows, strict=True):
+        assert not isinstance(tokens, AdamixError)
+        assert tuple(np.frombuffer(tokens.ids, "<i4")) == row.input_ids
+        assert row.is_truncated
+    whole = [training(text, truncation=True, max_length=128)["input_ids"] for text in normal]
+    assert [list(rows[2 * i].input_ids) for i in range(len(normal))] == whole, "tokens are those of the whole text"
+    (refused,) = server.encode([Text(normal[0], None, 128, truncate=False, field="inputs[0].text")])
+    server.close()
+    assert isinstance(refused, AdamixError)
+    assert (refused.reason, refused.field) == ("TEXT_TOO_LARGE", "inputs[0].text")
+
+
+@given(st.text(st.sampled_from("aü漢🙂")), st.integers(0, 12))
+def test_a_cut_keeps_whole_characters_and_no_more_than_fits(text: str, limit: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "MAX_TEXT_BYTES", limit)
+        kept = texts.cut(text)
+    assert text.startswith(kept)
+    assert len(kept.encode()) <= limit
+    assert kept is text or len(text[: len(kept) + 1].encode()) > limit
 
 
 @pytest.mark.weights

@@ -166,10 +166,23 @@ async def test_what_the_protocol_can_say_and_this_server_cannot_do(
             "PARAMETER_UNKNOWN",
             "inputs[0].parameters[shared_memory_region]",
         ),
+        *(
+            (
+                {"outputs": [output(name=name, parameters={"classification": value})]},
+                "PARAMETER_INVALID",
+                "outputs[0].parameters[classification]",
+            )
+            for name, value in (
+                ("label", pb.InferParameter(int64_param=3)),
+                ("scores", pb.InferParameter(int64_param=-1)),
+                ("scores", pb.InferParameter(bool_param=True)),
+                ("scores", parameter("2")),
+            )
+        ),
         (
-            {"outputs": [output(name="label", parameters={"classification": pb.InferParameter(int64_param=3)})]},
+            {"outputs": [output(name="scores", parameters={"binary_data": pb.InferParameter(bool_param=True)})]},
             "PARAMETER_UNKNOWN",
-            "outputs[0].parameters[classification]",
+            "outputs[0].parameters[binary_data]",
         ),
         ({"outputs": [output(name="logits")]}, "OUTPUT_UNKNOWN", "outputs[0].name"),
         ({"outputs": [output(name="label"), output(name="label")]}, "OUTPUT_UNKNOWN", "outputs[1].name"),
@@ -179,11 +192,11 @@ async def test_what_the_protocol_can_say_and_this_server_cannot_do(
         ({"inputs": [], "raw_input_contents": []}, "INPUT_MISSING", "inputs"),
         ({"inputs": [tensor(datatype="INT32")]}, "DATATYPE_INVALID", "inputs[0].datatype"),
         ({"inputs": [tensor(shape=())]}, "SHAPE_INVALID", "inputs[0].shape"),
-        ({"inputs": [tensor(shape=(0,))]}, "SHAPE_INVALID", "inputs[0].shape"),
-        ({"inputs": [tensor(shape=(-1,))]}, "SHAPE_INVALID", "inputs[0].shape"),
+        ({"inputs": [tensor(shape=(0,))]}, "INPUT_COUNT", "inputs[0].shape"),
+        ({"inputs": [tensor(shape=(-1,))]}, "INPUT_COUNT", "inputs[0].shape"),
         (
             {"inputs": [tensor(shape=(65,))], "raw_input_contents": [raw(*[b"w1"] * 65)]},
-            "SHAPE_INVALID",
+            "INPUT_COUNT",
             "inputs[0].shape",
         ),
         ({"inputs": [tensor(shape=(1, 2))]}, "SHAPE_INVALID", "inputs[0].shape"),
@@ -265,6 +278,42 @@ async def test_contents_are_answered_in_kind(
     label, scores = answer.outputs
     assert list(label.contents.bytes_contents) == ["ü".encode()] * 2
     assert (list(scores.shape), len(scores.contents.fp32_contents)) == ([2, 3], 6)
+
+
+async def test_classes_by_name_as_triton_writes_them(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
+    """The best N, the best first: `score:index:label`; more than there are is all of them, 0 is the tensor itself."""
+    digests = {task: seed(task, make_adapter(head)) for task, head in (("intent", INTENT), ("tags", TAGS))}
+    harness = await start_serving(prepare=lambda engine: engine.widths.update({digests["tags"]: 4}))
+    scores = np.exp([0.0, 4.0, 8.0]) / np.exp([0.0, 4.0, 8.0]).sum()
+    best = [f"{scores[i]:.6f}:{i}:{label}" for i, label in ((2, "ü"), (1, "b"), (0, "a"))]
+    asked = {"model": "intent", "texts": ["w1 w2", "w1 w2"], "outputs": ["scores"]}
+    two, all_of_them, tags = await stock(
+        harness.address,
+        ("infer", {**asked, "class_count": 2}),
+        ("infer", {**asked, "class_count": 9}),
+        ("infer", {**asked, "model": "tags", "texts": ["w1 w2"], "class_count": 1}),
+    )
+    assert two["value"]["scores"] == [best[:2]] * 2
+    assert two["value"]["shapes"] == {"scores": [2, 2]}
+    assert all_of_them["value"]["scores"] == [best] * 2
+    assert tags["value"]["scores"] == [["0.999994:3:LABEL_3"]]
+
+    def requested(count: int) -> pb.ModelInferRequest.InferRequestedOutputTensor:
+        parameters = {"classification": pb.InferParameter(int64_param=count)}
+        return pb.ModelInferRequest.InferRequestedOutputTensor(name="scores", parameters=parameters)
+
+    answer = await stub(harness).ModelInfer(infer(b"w1 w2", outputs=[requested(1)]))
+    (output,) = answer.outputs
+    assert (output.datatype, list(output.shape)) == ("BYTES", [1, 1])
+    assert answer.raw_output_contents == [raw(best[0].encode())]
+    contents = pb.InferTensorContents(bytes_contents=[b"w1 w2"])
+    typed = {"inputs": [tensor(contents=contents)], "raw_input_contents": [], "outputs": [requested(1)]}
+    answer = await stub(harness).ModelInfer(infer(b"w1 w2", **typed))
+    assert list(answer.outputs[0].contents.bytes_contents) == [best[0].encode()]
+    plain = await stub(harness).ModelInfer(infer(b"w1 w2", outputs=[requested(0)]))
+    assert (plain.outputs[0].datatype, list(plain.outputs[0].shape)) == ("FP32", [1, 3])
 
 
 async def test_ready_follows_the_engine_and_calls_are_counted(

@@ -9,6 +9,7 @@ import pytest
 
 from adamix.errors import InternalError, Overloaded
 from adamix.files.manifest import HeadSpec
+from adamix_protos.open_inference import open_inference_pb2, open_inference_pb2_grpc
 from adamix_protos.v1 import inference_pb2 as pb
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -55,6 +56,42 @@ async def test_one_call_mixes_heads_of_all_kinds(
     np.testing.assert_allclose(np.linalg.norm(vector.embedding.values), 1.0, rtol=1e-6)
     assert response.timing.batch_requests == 4
     assert response.timing.compute_s == pytest.approx(0.002)
+
+
+async def test_with_truncation_right_a_text_may_be_as_long_as_a_message(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
+    """On every way in, singly and in pairs; without it 64 KiB is the limit."""
+    seed("sst2", make_adapter())
+    harness = await start_serving()
+    long = "w1 " * 1_000_000
+    content: list[dict[str, Any]] = [{"text": long}, {"pair": pb.TextPair(first="w1", second=long)}]
+    cut = [{"task": "sst2", "truncation": pb.TRUNCATION_RIGHT, **part} for part in content]
+    for part in cut:
+        answer = await harness.inference.Predict(request(part))
+        assert not answer.predictions[0].HasField("error")
+    stream = harness.inference.PredictStream()
+    await stream.write(pb.PredictStreamRequest(id="1", input=pb.PredictInput(**cut[0])))
+    assert not (await stream.read()).prediction.HasField("error")
+    await stream.done_writing()
+    open_inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(harness.channel)
+    tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(
+        name="text", datatype="BYTES", shape=[1], contents={"bytes_contents": [long.encode()]}
+    )
+    infer = open_inference_pb2.ModelInferRequest(model_name="sst2", inputs=[tensor])
+    infer.parameters["truncation"].string_param = "right"
+    await open_inference.ModelInfer(infer)
+    rows = [list(np.frombuffer(row.token_ids, "<i4")) for submit in harness.engine.submits for row in submit.rows]
+    single, pair, streamed, inferred = rows
+    assert single == streamed == inferred
+    assert (len(single), len(pair)) == (16, 16)
+    del infer.parameters["truncation"]
+    for call in (
+        harness.inference.Predict(request({"task": "sst2", **content[0]})),
+        open_inference.ModelInfer(infer),
+    ):
+        error = await failure(call)
+        assert reason(status_of(error)) == "TEXT_TOO_LARGE"
 
 
 async def test_bad_inputs_fail_alone_and_say_why(
