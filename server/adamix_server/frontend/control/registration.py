@@ -144,7 +144,7 @@ class Registrations:
         return await self._validate(path, self._view.spec, digest)
 
     def _check_manifest(self, tenant: str, task: str, verdict: Verdict) -> None:
-        """Raise InvalidAdapter (`MANIFEST_TOO_LARGE`); what the task has had since larger ones were taken is no news."""
+        """Raise InvalidAdapter (`MANIFEST_TOO_LARGE`), unless the task has the version: larger ones were taken once."""
         try:
             self._view.snapshot.task(tenant, task).version(verdict.digest)
         except NotFound:

@@ -14,8 +14,8 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 from enum import Enum, auto
+from operator import attrgetter
 from typing import Any
 
 from adamix.errors import Overloaded

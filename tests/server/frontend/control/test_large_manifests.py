@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
-import pytest
 
 from adamix.files import adapter_file
 from adamix.files.manifest import MAX_NEW_MANIFEST_BYTES, HeadSpec
@@ -105,32 +104,6 @@ async def pages(call: Callable[..., Any], request: Callable[..., Any], field: st
             yield row
         if not (token := page.next_page_token):
             return
-
-
-async def test_a_page_of_versions_asks_the_engine_once(
-    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
-) -> None:
-    digests = [seed("many", make_adapter(seed=number)) for number in range(12)]
-    harness = await start_serving()
-    harness.engine.on_device.add(digests[3])
-    page = await harness.adapters.ListVersions(pb.ListVersionsRequest(task="many"))
-    (question,) = [control for control in harness.engine.controls if control.op == "residencies"]
-    assert question.digests == digests[::-1]
-    where = {version.digest: version.residency for version in page.versions}
-    assert where == dict.fromkeys(digests, pb.RESIDENCY_HOST) | {digests[3]: pb.RESIDENCY_DEVICE}
-
-
-async def test_versions_are_listed_though_the_engine_does_not_say_where_they_are(
-    start_serving: StartServing,
-    seed: Seed,
-    make_adapter: MakeAdapter,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("adamix_server.frontend.control.pins.WHERE_TIMEOUT_S", 0.05)
-    digest = seed("quiet", make_adapter())
-    harness = await start_serving(prepare=lambda engine: engine.silent_on.add("residencies"))
-    (version,) = (await harness.adapters.ListVersions(pb.ListVersionsRequest(task="quiet"))).versions
-    assert (version.digest, version.residency) == (digest, pb.RESIDENCY_UNSPECIFIED)
 
 
 def test_a_large_manifest_costs_a_snapshot_what_its_head_does(

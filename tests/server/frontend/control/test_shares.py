@@ -4,16 +4,23 @@ import asyncio
 import math
 from contextlib import suppress
 
+import grpc.aio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamix.errors import Code, Overloaded
+from adamix_protos.v1 import adapters_pb2 as pb
+from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.control import shares
 from adamix_server.frontend.control.shares import MAX_AHEAD_S, MAX_ALL_AHEAD_S, SHARE, Accounts, Turns
 from adamix_server.limits import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
 from adamix_server.telemetry.metrics import Recorder
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
+from adamix_testing.harness import StartServing
 
 # (connection, CPU seconds of one call)
 Looping = tuple[str, float]
@@ -189,6 +196,29 @@ async def test_who_waits_for_its_share_goes_on_when_data_calls_end() -> None:
                 await asyncio.sleep(0.01)
         scene.end_first()
         await waiting
+
+
+async def test_a_loop_of_control_calls_waits_beside_data_calls_and_nobody_else_does(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "SHARE", 1e-6)
+    monkeypatch.setattr(shares, "MAX_AHEAD_S", 0.0)
+    seed("sst2", make_adapter())
+    harness = await start_serving()
+    harness.engine.hold = True
+    predict = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="w1")])
+    predicting = asyncio.ensure_future(harness.inference.Predict(predict))
+    await harness.until(lambda: bool(harness.engine.held))
+    await harness.adapters.GetTask(pb.GetTaskRequest(task="sst2"))
+    again = asyncio.ensure_future(harness.adapters.ListTasks(pb.ListTasksRequest()))
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(harness.address, options=own) as channel:
+        await adapters_pb2_grpc.AdapterServiceStub(channel).GetTask(pb.GetTaskRequest(task="sst2"))
+    assert not again.done()
+    harness.engine.hold = False
+    harness.engine.answer_all()
+    await predicting
+    assert len((await again).tasks) == 1
 
 
 def simulate(loops: list[Looping], seconds: float) -> dict[str, float]:
