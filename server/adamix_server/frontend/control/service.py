@@ -75,7 +75,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         tenant, task = _name(request.task)
         async with self._shares.calls.turn():
             row = await self._view.run(partial(self._catalog.get_task, tenant, task))
-        return adapters_pb2.GetTaskResponse(task=convert.to_task(row))
+            (message,) = await _converted([row], convert.to_task)
+        return adapters_pb2.GetTaskResponse(task=message)
 
     async def ListTasks(self, request: adapters_pb2.ListTasksRequest, _context: Any) -> adapters_pb2.ListTasksResponse:
         tenant = calls.current().tenant
@@ -127,13 +128,15 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
                 await asyncio.gather(*(self._residency.bring(digest) for digest, _ in split))
         async with self._shares.calls.turn():
             row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
-        return adapters_pb2.SetTrafficResponse(task=convert.to_task(row))
+            (message,) = await _converted([row], convert.to_task)
+        return adapters_pb2.SetTrafficResponse(task=message)
 
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
         tenant, task = _name(request.task)
         async with self._shares.calls.turn():
             row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
-        return adapters_pb2.RollbackResponse(task=convert.to_task(row))
+            (message,) = await _converted([row], convert.to_task)
+        return adapters_pb2.RollbackResponse(task=message)
 
     async def LoadVersion(
         self, request: adapters_pb2.LoadVersionRequest, _context: Any
