@@ -251,6 +251,21 @@ _said(
     "MANIFEST_INVALID",
     proof="adamix/files/test_limits.py::test_labels",
 )
+MAX_REMEMBERED_FAILURES = _limit(
+    10_000,
+    "",
+    "adapters of which a front end remembers that they cannot be loaded",
+    None,
+    note="never an error: of the oldest, `ModelReady` and `unavailable_reason` are silent until they are called again",
+    proof="server/frontend/test_availability.py::test_only_so_many_failures_are_remembered",
+)
+_said(
+    "memory that one adapter takes, in the type that the engine computes in",
+    "`--arena-mib`",
+    Code.INVALID_ARGUMENT,
+    "ADAPTER_TOO_LARGE_FOR_SERVER",
+    proof="server/frontend/test_readiness_of_tasks.py::test_what_could_never_be_loaded_is_refused_before_it_is_stored",
+)
 
 # Registrations.
 MAX_CHUNK_BYTES = _limit(

@@ -120,6 +120,17 @@ def decode_tensors(data: bytes) -> tuple[str, Any, dict[str, TensorData]]:
     )
 
 
+def read_sizes(start: bytes) -> tuple[int, ...]:
+    """The number of values of each tensor, from a file's first bytes, which hold at least its header.
+
+    Raises:
+        InvalidAdapter: with the check the header failed as `reason`.
+    """
+    header, _ = _parse_header(start)
+    entries = (_check_entry(name, entry) for name, entry in header.items() if name != "__metadata__")
+    return tuple((end - begin) // _STORAGE[dtype].itemsize for _, dtype, _, begin, end in entries)
+
+
 def _parse_header(data: bytes) -> tuple[dict[str, Any], int]:
     try:
         return _parse_own_header(data)

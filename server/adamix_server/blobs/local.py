@@ -5,7 +5,6 @@ for what is still arriving. A crash at any moment leaves a blob whole or absent,
 `sweep` removes at the next start. This module knows nothing of tenants, tasks or what the bytes mean.
 """
 
-import errno
 import hashlib
 import os
 import tempfile
@@ -16,30 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from adamix.errors import Cancelled, DataLoss, InvalidAdapter, StoreFull
+from adamix.errors import Cancelled, DataLoss, InvalidAdapter
 from adamix_server.blobs.directories import make_directory, sync_directory
+from adamix_server.blobs.os_errors import store_errors, store_lost
 from adamix_server.names import check_digest
 
 # The root, below the directory of a store.
 BLOBS_DIRECTORY = "blobs"
 _CHUNK_BYTES = 1 << 20
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-
-
-def store_full() -> StoreFull:
-    """What is said wherever the disk of a store has no room."""
-    return StoreFull("the server's disk is full; free space or delete versions, then try again")
-
-
-@contextmanager
-def room() -> Iterator[None]:
-    """Turn the operating system's "no space" into StoreFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise store_full() from error
-        raise
 
 
 class Temporary:
@@ -66,10 +49,11 @@ class Temporary:
 
         Raises:
             StoreFull: no room on the disk.
+            Unavailable: the store is gone (`STORE_LOST`).
             Cancelled: the file is closed.
         """
         rest = memoryview(data)
-        with self._lock, room():
+        with self._lock, store_errors():
             if self._descriptor < 0:
                 raise Cancelled("the upload has ended")
             while rest:
@@ -96,20 +80,34 @@ class Swept:
 class BlobStore:
     """The blobs below one directory. Safe to use from several threads and processes at once.
 
+    Every method raises Unavailable (`STORE_LOST`) when the directory is gone, and Overloaded (`OUT_OF_DESCRIPTORS`)
+    when the process has no descriptor left.
+
     Args:
-        root: the directory; made, with its parents, if it does not exist. Nothing is ever written outside it.
+        root: the directory; nothing is ever written outside it.
+        make: make it, with its parents, if it does not exist. Only for who holds the store: whoever serves from it
+            waits until it is back, or an empty store would take the place of one that is only away.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, make: bool = True) -> None:
         self._blobs = root / "sha256"
         self._temporaries = root / "tmp"
-        with room():
+        if not make:
+            self.check()
+            return
+        with store_errors():
             make_directory(self._temporaries)
             make_directory(self._blobs)
             # All shards at once: a put then needs one directory sync, not a second one for a shard it may have made.
             for shard in range(256):
                 (self._blobs / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
             sync_directory(self._blobs)
+
+    def check(self) -> None:
+        """Raises Unavailable (`STORE_LOST`) unless the directories are there."""
+        with store_errors():
+            if not (self._blobs.is_dir() and self._temporaries.is_dir()):
+                raise store_lost()
 
     def path(self, digest: str) -> Path:
         """Where the blob is, whether or not it is there. Raises InvalidRequest on what is not a digest."""
@@ -120,10 +118,13 @@ class BlobStore:
 
     def size(self, digest: str) -> int | None:
         """Bytes of the stored blob; None if there is none."""
-        try:
-            return self.path(digest).stat().st_size
-        except FileNotFoundError:
-            return None
+        path = self.path(digest)
+        with store_errors():
+            try:
+                return path.stat().st_size
+            except FileNotFoundError:
+                _check_shard(path)
+                return None
 
     @contextmanager
     def temporary(self) -> Iterator[Temporary]:
@@ -131,7 +132,7 @@ class BlobStore:
 
         Raises StoreFull when there is no room for it.
         """
-        with room():
+        with store_errors():
             descriptor, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=self._temporaries)
         path = Path(name)
         temporary = Temporary(path, descriptor)
@@ -156,7 +157,7 @@ class BlobStore:
                 temporary.write(source)
                 return self.put(temporary.path, digest)
         target = self.path(digest)
-        with room(), source.open("rb") as file:
+        with store_errors(), source.open("rb") as file:
             if _digest_of(file) != digest:
                 raise InvalidAdapter("the bytes do not have the digest they came with", reason="DIGEST_MISMATCH")
             os.fchmod(file.fileno(), 0o400)
@@ -167,26 +168,58 @@ class BlobStore:
 
     def get(self, digest: str) -> bytes:
         """The bytes, read once and checked. Raises DataLoss when they are gone (`BLOB_MISSING`) or not the ones."""
-        try:
-            descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise DataLoss(
-                f"the stored bytes of version {digest[:12]} are gone; register the adapter again",
-                reason="BLOB_MISSING",
-            ) from None
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read()
+        path = self.path(digest)
+        with store_errors():
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                _check_shard(path)
+                raise _missing(digest) from None
+            with os.fdopen(descriptor, "rb") as file:
+                data = file.read()
         if hashlib.sha256(data).hexdigest() != digest:
             raise DataLoss(f"the stored bytes of version {digest[:12]} are damaged; register the adapter again")
         return data
 
+    def start(self, digest: str, num_bytes: int) -> bytes:
+        """The first bytes, not checked. Raises DataLoss when the blob is gone (`BLOB_MISSING`)."""
+        path = self.path(digest)
+        with store_errors():
+            try:
+                with path.open("rb") as file:
+                    return file.read(num_bytes)
+            except FileNotFoundError:
+                _check_shard(path)
+                raise _missing(digest) from None
+
+    def identity(self, digest: str) -> tuple[int, int, int] | None:
+        """Another one whenever the blob has been put anew; None while there is none."""
+        path = self.path(digest)
+        with store_errors():
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                _check_shard(path)
+                return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
     def delete(self, digest: str) -> None:
         """Remove a blob; one that is not there is fine. A crash may undo this, and the next sweep redoes it."""
-        self.path(digest).unlink(missing_ok=True)
+        with store_errors():
+            self.path(digest).unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
         """Every stored digest, in no order."""
         return (path.name for path in self._blobs.glob("??/*"))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every stored blob."""
+        found: dict[str, int] = {}
+        with store_errors(), os.scandir(self._blobs) as shards:
+            for shard in shards:
+                with os.scandir(shard) as entries:
+                    found.update((entry.name, entry.stat(follow_symlinks=False).st_size) for entry in entries)
+        return found
 
     def sweep(self, referenced: Container[str]) -> Swept:
         """Remove every temporary, and every blob that is not in `referenced`.
@@ -201,6 +234,18 @@ class BlobStore:
         for path in orphans:
             path.unlink(missing_ok=True)
         return Swept(len(temporaries), len(orphans))
+
+
+def _missing(digest: str) -> DataLoss:
+    return DataLoss(
+        f"the stored bytes of version {digest[:12]} are gone; register the adapter again", reason="BLOB_MISSING"
+    )
+
+
+def _check_shard(path: Path) -> None:
+    """A blob that is absent where its shard is, is absent; without the shard, it is the store that is gone."""
+    if not path.parent.is_dir():
+        raise store_lost()
 
 
 def _digest_of(file: BinaryIO) -> str:

@@ -4,22 +4,28 @@ WAL with synchronous=FULL: a commit that returned survives power loss. The only 
 database it is. Knows nothing of what the tables mean.
 """
 
+import os
+import resource
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import Connection, create_engine, event, insert
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Unavailable
+from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Overloaded, Unavailable
 from adamix_server.blobs.directories import make_directory
-from adamix_server.blobs.local import store_full
+from adamix_server.blobs.os_errors import from_os_error, store_errors, store_full, store_lost, store_readonly
 from adamix_server.catalog import schema
 
 _BUSY_TIMEOUT_MS = 5_000
+# As much as a commit of ours may add to the log; what a full disk, a quota or a limit refuses, it refuses of this too.
+_PROBE_BYTES = 64 << 10
 
 
 # Brings a file of an older schema up to date, or raises.
@@ -27,34 +33,40 @@ Upgrade = Callable[["Database"], None]
 
 
 class Database:
-    """The file at `path`, made with its tables if it does not exist.
+    """The file at `path`, with its tables.
 
-    Safe to use from several threads and processes.
+    Safe to use from several threads and processes. Only this very file is ever used: one that takes its place while
+    it is open, or is made there, is another catalog.
 
     Args:
         upgrade: what to do with a file of an older schema; by default it is refused. Only for who holds the store.
+        make: make it if it does not exist. Only for who holds the store, too.
 
     Raises:
+        Unavailable: it is not there (`STORE_LOST`).
         FailedPrecondition: of an older or a newer schema (`STORE_SCHEMA`), made by something else (`STORE_FOREIGN`), or
             not writable (`STORE_READONLY`).
         DataLoss: not a database, or damaged (`CATALOG_CORRUPT`).
     """
 
-    def __init__(self, path: Path, *, upgrade: Upgrade | None = None) -> None:
+    def __init__(self, path: Path, *, upgrade: Upgrade | None = None, make: bool = True) -> None:
         self.path = path
-        make_directory(path.parent)
+        with store_errors():
+            if make and not path.exists():
+                _make_empty(path)
+            self._identity = _identity(path)
         # Overflow without bound: the callers' executors bound the threads, and a pool timeout would be one more
         # error to explain.
-        self._engine = create_engine(
-            URL.create("sqlite", database=str(path)), pool_size=8, max_overflow=-1, hide_parameters=True
-        )
+        # mode=rw: SQLite would make a new file where somebody has moved ours away.
+        url = URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query={"mode": "rw", "uri": "true"})
+        self._engine = create_engine(url, pool_size=8, max_overflow=-1, hide_parameters=True)
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(adamix_write=True)
         # Threads of one process queue here, fairly; only other processes are met by SQLite's polling.
         self._write_lock = threading.Lock()
         try:
-            self._prepare(upgrade)
+            self._prepare(upgrade, make)
         except BaseException:  # nothing is handled: the connections are closed, and it goes on
             self.close()
             raise
@@ -62,17 +74,19 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database throughout."""
-        with translated(), self._engine.begin() as connection:
+        with self._translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that excludes every other writer from its start; durable when the block has ended.
 
-        An exception inside the block undoes all of it.
+        An exception inside the block undoes all of it. Unavailable (`STORE_LOST`) at its end alone says that the file
+        went away meanwhile: whether the change comes back with it is not known.
         """
-        with translated(), self._write_lock, self._writing.begin() as connection:
+        with self._translated(), self._write_lock, self._writing.begin() as connection:
             yield connection
+        self.check()
 
     @contextmanager
     def alter(self) -> Iterator[Connection]:
@@ -81,7 +95,7 @@ class Database:
         SQLite alters most of a table by copying it and dropping the old one. With foreign keys in force, dropping it
         would delete what refers to its rows; and they can only be switched outside of a transaction.
         """
-        with translated(), self._write_lock, self._writing.connect() as connection:
+        with self._translated(), self._write_lock, self._writing.connect() as connection:
             # Not by `connection.execute`, which would begin a transaction.
             cursor = connection.connection.cursor()
             cursor.execute("PRAGMA foreign_keys = OFF")
@@ -94,6 +108,18 @@ class Database:
                 cursor.execute("PRAGMA foreign_keys = ON")
                 cursor.close()
 
+    def check(self) -> None:
+        """Whether the file is still where it was opened. A look at its name, no more.
+
+        A connection goes on with a file that was moved or deleted: what is written then is lost without a word.
+
+        Raises:
+            Unavailable: it is not (`STORE_LOST`).
+        """
+        with store_errors():
+            if _identity(self.path) != self._identity:
+                raise store_lost()
+
     def verify(self) -> None:
         """Read the whole file and check it. Raises DataLoss (`CATALOG_CORRUPT`)."""
         with self.read() as connection:
@@ -105,11 +131,42 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _prepare(self, upgrade: Upgrade | None) -> None:
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        self.check()
+        with translated(self._look):
+            yield
+
+    def _look(self) -> AdamixError | None:
+        """What ails the store, asked of the file system after SQLite has failed: SQLite keeps its errno to itself."""
+        try:
+            self.check()
+            if not self.path.is_file() or not os.access(self.path, os.R_OK | os.W_OK):
+                return store_readonly()
+            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            # The files themselves must not be opened here: closing them would end the locks that SQLite has on them.
+            files = (self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm"))
+            largest = max(file.stat().st_size for file in files if file.exists())
+            if limit not in (resource.RLIM_INFINITY, -1) and largest + _PROBE_BYTES > limit:
+                return store_full()
+            with tempfile.TemporaryFile(dir=self.path.parent) as probe:
+                probe.write(bytes(_PROBE_BYTES))
+        except AdamixError as error:
+            return error
+        except OSError as error:
+            return from_os_error(error)
+        finally:
+            # The connections may be to a disk that is gone and back: whoever comes next opens the file anew.
+            self._engine.dispose()
+        return None
+
+    def _prepare(self, upgrade: Upgrade | None, make: bool) -> None:
         with self.read() as connection:
             version = schema_version(connection)
             application = _pragma(connection, "application_id")
         if version == 0:
+            if not make:
+                raise store_lost()
             self._create()
         elif application != schema.APPLICATION_ID:
             raise _foreign()
@@ -151,13 +208,28 @@ def set_schema_version(connection: Connection, version: int) -> None:
     connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")
 
 
+def _make_empty(path: Path) -> None:
+    """An empty file is a new database to SQLite. Another process that makes it at the same time makes the same."""
+    make_directory(path.parent)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn errors of SQLite into those of `adamix.errors`, where its reader can do something about them."""
+def translated(look: Callable[[], AdamixError | None] = lambda: None) -> Iterator[None]:
+    """Turn errors of SQLite into those of `adamix.errors`, where its reader can do something about them.
+
+    Args:
+        look: what ails the store, as the file system tells it; None if nothing does.
+    """
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:  # the second kind from `_configure`, which the pool calls
-        found = _translate(error.orig if isinstance(error, DBAPIError) else error)
+        found = _translate(error.orig if isinstance(error, DBAPIError) else error, look)
         if found is None:
             raise
         raise found from error
@@ -186,7 +258,9 @@ def _pragma(connection: Connection, name: str) -> int:
     return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
 
 
-def _translate(error: BaseException | None) -> AdamixError | None:
+def _translate(
+    error: BaseException | None, look: Callable[[], AdamixError | None] = lambda: None
+) -> AdamixError | None:
     """What the reader of the error can do something about; None for the rest, which are bugs."""
     extended_code = getattr(error, "sqlite_errorcode", 0)
     code = extended_code & 0xFF
@@ -197,10 +271,18 @@ def _translate(error: BaseException | None) -> AdamixError | None:
         return store_full()
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return _corrupt()
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return FailedPrecondition("the store cannot be opened for writing", reason="STORE_READONLY")
-    if code == sqlite3.SQLITE_IOERR:
-        return Unavailable("the disk of the store reports errors", reason="STORE_IO")
+    if extended_code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return store_lost()
+    # In these, SQLite says that something failed and not what: a descriptor, a quota, a disk that is gone.
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+        if (known := look()) is not None:
+            return known
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return store_readonly()
+        # Whatever it was has passed, or shows in nothing but this.
+        return Unavailable("the disk of the store reports errors", reason="STORE_IO", retry_after_s=1.0)
+    if code == sqlite3.SQLITE_NOMEM:
+        return Overloaded("the server's machine has no memory for this now; try again", retry_after_s=1.0)
     return None
 
 

@@ -45,28 +45,36 @@ _audit, _log = schema.audit.c, schema.changes.c
 class Catalog:
     """The catalog in a store directory, seen from one backbone.
 
-    Every method raises InvalidRequest on a malformed id or digest; mutations raise StoreFull when the disk is full
-    and Unavailable (`CATALOG_BUSY`) when another process keeps the catalog locked.
+    Every method raises InvalidRequest on a malformed id or digest, and Unavailable when the store is not where it was
+    (`STORE_LOST`); mutations raise StoreFull when the disk is full and Unavailable (`CATALOG_BUSY`) when another
+    process keeps the catalog locked.
 
     Args:
         store: the directory of `--store`, after `recovery.recover` has put it in order.
         backbone_fingerprint: of the backbone this server holds. Live pointers are kept per backbone.
+        make: make what is not there. Only for who holds the store.
 
     Attributes:
         blobs: the bytes that the rows point to.
 
     Raises:
         FailedPrecondition, DataLoss: the store cannot be used (`database.Database`).
+        Unavailable: it is not there (`STORE_LOST`).
     """
 
-    def __init__(self, store: Path, *, backbone_fingerprint: str) -> None:
+    def __init__(self, store: Path, *, backbone_fingerprint: str, make: bool = True) -> None:
         self._backbone = check_digest(backbone_fingerprint, "backbone_fingerprint")
-        self._database = Database(store / CATALOG_FILE)
-        self.blobs = BlobStore(store / BLOBS_DIRECTORY)
+        self._database = Database(store / CATALOG_FILE, make=make)
+        self.blobs = BlobStore(store / BLOBS_DIRECTORY, make=make)
         # What was last read, and its tasks.
         self._snapshot: Snapshot | None = None
         self._tasks = TaskMap.of(())
         self._snapshot_lock = threading.Lock()
+
+    def check(self) -> None:
+        """Whether the store is still where it was; a look at two names. Raises Unavailable (`STORE_LOST`)."""
+        self._database.check()
+        self.blobs.check()
 
     def close(self) -> None:
         """Close the connections. The catalog must not be used afterwards."""

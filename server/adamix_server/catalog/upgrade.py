@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 
 from adamix.errors import DataLoss
 from adamix_server.blobs.directories import sync_directory
-from adamix_server.blobs.local import room
+from adamix_server.blobs.os_errors import store_errors
 from adamix_server.catalog import migrations, schema
 from adamix_server.catalog.database import Database, schema_version, set_schema_version, translated
 
@@ -85,7 +85,7 @@ def _keep(path: Path, version: int) -> Path:
     workplace = path.with_name(f"{path.name}.copying")
     shutil.rmtree(workplace, ignore_errors=True)
     try:
-        with room(), translated():
+        with store_errors(), translated():
             workplace.mkdir(mode=0o700)
             copied = _copy(path, workplace / path.name)
             for number in count():

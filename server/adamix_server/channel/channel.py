@@ -209,8 +209,15 @@ class InProcessFrontEndChannel:
 
 
 async def connect(address: str, generation: int, engine_id: str) -> SocketFrontEndChannel:
-    """Connect to an engine and introduce this front end; the engine answers with `Hello` and the first `Credit`."""
-    channel = SocketFrontEndChannel(address)
+    """Connect to an engine and introduce this front end; the engine answers with `Hello` and the first `Credit`.
+
+    Raises:
+        OSError: there is no socket to be had, mostly for want of descriptors.
+    """
+    try:
+        channel = SocketFrontEndChannel(address)
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, str(error)) from error
     await channel.send(Control(engine_id=engine_id, generation=generation, call=0, op="hello"))
     return channel
 

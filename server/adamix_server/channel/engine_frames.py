@@ -17,12 +17,13 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine can take at once."""
+    """What the engine can take at once. `arena_bytes`: of all adapters together, so of the largest one, too."""
 
     max_batch_tokens: int
     max_queue_inputs: int
     max_queue_tokens: int
     slots: int
+    arena_bytes: int = 1 << 40
 
 
 class Hello(Frame, frozen=True):

@@ -11,6 +11,7 @@ from adamix.errors import InvalidConfig, StoreFull
 from adamix.files import adapter_file, disk
 from adamix.files.manifest import BackboneSpec
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
+from adamix_server.blobs.os_errors import from_os_error
 from adamix_server.channel.channel import EngineChannel
 from adamix_server.channel.engine_frames import Hello, Limits
 from adamix_server.channel.supervisor_frames import StartEngine
@@ -47,7 +48,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_backbone(start: StartEngine) -> Backbone:
-    """The backbone on its device, and its tokenizer written for front ends. Raises InvalidConfig, StoreFull."""
+    """The backbone on its device, and its tokenizer written for front ends.
+
+    Raises:
+        InvalidConfig: there is no such backbone or device, or it cannot be served.
+        AdamixError: the tokenizer cannot be written; the disk is full, or what `from_os_error` says.
+    """
     settings = start.settings
     family = backbone.read_family(settings.backbone)
     if family.is_decoder:
@@ -68,6 +74,9 @@ def _write_tokenizer(path: Path, text: str) -> None:
     try:
         disk.write(path, text.encode())
     except OSError as error:
+        known = from_os_error(error)
+        if known is not None and not isinstance(known, StoreFull):
+            raise known from error
         raise StoreFull(
             f"the tokenizer cannot be written for the front ends ({error.strerror}); free space on the disk"
         ) from error
@@ -95,6 +104,7 @@ def assemble(
     device = next(loaded.model.parameters()).device
     dtype = choose_dtype(settings.dtype, device)
     bank = SlotBank(settings.slots, settings.arena_bytes, dtype, device)
+    slots = Slots(settings.slots, settings.arena_bytes)
     hello = Hello(
         engine_id=start.engine_id,
         generation=start.generation,
@@ -104,13 +114,14 @@ def assemble(
             max_queue_inputs=settings.max_queue_inputs,
             max_queue_tokens=settings.max_queue_tokens,
             slots=settings.slots,
+            arena_bytes=slots.capacity_bytes,
         ),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
     )
-    blobs = BlobStore(start.store / BLOBS_DIRECTORY)
+    blobs = BlobStore(start.store / BLOBS_DIRECTORY, make=False)
     adapters = AdapterLoader(
-        slots=Slots(settings.slots, settings.arena_bytes),
+        slots=slots,
         bank=bank,
         cache=HostCache(settings.host_cache_bytes),
         # A text that is longer than the budget runs alone.

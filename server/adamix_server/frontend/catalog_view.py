@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 from adamix.errors import AdamixError, FailedPrecondition
 from adamix.files.manifest import BackboneSpec
 from adamix_server.agreement import Bell, Party
+from adamix_server.blobs.os_errors import store_errors
 from adamix_server.catalog.rows import Snapshot, VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_server.frontend.availability import Availability
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
 
@@ -37,11 +39,15 @@ class CatalogView:
     """A catalog, the backbone it is seen from, and its newest snapshot.
 
     Belongs to one event loop. `refresh` before the first use.
+
+    Attributes:
+        availability: what speaks against its versions.
     """
 
-    def __init__(self, catalog: Catalog, spec: BackboneSpec, agreement: Party) -> None:
+    def __init__(self, catalog: Catalog, spec: BackboneSpec, agreement: Party, availability: Availability) -> None:
         self.catalog = catalog
         self.spec = spec
+        self.availability = availability
         self._snapshot = Snapshot(revision=-1, tasks={})
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="catalog")
         self._draw = random.Random().random  # noqa: S311 - shares traffic; nobody gains by guessing it
@@ -55,8 +61,13 @@ class CatalogView:
         return self._snapshot
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run something that blocks, such as a method of the catalog, in the pool; its CPU time is the call's."""
-        metered = partial(_metered, work, calls.find())
+        """Run something that blocks, such as a method of the catalog, in the pool; its CPU time is the call's.
+
+        Raises:
+            AdamixError: also for what the operating system refuses on the way: no room, no descriptor, a store that is
+                gone.
+        """
+        metered = partial(_metered, partial(_translated, work), calls.find())
         return await asyncio.get_running_loop().run_in_executor(self._pool, metered)
 
     async def change(self, work: Callable[[], T]) -> T:
@@ -71,7 +82,7 @@ class CatalogView:
 
     async def refresh(self) -> None:
         """Take the catalog's newest snapshot."""
-        read = partial(_metered, self.catalog.snapshot, calls.find())
+        read = partial(_metered, self._read, calls.find())
         newest = await asyncio.get_running_loop().run_in_executor(self._reader, read)
         # Two refreshes may end in any order.
         if newest.revision > self._snapshot.revision:
@@ -90,7 +101,27 @@ class CatalogView:
         Raises:
             NotFound: no such task or version, or not the tenant's.
             FailedPrecondition: nothing answers it on this backbone; the reason says why.
+            InvalidAdapter: this server can never load what does (`ADAPTER_TOO_LARGE_FOR_SERVER`).
         """
+        version = self._find(tenant, task, digest)
+        self.availability.check(version)
+        return version
+
+    def unavailable_reason(self, tenant: str, task: str, digest: str = "") -> str:
+        """Why a task, or its version with `digest`, cannot be answered now; empty if nothing is known against it.
+
+        Raises:
+            NotFound: no such task or version, or not the tenant's.
+        """
+        row = self._snapshot.task(tenant, task)
+        if not digest:
+            return self.availability.reason_of_task(row)
+        version = row.version(digest)
+        if version.backbone_fingerprint != self.spec.fingerprint:
+            return "BACKBONE_CHANGED"
+        return self.availability.reason(version)
+
+    def _find(self, tenant: str, task: str, digest: str) -> VersionRow:
         row = self._snapshot.task(tenant, task)
         if digest:
             version = row.version(digest)
@@ -103,6 +134,15 @@ class CatalogView:
             raise FailedPrecondition("the task has no live version; set its traffic", reason=row.unavailable_reason)
         return row.pick(self._draw)
 
+    def look(self) -> None:
+        """Whether the store is where it was, and which of its blobs are there again. Blocks.
+
+        Raises:
+            Unavailable: it is not (`STORE_LOST`).
+        """
+        self.catalog.check()
+        self.availability.look_again()
+
     def reading(self) -> AbstractContextManager[None]:
         """Keep the bytes of what a call has just resolved, while it may still need the engine to load them.
 
@@ -114,6 +154,15 @@ class CatalogView:
         for pool in (self._pool, self._reader):
             pool.shutdown(wait=False, cancel_futures=True)
         self.catalog.close()
+
+    def _read(self) -> Snapshot:
+        """In a thread: the newest snapshot, whose versions are looked at before anybody finds them."""
+        before, newest = self._snapshot, self.catalog.snapshot()
+        if newest is not before:
+            self.availability.learn(newest, before)
+        if before.revision < 0:
+            self.availability.learn_missing(newest)
+        return newest
 
     async def _change(self, work: Callable[[], T]) -> tuple[T, int]:
         """The result, and a revision that has the change in it."""
@@ -132,6 +181,11 @@ class CatalogView:
             else:
                 break
         return result, self._snapshot.revision
+
+
+def _translated(work: Callable[[], T]) -> T:
+    with store_errors():
+        return work()
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:

@@ -54,8 +54,8 @@ def fill_timing(message: inference_pb2.Timing, timings: Sequence[engine_frames.T
         message.batch_tasks = last.batch_tasks
 
 
-def to_task(row: TaskRow) -> adapters_pb2.Task:
-    """A task as the catalog holds it.
+def to_task(row: TaskRow, unavailable_reason: str) -> adapters_pb2.Task:
+    """A task as the catalog holds it, and why it cannot be answered, as far as that is known.
 
     Head and labels are those of the live version with the largest share, the length is one that every live version
     takes.
@@ -66,7 +66,7 @@ def to_task(row: TaskRow) -> adapters_pb2.Task:
         create_time=_timestamp(row.create_time_us),
         update_time=_timestamp(row.update_time_us),
         traffic=[adapters_pb2.Traffic(digest=part.digest, weight=part.weight) for part in row.traffic],
-        unavailable_reason=row.unavailable_reason,
+        unavailable_reason=unavailable_reason,
     )
     if row.live:
         head = row.heaviest.head
@@ -77,12 +77,12 @@ def to_task(row: TaskRow) -> adapters_pb2.Task:
     return task
 
 
-def to_change(tenant: str, task: str, row: TaskRow | None) -> adapters_pb2.WatchTasksResponse:
+def to_change(tenant: str, task: str, row: TaskRow | None, unavailable_reason: str) -> adapters_pb2.WatchTasksResponse:
     """A task as it is now; without a row, that it was deleted."""
     if row is None:
         deleted = adapters_pb2.Task(name=task_name(tenant, task))
         return adapters_pb2.WatchTasksResponse(task=deleted, deleted=True)
-    return adapters_pb2.WatchTasksResponse(task=to_task(row))
+    return adapters_pb2.WatchTasksResponse(task=to_task(row, unavailable_reason))
 
 
 def to_version(row: VersionRow, manifest_json: str, residency: object = None) -> adapters_pb2.Version:

@@ -34,6 +34,7 @@ from adamix_server.channel.supervisor_frames import (
     Sample,
     StartFrontEnd,
 )
+from adamix_server.frontend.availability import Availability
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
@@ -53,6 +54,7 @@ from adamix_server.frontend.inference.stages import Stages
 from adamix_server.frontend.inference.tokenization import Tokenizer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.frontend.store_watch import StoreWatch
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -143,8 +145,9 @@ class FrontEnd:
                 return 1
             await parts.endpoint.start()
             shown = await self._show(parts.endpoint)
+            store = StoreWatch(view.look, self._readiness)
             housekeeping = parts.reclaimer.run(), parts.residency.run(), self._keep_shown(parts.endpoint, shown)
-            async with _running(self._beat(), self._forget_deleted(view), *housekeeping):
+            async with _running(self._beat(), self._forget_deleted(view), store.run(), *housekeeping):
                 self._pipe.send(Ready(address=parts.endpoint.address))
                 log.info("serving", extra={"address": parts.endpoint.address})
                 await self._follow(parts)
@@ -155,8 +158,9 @@ class FrontEnd:
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
         fingerprint = hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint)
-        view = CatalogView(catalog, hello.spec, self._agreement)
+        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False)
+        availability = Availability(catalog.blobs, hello.limits.arena_bytes, hello.dtype)
+        view = CatalogView(catalog, hello.spec, self._agreement, availability)
         closing.callback(view.close)
         await view.refresh()
         return view
@@ -239,9 +243,9 @@ class FrontEnd:
             return
         try:
             await self._link.connect(engine)
-        except AdamixError as error:
+        except (AdamixError, OSError) as error:
             # The heartbeat tries again.
-            log.warning("no connection to the engine: %s", error.message)
+            log.warning("no connection to the engine: %s", error)
         if self._engine is not engine:
             self._link.engine_down(engine.hello.generation, engine.hello.engine_id)
         self._look_at_link()
@@ -302,6 +306,7 @@ class FrontEnd:
 
     async def _keep_fresh(self, view: CatalogView) -> None:
         """Take the newest snapshot when told to; and every second, so that nothing that was missed stays missed."""
+        said = ""  # A store that is lost for a day is said once, not every second.
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
@@ -309,8 +314,11 @@ class FrontEnd:
             self._stale.clear()
             try:
                 await view.refresh()
+                said = ""
             except AdamixError as error:
-                log.warning("the catalog cannot be read now: %s", error.message, extra={"reason": error.reason})
+                if said != error.reason:
+                    log.warning("the catalog cannot be read now: %s", error.message, extra={"reason": error.reason})
+                said = error.reason
             except Exception:
                 # The other front ends wait for this loop: it must not die of one bad turn.
                 log.exception("the catalog cannot be read now")

@@ -1,6 +1,8 @@
 """The engine behind its in-process channel: every request gets exactly one final event, and all credit comes back."""
 
 import asyncio
+import errno
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -215,6 +217,53 @@ async def test_a_missing_or_corrupt_blob_fails_its_own_requests_alone(
         assert front_end.events[2].error is not None
 
 
+async def test_a_store_that_is_lost_fails_what_is_not_resident_and_only_while_it_is(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter, tmp_path: Path
+) -> None:
+    harness = make_harness()
+    resident, cold = harness.add(make_adapter(0)), harness.add(make_adapter(1))
+    async with harness.running() as front_end:
+        await front_end.submit(row(0, resident, [1, 2]))
+        await front_end.until(lambda: 0 in front_end.events)
+        away = (tmp_path / "blobs").rename(tmp_path / "away")
+        await front_end.submit(row(1, resident, [1, 2]), row(2, cold, [1, 2]))
+        await front_end.until(lambda: len(front_end.events) == 3)
+        assert front_end.events[1].error is None
+        error = front_end.events[2].error
+        assert error is not None
+        assert (error.code, error.reason) == (Code.UNAVAILABLE, "STORE_LOST")
+        assert error.retry_after_s is not None
+        away.rename(tmp_path / "blobs")
+        await front_end.submit(row(3, cold, [1, 2]))
+        await front_end.until(lambda: 3 in front_end.events)
+        assert front_end.events[3].error is None
+
+
+async def test_an_engine_without_descriptors_says_so_and_reads_again_later(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = make_harness()
+    cold = harness.add(make_adapter(0))
+    opened = os.open
+
+    def refuse(path: Any, *arguments: Any, **named: Any) -> int:
+        if str(path).endswith(cold):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *arguments, **named)
+
+    async with harness.running() as front_end:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            await front_end.submit(row(0, cold, [1, 2]))
+            await front_end.until(lambda: 0 in front_end.events)
+        error = front_end.events[0].error
+        assert error is not None
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "OUT_OF_DESCRIPTORS")
+        await front_end.submit(row(1, cold, [1, 2]))
+        await front_end.until(lambda: 1 in front_end.events)
+        assert front_end.events[1].error is None
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -370,7 +419,7 @@ async def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
         await front_end.until(lambda: 1 in front_end.replies)
         error = front_end.replies[1].error
         assert error is not None
-        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "ARENA_TOO_SMALL")
+        assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "ADAPTER_TOO_LARGE_FOR_SERVER")
         await front_end.submit(row(0, large, [1]), row(1, small, [1]))
         await front_end.until(lambda: len(front_end.events) == 2)
         assert front_end.events[0].error is not None

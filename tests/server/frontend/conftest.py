@@ -49,7 +49,8 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(store: Path, tokenizer_file: Path) -> StartFrontEnd:
-    """For front ends that a test starts itself."""
+    """For front ends that a test starts itself, on a store that is there."""
+    catalogs.make_store(store)
     return start_front_end(store, tokenizer_file)
 
 

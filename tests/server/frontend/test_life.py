@@ -1,6 +1,7 @@
 """A front end through its life: engines that come and go, draining, a supervisor that vanishes."""
 
 import asyncio
+import errno
 import subprocess
 import sys
 from collections.abc import Awaitable
@@ -152,14 +153,17 @@ async def test_an_engine_that_grants_nothing_at_first_is_asked_again(
     settings: StartFrontEnd, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adamix_server.frontend.engine_link.CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("adamix_server.frontend.front_end.HEARTBEAT_S", 0.1)
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     attempts = 0
 
     async def connect(address: str, generation: int, engine_id: str) -> Any:
         nonlocal attempts
         attempts += 1
+        if attempts == 1:
+            raise OSError(errno.EMFILE, "no socket to be had")
         channel = await engine.connect(address, generation, engine_id)
-        if attempts <= 2:
+        if attempts <= 3:
             # The credit never comes: the engine is in a long step.
             channel.frames.get_nowait()
         return channel
@@ -167,7 +171,7 @@ async def test_an_engine_that_grants_nothing_at_first_is_asked_again(
     running = asyncio.create_task(FrontEnd(settings, supervisor, connect=connect).run())
     supervisor.tell(engine.up())
     await supervisor.expect(Ready)
-    assert attempts == 3
+    assert attempts == 4
     # What the supervisor says afterwards is heard, in its order.
     supervisor.tell(Drain(delay_s=0, grace_s=1))
     await supervisor.expect(Drained)

@@ -18,7 +18,7 @@ from adamix_server.channel.engine_frames import Control, Credit, Emit, Event, He
 from adamix_server.channel.supervisor_frames import Agreed, Drain, Drained, EngineUp, Ready, Seen, Stats
 from adamix_server.supervisor.child import Child
 from adamix_testing.adapters import MakeAdapter
-from adamix_testing.catalogs import Seed
+from adamix_testing.catalogs import Seed, make_store
 from adamix_testing.harness import start_front_end
 
 ENGINE_ID = "engine-0"
@@ -57,6 +57,7 @@ def engine(tmp_path: Path, spec: BackboneSpec) -> Iterator[EngineUp]:
 
 
 async def start(store: Path, tokenizer: Path) -> Child:
+    make_store(store)
     first = msgspec.structs.replace(start_front_end(store, tokenizer), log_level="warning")
     return await Child.start("adamix_server.frontend", first, {})
 

@@ -18,6 +18,11 @@ def make_manifest_json(fingerprint: str, labels: int = 2) -> str:
     return canonical_json(make_manifest(make_spec(fingerprint=fingerprint), head).to_json())
 
 
+def make_store(store: Path) -> None:
+    """What the supervisor has made of a directory before any child starts; one that is a store stays as it is."""
+    Catalog(store, backbone_fingerprint="0" * 64).close()
+
+
 def register(
     store: Path, task: str, data: bytes, *, here: str, tenant: str = "default", fingerprint: str | None = None
 ) -> str:

@@ -41,6 +41,7 @@ class FakeEngine:
         self.generation = 0
         self.load = EngineLoad(queued_inputs=0, queued_tokens=0, running_inputs=0, resident_adapters=0, slots=4)
         self.credit = (1000, 100_000)
+        self.arena_bytes = 1 << 30
         self.widths: dict[str, int] = {}
         self.fail: Callable[[Row], AdamixError | None] = lambda row: None
         self.hold = False
@@ -67,7 +68,13 @@ class FakeEngine:
             engine_id=ENGINE_ID,
             generation=self.generation,
             spec=self.spec,
-            limits=Limits(max_batch_tokens=64, max_queue_inputs=1000, max_queue_tokens=100_000, slots=4),
+            limits=Limits(
+                max_batch_tokens=64,
+                max_queue_inputs=1000,
+                max_queue_tokens=100_000,
+                slots=4,
+                arena_bytes=self.arena_bytes,
+            ),
             dtype="float32",
             device="cpu",
         )

@@ -19,6 +19,7 @@ from adamix_server.client import Client
 from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
 from adamix_server.frontend.front_end import FrontEnd
+from adamix_testing.catalogs import make_store
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
 
@@ -97,6 +98,7 @@ async def serving(
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
+    make_store(store)
     prepare(engine)
     settings = FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)

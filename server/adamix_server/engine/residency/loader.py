@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from adamix.errors import AdamixError, FailedPrecondition, InternalError, Overloaded
+from adamix_server.blobs.packed_size import too_large_for_server
 from adamix_server.engine.residency.host_cache import HostCache
 from adamix_server.engine.residency.packing import PackedAdapter
 from adamix_server.engine.residency.slot_bank import SlotBank
@@ -309,11 +310,7 @@ class AdapterLoader:
             if isinstance(result, AdamixError):
                 failed[digest] = result
             elif result.num_bytes > self._slots.capacity_bytes:
-                failed[digest] = Overloaded(
-                    f"the adapter needs {result.num_bytes} bytes of device memory, the arena has "
-                    f"{self._slots.capacity_bytes}; raise --arena-mib",
-                    reason="ARENA_TOO_SMALL",
-                )
+                failed[digest] = too_large_for_server(result.num_bytes, self._slots.capacity_bytes)
             else:
                 if digest not in self._unwanted:
                     evictions = self._cache.evictions

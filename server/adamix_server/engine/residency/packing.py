@@ -1,7 +1,7 @@
 """An adapter laid out for the arena: one flat array in the compute dtype, and where each tensor lies in it.
 
 Both projections are stored `[rank, features]`, so that every kernel reads along the features; each tensor starts on a
-128-byte boundary. The head lies in the same array: loading an adapter is one copy.
+128-byte boundary (`blobs/packed_size.py`). The head lies in the same array: loading an adapter is one copy.
 """
 
 import math
@@ -15,8 +15,8 @@ from adamix.errors import InvalidAdapter
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import Manifest
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights
+from adamix_server.blobs.packed_size import padded
 
-_ALIGNMENT_BYTES = 128
 # Tensors whose file layout is [features, rank]: transposed once, here.
 _TRANSPOSED = ("up_proj.weight", "lora_B")
 
@@ -94,13 +94,12 @@ def pack(adapter: AdapterFile, dtype: torch.dtype, *, pin_memory: bool = False) 
     Raises:
         InvalidAdapter: a value is larger than `dtype` can hold (`NON_FINITE`).
     """
-    alignment = _ALIGNMENT_BYTES // dtype.itemsize
     pieces: dict[str, Piece] = {}
     end = 0
     for name, tensor in adapter.tensors.items():
         shape = tensor.shape[::-1] if name.endswith(_TRANSPOSED) else tensor.shape
         pieces[name] = Piece(end, shape)
-        end += -(-tensor.array.size // alignment) * alignment
+        end += padded(tensor.array.size, dtype.itemsize)
     largest = torch.finfo(dtype).max
     data = torch.zeros(end, dtype=dtype, pin_memory=pin_memory)
     for name, piece in pieces.items():

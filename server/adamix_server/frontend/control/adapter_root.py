@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, InvalidRequest, Unavailable
 from adamix_server.blobs.local import Temporary
+from adamix_server.blobs.os_errors import shortage
 from adamix_server.limits import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES, MAX_FILE_NAME_BYTES
 
 FIELD = "header.file"
@@ -43,6 +44,7 @@ class AdapterRoot:
             InvalidAdapter: over 256 MiB (`TOO_LARGE`), before or while it is read.
             Unavailable: the disk fails (`FILE_IO`).
             StoreFull: no room for the copy.
+            Overloaded: the process has no descriptor left (`OUT_OF_DESCRIPTORS`).
             Cancelled: `temporary` was closed meanwhile.
         """
         parts = _parts(name)
@@ -66,8 +68,8 @@ class AdapterRoot:
         *directories, last = parts
         try:
             descriptor = os.open(self._path, _DIRECTORY)
-        except OSError:
-            raise FailedPrecondition(
+        except OSError as error:
+            raise shortage(error) or FailedPrecondition(
                 "the server cannot open its adapter root; upload the file instead", reason="NO_ADAPTER_ROOT"
             ) from None
         try:
@@ -123,7 +125,7 @@ def _explain(error: OSError) -> AdamixError:
         )
     if error.errno in _IRREGULAR:
         return _not_regular()
-    return Unavailable("the file cannot be read now; try again", reason="FILE_IO", retry_after_s=1.0)
+    return shortage(error) or Unavailable("the file cannot be read now; try again", reason="FILE_IO", retry_after_s=1.0)
 
 
 def _not_regular() -> FailedPrecondition:

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition
 from adamix_protos.v1 import adapters_pb2
-from adamix_server.channel.engine_frames import Op, Value
+from adamix_server.channel.engine_frames import Value
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView
@@ -35,8 +36,8 @@ BRING_TIMEOUT_S = 10.0
 _PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED})
 # So few that requests of a restarted engine do not queue behind all its pins.
 _SETTLED_AT_ONCE = 4
-# CPU seconds an order may cost the engine, which computes for data calls meanwhile; a small adapter is about that.
-ORDER_S = 0.01
+# CPU seconds it may cost the engine, which computes for data calls meanwhile, to load a small adapter.
+BRING_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Residency:
         """
         try:
             async with asyncio.timeout(BRING_TIMEOUT_S):
-                await self._order("load", digest)
+                await self._bring("load", digest)
         except TimeoutError:
             log.warning("a version becomes live before it is loaded", extra={"digest": digest})
         except AdamixError as error:
@@ -94,7 +95,7 @@ class Residency:
         version = self._view.resolve(tenant, task, digest)
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
-            residency = await self._order("activate", digest)
+            residency = await self._bring("activate", digest)
         return convert.to_version(version, manifest_json, residency)
 
     async def unload(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
@@ -111,7 +112,7 @@ class Residency:
             # Also where an engine that has just started does not know it yet.
             raise FailedPrecondition("the version is pinned; unpin it first", reason="VERSION_PINNED")
         manifest_json = await self._manifest(tenant, task, digest)
-        return convert.to_version(version, manifest_json, await self._order("unload", digest))
+        return convert.to_version(version, manifest_json, await self._link.control("unload", digest))
 
     async def pin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Bring a version into a slot and pin it there until `unpin`, over every restart.
@@ -142,6 +143,21 @@ class Residency:
         version = await self._view.change(change)
         return convert.to_version(version, manifest_json, await self._settle_soon(digest))
 
+    async def _bring(self, op: Literal["load", "activate", "pin"], digest: str) -> Value:
+        """Ask the engine for something that loads an adapter, and remember how that went. Raises AdamixError.
+
+        It is at the expense of the call that wants it.
+        """
+        if (call := calls.find()) is not None:
+            call.work_s += BRING_S
+        try:
+            where = await self._link.control(op, digest)
+        except AdamixError as error:
+            self._view.availability.failed(digest, error)
+            raise
+        self._view.availability.loaded(digest)
+        return where
+
     async def _manifest(self, tenant: str, task: str, digest: str) -> str:
         """Of a version, as JSON; no snapshot has it. Raises NotFound."""
         record = await self._view.run(partial(self._view.catalog.get_version, tenant, task, digest))
@@ -149,6 +165,7 @@ class Residency:
 
     async def run(self) -> None:
         """Keep the engine's pins what the catalog says; until cancelled."""
+        said = ""  # Once, not every second.
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_S):
@@ -156,21 +173,18 @@ class Residency:
             self._in_doubt.clear()
             try:
                 await self._check()
+                said = ""
             except AdamixError as error:
-                log.warning("pins cannot be compared now: %s", error.message, extra={"reason": error.reason})
+                if said != error.reason:
+                    log.warning("pins cannot be compared now: %s", error.message, extra={"reason": error.reason})
+                said = error.reason
             except Exception:
                 # The pins of a restarted engine depend on this loop: it must not die of one bad turn.
                 log.exception("pins cannot be compared now")
 
-    async def _order(self, op: Op, digest: str) -> Value:
-        """Let the engine do something to an adapter, at the expense of the call that wants it."""
-        if (call := calls.find()) is not None:
-            call.work_s += ORDER_S
-        return await self._link.control(op, digest)
-
     async def _pin_in_engine(self, digest: str) -> None:
         try:
-            await self._order("pin", digest)
+            await self._bring("pin", digest)
         except AdamixError as error:
             if error.reason != "TOO_MANY_PINNED":
                 raise
@@ -179,7 +193,7 @@ class Residency:
         # Some of them may be of versions that were deleted a moment ago.
         await self._check()
         try:
-            await self._order("pin", digest)
+            await self._bring("pin", digest)
         except AdamixError as error:
             self._recorder.inc("adamix_rejected_total", error.reason)
             raise
@@ -244,7 +258,7 @@ class Residency:
         """
         while True:
             is_pinned = await self._is_pinned(digest)
-            residency = await self._order("pin" if is_pinned else "unpin", digest)
+            residency = await (self._bring("pin", digest) if is_pinned else self._link.control("unpin", digest))
             if await self._is_pinned(digest) == is_pinned:
                 return residency
 

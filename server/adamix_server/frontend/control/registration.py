@@ -73,7 +73,8 @@ class Registrations:
 
         Raises:
             InvalidRequest: an id or a digest in the header is malformed, or a message is no chunk.
-            InvalidAdapter: the bytes are no adapter for this backbone, or not those that were expected.
+            InvalidAdapter: the bytes are no adapter for this backbone, or not those that were expected, or more than
+                this server could ever load (`ADAPTER_TOO_LARGE_FOR_SERVER`).
             DeadlineExceeded: they come too slowly (`UPLOAD_TOO_SLOW`), or not at all (`UPLOAD_IDLE`).
             Overloaded: too many uploads run already (`TOO_MANY_UPLOADS`).
             AdamixError: they cannot be stored, or the engine cannot load what should answer at once.
@@ -87,6 +88,7 @@ class Registrations:
             temporary = await receive(header, requests, place, closing)
             try:
                 verdict = await self._judge(temporary.path, temporary.digest, header.expected_digest)
+                self._view.availability.check_sizes(verdict.tensor_sizes)
                 self._check_manifest(tenant, task, verdict)
             except InvalidAdapter as error:
                 await self._remember_failure(tenant, task, error)
@@ -170,6 +172,7 @@ class Registrations:
         if bool(request_id) and await self._view.run(asked):
             return await self._view.change(register)
         await self._view.run(partial(self._catalog.blobs.put, path, digest))
+        self._view.availability.loaded(digest)
         try:
             if make_live:
                 await self._residency.bring(digest)

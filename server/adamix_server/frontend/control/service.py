@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
 from adamix_server.api.resource_names import parse_task, task_name
 from adamix_server.catalog.pointer import check_split
-from adamix_server.catalog.rows import check_same_form
+from adamix_server.catalog.rows import TaskRow, check_same_form
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView
@@ -75,7 +75,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         tenant, task = _name(request.task)
         async with self._shares.calls.turn():
             row = await self._view.run(partial(self._catalog.get_task, tenant, task))
-            (message,) = await _converted([row], convert.to_task)
+            (message,) = await _converted([row], self._to_task)
         return adapters_pb2.GetTaskResponse(task=message)
 
     async def ListTasks(self, request: adapters_pb2.ListTasksRequest, _context: Any) -> adapters_pb2.ListTasksResponse:
@@ -83,7 +83,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         read = partial(self._catalog.list_tasks, tenant, request.page_size, request.page_token)
         async with self._shares.calls.turn():
             page = await self._view.run(read)
-            tasks = await _converted(page.rows, convert.to_task)
+            tasks = await _converted(page.rows, self._to_task)
         return adapters_pb2.ListTasksResponse(tasks=tasks, next_page_token=page.next_page_token)
 
     async def ListVersions(
@@ -128,14 +128,14 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
                 await asyncio.gather(*(self._residency.bring(digest) for digest, _ in split))
         async with self._shares.calls.turn():
             row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
-            (message,) = await _converted([row], convert.to_task)
+            (message,) = await _converted([row], self._to_task)
         return adapters_pb2.SetTrafficResponse(task=message)
 
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
         tenant, task = _name(request.task)
         async with self._shares.calls.turn():
             row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
-            (message,) = await _converted([row], convert.to_task)
+            (message,) = await _converted([row], self._to_task)
         return adapters_pb2.RollbackResponse(task=message)
 
     async def LoadVersion(
@@ -178,7 +178,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
                     if isinstance(change, Mark):
                         yield _MARKS[change]
                         continue
-                    yield convert.to_change(tenant, change.task, change.row)
+                    reason = "" if change.row is None else self._view.availability.reason_of_task(change.row)
+                    yield convert.to_change(tenant, change.task, change.row, reason)
                     if next(sent) % MESSAGES_A_TURN == 0:
                         await self._pay_for_messages(is_bounded=True)
 
@@ -186,6 +187,9 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         """Wait for a watcher's turn to be sent the next messages. Raises Overloaded as `Turns.turn`."""
         async with self._shares.calls.turn(is_bounded=is_bounded):
             calls.current().work_s += MESSAGES_A_TURN * MESSAGE_S + more_s
+
+    def _to_task(self, row: TaskRow) -> adapters_pb2.Task:
+        return convert.to_task(row, self._view.availability.reason_of_task(row))
 
 
 async def _converted(rows: Sequence[Row], convert_one: Callable[[Row], Message]) -> list[Message]:

@@ -4,16 +4,21 @@
 to judge for which backbone, and believes only a well-formed verdict. The parent never sees a byte of the file. `main`
 is the child's side: it lowers its own limits for good, then reads and checks the file with `adamix.files.adapter_file`.
 
+A child that came to no verdict is either about the file, which is refused so that nobody sends it again, or about the
+machine, and then the same call may succeed in a moment (`VALIDATION_INTERRUPTED`). `_without_verdict` tells them apart.
+
 The child must start in a tenth of a second, so it imports numpy and msgspec but no torch and no grpc, and what only
 the parent needs is imported in the parent's functions.
 """
 
+import errno
 import functools
 import hashlib
 import logging
 import math
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -23,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from adamix.errors import InvalidAdapter
+from adamix.errors import AdamixError, InvalidAdapter, Unavailable
 from adamix.files.adapter_file import check_backbone, decode
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
@@ -46,22 +51,44 @@ _NICENESS = 10
 
 _LENGTH_BYTES = 8
 
+# The child says this before it looks at the file; JSON allows it before a verdict.
+_BEGUN = b"\n"
+# Signals that a process earns itself, by what it does with the bytes it reads. Every other one is sent from outside, by
+# the kernel for the memory of others or by a person; of the child's own limits, that of its CPU time sends SIGXCPU.
+_OWN_FAULTS = frozenset(
+    {
+        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS),
+        signal.SIGXFSZ,
+    }
+)
+INTERRUPTED_RETRY_S = 1.0
+
 _MODULE = "adamix_server.frontend.control.validation"
 
 _log = logging.getLogger(__name__)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The file is a valid adapter for the backbone it was judged for. `manifest_json` is canonical."""
+    """The file is a valid adapter for the backbone it was judged for.
+
+    `manifest_json` is canonical; `tensor_sizes` are the numbers of values of its tensors.
+    """
 
     digest: str
     manifest_json: str
     num_bytes: int
+    tensor_sizes: tuple[int, ...]
 
 
 class _Refusal(msgspec.Struct, frozen=True, tag=True):
     reason: str
     message: str
+
+
+class _Trouble(msgspec.Struct, frozen=True, tag=True):
+    """The operating system did not let the child read the file, which the server itself has just written."""
+
+    errno: int
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +100,8 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
 
 
-_decoder: msgspec.json.Decoder[Verdict | _Refusal] = msgspec.json.Decoder(Verdict | _Refusal)
+_Answer = Verdict | _Refusal | _Trouble
+_decoder: msgspec.json.Decoder[_Answer] = msgspec.json.Decoder(_Answer)
 
 
 def validate(
@@ -93,7 +121,9 @@ def validate(
 
     Raises:
         InvalidAdapter: with the check the file failed as `reason`; `VALIDATOR_TIMEOUT` or `VALIDATOR_CRASHED` if the
-            child came to no verdict.
+            child came to no verdict because of the file.
+        Unavailable: the child was ended from outside, or could not be started (`VALIDATION_INTERRUPTED`).
+        AdamixError: the file is not there any more, or what the machine lacks, as `from_os_error` says.
     """
     return _start(path, spec, expected_digest, timeout_s).result()
 
@@ -139,23 +169,70 @@ def _ask_child(order: _Order) -> Verdict:
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
-        raise InvalidAdapter(
-            f"the file could not be checked within {order.timeout_s:g} s", reason="VALIDATOR_TIMEOUT"
-        ) from None
+        raise _too_slow(order.timeout_s) from None
+    except OSError as error:
+        # No process, no memory for one, or no descriptors for its pipes. The file has done nothing yet.
+        from adamix_server.blobs.os_errors import shortage
+
+        raise shortage(error) or _interrupted() from error
     try:
         answer = _decoder.decode(child.stdout)
     except msgspec.MsgspecError:
         answer = None
     if child.returncode != 0 or answer is None:
         _log.error("validator ended with status %d: %s", child.returncode, child.stderr[-2_000:])
-        raise InvalidAdapter(
-            "the file could not be checked: the validator ended unexpectedly", reason="VALIDATOR_CRASHED"
-        )
-    if isinstance(answer, _Refusal):
-        # It quotes the file, so it is cut and made printable before it goes anywhere.
-        message = "".join(c if c.isprintable() else "?" for c in answer.message[:MAX_MESSAGE_CHARS])
-        raise InvalidAdapter(message, reason=answer.reason)
-    return answer
+        raise _without_verdict(child.returncode, child.stdout, order.timeout_s)
+    match answer:
+        case _Refusal():
+            # It quotes the file, so it is cut and made printable before it goes anywhere.
+            message = "".join(c if c.isprintable() else "?" for c in answer.message[:MAX_MESSAGE_CHARS])
+            raise InvalidAdapter(message, reason=answer.reason)
+        case _Trouble():
+            from adamix_server.blobs.os_errors import from_os_error
+
+            raise from_os_error(OSError(answer.errno, os.strerror(answer.errno))) or _interrupted()
+        case Verdict():
+            return answer
+
+
+def _without_verdict(status: int, said: bytes, timeout_s: float) -> AdamixError:
+    """What a child that ended without a proper verdict says about the file.
+
+    Args:
+        status: its exit status; negative, the signal that ended it.
+        said: what it wrote.
+    """
+    if status != 0 and not said:
+        # It ended before it looked at the file: its libraries did not load, or found no memory.
+        return _interrupted()
+    if status < 0:
+        if -status == signal.SIGXCPU:
+            # Its own limit: the next child would need as long.
+            return _too_slow(timeout_s)
+        if -status in _OWN_FAULTS:
+            # The bytes led the parser astray, and would again.
+            return _crashed()
+        # Killed: by a person, by the end of a session, or by the kernel, which needed memory. What a file can make the
+        # child take is bounded by its own limits, and those end it in other ways; so this is about the machine.
+        return _interrupted()
+    # A traceback, such as of the MemoryError that its limit on memory brings, or words that are no verdict.
+    return _crashed()
+
+
+def _too_slow(timeout_s: float) -> InvalidAdapter:
+    return InvalidAdapter(f"the file could not be checked within {timeout_s:g} s", reason="VALIDATOR_TIMEOUT")
+
+
+def _crashed() -> InvalidAdapter:
+    return InvalidAdapter("the file could not be checked: the validator ended unexpectedly", reason="VALIDATOR_CRASHED")
+
+
+def _interrupted() -> Unavailable:
+    return Unavailable(
+        "checking the file was interrupted, which is not the file's fault; send it again",
+        reason="VALIDATION_INTERRUPTED",
+        retry_after_s=INTERRUPTED_RETRY_S,
+    )
 
 
 def _environment(parent: Mapping[str, str]) -> dict[str, str]:
@@ -170,11 +247,15 @@ def main() -> None:
     # A judgement takes a core for its time, which calls that run meanwhile are not to miss.
     os.nice(_NICENESS)
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
-    answer: Verdict | _Refusal
+    sys.stdout.buffer.write(_BEGUN)
+    sys.stdout.buffer.flush()
+    answer: _Answer
     try:
         answer = judge(_read(order), order.spec, order.expected_digest)
     except InvalidAdapter as error:
         answer = _Refusal(error.reason, error.message)
+    except OSError as error:
+        answer = _Trouble(error.errno or 0)
     sys.stdout.buffer.write(msgspec.json.encode(answer))
 
 
@@ -198,7 +279,12 @@ def judge(data: bytes, spec: BackboneSpec, expected_digest: str | None = None) -
             "`adamix evaluate` does",
             reason="HEAD_UNSUPPORTED",
         )
-    return Verdict(digest=digest, manifest_json=canonical_json(adapter.manifest.to_json()), num_bytes=len(data))
+    return Verdict(
+        digest=digest,
+        manifest_json=canonical_json(adapter.manifest.to_json()),
+        num_bytes=len(data),
+        tensor_sizes=tuple(tensor.array.size for tensor in adapter.tensors.values()),
+    )
 
 
 def _read(order: _Order) -> bytes:
@@ -206,10 +292,17 @@ def _read(order: _Order) -> bytes:
 
     Of a file that announces a header over the limit only the beginning: it is refused for that, and the time and the
     memory for the rest of it are saved.
+
+    Raises:
+        InvalidAdapter: it is no regular file, or too large.
+        OSError: it cannot be read.
     """
     try:
         descriptor = os.open(order.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        # A link, or a socket. Whatever else it is (no such file, no descriptor) is not about what the file holds.
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
         raise InvalidAdapter("not a readable regular file", reason="NOT_A_FILE") from None
     # Not a with-block: the first refusal ends this process, and its descriptors with it.
     info = os.fstat(descriptor)
@@ -218,8 +311,9 @@ def _read(order: _Order) -> bytes:
     if info.st_size > MAX_FILE_BYTES:
         raise InvalidAdapter(f"file is over {MAX_FILE_BYTES >> 20} MiB", reason="TOO_LARGE")
     _limit(resource.RLIMIT_AS, _FIXED_BYTES + _BYTES_PER_FILE_BYTE * info.st_size)
-    # The parent's clock ends the child; this one counts when the parent is gone.
-    _limit(resource.RLIMIT_CPU, math.ceil(order.timeout_s))
+    # The parent's clock ends the child; this one counts when the parent is gone. At the soft limit the kernel sends
+    # SIGXCPU, which says whose fault it was; at the hard one SIGKILL, which says nothing.
+    _limit(resource.RLIMIT_CPU, math.ceil(order.timeout_s), spare=1)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, 16)
     _limit(resource.RLIMIT_CORE, 0)
@@ -230,11 +324,11 @@ def _read(order: _Order) -> bytes:
         return start + file.read(info.st_size)
 
 
-def _limit(which: int, value: int) -> None:
-    """Soft and hard, so that nothing raises it again; never above what the child was given."""
-    _, hard = resource.getrlimit(which)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (value, value))
+def _limit(which: int, value: int, *, spare: int = 0) -> None:
+    """Soft, and hard `spare` above it, so that nothing raises it again; never above what the child was given."""
+    _, given = resource.getrlimit(which)
+    hard = value + spare if given == resource.RLIM_INFINITY else min(value + spare, given)
+    resource.setrlimit(which, (min(value, hard), hard))
 
 
 if __name__ == "__main__":

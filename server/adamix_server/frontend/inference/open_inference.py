@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from adamix.errors import AdamixError, Code, FailedPrecondition, InvalidRequest, NotFound
+from adamix.errors import AdamixError, Code, InvalidRequest, NotFound
 from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
@@ -74,11 +74,14 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelReady(self, request: pb.ModelReadyRequest, _context: Any) -> pb.ModelReadyResponse:
         call = calls.current()
+        item = Item.of(request.name, call.deadline)
         try:
-            self._resolve(request.name, request.version, call, "name", "version")
-        except (NotFound, FailedPrecondition):
+            reason = self._stages.unavailable_reason(item, request.version, call.tenant, "name", "version")
+        except NotFound:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=self._readiness.is_ready)
+        finally:
+            call.resource = item.resource
+        return pb.ModelReadyResponse(ready=self._readiness.is_ready and not reason)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, _context: Any) -> pb.ModelMetadataResponse:
         call, view = calls.current(), self._stages.view
@@ -301,9 +304,10 @@ def _first_error(items: Iterable[Item]) -> tuple[int, AdamixError] | None:
 
 def _of_tensor(error: AdamixError, index: int) -> AdamixError:
     """An error of one text, in the words of the tensors it came in."""
-    if error.code is not Code.INVALID_ARGUMENT:
+    # Without a field it is not the text that is invalid.
+    if error.code is not Code.INVALID_ARGUMENT or error.field is None:
         return error
-    name = TEXT_PAIR if error.field is not None and error.field.endswith(".second") else TEXT
+    name = TEXT_PAIR if error.field.endswith(".second") else TEXT
     field = f"{name}[{index}]"
     return InvalidRequest(f"{field}: {error.message}", reason=error.reason, field=field)
 

@@ -93,18 +93,33 @@ class Stages:
             InvalidRequest: not a task name, or not a digest; the field is one of those given.
             NotFound: no such task or version, or not the caller's to see.
             FailedPrecondition: nothing answers it on this backbone, or not by a prediction.
+            InvalidAdapter: this server can never load what does (`ADAPTER_TOO_LARGE_FOR_SERVER`).
         """
+        task = self._name(item, digest, tenant, task_field, version_field)
+        version = self.view.resolve(tenant, task, digest)
+        if version.head.type not in answers.PREDICT_HEADS:
+            raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
+        item.task, item.version = task, version
+        return version
+
+    def unavailable_reason(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> str:
+        """Why what `resolve` would find cannot be answered; empty if nothing is known against it.
+
+        Raises:
+            InvalidRequest, NotFound: as `resolve`.
+        """
+        task = self._name(item, digest, tenant, task_field, version_field)
+        return self.view.unavailable_reason(tenant, task, digest)
+
+    def _name(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> str:
+        """The bare id of a task. Raises InvalidRequest."""
         task = parse_task(item.asked, tenant, task_field)
         item.resource = task_name(tenant, task)
         if digest:
             check_digest(digest, version_field)
             if (tenant, task) in self.view.snapshot.tasks:
                 item.resource = version_name(tenant, task, digest)
-        version = self.view.resolve(tenant, task, digest)
-        if version.head.type not in answers.PREDICT_HEADS:
-            raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
-        item.task, item.version = task, version
-        return version
+        return task
 
     async def tokenize(self, items: Iterable[Item]) -> None:
         """Token ids for every input that has a text."""
@@ -183,10 +198,18 @@ class Stages:
             prediction.version = item.version.digest
 
     def record(self, items: Iterable[Item], tenant: str, seconds: float) -> None:
-        """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for."""
+        """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for.
+
+        What they say of the versions that they are for is remembered.
+        """
         answered: Counter[str] = Counter()
-        tasks = self.view.snapshot.tasks
+        tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
+            if item.version is not None:
+                if item.error is not None:
+                    availability.failed(item.version.digest, item.error)
+                elif not availability.is_clean:
+                    availability.loaded(item.version.digest)
             if item.error is not None and item.error.code in _REJECTIONS:
                 self._recorder.inc("adamix_rejected_total", item.error.reason)
             # A task that was deleted meanwhile must not get its series back.

@@ -187,7 +187,7 @@ def test_a_pinned_adapter_stays_whatever_else_is_asked_for() -> None:
 def test_a_pin_that_fails_pins_nothing() -> None:
     world = World()
     assert world.ask("pin", "0a") == "BLOB_CORRUPT"
-    assert world.ask("pin", "99a") == "ARENA_TOO_SMALL"
+    assert world.ask("pin", "99a") == "ADAPTER_TOO_LARGE_FOR_SERVER"
     assert not world.loader.is_pinned("0a")
     assert not world.loader.is_pinned("99a")
     assert not world.loader._waiting

@@ -1,6 +1,7 @@
 """Registering from the server's own disk: what a name can reach, and what it never can."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from adamix.errors import (
     AdamixError,
     Cancelled,
+    Code,
     FailedPrecondition,
     InvalidAdapter,
     InvalidConfig,
@@ -241,6 +243,21 @@ async def test_what_is_wrong_with_a_name_is_said_on_the_wire(start_serving: Star
         assert harness.temporaries() == []
 
     await harness.call(work)
+
+
+@pytest.mark.parametrize("call", ["open", "read"])
+def test_no_descriptor_left_is_not_said_of_the_name(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with BlobStore(tmp_path / "blobs").temporary() as temporary:
+        monkeypatch.setattr(os, call, refuse)
+        with pytest.raises(AdamixError) as caught:
+            AdapterRoot(root).copy("team/good", temporary)
+        monkeypatch.undo()
+    assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "OUT_OF_DESCRIPTORS")
 
 
 async def test_without_a_root_no_name_means_anything(harness: Harness) -> None:

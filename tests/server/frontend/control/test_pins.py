@@ -293,6 +293,7 @@ class SlowWorld:
     def __init__(self, generator: random.Random) -> None:
         self.random = generator
         self.catalog = self
+        self.availability = self
         self.pins: set[str] = set()
         self.kept = False
         self.is_up = True
@@ -328,6 +329,13 @@ class SlowWorld:
 
     def reading(self) -> Any:
         return nullcontext()
+
+    # What speaks against its versions.
+    def failed(self, digest: str, error: AdamixError) -> None:
+        pass
+
+    def loaded(self, digest: str) -> None:
+        pass
 
     # The catalog.
     def pinned(self) -> tuple[str, ...]:

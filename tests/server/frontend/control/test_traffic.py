@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -132,6 +133,9 @@ async def test_a_split_that_cannot_be_served_changes_nothing(
         refused({first: 1, "x": 1}, InvalidRequest, "traffic[1].digest")
         refused({first: 1, "0" * 64: 1}, NotFound)
         harness.engine.control_error = DataLoss("gone")
-        refused({first: 1, second: 1}, DataLoss)
+        with pytest.raises(DataLoss):
+            client.set_traffic("sst2", {first: 1, second: 1})
+        # Nothing but what is now known of the version that is live.
+        assert client.get_task("sst2") == replace(before, unavailable_reason="BLOB_CORRUPT")
 
     await harness.call(work)

@@ -1,6 +1,7 @@
 """The parent's side: verdicts, and what becomes of a child that gives none."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import signal
@@ -14,8 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from adamix.errors import InvalidAdapter
-from adamix.files.adapter_file import encode
+from adamix.errors import AdamixError, Code, InvalidAdapter
+from adamix.files.adapter_file import decode, encode
 from adamix.files.manifest import BackboneSpec, Manifest
 from adamix.files.tensors import Dtype, TensorData, canonical_json
 from adamix_server.frontend.control import validation
@@ -32,6 +33,7 @@ def test_a_valid_file_gets_its_digest_and_canonical_manifest(
         digest=hashlib.sha256(valid).hexdigest(),
         manifest_json=canonical_json(manifest.to_json()),
         num_bytes=len(valid),
+        tensor_sizes=tuple(tensor.array.size for tensor in decode(valid).tensors.values()),
     )
 
 
@@ -92,28 +94,103 @@ def test_a_child_that_hangs_is_a_timeout(stored: Stored, spec: BackboneSpec, val
     assert caught.value.reason == "VALIDATOR_TIMEOUT"
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})",
-        "raise MemoryError",
-        "print('not a verdict')",
-        """print('{"type":"Verdict","digest":7}')""",
+INTERRUPTED = (Code.UNAVAILABLE, "VALIDATION_INTERRUPTED")
+CRASHED = (Code.INVALID_ARGUMENT, "VALIDATOR_CRASHED")
+
+# What a child does instead of judging, and what that says of the file. It has begun once it has printed something.
+ENDS = {
+    # Its own doing: the next child would meet the same.
+    **{
+        f"dies of {name}": (f"import os; print(flush=True); os.kill(os.getpid(), {int(signal.Signals[name])})", CRASHED)
+        for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGSYS")
+    },
+    "has no more memory": ("print(flush=True); raise MemoryError", CRASHED),
+    "noise": ("print('not a verdict')", CRASHED),
+    "malformed": ("""print('{"type":"Verdict","digest":7}')""", CRASHED),
+    "refused, then died": (
         'import os; os.write(1, b\'{"type":"_Refusal","reason":"R","message":"m"}\'); os._exit(3)',
-    ],
-    ids=["killed", "traceback", "noise", "malformed", "refused-then-died"],
-)
-def test_a_child_without_a_proper_verdict_is_a_crash(
-    monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes, program: str
+        CRASHED,
+    ),
+    "its CPU time is over": (
+        f"import os; print(flush=True); os.kill(os.getpid(), {int(signal.SIGXCPU)})",
+        (Code.INVALID_ARGUMENT, "VALIDATOR_TIMEOUT"),
+    ),
+    # From outside: a person, a session that ends, the kernel for its memory.
+    **{
+        f"gets {name}": (
+            f"import os; print(flush=True); os.kill(os.getpid(), {int(signal.Signals[name])})",
+            INTERRUPTED,
+        )
+        for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+    },
+    "is killed after its verdict": (
+        f"""import os; os.write(1, b'{{}}'); os.kill(os.getpid(), {int(signal.SIGKILL)})""",
+        INTERRUPTED,
+    ),
+    # Before it looked at the file.
+    "its libraries do not load": ("raise ImportError", INTERRUPTED),
+    "its libraries crash": (f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})", INTERRUPTED),
+    # The operating system kept it from reading what the server has written.
+    "no descriptor": (
+        f"""print('{{"type":"_Trouble","errno":{errno.EMFILE}}}')""",
+        (Code.RESOURCE_EXHAUSTED, "OUT_OF_DESCRIPTORS"),
+    ),
+    "no file": (f"""print('{{"type":"_Trouble","errno":{errno.ENOENT}}}')""", (Code.UNAVAILABLE, "STORE_LOST")),
+    "no idea": ("""print('{"type":"_Trouble","errno":0}')""", INTERRUPTED),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_child_without_a_verdict_is_about_the_file_or_about_the_machine(
+    monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes, end: str
 ) -> None:
+    program, expected = ENDS[end]
     run = subprocess.run
     monkeypatch.setattr(
         subprocess, "run", lambda _, **kwargs: run([sys.executable, "-I", "-S", "-c", program], **kwargs)
     )
-    with pytest.raises(InvalidAdapter) as caught:
+    with pytest.raises(AdamixError) as caught:
         validate(stored(valid), spec)
-    assert caught.value.reason == "VALIDATOR_CRASHED"
-    assert "Traceback" not in caught.value.message
+    error = caught.value
+    assert (error.code, error.reason) == expected
+    # What may pass says when to try again; what is the file's fault never does.
+    assert (error.retry_after_s is None) == (error.code is Code.INVALID_ARGUMENT)
+    assert "Traceback" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EAGAIN, INTERRUPTED),
+        (errno.ENOENT, INTERRUPTED),
+        (errno.ENOMEM, (Code.RESOURCE_EXHAUSTED, "OVERLOADED")),
+        (errno.EMFILE, (Code.RESOURCE_EXHAUSTED, "OUT_OF_DESCRIPTORS")),
+        (errno.ENFILE, (Code.RESOURCE_EXHAUSTED, "OUT_OF_DESCRIPTORS")),
+    ],
+)
+def test_a_child_that_cannot_be_started_says_nothing_of_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+    stored: Stored,
+    spec: BackboneSpec,
+    valid: bytes,
+    number: int,
+    expected: tuple[Code, str],
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(AdamixError) as caught:
+        validate(stored(valid), spec)
+    assert (caught.value.code, caught.value.reason) == expected
+    assert caught.value.retry_after_s is not None
+
+
+def test_a_file_that_has_gone_before_it_is_judged_is_about_the_store(tmp_path: Path, spec: BackboneSpec) -> None:
+    """The server has just written it: nobody else can have taken it away but with its directory."""
+    with pytest.raises(AdamixError) as caught:
+        validate(tmp_path / "absent", spec)
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "STORE_LOST")
 
 
 def test_what_a_refusal_quotes_is_printable_and_short(
@@ -163,9 +240,12 @@ try:
     pathlib.Path(sys.argv[1]).write_bytes(b"x")
 except OSError as error:
     print(error.strerror)
-for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
+for limit in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
     soft, hard = resource.getrlimit(limit)
     print(soft == hard != resource.RLIM_INFINITY)
+# A second more, which nobody reaches: the soft limit's signal says what it was.
+soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+print(soft == 5 and hard == 6)
 try:
     bytearray(2 << 30)
 except MemoryError:
