@@ -345,6 +345,14 @@ MAX_TRAFFIC_WEIGHT = _limit(
     "TRAFFIC_INVALID",
     proof="server/frontend/test_limits.py::test_weight_of_a_share",
 )
+MAX_EARLIER = _limit(
+    32,
+    "",
+    "earlier traffic of a task that `Rollback` knows",
+    None,
+    note="never an error: the oldest is forgotten",
+    proof="server/catalog/test_pointer.py::test_only_so_many_earlier_splits_are_kept",
+)
 _said(
     "pinned versions",
     "half of `--slots`, half of `--arena-mib`",

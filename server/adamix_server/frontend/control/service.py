@@ -32,7 +32,7 @@ from adamix_server.names import check_digest
 ROWS_AT_ONCE = 16
 # A watcher has its turn for so many messages. CPU seconds of each of them, and of a look at a task.
 MESSAGES_A_TURN = 64
-MESSAGE_S = 0.0001
+MESSAGE_S = 0.000_15
 LOOK_S = 0.000_000_5
 _MARKS = {
     Mark.SYNCHRONISED: adapters_pb2.WatchTasksResponse(synchronised=True),
