@@ -149,7 +149,7 @@ class Upload:
 
     def end(self) -> None:
         """Let `receiving` raise. It is no longer counted."""
-        if self._scope is not None:
+        if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
 
 

@@ -225,10 +225,13 @@ async def test_uploads_that_drip_keep_nobody_from_registering(
     assert harness.temporaries() == []
 
 
-async def test_the_whole_of_an_upload_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_whole_of_an_upload_has_its_time() -> None:
     places = UploadPlaces(0.05, Recorder())
     with places.upload("") as upload:
         with pytest.raises(DeadlineExceeded) as said:
             async with upload.receiving():
-                await upload.wait_for(asyncio.Event().wait())
+                try:
+                    await upload.wait_for(asyncio.Event().wait())
+                finally:
+                    upload.end()  # somebody else wants its place at the same moment
         assert said.value.reason == "UPLOAD_TOO_SLOW"
