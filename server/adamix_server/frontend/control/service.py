@@ -123,9 +123,10 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         split = check_split((share.digest, share.weight) for share in request.traffic)
         async with self._shares.orders.turn():
             # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
-            check_same_form([self._view.resolve(tenant, task, digest) for digest, _ in split])
+            versions = [self._view.resolve(tenant, task, digest) for digest, _ in split]
+            check_same_form(versions)
             with self._view.reading():
-                await asyncio.gather(*(self._residency.bring(digest) for digest, _ in split))
+                await asyncio.gather(*(self._residency.bring(row.digest, row.num_bytes) for row in versions))
         async with self._shares.calls.turn():
             row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
             (message,) = await _converted([row], self._to_task)

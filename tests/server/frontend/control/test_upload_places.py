@@ -227,11 +227,15 @@ async def test_uploads_that_drip_keep_nobody_from_registering(
 
 async def test_the_whole_of_an_upload_has_its_time() -> None:
     places = UploadPlaces(0.05, Recorder())
+
+    async def receive(upload: Upload) -> None:
+        async with upload.receiving():
+            try:
+                await upload.wait_for(asyncio.Event().wait())
+            finally:
+                upload.end()  # somebody else wants its place at the same moment
+
     with places.upload("") as upload:
         with pytest.raises(DeadlineExceeded) as said:
-            async with upload.receiving():
-                try:
-                    await upload.wait_for(asyncio.Event().wait())
-                finally:
-                    upload.end()  # somebody else wants its place at the same moment
+            await receive(upload)
         assert said.value.reason == "UPLOAD_TOO_SLOW"
