@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from itertools import count
 from typing import Any, TypeVar
 
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
@@ -25,13 +24,13 @@ from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations
 from adamix_server.frontend.control.shares import Shares
 from adamix_server.frontend.control.upload_places import UploadPlaces
-from adamix_server.frontend.control.watch import Mark, Watch
+from adamix_server.frontend.control.watch import Change, Mark, Watch
 from adamix_server.names import check_digest
 
 # Between so many rows other calls get on.
 ROWS_AT_ONCE = 16
-# A watcher has its turn for so many messages. CPU seconds of each of them, and of a look at a task.
-MESSAGES_A_TURN = 64
+# CPU seconds that a watcher is told tasks in one turn; those of a message, besides its making, and of a look at a task.
+WATCH_TURN_S = 0.01
 MESSAGE_S = 0.000_15
 LOOK_S = 0.000_000_5
 _MARKS = {
@@ -170,24 +169,30 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self, _request: adapters_pb2.WatchTasksRequest, _context: Any
     ) -> AsyncIterator[adapters_pb2.WatchTasksResponse]:
         tenant = calls.current().tenant
-        # To look through all tasks comes first.
-        await self._pay_for_messages(len(self._view.snapshot.tasks) * LOOK_S)
+        # It begins with a look through all tasks, and with messages that are on their way before it can be gone.
+        await self._pay(len(self._view.snapshot.tasks) * LOOK_S + WATCH_TURN_S)
         with self._watch.start() as snapshot:
             async with aclosing(self._watch.follow(tenant, snapshot)) as changes:
-                sent = count(1)
+                spent_s = 0.0
                 async for change in changes:
-                    if isinstance(change, Mark):
-                        yield _MARKS[change]
-                        continue
-                    reason = "" if change.row is None else self._view.availability.reason_of_task(change.row)
-                    yield convert.to_change(tenant, change.task, change.row, reason)
-                    if next(sent) % MESSAGES_A_TURN == 0:
-                        await self._pay_for_messages(is_bounded=True)
+                    began = time.perf_counter()
+                    message = self._to_change(tenant, change)
+                    spent_s += time.perf_counter() - began + MESSAGE_S
+                    yield message
+                    if spent_s > WATCH_TURN_S:
+                        await self._pay(spent_s, is_bounded=True)
+                        spent_s = 0.0
 
-    async def _pay_for_messages(self, more_s: float = 0.0, *, is_bounded: bool = False) -> None:
-        """Wait for a watcher's turn to be sent the next messages. Raises Overloaded as `Turns.turn`."""
+    async def _pay(self, work_s: float, *, is_bounded: bool = False) -> None:
+        """Wait for a watcher's turn, and charge it. Raises Overloaded as `Turns.turn`."""
         async with self._shares.calls.turn(is_bounded=is_bounded):
-            calls.current().work_s += MESSAGES_A_TURN * MESSAGE_S + more_s
+            calls.current().work_s += work_s
+
+    def _to_change(self, tenant: str, change: Change | Mark) -> adapters_pb2.WatchTasksResponse:
+        if isinstance(change, Mark):
+            return _MARKS[change]
+        reason = "" if change.row is None else self._view.availability.reason_of_task(change.row)
+        return convert.to_change(tenant, change.task, change.row, reason)
 
     def _to_task(self, row: TaskRow) -> adapters_pb2.Task:
         return convert.to_task(row, self._view.availability.reason_of_task(row))
