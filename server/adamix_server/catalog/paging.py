@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from adamix.errors import InvalidRequest
+from adamix_server.catalog.rows import TaskRow
 from adamix_server.limits import MAX_PAGE_BYTES, MAX_PAGE_SIZE
 
 DEFAULT_PAGE_SIZE = 100
@@ -35,6 +36,12 @@ def count_that_fit(sizes: Iterable[int]) -> int:
             break
         count += 1
     return count
+
+
+def bytes_of_task(row: TaskRow) -> int:
+    """About what a task takes up in an answer: names and times, its traffic, its labels."""
+    labels = row.heaviest.head.labels if row.live else ()
+    return 256 + 80 * len(row.live) + sum(len(label.encode()) + 4 for label in labels)
 
 
 def make_token(listing: Sequence[str], key: Sequence[str | int]) -> str:

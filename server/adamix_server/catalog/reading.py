@@ -222,10 +222,11 @@ def _to_task(
     )
 
 
-def read_manifest(connection: Connection, task_id: int, digest: str) -> str:
-    """The manifest as canonical JSON of a READY version of a task."""
-    mine = (_versions.task_id == task_id) & schema.is_ready & (_versions.digest == digest)
-    return str(connection.scalars(select(_versions.manifest_json).where(mine)).one())
+def read_record(connection: Connection, task_id: int, row: VersionRow) -> VersionRecord:
+    """A READY version of a task with its manifest."""
+    mine = (_versions.task_id == task_id) & schema.is_ready & (_versions.digest == row.digest)
+    manifest_json = connection.scalars(select(_versions.manifest_json).where(mine)).one()
+    return VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifest_json)
 
 
 def _unavailable_reason(

@@ -19,9 +19,9 @@ from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.heads import read_served
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.paging import check_page_size, count_that_fit, make_token, read_token
+from adamix_server.catalog.paging import bytes_of_task, check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_all, read_manifest, read_page, read_tasks
+from adamix_server.catalog.reading import read_all, read_page, read_record, read_tasks
 from adamix_server.catalog.rows import (
     AuditRow,
     Name,
@@ -358,7 +358,7 @@ class Catalog:
             ids = list(connection.scalars(query))
             found = read_tasks(connection, self._backbone, ids[:size], self._tasks)
         rows = tuple(found[task_id] for task_id in ids[:size])
-        rows = rows[: count_that_fit(map(_num_bytes, rows))]
+        rows = rows[: count_that_fit(map(bytes_of_task, rows))]
         return Page(rows, make_token(listing, [rows[-1].task]) if len(ids) > len(rows) else "")
 
     def get_version(self, tenant: str, task: str, digest: str) -> VersionRecord:
@@ -367,8 +367,7 @@ class Catalog:
         with self._database.read() as connection:
             task_id = changes.find_task(connection, tenant, task)
             row = self._read_task(connection, task_id).version(digest)
-            manifest_json = read_manifest(connection, task_id, digest)
-        return VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifest_json)
+            return read_record(connection, task_id, row)
 
     def list_versions(self, tenant: str, task: str, page_size: int = 0, page_token: str = "") -> Page[VersionRecord]:
         """A task's versions, the last registered first, as many as fit in a page.
@@ -434,12 +433,6 @@ def _for_another_backbone(digest: str) -> FailedPrecondition:
     return FailedPrecondition(
         f"version {digest[:12]} was trained for another backbone than this server's", reason="BACKBONE_CHANGED"
     )
-
-
-def _num_bytes(row: TaskRow) -> int:
-    """About what a task takes up in an answer: names and times, its traffic, its labels."""
-    labels = row.heaviest.head.labels if row.live else ()
-    return 256 + 80 * len(row.live) + sum(len(label.encode()) + 4 for label in labels)
 
 
 def _check_manifest(manifest_json: str, backbone_fingerprint: str) -> None:
