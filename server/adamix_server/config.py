@@ -38,6 +38,8 @@ class EngineSettings:
         host_cache_bytes: host memory for adapters.
         max_queue_inputs: inputs that may wait, and `max_queue_tokens` their tokens; shared out to the front ends.
         threads: of its operators; 0 is as many as there are cores.
+        stall_s: an engine that comes to the end of no step for so long is taken to be stuck, and replaced after three
+            times that. Longer than any step takes.
     """
 
     backbone: str
@@ -50,6 +52,7 @@ class EngineSettings:
     max_queue_inputs: Annotated[int, Within(1, 1 << 20)] = 4096
     max_queue_tokens: Annotated[int, Within(16, 1 << 30)] = 262_144
     threads: Annotated[int, Within(0, 1024)] = 0
+    stall_s: Annotated[float, Within(1, 3600)] = 10.0
 
     def __post_init__(self) -> None:
         _check(self)

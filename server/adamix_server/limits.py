@@ -173,6 +173,15 @@ _said(
     note="RetryInfo, at once",
     proof="server/frontend/inference/test_predict.py::test_overload_refuses_exactly_what_exceeds_the_credit",
 )
+_said(
+    "the engine without the end of a step",
+    "`--engine-stall-s`, 10 s; after three times that it is replaced",
+    Code.UNAVAILABLE,
+    "ENGINE_STALLED",
+    note="RetryInfo, at once",
+    proof="server/supervisor/test_engine_watch.py::"
+    "test_an_engine_is_stalled_after_so_long_and_lost_after_three_times_that",
+)
 
 # Names.
 _said(

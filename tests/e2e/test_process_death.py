@@ -130,6 +130,45 @@ def test_an_engine_killed_under_load(
     eventually(lambda: server.metric("adamix_slots", state="pinned") == 0, "no slot is pinned")
 
 
+@pytest.mark.long
+def test_an_engine_that_stands_still_under_load(
+    start_module_server: Callable[..., Server],
+    make_adapter: MakeAdapter,
+    spec: BackboneSpec,
+    callers: type[Callers],
+    eventually: Eventually,
+) -> None:
+    server = start_module_server("--metrics-port", "0", "--engine-stall-s", "1.5")
+    expected = Expected(server, make_adapter, spec)
+    engine = server.child("adamix_server.engine")
+    with callers(server, expected.inputs) as load, health_of(server) as health:
+        eventually(lambda: len(load.answered_since(0.0)) >= 8, "the server answers")
+        # For a while: who waits is answered after all, who comes meanwhile is refused, and all is well by itself.
+        os.kill(engine, signal.SIGSTOP)
+        eventually(lambda: health() == health_pb2.HealthCheckResponse.NOT_SERVING, "health says NOT_SERVING")
+        assert server.metric("adamix_engine_stalled") == 1.0
+        with server.client() as client, pytest.raises(AdamixError) as refused:
+            client.predict(task="one", texts=["fish"])
+        assert (refused.value.code, refused.value.reason) == (Code.UNAVAILABLE, "ENGINE_STALLED")
+        os.kill(engine, signal.SIGCONT)
+        eventually(lambda: health() == health_pb2.HealthCheckResponse.SERVING, "health says SERVING")
+        assert server.child("adamix_server.engine") == engine
+        assert all(isinstance(o.answer, Predictions) or o.answer.reason == "ENGINE_STALLED" for o in load.outcomes[:])
+        # For good.
+        os.kill(engine, signal.SIGSTOP)
+        stopped = time.monotonic()
+        eventually(lambda: server.find(message="child ended", child="engine") is not None, "it is killed")
+        assert 4.0 < time.monotonic() - stopped < 15.0
+        eventually(lambda: health() == health_pb2.HealthCheckResponse.SERVING, "health says SERVING")
+        eventually(lambda: len(load.answered_since(stopped)) > 0, "the server answers again")
+    refusals = [o.answer for o in load.outcomes if isinstance(o.answer, AdamixError)]
+    assert {error.code for error in refusals} == {Code.UNAVAILABLE}
+    assert {error.reason for error in refusals} <= {"ENGINE_STALLED", "ENGINE_RESTARTING"}
+    assert all(error.retry_after_s is not None for error in refusals)
+    assert server.metric("adamix_engine_stalled") == 0.0
+    assert server.terminate() == 0
+
+
 @pytest.mark.slow
 def test_a_front_end_killed_under_load(
     mortal: Any,

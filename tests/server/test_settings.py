@@ -24,6 +24,9 @@ from adamix_testing.harness import start_front_end
         ("max_queue_inputs", 0),
         ("max_queue_tokens", 15),
         ("threads", 1025),
+        ("stall_s", 0.99),
+        ("stall_s", 3600.5),
+        ("stall_s", float("nan")),
         ("dtype", "float64"),
     ],
 )

@@ -3,7 +3,6 @@
 Both directions live here so that the server and the client cannot drift apart. Knows no servicer and no channel.
 """
 
-import math
 from typing import Any
 
 import grpc
@@ -26,10 +25,13 @@ from adamix.errors import (
     StoreFull,
     Unavailable,
 )
+from adamix_server import retry
 
 DOMAIN = "adamix"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+# What is no number of milliseconds, or below 0, ends the retries of a client's library.
+_NEVER = "-1"
 MAX_ERROR_BYTES = 512
 
 _GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -50,7 +52,8 @@ _CLASSES: dict[Code, type[AdamixError]] = {
 def to_status(error: AdamixError, resource: str = "") -> Any:
     """The google.rpc.Status of an error.
 
-    ErrorInfo always; BadRequest when a field is to blame; RetryInfo when waiting helps; QuotaFailure on
+    ErrorInfo always; BadRequest when a field is to blame; RetryInfo when waiting helps, with the error's estimate up to
+    a fifth longer or shorter, so that those refused together do not come back together; QuotaFailure on
     RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the caller did, on NOT_FOUND.
     """
     message = clip(error.message, MAX_ERROR_BYTES)
@@ -60,7 +63,7 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = Duration()
-        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        delay.FromMilliseconds(max(1, round(retry.jittered(error.retry_after_s) * 1000)))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.code is Code.RESOURCE_EXHAUSTED:
         shortage = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=message)
@@ -76,11 +79,23 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
 
 
 def to_trailers(error: AdamixError, status: Any) -> list[tuple[str, str | bytes]]:
-    """The trailing metadata that carries `status`, with the retry push-back of gRFC A6 where waiting helps."""
+    """The trailing metadata that carries `status`, with the retry push-back of gRFC A6: as long as its RetryInfo.
+
+    RESOURCE_EXHAUSTED without one (too many pins) passes by nothing that a client does: its library
+    is told not to try again. UNAVAILABLE without one may pass, nobody knows when: the library's own policy decides.
+    """
     trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString())]
-    if error.retry_after_s is not None:
-        trailers.append((PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))))
+    if (delay_ms := _retry_delay_ms(status)) is not None:
+        trailers.append((PUSHBACK_KEY, str(delay_ms)))
+    elif error.code is Code.RESOURCE_EXHAUSTED:
+        trailers.append((PUSHBACK_KEY, _NEVER))
     return trailers
+
+
+def _retry_delay_ms(status: Any) -> int | None:
+    found = error_details_pb2.RetryInfo()
+    delays = (found.retry_delay.ToMilliseconds() for detail in status.details if detail.Unpack(found))
+    return next(delays, None)
 
 
 def grpc_code(error: AdamixError) -> grpc.StatusCode:

@@ -4,10 +4,12 @@ The one place where an errno gets its meaning for callers. Knows numbers of the 
 """
 
 import errno
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adamix.errors import AdamixError, FailedPrecondition, Overloaded, StoreFull, Unavailable
+from adamix_server import retry
 
 # A file-size limit of the process (`ulimit -f`) or of the file system is met like a full disk: there is room for less.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -25,7 +27,8 @@ _NOT_OURS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 # How often a server looks whether its store is back.
 STORE_CHECK_S = 1.0
-_RETRY_S = 1.0
+# Of this process's machine and store: none has more than one.
+_lost, _no_descriptors, _no_memory = retry.Lasting(), retry.Lasting(), retry.Lasting()
 
 
 def store_full() -> StoreFull:
@@ -38,7 +41,7 @@ def store_lost() -> Unavailable:
     return Unavailable(
         "the server's store cannot be reached; it goes on by itself once the store's directory is back as it was",
         reason="STORE_LOST",
-        retry_after_s=STORE_CHECK_S,
+        retry_after_s=_lost.next(time.monotonic()),
     )
 
 
@@ -55,11 +58,15 @@ def shortage(error: OSError) -> AdamixError | None:
         return Overloaded(
             "the server has no file descriptor left for this; try again",
             reason="OUT_OF_DESCRIPTORS",
-            retry_after_s=_RETRY_S,
+            retry_after_s=_no_descriptors.next(time.monotonic()),
         )
-    if error.errno == errno.ENOMEM:
-        return Overloaded("the server's machine has no memory for this now; try again", retry_after_s=_RETRY_S)
-    return None
+    return no_memory() if error.errno == errno.ENOMEM else None
+
+
+def no_memory() -> Overloaded:
+    """What is said wherever the machine gives no memory."""
+    retry_after_s = _no_memory.next(time.monotonic())
+    return Overloaded("the server's machine has no memory for this now; try again", retry_after_s=retry_after_s)
 
 
 def from_os_error(error: OSError) -> AdamixError | None:

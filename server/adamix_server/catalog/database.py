@@ -9,6 +9,7 @@ import resource
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,14 @@ from sqlalchemy import Connection, create_engine, event, insert
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Overloaded, Unavailable
+from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Unavailable
+from adamix_server import retry
 from adamix_server.blobs.directories import make_directory
-from adamix_server.blobs.os_errors import from_os_error, store_errors, store_full, store_lost, store_readonly
+from adamix_server.blobs.os_errors import from_os_error, no_memory, store_errors, store_full, store_lost, store_readonly
 from adamix_server.catalog import schema
 
 _BUSY_TIMEOUT_MS = 5_000
+_disk_errors = retry.Lasting()
 # As much as a commit of ours may add to the log; what a full disk, a quota or a limit refuses, it refuses of this too.
 _PROBE_BYTES = 64 << 10
 
@@ -265,7 +268,9 @@ def _translate(
     extended_code = getattr(error, "sqlite_errorcode", 0)
     code = extended_code & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY", retry_after_s=1.0)
+        # It was waited for for so long already, and may well take as long again.
+        retry_after_s = retry.within(_BUSY_TIMEOUT_MS / 1000)
+        return Unavailable("the catalog is busy; try again", reason="CATALOG_BUSY", retry_after_s=retry_after_s)
     # The second: the index of the log cannot grow, which is how a full disk shows where the log itself still fits.
     if code == sqlite3.SQLITE_FULL or extended_code == sqlite3.SQLITE_IOERR_SHMSIZE:
         return store_full()
@@ -280,10 +285,9 @@ def _translate(
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             return store_readonly()
         # Whatever it was has passed, or shows in nothing but this.
-        return Unavailable("the disk of the store reports errors", reason="STORE_IO", retry_after_s=1.0)
-    if code == sqlite3.SQLITE_NOMEM:
-        return Overloaded("the server's machine has no memory for this now; try again", retry_after_s=1.0)
-    return None
+        retry_after_s = _disk_errors.next(time.monotonic())
+        return Unavailable("the disk of the store reports errors", reason="STORE_IO", retry_after_s=retry_after_s)
+    return no_memory() if code == sqlite3.SQLITE_NOMEM else None
 
 
 def _corrupt() -> AdamixError:

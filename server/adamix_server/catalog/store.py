@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, func, insert, select, tuple_
 
 from adamix.errors import FailedPrecondition, InvalidAdapter, Unavailable
 from adamix.files.manifest import Manifest
+from adamix_server import retry
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
 from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.database import Database
@@ -137,7 +138,8 @@ class Catalog:
                 raise Unavailable(
                     "the uploaded bytes are no longer stored; send them again",
                     reason="BLOB_MISSING",
-                    retry_after_s=0.1,
+                    # At once: nothing has to pass first.
+                    retry_after_s=retry.MIN_S,
                 )
             task_id = changes.find_or_make_task(connection, tenant, task)
             exists = digest in changes.ready_versions(connection, task_id)

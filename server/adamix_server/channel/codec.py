@@ -14,10 +14,13 @@ import msgspec
 from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit
 from adamix_server.channel.supervisor_frames import (
     Agreed,
+    Beat,
     Drain,
     Drained,
     DrainWanted,
     EngineDown,
+    EngineMoving,
+    EngineStalled,
     EngineUp,
     Fatal,
     Health,
@@ -34,8 +37,8 @@ ToEngine = Submit | Cancel | Control
 FromEngine = Hello | Emit | Credit | Reply
 
 # Supervisor -> child, and back: words, and statistics, which are made when they are sent.
-ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | Refresh | Agreed | Drain
-Word = Ready | Fatal | Seen | Health | DrainWanted | Drained
+ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | EngineStalled | EngineMoving | Refresh | Agreed | Drain
+Word = Ready | Fatal | Beat | Seen | Health | DrainWanted | Drained
 FromChild = Word | Stats
 
 F = TypeVar("F")

@@ -111,22 +111,33 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Emit(Frame, frozen=True, kw_only=True):
-    """Engine -> front end: everything one step finished for this front end, and the credit it gives back."""
+    """Engine -> front end: everything one step finished for this front end, and the credit it gives back.
+
+    `tokens_per_s` and `queued_tokens` as in `Credit`.
+    """
 
     generation: int
     engine_id: str
     events: list[Event]
     credit_inputs: int = 0
     credit_tokens: int = 0
+    tokens_per_s: float = 0.0
+    queued_tokens: int = 0
 
 
 class Credit(Frame, frozen=True, kw_only=True):
-    """Engine -> front end: how much more may be submitted. Added to what the front end has."""
+    """Engine -> front end: how much more may be submitted. Added to what the front end has.
+
+    Also how fast the engine is by its own measurement (0: it has not measured yet), and the tokens of all front ends
+    that wait in it: whoever is refused is told by these when to come back.
+    """
 
     generation: int
     engine_id: str
     inputs: int
     tokens: int
+    tokens_per_s: float = 0.0
+    queued_tokens: int = 0
 
 
 # What a front end may ask an engine, besides answers:

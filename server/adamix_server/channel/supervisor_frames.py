@@ -67,10 +67,42 @@ class EngineUp(Frame, frozen=True):
 
 
 class EngineDown(Frame, frozen=True):
-    """Supervisor -> front end: this generation of this engine is gone; fail what waits for it."""
+    """Supervisor -> front end: this generation of this engine is gone; fail what waits for it.
+
+    `back_at` is when the next one will serve, going by how long the last one took to start; 0 if nobody knows.
+    """
 
     generation: int
     engine_id: str
+    back_at: float = 0.0
+
+
+class EngineStalled(Frame, frozen=True):
+    """Supervisor -> front end: this engine stands still since `since`; refuse new work, and leave what waits for it.
+
+    Unless it moves again (`EngineMoving`), it is killed (`EngineDown`), and the next one will serve at `back_at`.
+    """
+
+    generation: int
+    engine_id: str
+    since: float
+    back_at: float
+
+
+class EngineMoving(Frame, frozen=True):
+    """Supervisor -> front end: this engine, which stood still, goes on."""
+
+    generation: int
+    engine_id: str
+
+
+class Beat(Frame, frozen=True):
+    """Engine -> supervisor, some times in the time after which it counts as stalled, whatever its loop is doing.
+
+    `last_step` is when the loop last came to the end of a step.
+    """
+
+    last_step: float
 
 
 class Seen(Frame, frozen=True, kw_only=True):

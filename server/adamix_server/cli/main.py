@@ -84,6 +84,10 @@ def serve(
         float, typer.Option(help="Seconds that running calls are given to end.")
     ] = ServerConfig.drain_grace_s,
     threads: Annotated[int, typer.Option(help="Threads of the engine.  [0: one per core]")] = EngineSettings.threads,
+    engine_stall_s: Annotated[
+        float,
+        typer.Option(help="An engine without a step for so many seconds is stuck; after three times that, replaced."),
+    ] = EngineSettings.stall_s,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
 ) -> None:
     """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
@@ -98,6 +102,7 @@ def serve(
                 arena_bytes=arena_mib << 20,
                 host_cache_bytes=host_cache_mib << 20,
                 threads=threads,
+                stall_s=engine_stall_s,
             ),
             front_end=FrontEndSettings(adapter_root=adapter_root, max_upload_s=max_upload_seconds),
             listen=listen,

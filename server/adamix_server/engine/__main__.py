@@ -3,17 +3,22 @@
 import os
 import signal
 import threading
+import time
 from functools import partial
 
 from adamix.errors import AdamixError
 from adamix_server.channel.channel import SocketEngineChannel
 from adamix_server.channel.pipe import SupervisorPipe
-from adamix_server.channel.supervisor_frames import Drain, Drained, Fatal, Ready, StartEngine
+from adamix_server.channel.supervisor_frames import Beat, Drain, Drained, Fatal, Ready, StartEngine
 from adamix_server.engine.assembly import assemble, load_backbone
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.host_memory import keep_freed_memory
 from adamix_server.telemetry import logs
 from adamix_server.telemetry.metrics import Recorder
+
+# How often the watchdog says how far the loop is.
+_BEATS_PER_STALL = 5
+_LONGEST_PERIOD_S = 1.0
 
 
 def main() -> None:
@@ -43,10 +48,19 @@ def _serve(pipe: SupervisorPipe) -> None:
         return
     threading.Thread(target=_obey, args=(pipe, engine), daemon=True, name="supervisor-pipe").start()
     pipe.send(Ready(address=start.address, hello=engine.hello))
+    period_s = min(start.settings.stall_s / _BEATS_PER_STALL, _LONGEST_PERIOD_S)
+    threading.Thread(target=_watch, args=(pipe, engine, period_s), daemon=True, name="watchdog").start()
     engine.run()
     report()
     channel.close()
     pipe.send(Drained())
+
+
+def _watch(pipe: SupervisorPipe, engine: Engine, period_s: float) -> None:
+    """Say how far the loop is, also when it is stuck: only a process that stands still as a whole says nothing."""
+    while True:
+        time.sleep(period_s)
+        pipe.send(Beat(last_step=engine.last_step))
 
 
 def _obey(pipe: SupervisorPipe, engine: Engine) -> None:

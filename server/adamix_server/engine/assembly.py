@@ -1,5 +1,6 @@
 """Puts an engine together from its configuration. The one place that knows all its parts."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from adamix_server.blobs.os_errors import from_os_error
 from adamix_server.channel.channel import EngineChannel
 from adamix_server.channel.engine_frames import Hello, Limits
 from adamix_server.channel.supervisor_frames import StartEngine
+from adamix_server.engine import warm_up
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.residency.host_cache import HostCache
@@ -24,7 +26,10 @@ from adamix_server.engine.residency.rehearsal import Rehearsal
 from adamix_server.engine.residency.slot_bank import SlotBank
 from adamix_server.engine.residency.slots import Slots
 from adamix_server.engine.scheduler import Scheduler
+from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -130,9 +135,20 @@ def assemble(
         recorder=recorder,
     )
     runner = ModelRunner(loaded, bank)
-    return Engine(
-        channel, runner, adapters, Scheduler(settings.max_batch_tokens), hello, recorder, on_stats, start.front_ends
-    )
+    rate = TokenRate(warm_up.tokens_per_s(runner, loaded.spec, settings.max_batch_tokens), settings.max_batch_tokens)
+    _check_patience(rate, settings.max_batch_tokens, settings.stall_s)
+    scheduler = Scheduler(settings.max_batch_tokens)
+    return Engine(channel, runner, adapters, scheduler, hello, rate, recorder, on_stats, start.front_ends)
+
+
+def _check_patience(rate: TokenRate, max_batch_tokens: int, stall_s: float) -> None:
+    """Say so if an engine that only works would be taken for one that stands still."""
+    if (batch_s := rate.seconds(max_batch_tokens)) > stall_s / 2:
+        log.warning(
+            "a full batch takes so long that the engine may be taken for stalled: raise --engine-stall-s, or lower "
+            "--max-batch-tokens",
+            extra={"batch_s": round(batch_s, 1), "engine_stall_s": stall_s},
+        )
 
 
 def _reader(blobs: BlobStore, spec: BackboneSpec, bank: SlotBank, max_rows: int) -> Callable[[str], PackedAdapter]:

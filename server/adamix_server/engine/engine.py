@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from adamix.errors import AdamixError, Cancelled, DeadlineExceeded, InternalError, Overloaded
+from adamix_server import retry
 from adamix_server.channel.channel import EngineChannel, Peer
 from adamix_server.channel.codec import ToEngine
 from adamix_server.channel.engine_frames import (
@@ -34,6 +35,7 @@ from adamix_server.engine.request import Batch, Request
 from adamix_server.engine.residency.loader import AdapterLoader
 from adamix_server.engine.residency.orders import Orders
 from adamix_server.engine.scheduler import Scheduler
+from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,13 @@ class Engine:
 
     Args:
         hello: what this engine is; sent to each front end that introduces itself.
-        on_stats: called about once a second, in the loop; also the sign that the loop still turns.
+        rate: what a warm-up has shown of the runner.
+        on_stats: called about once a second, in the loop.
         front_ends: how many share the queue's room. Each may fill its part of it, and no more.
+
+    Attributes:
+        last_step: when the loop last came to the end of a step, or of a part of a batch that is computed in parts. For
+            whoever watches from another thread: with nothing to do there is a step every 50 ms.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Engine:
         adapters: AdapterLoader,
         scheduler: Scheduler,
         hello: Hello,
+        rate: TokenRate,
         recorder: Recorder,
         on_stats: Callable[[], None],
         front_ends: int = 1,
@@ -68,6 +76,8 @@ class Engine:
         self._adapters = adapters
         self._scheduler = scheduler
         self.hello = hello
+        self.last_step = time.monotonic()
+        self._rate = rate
         self._recorder = recorder
         self._on_stats = on_stats
         self._front_ends = front_ends
@@ -101,15 +111,19 @@ class Engine:
 
     def step(self) -> None:
         """One turn: take in what has arrived, run one batch, send what is finished."""
+        began = time.monotonic()
         # Before the loop may go to sleep: holds given back by the last step can have made room for a waiting adapter.
         self._bring()
-        self._receive()
+        began = self._receive(began)
         self._bring()
         self._expire()
         batch = self._scheduler.next_batch(self._adapters.is_ready)
         if batch is not None:
             self._run(batch)
         self._emit()
+        self.last_step = time.monotonic()
+        if batch is not None:
+            self._rate.add(batch.num_tokens, self.last_step - began)
         self._report()
 
     def _bring(self) -> None:
@@ -121,10 +135,15 @@ class Engine:
             for request in self._scheduler.of(digest):
                 self._finish(request, error)
 
-    def _receive(self) -> None:
+    def _receive(self, began: float) -> float:
+        """Take in what has arrived. When the step began: as given, or when it had something to do at last."""
         is_idle = not any(map(self._adapters.is_ready, self._scheduler.digests))
-        for peer, frame in self._channel.poll(_IDLE_S if is_idle else 0.0):
+        frames = self._channel.poll(_IDLE_S if is_idle else 0.0)
+        if is_idle:
+            began = time.monotonic()
+        for peer, frame in frames:
             self._take(peer, frame)
+        return began
 
     def _take(self, peer: Peer, frame: ToEngine) -> None:
         """Act on one frame."""
@@ -167,12 +186,14 @@ class Engine:
             engine_id=self.hello.engine_id,
             inputs=max(limits.max_queue_inputs // self._front_ends, 1),
             tokens=max(limits.max_queue_tokens // self._front_ends, self.hello.spec.max_tokens),
+            tokens_per_s=self._rate.tokens_per_s,
+            queued_tokens=self._scheduler.queued_tokens,
         )
 
     def _load(self) -> EngineLoad:
         return EngineLoad(
             queued_inputs=len(self._scheduler),
-            queued_tokens=sum(request.num_tokens for request in self._scheduler),
+            queued_tokens=self._scheduler.queued_tokens,
             running_inputs=max(self._largest_batch, self._largest_batch_before),
             resident_adapters=self._adapters.num_resident,
             slots=self.hello.limits.slots,
@@ -217,7 +238,13 @@ class Engine:
             return list(self._runner.run(batch.requests))
         except torch.OutOfMemoryError:
             if len(batch.requests) == 1:
-                return [Overloaded("not enough device memory for this request now", retry_after_s=1.0)]
+                # What takes the memory now is no longer there when all that waits has been computed.
+                retry_after_s = self._rate.seconds(self._scheduler.queued_tokens + batch.num_tokens)
+                return [
+                    Overloaded(
+                        "not enough device memory for this request now", retry_after_s=retry.within(retry_after_s)
+                    )
+                ]
         except Exception:
             # The boundary around one request's computation: whatever is raised inside belongs to that request alone.
             if len(batch.requests) == 1:
@@ -226,6 +253,8 @@ class Engine:
                 # that answers INTERNAL for ever.
                 self._runner.check_device()
                 return [InternalError("internal error")]
+        # Each part is a step forward.
+        self.last_step = time.monotonic()
         first, second = batch.halves()
         return self._compute(first) + self._compute(second)
 
@@ -245,6 +274,8 @@ class Engine:
                 events=[event for _, event in ended],
                 credit_inputs=len(ended),
                 credit_tokens=sum(request.num_tokens for request, _ in ended),
+                tokens_per_s=self._rate.tokens_per_s,
+                queued_tokens=self._scheduler.queued_tokens,
             )
             self._channel.send(peer, emit)
 

@@ -33,6 +33,12 @@ class Scheduler:
         # Soonest first, and of equal ones the oldest. Requests that left the queue stay here until they are soonest.
         self._deadlines: list[tuple[float, int, Request]] = []
         self._arrivals = itertools.count()
+        self._queued_tokens = 0
+
+    @property
+    def queued_tokens(self) -> int:
+        """The tokens of the queued requests. Counted as they come and go: it is asked for at every emit."""
+        return self._queued_tokens
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -60,6 +66,7 @@ class Scheduler:
         if key in self._queue:
             raise KeyError(f"request {request.row.id} is queued already")
         self._queue[key] = request
+        self._queued_tokens += request.num_tokens
         self._by_digest.setdefault(request.row.digest, OrderedDict())[request] = None
         if len(self._deadlines) > 2 * len(self._queue) + _SPARE_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if entry[-1].status is Status.QUEUED]
@@ -103,6 +110,7 @@ class Scheduler:
     def _take(self, request: Request) -> None:
         """Out of the queue."""
         del self._queue[request.peer, request.row.id]
+        self._queued_tokens -= request.num_tokens
         same = self._by_digest[request.row.digest]
         del same[request]
         if not same:

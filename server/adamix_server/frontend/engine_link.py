@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from adamix.errors import Overloaded, Unavailable
+from adamix_server import retry
 from adamix_server.channel import channel
 from adamix_server.channel.engine_frames import (
     Cancel,
@@ -29,16 +30,16 @@ from adamix_server.channel.engine_frames import (
     Submit,
     Value,
 )
-from adamix_server.channel.supervisor_frames import EngineUp
+from adamix_server.channel.supervisor_frames import EngineDown, EngineMoving, EngineStalled, EngineUp
 
 log = logging.getLogger(__name__)
 
 # How long an engine that the supervisor calls ready may take to grant the first credit.
 CONNECT_TIMEOUT_S = 5.0
-RESTART_RETRY_S = 1.0
-# What callers are told while there is no engine.
-ENGINE_RESTARTING = "ENGINE_RESTARTING"
-MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0
+# A connection that broke, for another reason than the engine's end, is made anew within so long.
+RECONNECT_S = 1.0
+# What callers are told while there is no engine, and while there is one that stands still.
+ENGINE_RESTARTING, ENGINE_STALLED = "ENGINE_RESTARTING", "ENGINE_STALLED"
 # With so many rows under way, new ones are gathered for so long before they are sent together. Each frame costs either
 # side as much CPU as several rows do; a batch takes the engine several times as long.
 BUSY_ROWS = 8
@@ -48,10 +49,6 @@ ASKED_S = 0.25
 
 # (address, generation, engine id) -> a channel that has introduced itself.
 Connect = Callable[[str, int, str], Awaitable[channel.FrontEndChannel]]
-
-
-# A future, and since when somebody waits for it.
-_Waiting = tuple[asyncio.Future[Event], float]
 
 
 class EngineLink:
@@ -64,6 +61,9 @@ class EngineLink:
         self._connecting = asyncio.Lock()
         self._last_id = 0
         self._last_submit = -math.inf
+        # While there is no connection: since when, and when the next is expected.
+        self._down_since = self._back_at = time.monotonic()
+        self._stall: EngineStalled | None = None
 
     @property
     def hello(self) -> Hello | None:
@@ -72,6 +72,7 @@ class EngineLink:
 
     @property
     def is_up(self) -> bool:
+        """Whether there is a connection to an engine; one that stands still counts."""
         return self._connection is not None
 
     @property
@@ -79,6 +80,15 @@ class EngineLink:
         """Whether rows are under way, or were submitted within the last quarter of a second."""
         is_busy = self._connection is not None and self._connection.is_busy
         return is_busy or time.monotonic() - self._last_submit < ASKED_S
+
+    @property
+    def is_stalled(self) -> bool:
+        return self._stall is not None
+
+    @property
+    def back_s(self) -> float:
+        """While there is no connection: in how many seconds the next is expected."""
+        return retry.until_back(time.monotonic(), self._down_since, self._back_at)
 
     def next_id(self) -> int:
         """An id for a row: unique for the life of this front end, also across engine restarts."""
@@ -98,7 +108,8 @@ class EngineLink:
                     return
                 self.close()
             frames = await self._connect(up.address, generation, engine_id)
-            connection = _Connection(frames, engine_id, generation, self._lost)
+            batch_tokens = up.hello.limits.max_batch_tokens
+            connection = _Connection(frames, engine_id, generation, batch_tokens, self._lost, self._restarting)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await connection.granted.wait()
@@ -109,14 +120,32 @@ class EngineLink:
                 connection.close()
                 raise
             if connection.is_closed:
-                raise _restarting()
+                raise self._restarting()
+            if (stall := self._stall) is not None and (stall.generation, stall.engine_id) != (generation, engine_id):
+                self._stall = None
             self._hello, self._connection = up.hello, connection
 
-    def engine_down(self, generation: int, engine_id: str) -> None:
-        """Fail everything that waits for this generation of this engine. One that is already gone is ignored."""
+    def engine_down(self, down: EngineDown) -> None:
+        """Fail everything that waits for this generation of this engine.
+
+        Of one that is already gone, only when the next is expected.
+        """
         connection = self._connection
-        if connection is not None and (connection.generation, connection.engine_id) == (generation, engine_id):
-            self.close()
+        if connection is None:
+            self._stall, self._back_at = None, down.back_at
+        elif (connection.generation, connection.engine_id) == (down.generation, down.engine_id):
+            self._stall = None
+            self._drop(down.back_at)
+
+    def engine_stalled(self, stalled: EngineStalled) -> None:
+        """Refuse what is new, until the engine moves or is down. What waits for it stays."""
+        self._stall = stalled
+
+    def engine_moving(self, moving: EngineMoving) -> None:
+        """It takes work again. Of another engine than the one that stands still, ignored."""
+        stall = self._stall
+        if stall is not None and (stall.generation, stall.engine_id) == (moving.generation, moving.engine_id):
+            self._stall = None
 
     def submit(self, rows: Sequence[Row]) -> list[asyncio.Future[Event]]:
         """Send rows, each under an id of `next_id`; one future per row, in order.
@@ -125,36 +154,52 @@ class EngineLink:
         Cancelling a future tells the engine that nobody waits.
 
         Raises:
-            Unavailable: there is no engine now.
+            Unavailable: there is no engine now (`ENGINE_RESTARTING`), or one that stands still (`ENGINE_STALLED`).
         """
-        if self._connection is None:
-            raise _restarting()
-        self._last_submit = now = time.monotonic()
-        return [self._connection.submit(row, now) for row in rows]
+        self._last_submit = time.monotonic()
+        return self._connection_that_moves().submit(rows)
 
     async def control(self, op: Op, digest: str = "", digests: Sequence[str] = ()) -> Value:
         """Ask the engine something, mostly about an adapter or about many, and return what `Op` promises.
 
         Raises:
-            Unavailable: there is no engine now, or it went away.
+            Unavailable: there is no engine now, or it stands still, or it went away.
             AdamixError: the engine's own error.
         """
-        if self._connection is None:
-            raise _restarting()
-        reply = await self._connection.control(op, digest, digests)
+        reply = await self._connection_that_moves().control(op, digest, digests)
         if reply.error is not None:
             raise reply.error.to_error()
         return reply.value
 
     def close(self) -> None:
         """End the connection; everything that waits fails."""
+        self._drop(time.monotonic())
+
+    def _drop(self, back_at: float) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
+            self._down_since, self._back_at = time.monotonic(), back_at
             connection.close()
 
     def _lost(self, connection: "_Connection") -> None:
+        """It has closed by itself."""
         if self._connection is connection:
             self._connection = None
+            self._down_since = time.monotonic()
+            self._back_at = self._down_since + RECONNECT_S
+
+    def _connection_that_moves(self) -> "_Connection":
+        if self._connection is None:
+            raise self._restarting()
+        if (stall := self._stall) is not None:
+            retry_after_s = retry.until_moving(time.monotonic(), stall.since, stall.back_at)
+            raise Unavailable(
+                "the engine makes no progress; try again", reason=ENGINE_STALLED, retry_after_s=retry_after_s
+            )
+        return self._connection
+
+    def _restarting(self) -> Unavailable:
+        return Unavailable("the engine is restarting; try again", reason=ENGINE_RESTARTING, retry_after_s=self.back_s)
 
 
 class _Connection:
@@ -165,7 +210,9 @@ class _Connection:
         frames: channel.FrontEndChannel,
         engine_id: str,
         generation: int,
+        batch_tokens: int,
         on_lost: Callable[["_Connection"], None],
+        restarting: Callable[[], Unavailable],
     ) -> None:
         self.engine_id = engine_id
         self.generation = generation
@@ -173,18 +220,23 @@ class _Connection:
         self.is_closed = False
         self._channel = frames
         self._on_lost = on_lost
+        self._restarting = restarting
         self._loop = asyncio.get_running_loop()
-        self._inputs = 0
-        self._tokens = 0
-        self._waiting: dict[int, _Waiting] = {}
+        # The credit that is left, and all that was ever granted: the difference is under way.
+        self._inputs = self._granted_inputs = 0
+        self._tokens = self._granted_tokens = 0
+        # What the engine last said of itself.
+        self._tokens_per_s = 0.0
+        self._queued_tokens = 0
+        self._batch_tokens = batch_tokens
+        self._turns = retry.RoomTurns()
+        self._waiting: dict[int, asyncio.Future[Event]] = {}
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._last_call = 0
         self._rows: dict[int, Row] = {}
         self._cancels: list[int] = []
         self._controls: list[Control] = []
         self._something_to_send = asyncio.Event()
-        # Smoothed time from submit to answer: about how long it takes until a full queue has moved on.
-        self._answer_s = MIN_RETRY_S
         self._tasks = [asyncio.create_task(self._run(self._write)), asyncio.create_task(self._run(self._read))]
 
     @property
@@ -192,20 +244,32 @@ class _Connection:
         """Whether rows are under way."""
         return bool(self._waiting)
 
-    def submit(self, row: Row, now: float) -> asyncio.Future[Event]:
-        future: asyncio.Future[Event] = self._loop.create_future()
-        num_tokens = _num_tokens(row)
-        if self._inputs < 1 or self._tokens < num_tokens:
-            retry_after_s = min(max(self._answer_s, MIN_RETRY_S), MAX_RETRY_S)
-            future.set_exception(Overloaded("the server's queue is full; try again later", retry_after_s=retry_after_s))
-            return future
+    def submit(self, rows: Sequence[Row]) -> list[asyncio.Future[Event]]:
+        futures: list[asyncio.Future[Event]] = []
+        refused: list[tuple[asyncio.Future[Event], Row]] = []
+        for row in rows:
+            future: asyncio.Future[Event] = self._loop.create_future()
+            futures.append(future)
+            num_tokens = _num_tokens(row)
+            if self._inputs < 1 or self._tokens < num_tokens:
+                refused.append((future, row))
+            else:
+                self._send(row, num_tokens, future)
+        if refused:
+            # All of them at once, since most of them are of one call.
+            retry_after_s = self._room_s([row for _, row in refused])
+            for future, _ in refused:
+                error = Overloaded("the server's queue is full; try again later", retry_after_s=retry_after_s)
+                future.set_exception(error)
+        return futures
+
+    def _send(self, row: Row, num_tokens: int, future: asyncio.Future[Event]) -> None:
         self._inputs -= 1
         self._tokens -= num_tokens
         self._rows[row.id] = row
-        self._waiting[row.id] = (future, now)
+        self._waiting[row.id] = future
         future.add_done_callback(partial(self._done, row.id))
         self._something_to_send.set()
-        return future
 
     async def control(self, op: Op, digest: str, digests: Sequence[str]) -> Reply:
         self._last_call += 1
@@ -237,15 +301,15 @@ class _Connection:
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
+        self._on_lost(self)
         waiting: list[asyncio.Future[Event] | asyncio.Future[Reply]] = [*self._calls.values()]
-        waiting += [future for future, _ in self._waiting.values()]
+        waiting += self._waiting.values()
         self._waiting.clear()
         self._calls.clear()
         for future in waiting:
             if not future.done():
-                future.set_exception(_restarting())
+                future.set_exception(self._restarting())
         self._channel.close()
-        self._on_lost(self)
 
     async def _run(self, direction: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -263,7 +327,7 @@ class _Connection:
                 # The engine computes and looks at its socket between two batches: one frame then serves both sides.
                 await asyncio.sleep(GATHER_S)
             self._something_to_send.clear()
-            rows = [self._rows.pop(id_) for id_ in list(self._rows) if not self._waiting[id_][0].cancelled()]
+            rows = [self._rows.pop(id_) for id_ in list(self._rows) if not self._waiting[id_].cancelled()]
             cancels, self._cancels = self._cancels, []
             controls, self._controls = self._controls, []
             if rows:
@@ -280,12 +344,15 @@ class _Connection:
                 case Emit() if self._is_ours(frame):
                     self._inputs += frame.credit_inputs
                     self._tokens += frame.credit_tokens
-                    now = time.monotonic()
+                    self._tokens_per_s, self._queued_tokens = frame.tokens_per_s, frame.queued_tokens
                     for event in frame.events:
-                        self._finish(event, now)
+                        self._finish(event)
                 case Credit() if self._is_ours(frame):
                     self._inputs += frame.inputs
                     self._tokens += frame.tokens
+                    self._granted_inputs += frame.inputs
+                    self._granted_tokens += frame.tokens
+                    self._tokens_per_s, self._queued_tokens = frame.tokens_per_s, frame.queued_tokens
                     self.granted.set()
                 case Reply() if self._is_ours(frame):
                     future = self._calls.get(frame.call)
@@ -298,12 +365,26 @@ class _Connection:
     def _is_ours(self, frame: Emit | Credit | Reply) -> bool:
         return frame.generation == self.generation and frame.engine_id == self.engine_id
 
-    def _finish(self, event: Event, now: float) -> None:
+    def _room_s(self, rows: Sequence[Row]) -> float:
+        """When rows that there is no credit for are to come again."""
+        own_tokens, own_inputs = self._granted_tokens - self._tokens, self._granted_inputs - self._inputs
+        num_tokens = sum(map(_num_tokens, rows))
+        if self._inputs < len(rows):
+            # They need the places of others, whatever their own lengths.
+            num_tokens = max(num_tokens, len(rows) * own_tokens // max(own_inputs, 1))
+        return self._turns.next(
+            time.monotonic(),
+            num_tokens,
+            own=own_tokens,
+            queued=self._queued_tokens,
+            per_s=self._tokens_per_s,
+            batch=self._batch_tokens,
+        )
+
+    def _finish(self, event: Event) -> None:
         # A row that was cancelled is no longer known here; its event has still brought its credit back.
-        if not event.final or (entry := self._waiting.pop(event.id, None)) is None:
+        if not event.final or (future := self._waiting.pop(event.id, None)) is None:
             return
-        future, since = entry
-        self._answer_s += 0.1 * (now - since - self._answer_s)
         if not future.done():
             future.set_result(event)
 
@@ -321,7 +402,3 @@ class _Connection:
 
 def _num_tokens(row: Row) -> int:
     return len(row.token_ids) // 4
-
-
-def _restarting() -> Unavailable:
-    return Unavailable("the engine is restarting; try again", reason=ENGINE_RESTARTING, retry_after_s=RESTART_RETRY_S)

@@ -26,6 +26,8 @@ from adamix_server.channel.supervisor_frames import (
     Drained,
     DrainWanted,
     EngineDown,
+    EngineMoving,
+    EngineStalled,
     EngineUp,
     Fatal,
     Health,
@@ -47,7 +49,7 @@ from adamix_server.frontend.control.upload_places import UploadPlaces
 from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
-from adamix_server.frontend.engine_link import ENGINE_RESTARTING, Connect, EngineLink
+from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.inference.stages import Stages
@@ -119,6 +121,7 @@ class FrontEnd:
         self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.
         self._engine: EngineUp | None = None
+        self._down: EngineDown | None = None
         self._receiving: asyncio.Task[ToChild | None] | None = None
 
     async def run(self) -> int:
@@ -227,6 +230,12 @@ class FrontEnd:
                 await self._connect()
             case EngineDown():
                 self._forget_engine(frame)
+            case EngineStalled():
+                self._link.engine_stalled(frame)
+                self._look_at_link()
+            case EngineMoving():
+                self._link.engine_moving(frame)
+                self._look_at_link()
             case Refresh():
                 self._stale.set()
             case Agreed():
@@ -246,19 +255,22 @@ class FrontEnd:
         except (AdamixError, OSError) as error:
             # The heartbeat tries again.
             log.warning("no connection to the engine: %s", error)
-        if self._engine is not engine:
-            self._link.engine_down(engine.hello.generation, engine.hello.engine_id)
+        if self._engine is not engine and self._down is not None:
+            # It was called down while the connection was made.
+            self._link.engine_down(self._down)
         self._look_at_link()
 
     def _look_at_link(self) -> None:
         self._readiness.put(ENGINE_RESTARTING, not self._link.is_up)
+        self._readiness.put(ENGINE_STALLED, self._link.is_stalled)
 
     def _forget_engine(self, down: EngineDown) -> None:
         if (engine := self._engine) is not None:
             hello = engine.hello
             if (hello.generation, hello.engine_id) == (down.generation, down.engine_id):
                 self._engine = None
-        self._link.engine_down(down.generation, down.engine_id)
+        self._down = down
+        self._link.engine_down(down)
         self._look_at_link()
 
     async def _drain(self, parts: _Parts, order: Drain) -> None:

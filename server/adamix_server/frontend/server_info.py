@@ -31,7 +31,9 @@ class ServerInfoServicer(server_pb2_grpc.ServerServiceServicer):
     ) -> server_pb2.GetServerInfoResponse:
         hello = self._link.hello
         if hello is None:
-            raise Unavailable("the engine has not started yet", reason="ENGINE_STARTING", retry_after_s=1.0)
+            raise Unavailable(
+                "the engine has not started yet", reason="ENGINE_STARTING", retry_after_s=self._link.back_s
+            )
         return server_pb2.GetServerInfoResponse(
             backbone=convert.to_backbone(hello.spec),
             compute_dtype=hello.dtype,

@@ -106,6 +106,11 @@ class Keeper:
             await self._pause(failed_starts)
         self._ended.set()
 
+    async def replace(self) -> None:
+        """End the child that runs now, at once; the next one is started as after any other end."""
+        if (child := self._child) is not None:
+            await child.kill()
+
     async def drain(self, order: Drain, patience_s: float) -> None:
         """Let the child finish what runs in it, once `stopping` is set; end it after `patience_s`.
 

@@ -23,9 +23,12 @@ from adamix_server.catalog.recovery import recover
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.engine_frames import Hello
 from adamix_server.channel.supervisor_frames import (
+    Beat,
     Drain,
     DrainWanted,
     EngineDown,
+    EngineMoving,
+    EngineStalled,
     EngineUp,
     Health,
     Ready,
@@ -39,6 +42,7 @@ from adamix_server.descriptors import raise_limit, room_for_connections
 from adamix_server.limits import MAX_PROBE_CONNECTIONS
 from adamix_server.port import cannot_listen, held_port
 from adamix_server.supervisor.child import Child
+from adamix_server.supervisor.engine_watch import LOST_AFTER, EngineWatch, Progress
 from adamix_server.supervisor.keeper import Keeper
 from adamix_server.supervisor.probes import Fitness, Probes
 from adamix_server.telemetry.exposition import Exposition
@@ -51,8 +55,7 @@ log = logging.getLogger(__name__)
 _ENGINE_ID = "0"
 # As its log lines and its metrics call it.
 _ENGINE = f"engine-{_ENGINE_ID}"
-# A child that says nothing for this long is stuck and is replaced.
-_ENGINE_SILENCE_S = 120.0
+# A front end that says nothing for this long is stuck and is replaced.
 _FRONT_END_SILENCE_S = 20.0
 # The kernel allows 107 bytes for the path of a socket; `/engine-….sock` comes on top of this.
 _LONGEST_RUNTIME_PATH = 80
@@ -85,6 +88,9 @@ class Supervisor:
         self._generation = 0
         self._engine_up: EngineUp | None = None
         self._engine_ready = asyncio.Event()
+        self._engine_began = 0.0
+        # How long the last engine that came up took for it.
+        self._engine_start_s = 0.0
         self._books = Books()
         self._fitness = Fitness()
         self.metrics_address = ""
@@ -92,12 +98,17 @@ class Supervisor:
         self._kill = asyncio.Event()
         self._engine = Keeper(
             "engine",
-            _ENGINE_SILENCE_S,
+            # The watch comes first.
+            (LOST_AFTER + 1) * config.engine.stall_s,
             start=self._start_engine,
             on_frame=partial(self._take, _ENGINE),
             on_end=self._engine_ended,
             stopping=self._stop,
         )
+        self._watch = EngineWatch(
+            config.engine.stall_s, on_stalled=self._engine_stalled, on_moving=self._engine_moving, end=self._end_engine
+        )
+        self._show_stalled(False)
         names = [f"frontend-{number}" for number in range(config.front_ends)]
         self._front_ends = {name: self._front_end(name) for name in names}
 
@@ -140,19 +151,20 @@ class Supervisor:
 
     async def _supervise(self) -> None:
         keepers = [asyncio.create_task(keeper.run()) for keeper in (*self._front_ends.values(), self._engine)]
+        watching = asyncio.create_task(self._watch.run())
         stop, kill = asyncio.create_task(self._stop.wait()), asyncio.create_task(self._kill.wait())
         try:
-            await asyncio.wait({*keepers, stop}, return_when=asyncio.FIRST_COMPLETED)
-            for keeper in keepers:
-                if keeper.done():
-                    keeper.result()  # a keeper ends before the stop only by raising
+            await asyncio.wait({*keepers, watching, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for running in (*keepers, watching):
+                if running.done():
+                    running.result()  # they end before the stop only by raising
             drain = asyncio.create_task(self._drain())
             await asyncio.wait({drain, kill}, return_when=asyncio.FIRST_COMPLETED)
             drain.cancel()
             if drain.done() and not drain.cancelled():
                 drain.result()
         finally:
-            for task in (*keepers, stop, kill):
+            for task in (*keepers, watching, stop, kill):
                 task.cancel()
             grace_s = 0 if self._kill.is_set() else _STOP_S
             await asyncio.gather(*(front_end.end(grace_s) for front_end in self._front_ends.values()))
@@ -171,6 +183,7 @@ class Supervisor:
 
     async def _start_engine(self) -> Child:
         self._generation += 1
+        self._engine_began = time.monotonic()
         start = StartEngine(
             settings=self._config.engine,
             engine_id=_ENGINE_ID,
@@ -209,6 +222,8 @@ class Supervisor:
         self._registry.began(name, child.pid)
         if self._engine_up is not None:
             child.send(self._engine_up)
+            if (stalled := self._watch.stalled) is not None:
+                child.send(self._stall_of(stalled))
         return child
 
     def _take(self, name: str, frame: FromChild) -> None:
@@ -218,12 +233,17 @@ class Supervisor:
                 self._registry.apply(name, samples)
                 # Of the supervisor itself, which says whatever all of them have to say.
                 self._registry.apply(SUPERVISOR, self._recorder.drain())
+            case Beat(last_step=last_step):
+                self._watch.beat(last_step)
             case Seen():
                 self._deliver(self._books.seen(name, frame))
             case Ready(address=address, hello=Hello() as hello):
                 log.info("engine ready", extra={"backbone": hello.spec.label, "device": hello.device})
                 self._engine_up = EngineUp(address=address, hello=hello)
                 self._engine_ready.set()
+                self._engine_start_s = time.monotonic() - self._engine_began
+                self._watch.ready()
+                self._show_stalled(False)
                 self._tell_front_ends(self._engine_up)
                 self._announce()
             case Ready(address=address):
@@ -241,7 +261,38 @@ class Supervisor:
         self._registry.ended(_ENGINE)
         self._engine_ready.clear()
         self._engine_up = None
-        self._tell_front_ends(EngineDown(generation=self._generation, engine_id=_ENGINE_ID))
+        self._watch.gone()
+        self._show_stalled(False)
+        back_at = time.monotonic() + self._engine_start_s
+        self._tell_front_ends(EngineDown(generation=self._generation, engine_id=_ENGINE_ID, back_at=back_at))
+
+    def _engine_stalled(self, progress: Progress) -> None:
+        log.error("the engine stands still", extra={"stalled_s": round(time.monotonic() - progress.last_step, 1)})
+        self._show_stalled(True)
+        self._tell_front_ends(self._stall_of(progress))
+
+    def _engine_moving(self) -> None:
+        log.warning("the engine goes on")
+        self._show_stalled(False)
+        self._tell_front_ends(EngineMoving(generation=self._generation, engine_id=_ENGINE_ID))
+
+    async def _end_engine(self) -> None:
+        log.error("the engine has stood still for too long and is replaced")
+        # What waits for it is told now: a process that waits for its device may outlive its end by a while.
+        self._engine_ended()
+        await self._engine.replace()
+
+    def _stall_of(self, progress: Progress) -> EngineStalled:
+        return EngineStalled(
+            generation=self._generation,
+            engine_id=_ENGINE_ID,
+            since=progress.last_step,
+            back_at=progress.lost_at + self._engine_start_s,
+        )
+
+    def _show_stalled(self, is_stalled: bool) -> None:
+        self._recorder.set("adamix_engine_stalled", value=is_stalled)
+        self._registry.apply(SUPERVISOR, self._recorder.drain())
 
     def _front_end_ended(self, name: str) -> None:
         self._fitness.ended(name)

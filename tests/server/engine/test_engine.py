@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import os
 import threading
 import time
@@ -29,6 +30,7 @@ from adamix_server.config import EngineSettings
 from adamix_server.engine.assembly import assemble
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.request import Request
+from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeRandomAdapter
 
@@ -43,6 +45,8 @@ class FrontEnd:
         self.channel = channel
         self.events: dict[int, Event] = {}
         self.credit = [0, 0]
+        # What each Credit and Emit said: the rate, and what was queued.
+        self.said: list[tuple[float, int]] = []
         self.replies: dict[int, Reply] = {}
         self.hello: Hello | None = None
 
@@ -52,7 +56,10 @@ class FrontEnd:
     async def until(self, done: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
             while not done():
-                match await self.channel.receive():
+                frame = await self.channel.receive()
+                if isinstance(frame, Credit | Emit):
+                    self.said.append((frame.tokens_per_s, frame.queued_tokens))
+                match frame:
                     case Emit(events=events, credit_inputs=inputs, credit_tokens=tokens):
                         for event in events:
                             assert event.final
@@ -181,6 +188,73 @@ async def test_answers_equal_offline_whatever_shares_the_batch(
     assert timing.batch_tokens <= 64
 
 
+async def test_an_engine_says_how_fast_it_is_and_what_waits(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
+) -> None:
+    harness = make_harness()
+    digest = harness.add(make_adapter(0))
+
+    def slow(engine: Engine) -> None:
+        # What the warm-up has shown, and then what no batch will reach.
+        assert engine._rate.tokens_per_s > 0
+        engine._rate = TokenRate(1e6, 64)
+        run = engine._runner.run
+
+        def slowly(requests: Sequence[Request]) -> Any:
+            time.sleep(0.05)
+            return run(requests)
+
+        engine._runner.run = slowly  # type: ignore[method-assign]
+
+    async with harness.running(slow) as front_end:
+        # Before anybody has asked for anything.
+        assert front_end.said == [(pytest.approx(1e6), 0)]
+        # Eight batches of 64 tokens; at 50 ms each they are 1,280 a second, and less.
+        rows = [row(i, digest, [1 + i % 50] * 16) for i in range(32)]
+        await front_end.submit(*rows)
+        await front_end.until(lambda: len(front_end.events) == 32)
+    queued = [queued_tokens for _, queued_tokens in front_end.said[1:]]
+    assert queued == [16 * 32 - 64 * (1 + number) for number in range(8)]
+    # What a batch was like is known when the next one ends.
+    measured = [tokens_per_s for tokens_per_s, _ in front_end.said[1:]]
+    assert all(later < earlier for earlier, later in itertools.pairwise(measured))
+
+
+async def test_a_loop_that_is_stuck_in_a_step_can_be_seen_from_outside(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
+) -> None:
+    harness = make_harness()
+    digest = harness.add(make_adapter(0))
+    engines: list[Engine] = []
+    goes_on, is_stuck = threading.Event(), threading.Event()
+
+    def stuck(engine: Engine) -> None:
+        engines.append(engine)
+        run = engine._runner.run
+
+        def wait(requests: Sequence[Request]) -> Any:
+            is_stuck.set()
+            goes_on.wait(10)
+            return run(requests)
+
+        engine._runner.run = wait  # type: ignore[method-assign]
+
+    async with harness.running(stuck) as front_end:
+        (engine,) = engines
+        # With nothing to do it goes on.
+        before = engine.last_step
+        await asyncio.sleep(0.2)
+        assert engine.last_step > before
+        await front_end.submit(row(0, digest, [1, 2]))
+        await asyncio.to_thread(is_stuck.wait, 10)
+        before = engine.last_step
+        await asyncio.sleep(0.2)
+        assert engine.last_step == before
+        goes_on.set()
+        await front_end.until(lambda: len(front_end.events) == 1)
+        assert time.monotonic() - engine.last_step < 5
+
+
 async def test_more_adapters_than_slots_are_all_answered(
     make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
 ) -> None:
@@ -286,6 +360,8 @@ async def test_a_request_that_breaks_its_batch_fails_alone(
         failed = {i: e.error for i, e in front_end.events.items() if e.error is not None}
         assert set(failed) == {5}
         assert failed[5].code == code
+        # It may fit when what waits now has been computed.
+        assert (failed[5].retry_after_s is not None) is (code is Code.RESOURCE_EXHAUSTED)
         assert "secret" not in failed[5].message
 
 

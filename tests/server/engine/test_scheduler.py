@@ -58,6 +58,23 @@ def test_the_oldest_ready_request_is_in_the_very_next_batch(queue: list[Request]
         assert oldest in batch.requests
 
 
+@given(requests, st.integers(16, 256), st.data())
+def test_the_tokens_of_the_queue_are_counted_as_requests_come_and_go(
+    queue: list[Request], budget: int, data: st.DataObject
+) -> None:
+    scheduler = Scheduler(budget)
+    for item in queue:
+        scheduler.add(item)
+        assert scheduler.queued_tokens == sum(request.num_tokens for request in scheduler)
+    while len(scheduler):
+        if data.draw(st.booleans()):
+            scheduler.end(next(iter(scheduler)))
+        else:
+            scheduler.next_batch(always)
+        assert scheduler.queued_tokens == sum(request.num_tokens for request in scheduler)
+    assert scheduler.queued_tokens == 0
+
+
 @given(requests, st.sets(st.sampled_from("abcde")))
 def test_requests_whose_adapter_is_not_ready_wait(queue: list[Request], ready: set[str]) -> None:
     scheduler = Scheduler(64)

@@ -10,6 +10,7 @@ from adamix_server.channel.codec import FromEngine, ToEngine
 from adamix_server.channel.engine_frames import Control, Credit, EngineLoad, Hello, Limits, Reply, Row, Submit
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.scheduler import Scheduler
+from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 
@@ -59,7 +60,8 @@ def engine(front_ends: int, *, inputs: int = 4096, tokens: int = 262_144) -> tup
     hello = Hello(engine_id=ENGINE_ID, generation=1, spec=SPEC, limits=limits, dtype="float32", device="cpu")
     adapters: Any = Adapters()
     runner: Any = None
-    return Engine(wire, runner, adapters, Scheduler(64), hello, Recorder(), lambda: None, front_ends), wire
+    rate = TokenRate(1000.0, 64)
+    return Engine(wire, runner, adapters, Scheduler(64), hello, rate, Recorder(), lambda: None, front_ends), wire
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from adamix_server.engine.residency.host_cache import HostCache
 from adamix_server.engine.residency.loader import AdapterLoader
 from adamix_server.engine.residency.slots import Slots
 from adamix_server.engine.scheduler import Scheduler
+from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.manifests import no_model_spec
 
@@ -136,6 +137,7 @@ class Simulation:
             self.loader,
             Scheduler(self.random.choice([16, 64])),
             Hello(engine_id=ENGINE_ID, generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
+            TokenRate(1000.0, 64),
             Recorder(),
             lambda: None,
         )

@@ -12,8 +12,11 @@ from adamix.errors import FailedPrecondition, InvalidConfig
 from adamix_server.channel.codec import FromChild
 from adamix_server.channel.supervisor_frames import (
     Agreed,
+    Beat,
     DrainWanted,
     EngineDown,
+    EngineMoving,
+    EngineStalled,
     EngineUp,
     Fatal,
     Ready,
@@ -24,7 +27,7 @@ from adamix_server.channel.supervisor_frames import (
 from adamix_server.port import cannot_listen
 from adamix_server.supervisor import keeper
 from adamix_server.supervisor import supervisor as supervisors
-from adamix_testing.stage import Played, StartStage, healthy
+from adamix_testing.stage import Played, Stage, StartStage, healthy
 
 
 async def test_a_stop_drains_the_front_end_before_the_engine(start_stage: StartStage) -> None:
@@ -43,7 +46,10 @@ async def test_an_engine_that_dies_is_replaced_and_front_ends_are_told(start_sta
     heard = stage.children["frontend-0"][0].heard
     await stage.until(lambda: sum(isinstance(frame, EngineUp) for frame in heard) == 2)
     assert [type(frame) for frame in heard] == [EngineUp, EngineDown, EngineUp]
-    assert heard[1] == EngineDown(generation=1, engine_id="0")
+    assert isinstance(down := heard[1], EngineDown)
+    assert (down.generation, down.engine_id) == (1, "0")
+    # As long as the first one took to start, which was no time.
+    assert down.back_at == pytest.approx(time.monotonic(), abs=5)
     stage.supervisor.stop()
     await stage.ended()
 
@@ -176,25 +182,80 @@ async def test_a_child_that_falls_silent_is_replaced(start_stage: StartStage, mo
 async def test_children_outlive_a_pause_of_the_supervisor(
     start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for silence in ("_ENGINE_SILENCE_S", "_FRONT_END_SILENCE_S"):
-        monkeypatch.setattr(supervisors, silence, 0.4)
-    stage = await start_stage()
+    monkeypatch.setattr(supervisors, "_FRONT_END_SILENCE_S", 0.4)
+    stage = await start_stage(stall_s=1.0)
     await stage.until(stage.serving.is_set)
 
     async def beat() -> None:
         while True:
-            for (child,) in stage.children.values():
-                child.says.put_nowait(Stats(samples=[]))
+            for name, (child,) in stage.children.items():
+                child.says.put_nowait(Beat(last_step=time.monotonic()) if name == "engine" else Stats(samples=[]))
             await asyncio.sleep(0.02)
 
     beating = asyncio.create_task(beat())
     await asyncio.sleep(0.05)
-    time.sleep(1.0)  # noqa: ASYNC251 - the loop stands still, as that of a stopped process
+    time.sleep(1.5)  # noqa: ASYNC251 - the loop stands still, as that of a stopped process
     await asyncio.sleep(0.5)
     assert {name: len(children) for name, children in stage.children.items()} == {"engine": 1, "frontend-0": 1}
+    heard = stage.children["frontend-0"][0].heard
+    assert not any(isinstance(frame, EngineStalled) for frame in heard)
     beating.cancel()
     stage.supervisor.stop()
     await stage.ended()
+
+
+async def test_an_engine_that_stands_still_is_called_stalled_until_it_goes_on(start_stage: StartStage) -> None:
+    stage = await start_stage(stall_s=1.0)
+    await stage.until(stage.serving.is_set)
+    (engine,), (front_end,) = stage.children["engine"], stage.children["frontend-0"]
+    stood = time.monotonic()
+
+    async def say_how_far(until: float) -> None:
+        # Stuck in a step, its watchdog still speaks.
+        while time.monotonic() < until:
+            engine.says.put_nowait(Beat(last_step=stood))
+            await asyncio.sleep(0.05)
+
+    speaking = asyncio.create_task(say_how_far(stood + 2.0))
+    await stage.until(lambda: isinstance(front_end.heard[-1], EngineStalled))
+    assert 1.0 <= time.monotonic() - stood < 2.0
+    assert isinstance(stalled := front_end.heard[-1], EngineStalled)
+    assert (stalled.generation, stalled.engine_id, stalled.since) == (1, "0", stood)
+    # Killed after three seconds of it, and the next one starts as fast as the first.
+    assert stalled.back_at == pytest.approx(stood + 3.0, abs=0.5)
+    assert gauge(stage) == 1.0
+    # A front end that is replaced meanwhile must know, too.
+    front_end.die()
+    await stage.until(lambda: len(stage.children["frontend-0"]) == 2)
+    front_end = stage.children["frontend-0"][1]
+    await stage.until(lambda: [type(frame) for frame in front_end.heard] == [EngineUp, EngineStalled])
+    await speaking
+    engine.says.put_nowait(Beat(last_step=time.monotonic()))
+    await stage.until(lambda: front_end.heard[-1] == EngineMoving(generation=1, engine_id="0"))
+    assert gauge(stage) == 0.0
+    assert not engine.gone
+    stage.supervisor.stop()
+    await stage.ended()
+
+
+async def test_an_engine_that_goes_on_standing_still_is_replaced(start_stage: StartStage) -> None:
+    stage = await start_stage(stall_s=1.0)
+    began = time.monotonic()
+    await stage.until(stage.serving.is_set)
+    (engine,), (front_end,) = stage.children["engine"], stage.children["frontend-0"]
+    await stage.until(lambda: len(stage.children["engine"]) == 2 and stage.children["engine"][1].is_ready)
+    assert engine.gone
+    assert time.monotonic() - began >= 3.0
+    words = [type(frame) for frame in front_end.heard if not isinstance(frame, Agreed | Refresh)]
+    # Told twice that it is down: at once, and when it has ended for certain.
+    assert words == [EngineUp, EngineStalled, EngineDown, EngineDown, EngineUp]
+    assert gauge(stage) == 0.0
+    stage.supervisor.stop()
+    await stage.ended()
+
+
+def gauge(stage: Stage) -> float | None:
+    return stage.supervisor._registry.collectors.get_sample_value("adamix_engine_stalled")
 
 
 async def test_an_operator_may_ask_for_the_drain_through_a_front_end(start_stage: StartStage) -> None:

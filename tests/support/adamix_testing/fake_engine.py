@@ -41,6 +41,7 @@ class FakeEngine:
         self.generation = 0
         self.load = EngineLoad(queued_inputs=0, queued_tokens=0, running_inputs=0, resident_adapters=0, slots=4)
         self.credit = (1000, 100_000)
+        self.tokens_per_s = 1000.0
         self.arena_bytes = 1 << 30
         self.widths: dict[str, int] = {}
         self.fail: Callable[[Row], AdamixError | None] = lambda row: None
@@ -83,7 +84,13 @@ class FakeEngine:
     async def connect(self, address: str, generation: int, engine_id: str) -> "FakeChannel":
         self.channel = FakeChannel(self)
         await self.channel.frames.put(
-            Credit(engine_id=ENGINE_ID, generation=generation, inputs=self.credit[0], tokens=self.credit[1])
+            Credit(
+                engine_id=ENGINE_ID,
+                generation=generation,
+                inputs=self.credit[0],
+                tokens=self.credit[1],
+                tokens_per_s=self.tokens_per_s,
+            )
         )
         return self.channel
 
@@ -149,7 +156,9 @@ class FakeEngine:
                     generation=self.generation,
                     events=[self._event(row, len(rows)) for row in rows],
                     credit_inputs=len(rows),
-                    credit_tokens=sum(len(row.token_ids) // 4 for row in rows),
+                    credit_tokens=_num_tokens(rows),
+                    tokens_per_s=self.tokens_per_s,
+                    queued_tokens=_num_tokens(self.held),
                 )
             )
 
@@ -164,6 +173,10 @@ class FakeEngine:
         logits = np.arange(self.widths.get(row.digest, 3), dtype="<f4") * (len(row.token_ids) // 4)
         timing = Timing(queue_s=0.001, compute_s=0.002, batch_requests=num_rows, batch_tokens=7, batch_tasks=1)
         return Event(id=row.id, payload=logits.tobytes(), timing=timing)
+
+
+def _num_tokens(rows: list[Row]) -> int:
+    return sum(len(row.token_ids) // 4 for row in rows)
 
 
 class FakeChannel:

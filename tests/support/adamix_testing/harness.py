@@ -4,6 +4,7 @@ The catalog, the blob store, the tokenizer and the validation child are the real
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
-from adamix_server.channel.supervisor_frames import Drain, EngineDown, Ready, StartFrontEnd
+from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMoving, EngineStalled, Ready, StartFrontEnd
 from adamix_server.client import Client
 from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
@@ -45,8 +46,22 @@ class Harness:
     def drain(self, delay_s: float = 0.0, grace_s: float = 5.0) -> None:
         self.supervisor.tell(Drain(delay_s=delay_s, grace_s=grace_s))
 
-    def kill_engine(self) -> None:
-        self.supervisor.tell(EngineDown(engine_id=ENGINE_ID, generation=self.engine.generation))
+    def kill_engine(self, back_in_s: float = 0.0) -> None:
+        """The engine has ended; the next one will serve in so long, as far as the supervisor knows."""
+        back_at = time.monotonic() + back_in_s
+        self.supervisor.tell(EngineDown(engine_id=ENGINE_ID, generation=self.engine.generation, back_at=back_at))
+
+    def stall_engine(self, for_s: float = 1.0, back_in_s: float = 60.0) -> None:
+        """The engine has stood still for so long; if it is replaced, the next one will serve in `back_in_s`."""
+        now = time.monotonic()
+        self.supervisor.tell(
+            EngineStalled(
+                engine_id=ENGINE_ID, generation=self.engine.generation, since=now - for_s, back_at=now + back_in_s
+            )
+        )
+
+    def move_engine(self) -> None:
+        self.supervisor.tell(EngineMoving(engine_id=ENGINE_ID, generation=self.engine.generation))
 
     def start_engine(self) -> None:
         self.supervisor.tell(self.engine.up())

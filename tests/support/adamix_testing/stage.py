@@ -49,7 +49,7 @@ class Played:
         return await self.says.get()
 
     async def kill(self) -> int:
-        self.gone = True
+        self.die()
         return -9
 
     async def stop(self, grace_s: float) -> int:
@@ -126,15 +126,22 @@ def healthy(name: str, number: int) -> FromChild:
 class StartStage(Protocol):
     """The fixture `start_stage`: starts a supervisor that has ended when the test does."""
 
-    async def __call__(self, first_words: FirstWords = healthy, *, front_ends: int = 1) -> Stage: ...
+    async def __call__(
+        self, first_words: FirstWords = healthy, *, front_ends: int = 1, stall_s: float = 10.0
+    ) -> Stage: ...
 
 
 def stage_of(
-    monkeypatch: pytest.MonkeyPatch, directory: Path, first_words: FirstWords = healthy, *, front_ends: int = 1
+    monkeypatch: pytest.MonkeyPatch,
+    directory: Path,
+    first_words: FirstWords = healthy,
+    *,
+    front_ends: int = 1,
+    stall_s: float = 10.0,
 ) -> Stage:
     """A stage whose children take the place of processes, with short pauses before a child is replaced."""
     config = ServerConfig(
-        engine=EngineSettings(backbone="x"),
+        engine=EngineSettings(backbone="x", stall_s=stall_s),
         store=directory / "store",
         listen="127.0.0.1:0",
         drain_delay_s=0,

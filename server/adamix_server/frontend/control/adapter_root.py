@@ -9,14 +9,18 @@ themselves are not looked at here.
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, InvalidRequest, Unavailable
+from adamix_server import retry
 from adamix_server.blobs.local import Temporary
 from adamix_server.blobs.os_errors import shortage
 from adamix_server.limits import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES, MAX_FILE_NAME_BYTES
 
 FIELD = "header.file"
+
+_unreadable = retry.Lasting()
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # Not waiting: opening a pipe that nobody writes to would take the thread for good.
@@ -125,7 +129,10 @@ def _explain(error: OSError) -> AdamixError:
         )
     if error.errno in _IRREGULAR:
         return _not_regular()
-    return shortage(error) or Unavailable("the file cannot be read now; try again", reason="FILE_IO", retry_after_s=1.0)
+    if (known := shortage(error)) is not None:
+        return known
+    retry_after_s = _unreadable.next(time.monotonic())
+    return Unavailable("the file cannot be read now; try again", reason="FILE_IO", retry_after_s=retry_after_s)
 
 
 def _not_regular() -> FailedPrecondition:

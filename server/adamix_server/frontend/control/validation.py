@@ -22,6 +22,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from adamix.errors import AdamixError, InvalidAdapter, Unavailable
 from adamix.files.adapter_file import check_backbone, decode
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
+from adamix_server import retry
 from adamix_server.limits import VALIDATION_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ _OWN_FAULTS = frozenset(
         signal.SIGXFSZ,
     }
 )
-INTERRUPTED_RETRY_S = 1.0
+_interruptions = retry.Lasting()
 
 _MODULE = "adamix_server.frontend.control.validation"
 
@@ -231,7 +233,7 @@ def _interrupted() -> Unavailable:
     return Unavailable(
         "checking the file was interrupted, which is not the file's fault; send it again",
         reason="VALIDATION_INTERRUPTED",
-        retry_after_s=INTERRUPTED_RETRY_S,
+        retry_after_s=_interruptions.next(time.monotonic()),
     )
 
 

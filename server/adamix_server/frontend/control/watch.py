@@ -10,6 +10,7 @@ a snapshot comes to be.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,14 +20,13 @@ from operator import attrgetter
 from typing import Any
 
 from adamix.errors import Overloaded
+from adamix_server import retry
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.frontend.boundary.admission import Admission, draining
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.limits import MAX_WATCHERS
 from adamix_server.telemetry.metrics import Recorder
 
-# Each keeps a call open, and a snapshot in memory while it reads it.
-RETRY_S = 10.0
 HEARTBEAT_S = 15.0
 
 
@@ -53,6 +53,7 @@ class Watch:
         self._admission = admission
         self._recorder = recorder
         self._watchers = 0
+        self._full = retry.Lasting()
         # The last comparison: the two snapshots, and what it found by tenant.
         self._compared: tuple[Snapshot, Snapshot, Mapping[str, list[Change]]] | None = None
 
@@ -68,7 +69,7 @@ class Watch:
             raise Overloaded(
                 f"{MAX_WATCHERS} clients are watching; try again later, or list the tasks",
                 reason="TOO_MANY_WATCHERS",
-                retry_after_s=RETRY_S,
+                retry_after_s=self._full.next(time.monotonic()),
             )
         self._watchers += 1
         try:

@@ -7,6 +7,7 @@ the vocabulary would be an out-of-bounds read on the device. Knows neither tasks
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,13 +19,16 @@ from tokenizers.processors import TemplateProcessing
 
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
 from adamix.texts import cut
+from adamix_server import retry
 from adamix_server.limits import MAX_PENDING_TEXT_BYTES, MAX_TEXT_BYTES
 
 log = logging.getLogger(__name__)
 
 # What an input weighs beside its text among those that wait for a thread, so that a flood of tiny ones is bounded too.
 _BYTES_PER_INPUT = 1024
-_RETRY_S = 0.25
+# What a thread takes for a byte, until it has been measured; and how much of that is of the newest call.
+_BYTE_S = 1e-6
+_NEWEST = 0.1
 # Characters encoded on the event loop, all texts of a call together: as long as the way to a thread and back takes.
 _INLINE_LENGTH = 512
 # Characters encoded at once. A token costs about a hundred bytes until all of them are done.
@@ -72,7 +76,10 @@ class Tokenizer:
             # What `encode` does then for a pair, but `post_process` does not.
             self._tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
+        self._threads = threads
         self._pending_bytes = 0
+        self._byte_s = _BYTE_S
+        self._turns = retry.RoomTurns()
 
     async def tokenize(self, texts: Sequence[Text]) -> list[Tokens | AdamixError]:
         """Tokens per text, or what is wrong with it; one bad text does not touch the others.
@@ -85,16 +92,31 @@ class Tokenizer:
             return self.encode(texts)
         num_bytes = length + _BYTES_PER_INPUT * len(texts)
         if self._pending_bytes + num_bytes > MAX_PENDING_TEXT_BYTES:
-            raise Overloaded("the server's tokenizers are busy; try again later", retry_after_s=_RETRY_S)
+            raise Overloaded("the server's tokenizers are busy; try again later", retry_after_s=self._room_s(num_bytes))
         self._pending_bytes += num_bytes
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self.encode, texts)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._encode, texts, num_bytes)
         finally:
             self._pending_bytes -= num_bytes
 
     def close(self) -> None:
         """End the threads; texts that still wait are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _room_s(self, num_bytes: int) -> float:
+        """When so much text will find room."""
+        pending = self._pending_bytes
+        per_s = self._threads / self._byte_s
+        return self._turns.next(time.monotonic(), num_bytes, own=pending, queued=pending, per_s=per_s)
+
+    def _encode(self, texts: Sequence[Text], num_bytes: int) -> list[Tokens | AdamixError]:
+        """In a thread; measures it."""
+        began = time.perf_counter()
+        try:
+            return self.encode(texts)
+        finally:
+            # Of two threads that write at once one is lost: the other is as good.
+            self._byte_s += _NEWEST * ((time.perf_counter() - began) / num_bytes - self._byte_s)
 
     def encode(self, texts: Sequence[Text]) -> list[Tokens | AdamixError]:
         """`tokenize` in the calling thread.

@@ -1,6 +1,8 @@
 """Tokens are those of training: equal to transformers on the real tokenizer, and checked before they go anywhere."""
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,13 +216,27 @@ async def test_more_waiting_text_than_fits_is_refused_at_once(
 ) -> None:
     monkeypatch.setattr(tokenization, "MAX_PENDING_TEXT_BYTES", 3000)
     long = text("w1 " * 300, truncate=True)
+    goes_on, encode = threading.Event(), tokenizer.encode
+
+    def waits(texts: Sequence[Text]) -> Any:
+        if texts == [long]:
+            goes_on.wait(10)
+        return encode(texts)
+
+    monkeypatch.setattr(tokenizer, "encode", waits)
+    # More than it takes.
+    monkeypatch.setattr(tokenizer, "_byte_s", 1e-2)
     first = asyncio.create_task(tokenizer.tokenize([long]))
     await asyncio.sleep(0)
-    with pytest.raises(Overloaded):
+    # By then two threads will have tokenised all that waits.
+    with pytest.raises(Overloaded) as refused:
         await tokenizer.tokenize([long])
+    assert refused.value.retry_after_s == pytest.approx(tokenizer._pending_bytes * 1e-2 / 2)
     # What is answered without a thread does not wait.
     assert len(await tokenizer.tokenize([text("w1 w2")])) == 1
+    goes_on.set()
     await first
+    assert tokenizer._byte_s < 1e-2, "what it took was measured"
     assert len(await tokenizer.tokenize([long])) == 1
 
 

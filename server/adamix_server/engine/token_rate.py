@@ -1,0 +1,38 @@
+"""How many tokens a second an engine computes, by what its batches took. Pure: no clock, no device.
+
+Kept as the seconds of one token, because waits are sums of those: an average over tokens of their seconds is what a
+queue of tokens will take, which an average of rates is not.
+"""
+
+# After so many tokens what was measured before them counts half.
+HALF_LIFE_TOKENS = 8192
+
+
+class TokenRate:
+    """The rate of one engine when it has enough to do.
+
+    Args:
+        tokens_per_s: the first value; what a warm-up has shown. Above 0.
+        full_tokens: of a full batch. One less than half full says little of how fast a full one is, and is left out.
+    """
+
+    def __init__(self, tokens_per_s: float, full_tokens: int) -> None:
+        if not tokens_per_s > 0:
+            raise ValueError(f"an engine that computes {tokens_per_s} tokens a second computes none")
+        self._token_s = 1.0 / tokens_per_s
+        self._half_full = full_tokens / 2
+
+    @property
+    def tokens_per_s(self) -> float:
+        return 1.0 / self._token_s
+
+    def add(self, num_tokens: int, seconds: float) -> None:
+        """A batch of `num_tokens` took `seconds` from one step's begin to its end."""
+        if num_tokens < self._half_full or seconds <= 0:
+            return
+        kept = 0.5 ** (num_tokens / HALF_LIFE_TOKENS)
+        self._token_s = kept * self._token_s + (1.0 - kept) * (seconds / num_tokens)
+
+    def seconds(self, num_tokens: int) -> float:
+        """What so many tokens take."""
+        return num_tokens * self._token_s
