@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from adamix.errors import Overloaded
+from adamix_server import retry
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.limits import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
 from adamix_server.telemetry.metrics import Recorder
@@ -31,7 +32,6 @@ MAX_ALL_AHEAD_S = 0.3
 CALL_S = 0.001
 # While somebody waits for its share: so often is it looked whether data calls still run.
 _LOOK_S = 0.1
-_MIN_RETRY_S = 0.1
 
 
 class Accounts:
@@ -154,7 +154,7 @@ class Turns:
         """Until those that wait have had their turn, one after the other or as the share allows."""
         count = len(self._waiting)
         paced_s = self._accounts.wait_s(connection) + count * self._cost_s / SHARE if self._is_shared() else 0.0
-        return max(count * self._turn_s / MAX_CONTROL_CALLS, paced_s, _MIN_RETRY_S)
+        return retry.within(max(count * self._turn_s / MAX_CONTROL_CALLS, paced_s))
 
     def _look(self) -> None:
         """Give places to those whose turn it is."""

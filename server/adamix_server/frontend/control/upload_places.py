@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from adamix.errors import DeadlineExceeded, Overloaded
+from adamix_server import retry
 from adamix_server.limits import (
     MAX_CHUNK_BYTES,
     MAX_UPLOADS,
@@ -35,7 +36,6 @@ CHECK_S = 0.5
 _MIN_WINDOW_S = 1.0
 # Chunks that come within this are counted as one.
 _TOGETHER_S = 0.1
-_MIN_RETRY_S = 0.1
 
 
 class Meter:
@@ -241,7 +241,7 @@ class UploadPlaces:
 
     def _retry_s(self) -> float:
         """Until the first place is free: nobody says how long an upload is, so what has taken long will take long."""
-        return max(min(map(self._rest_s, self._placed), default=0.0), _MIN_RETRY_S)
+        return retry.within(min(map(self._rest_s, self._placed), default=0.0))
 
     def _rest_s(self, upload: Upload) -> float:
         age_s = 0.0 if upload.placed is None else self._clock() - upload.placed
