@@ -81,6 +81,12 @@ def test_a_front_end_is_refused_what_cannot_work() -> None:
         FrontEndSettings(tokenizer_threads=0)
 
 
+def test_a_trusted_proxy_is_a_network() -> None:
+    assert FrontEndSettings(trusted_proxies=("10.0.0.0/8", "2001:db8::/32")).trusted_proxies
+    with pytest.raises(InvalidConfig, match="trusted_proxies"):
+        FrontEndSettings(trusted_proxies=("10.0.0.7/8",))
+
+
 def test_settings_reach_a_child_as_they_were_given(tmp_path: Path) -> None:
     engine = StartEngine(
         settings=EngineSettings(backbone="x", device="cpu", dtype="bfloat16", slots=7, threads=3),
@@ -93,7 +99,7 @@ def test_settings_reach_a_child_as_they_were_given(tmp_path: Path) -> None:
         log_level="debug",
     )
     # The directory may have gone since the server was started: a front end that is replaced goes on without it.
-    settings = FrontEndSettings(adapter_root=tmp_path / "gone", tokenizer_threads=5)
+    settings = FrontEndSettings(adapter_root=tmp_path / "gone", tokenizer_threads=5, trusted_proxies=("10.0.0.0/8",))
     front_end = msgspec.structs.replace(start_front_end(tmp_path, tmp_path / "tokenizer.json"), settings=settings)
     assert to_child.decode(to_child.encode(engine)) == engine
     assert to_child.decode(to_child.encode(front_end)) == front_end

@@ -76,6 +76,12 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="The same on 127.0.0.1, by its port alone.  [default: none]")
     ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Network whose addresses stand for many callers, e.g. 10.0.0.0/8; repeatable.  [default: none]"
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address other machines can reach.")] = False,
     drain_delay: Annotated[
         float, typer.Option(help="Seconds between reporting unhealthy and refusing calls.")
@@ -104,7 +110,11 @@ def serve(
                 threads=threads,
                 stall_s=engine_stall_s,
             ),
-            front_end=FrontEndSettings(adapter_root=adapter_root, max_upload_s=max_upload_seconds),
+            front_end=FrontEndSettings(
+                adapter_root=adapter_root,
+                max_upload_s=max_upload_seconds,
+                trusted_proxies=tuple(trusted_proxy or ()),
+            ),
             listen=listen,
             store=store,
             front_ends=front_ends,

@@ -4,11 +4,13 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 """
 
 import asyncio
+import ipaddress
 import time
+from collections.abc import Sequence
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from adamix_protos.open_inference import open_inference_pb2, open_inference_pb2_grpc
 from adamix_protos.v1 import (
@@ -25,6 +27,7 @@ from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.control.service import AdapterServicer
+from adamix_server.frontend.health import HealthServicer
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.readiness import Readiness
@@ -32,9 +35,6 @@ from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.port import cannot_listen
 from adamix_server.telemetry.metrics import Recorder
 
-# The last line of defence; admission sheds long before, with a hint when to come back.
-MAX_CONCURRENT_CALLS = 10_000
-MAX_CONNECTIONS = 1024
 # After the last call has ended: time for its bytes to leave, and for health watchers to read NOT_SERVING.
 REFUSE_S = 0.5
 FLUSH_S = 0.5
@@ -45,17 +45,21 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # Between the two the transport would refuse by chance.
     ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
-    ("grpc.max_concurrent_streams", 128),
+    # Else the transport guesses how much a client may send that nobody has asked for yet, up to whole messages a call.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.max_concurrent_streams", limits.MAX_CONNECTION_STREAMS),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_idle_ms", 300_000),
-    # New calls then go over a new connection; the old one stays for what runs on it, since streams have no total limit.
-    ("grpc.max_connection_age_ms", 1_800_000),
+    # New calls then go over a new connection, and what runs on the old one has a minute to end. It is the last resort
+    # against readers that do not read: nothing else makes grpc drop what it holds for them.
+    ("grpc.max_connection_age_ms", int(1000 * limits.CONNECTION_AGE_S)),
+    ("grpc.max_connection_age_grace_ms", int(1000 * limits.CONNECTION_GRACE_S)),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Of pings that grpc sends of its own, beside which a keepalive one is not sent: 60 s otherwise.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * limits.MIN_PING_INTERVAL_S)),
 )
 
 _SERVICES = (
@@ -74,6 +78,7 @@ class Endpoint:
         with_reflection: let clients list the services.
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
+        trusted_proxies: networks whose addresses stand for many callers, and have no share of their own.
 
     Attributes:
         address: with the real port.
@@ -92,28 +97,31 @@ class Endpoint:
         *,
         with_reflection: bool,
         shares_port: bool,
+        trusted_proxies: Sequence[str] = (),
     ) -> None:
         self._admission = admission
         self._readiness = readiness
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
+        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies)
+        inference, adapters, info, open_inference = servicers
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
+        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, boundary)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(info, boundary)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, boundary)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, _SERVICES), boundary)
+        if with_reflection:
+            names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined] # not in the stubs
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, boundary)
+        # No limit of grpc's own on calls: it would be kept before anything of ours runs, and for health as well.
         self._server = grpc.aio.server(
-            interceptors=[Boundary(admission, recorder)],
             options=(
                 *OPTIONS,
                 ("grpc.so_reuseport", int(shares_port)),
-                ("grpc.max_allowed_incoming_connections", room_for_connections(MAX_CONNECTIONS)),
-            ),
-            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+                ("grpc.max_allowed_incoming_connections", room_for_connections(limits.MAX_CONNECTIONS)),
+            )
         )
-        inference, adapters, info, open_inference = servicers
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
-        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, self._server)
-        server_pb2_grpc.add_ServerServiceServicer_to_server(info, self._server)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if with_reflection:
-            names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+        self._server.add_generic_rpc_handlers((boundary,))
         host, _ = split_address(listen)
         try:
             port = self._server.add_insecure_port(listen)
@@ -124,20 +132,12 @@ class Endpoint:
     async def start(self) -> None:
         await self._server.start()
 
-    async def show(self, is_serving: bool) -> None:
-        """What health says of the process ("") and of each service, until `stop`."""
-        values = health_pb2.HealthCheckResponse
-        status = values.SERVING if is_serving else values.NOT_SERVING
-        for name in ("", *_SERVICES):
-            await self._health.set(name, status)
-
     async def stop(self, grace_s: float, delay_s: float = 0.0) -> bool:
         """NOT_SERVING, refuse new calls after `delay_s`, let running ones end within `grace_s`, close the port.
 
         Calls that still run then are cancelled; returns whether there were none.
         """
         self._readiness.hold("DRAINING")
-        await self._health.enter_graceful_shutdown()
         await asyncio.sleep(delay_s)
         end = time.monotonic() + grace_s
         self._admission.close()
@@ -146,4 +146,5 @@ class Endpoint:
         await asyncio.sleep(min(REFUSE_S, grace_s))
         is_idle = await self._admission.wait_idle(max(0.0, end - time.monotonic()))
         await self._server.stop(min(FLUSH_S, max(0.0, end - time.monotonic())))
+        self._boundary.close()
         return is_idle

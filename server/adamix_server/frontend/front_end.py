@@ -147,9 +147,9 @@ class FrontEnd:
                 log.error("cannot start now: %s", error.message, extra={"reason": error.reason})  # noqa: TRY400 - the trace says nothing
                 return 1
             await parts.endpoint.start()
-            shown = await self._show(parts.endpoint)
+            shown = self._report_health()
             store = StoreWatch(view.look, self._readiness)
-            housekeeping = parts.reclaimer.run(), parts.residency.run(), self._keep_shown(parts.endpoint, shown)
+            housekeeping = parts.reclaimer.run(), parts.residency.run(), self._keep_reported(shown)
             async with _running(self._beat(), self._forget_deleted(view), store.run(), *housekeeping):
                 self._pipe.send(Ready(address=parts.endpoint.address))
                 log.info("serving", extra={"address": parts.endpoint.address})
@@ -193,6 +193,7 @@ class FrontEnd:
             recorder,
             with_reflection=start.reflection,
             shares_port=start.shares_port,
+            trusted_proxies=settings.trusted_proxies,
         )
         return _Parts(reclaimer, residency, endpoint)
 
@@ -303,18 +304,17 @@ class FrontEnd:
                 self._look_at_link()
                 await self._connect()
 
-    async def _show(self, endpoint: Endpoint) -> tuple[str, ...]:
-        """Tell clients and the supervisor whether this front end serves; what they were told."""
+    def _report_health(self) -> tuple[str, ...]:
+        """Tell the supervisor whether this front end serves, as its callers are told; what it was told."""
         reasons = self._readiness.reasons
-        await endpoint.show(not reasons)
         self._pipe.send(Health(reasons=reasons))
         return reasons
 
-    async def _keep_shown(self, endpoint: Endpoint, shown: tuple[str, ...]) -> None:
-        """Tell them again, whenever it changes."""
+    async def _keep_reported(self, shown: tuple[str, ...]) -> None:
+        """Tell it again, whenever it changes."""
         while True:
             await self._readiness.changed(shown)
-            shown = await self._show(endpoint)
+            shown = self._report_health()
 
     async def _keep_fresh(self, view: CatalogView) -> None:
         """Take the newest snapshot when told to; and every second, so that nothing that was missed stays missed."""

@@ -215,6 +215,8 @@ class Supervisor:
             **self._environment(),
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
+            # grpc's threads receive messages; an arena each would keep what the others have freed.
+            "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
             # grpc's own lines are no JSON.
             "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
         }

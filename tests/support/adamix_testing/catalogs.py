@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +39,17 @@ def register(
     catalog.register(tenant, task, digest, json.dumps(manifest.to_json()), len(data), backbone)
     catalog.close()
     return digest
+
+
+def register_many(store: Path, tasks: Iterable[str], data: bytes, *, here: str) -> None:
+    """The same file as the version of many tasks."""
+    digest = hashlib.sha256(data).hexdigest()
+    catalog = Catalog(store, backbone_fingerprint=here)
+    catalog.blobs.put(data, digest)
+    manifest_json = json.dumps(adapter_file.decode(data).manifest.to_json())
+    for task in tasks:
+        catalog.register("default", task, digest, manifest_json, len(data), here)
+    catalog.close()
 
 
 class Seed(Protocol):

@@ -1,20 +1,25 @@
 """Whether a new call may start, and whether all that started have ended. Knows nothing of what calls do.
 
 Belongs to one event loop. The engine's credit (`engine_link.py`) is the other half of admission: it bounds inputs,
-this bounds the life of the server.
+this bounds calls, and the life of the server.
 """
 
 import asyncio
 
-from adamix.errors import Unavailable
+from adamix.errors import Overloaded, Unavailable
+from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
+from adamix_server.frontend.boundary.rooms import Origin, Room
 
 DRAIN_RETRY_S = 1.0
+FULL_RETRY_S = 1.0
 
 
 class Admission:
-    """Counts running calls; once `close` was called, refuses new ones."""
+    """Counts running calls, each connection's share of them, and once `close` was called refuses new ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        self._calls = Room(bounds.calls)
+        self._kept = Room(bounds.kept_calls)
         self._running = 0
         self._closed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -32,6 +37,28 @@ class Admission:
         self._running -= 1
         if self._running == 0:
             self._idle.set()
+
+    def seat(self, origin: Origin, *, is_kept: bool) -> Room:
+        """Take room for one call of a connection, until grpc has sent the last byte of its answer.
+
+        Args:
+            is_kept: some room is kept for calls of this kind.
+
+        Returns:
+            where 1 is to be given back.
+
+        Raises:
+            Overloaded: this front end has as many calls as it takes, or this connection its share (`CALLS_FULL`).
+        """
+        if self._calls.take(origin, 1):
+            return self._calls
+        if is_kept and self._kept.take(origin, 1):
+            return self._kept
+        raise Overloaded(
+            "this connection has its share of the calls that run at once, or there is no more room for any; try again",
+            reason="CALLS_FULL",
+            retry_after_s=FULL_RETRY_S,
+        )
 
     def close(self) -> None:
         self._closed.set()

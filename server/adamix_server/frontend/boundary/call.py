@@ -1,22 +1,26 @@
 """What every part of the front end may know about the call it works for.
 
-Set once per call by the boundary (`boundary.py`), read by servicers. A gRPC call runs in one asyncio task, so a
-context variable is as local as an argument. Knows neither grpc nor protobuf.
+Set once per call by the boundary (`enclosure.py`), read by servicers. Whatever a call needs of its gRPC context is
+copied here when it arrives, because a context must not be touched once its call is gone. A gRPC call runs in one
+asyncio task, so a context variable is as local as an argument. Knows neither grpc nor protobuf.
 """
 
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from adamix_server.config import DEFAULT_TENANT
+from adamix_server.frontend.boundary.rooms import Origin
+
+NOWHERE = Origin("")
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One gRPC call.
 
     `deadline` is in seconds on CLOCK_MONOTONIC and infinite for streams without a total deadline. `resource` is the
-    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND. `peer` is
-    the connection it came over. `work_s` are the CPU seconds of this process that it has had of others than data calls.
+    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND. `work_s`
+    are the CPU seconds that it has had, as far as they are counted: of the control plane.
     """
 
     request_id: str
@@ -24,7 +28,7 @@ class Call:
     deadline: float
     tenant: str = DEFAULT_TENANT
     resource: str = ""
-    peer: str = ""
+    origin: Origin = NOWHERE
     work_s: float = 0.0
 
 

@@ -65,7 +65,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._places = places
 
     async def RegisterAdapter(self, requests: upload.Requests, _context: Any) -> adapters_pb2.RegisterAdapterResponse:
-        with self._places.upload(calls.current().peer) as place:
+        with self._places.upload(calls.current().origin.connection) as place:
             header = await upload.read_header(requests, place)
             tenant, task = _name(header.task, "header.task")
             return await self._registrations.register(tenant, task, header, requests, place)

@@ -108,14 +108,14 @@ class Turns:
             Overloaded: too many wait (`TOO_MANY_CONTROL_CALLS`).
         """
         call = calls.current()
-        await self._enter(call.peer, is_bounded)
+        await self._enter(call.origin.connection, is_bounded)
         began, before_s = self._clock(), call.work_s
         try:
             yield
         finally:
-            self._at_work[call.peer] -= 1
+            self._at_work[call.origin.connection] -= 1
             self._turn_s += 0.1 * (self._clock() - began - self._turn_s)
-            self.charge(call.peer, call.work_s - before_s + CALL_S)
+            self.charge(call.origin.connection, call.work_s - before_s + CALL_S)
             self._look()
 
     def charge(self, connection: str, seconds: float) -> None:

@@ -102,6 +102,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             found, head = self._resolve(request.model_name, request.model_version, call, "model_name", "model_version")
             outputs = _requested(request.outputs, _outputs(head))
             items = _items(request, found)
+            request = _without_texts(request)
             await stages.tokenize(items)
             # One that cannot be answered fails them all, so the engine need not hear of the others.
             if _first_error(items) is None:
@@ -323,6 +324,15 @@ def _values(result: Result) -> Mapping[str, Sequence[Any]]:
             return {"score": (result.score,)}
         case Embedding():
             return {"embedding": result.values}
+
+
+def _without_texts(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
+    """What an answer needs of a request, without the memory of what it no longer needs."""
+    rest = pb.ModelInferRequest(model_name=request.model_name, id=request.id)
+    rest.inputs.add(shape=request.inputs[0].shape)
+    if request.raw_input_contents:
+        rest.raw_input_contents.append(b"")
+    return rest
 
 
 def _best(scores: Sequence[float], output: _Output) -> list[str]:

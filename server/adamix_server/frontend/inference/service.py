@@ -40,13 +40,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 stages.read(message, f"inputs[{index}]", call.tenant, call.deadline)
                 for index, message in enumerate(messages)
             ]
+            return_logits = request.return_logits
+            # As much as all its texts, which the items have.
+            del request, messages
             before_tokenize = time.monotonic()
             await stages.tokenize(items)
             tokenize_s = time.monotonic() - before_tokenize
             await stages.infer(items, call.tenant)
         response = inference_pb2.PredictResponse()
         for item in items:
-            stages.write(item, response.predictions.add(), call, return_logits=request.return_logits)
+            stages.write(item, response.predictions.add(), call, return_logits=return_logits)
         stages.record(items, call.tenant, time.monotonic() - start)
         _fail_if_all_failed_alike(items, call)
         timings = [item.event.timing for item in items if item.event is not None]

@@ -116,6 +116,7 @@ class PredictStream:
             self._arrived.append(request)
             self._arrived_bytes += request.ByteSize()
             self._something_arrived.set()
+            del request
             while self._unanswered >= MAX_STREAM_INPUTS or self._arrived_bytes >= MAX_MESSAGE_BYTES:
                 self._has_room.clear()
                 await self._has_room.wait()
@@ -131,6 +132,8 @@ class PredictStream:
             self._has_room.set()
             before = time.monotonic()
             entries = [self._open(request, before) for request in arrived]
+            # The entries have what they need of it.
+            del arrived
             await self._stages.tokenize(entry.item for entry in entries if not entry.is_ready)
             tokenize_s = time.monotonic() - before
             by_item = {id(entry.item): entry for entry in entries if not entry.is_ready}

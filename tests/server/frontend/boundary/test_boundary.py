@@ -14,74 +14,20 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from adamix.errors import Overloaded
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc, server_pb2
-from adamix_server.frontend.boundary.admission import Admission
-from adamix_server.frontend.boundary.boundary import Boundary, own_limit_s
-from adamix_server.telemetry.metrics import Recorder
+from adamix_server.frontend.boundary.boundary import Boundary
+from adamix_server.frontend.boundary.enclosure import own_limit_s
 from adamix_testing.adapters import MakeAdapter
+from adamix_testing.bare_boundary import PREDICT, BareBoundary
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing
 from adamix_testing.refusals import failure, reason, status_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
-PREDICT = "/adamix.v1.InferenceService/Predict"
-
-
-class Servicer(inference_pb2_grpc.InferenceServiceServicer):
-    """One RPC of each response kind that does whatever the test says."""
-
-    def __init__(self) -> None:
-        self.behave: Callable[[], Any] = inference_pb2.PredictResponse
-        self.closed = asyncio.Event()
-
-    async def Predict(self, request: inference_pb2.PredictRequest, context: Context) -> Any:
-        return self.behave()
-
-    async def PredictStream(
-        self, requests: AsyncIterator[inference_pb2.PredictStreamRequest], context: Context
-    ) -> AsyncIterator[inference_pb2.PredictStreamResponse]:
-        async for _ in requests:
-            self.behave()
-            yield inference_pb2.PredictStreamResponse(id="x")
-
-    async def Generate(
-        self, request: inference_pb2.GenerateRequest, context: Context
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        try:
-            for _ in range(10_000):
-                yield inference_pb2.GenerateResponse(text_delta="x" * 10_000)
-                self.behave()
-        finally:
-            self.closed.set()
-
-
-class Bare:
-    """The boundary around that servicer, on a real port."""
-
-    def __init__(self) -> None:
-        self.servicer = Servicer()
-        self.admission = Admission()
-        self.recorder = Recorder()
-
-    async def __aenter__(self) -> "Bare":
-        self.server = grpc.aio.server(interceptors=[Boundary(self.admission, self.recorder)])
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.server)
-        port = self.server.add_insecure_port("127.0.0.1:0")
-        await self.server.start()
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.channel.close()
-        await self.server.stop(0)
-
-    def counts(self) -> dict[tuple[str, ...], float]:
-        return {s.labels: s.values[0] for s in self.recorder.drain() if s.name == "adamix_requests_total"}
 
 
 @pytest.fixture
-async def bare() -> AsyncIterator[Bare]:
-    async with Bare() as bare:
+async def bare() -> AsyncIterator[BareBoundary]:
+    async with BareBoundary() as bare:
         yield bare
 
 
@@ -110,7 +56,7 @@ def everything_in(error: grpc.aio.AioRpcError) -> str:
     ids=lambda error: type(error).__name__,
 )
 async def test_no_exception_reaches_a_client_or_ends_the_server(
-    bare: Bare, error: BaseException, caplog: pytest.LogCaptureFixture
+    bare: BareBoundary, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, logger="adamix_server"):
         bare.servicer.behave = raising(error)
@@ -134,7 +80,7 @@ async def test_no_exception_reaches_a_client_or_ends_the_server(
     assert all(record.exc_info and record.exc_info[1] is error for record in logged)
 
 
-async def test_errors_of_ours_keep_their_words_and_hints(bare: Bare) -> None:
+async def test_errors_of_ours_keep_their_words_and_hints(bare: BareBoundary) -> None:
     bare.servicer.behave = raising(Overloaded("full", reason="NO_SLOT", retry_after_s=0.25))
     failed = await failure(bare.stub.Predict(inference_pb2.PredictRequest()))
     assert (failed.code(), failed.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
@@ -148,13 +94,13 @@ async def test_errors_of_ours_keep_their_words_and_hints(bare: Bare) -> None:
     assert trailers["grpc-retry-pushback-ms"] == str(delay_ms)
 
 
-async def test_a_message_that_cannot_be_serialised_is_internal(bare: Bare) -> None:
+async def test_a_message_that_cannot_be_serialised_is_internal(bare: BareBoundary) -> None:
     bare.servicer.behave = lambda: "not a message"
     assert (await failure(bare.stub.Predict(inference_pb2.PredictRequest()))).code() is grpc.StatusCode.INTERNAL
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff", b"\x0a\x05\x1a\x03\xff\xfe\xfd", b"\x0a\xff\xff\xff\xff\x0f"])
-async def test_garbage_is_invalid_argument(bare: Bare, garbage: bytes) -> None:
+async def test_garbage_is_invalid_argument(bare: BareBoundary, garbage: bytes) -> None:
     failed = await failure(bare.channel.unary_unary(PREDICT)(garbage))
     assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert reason(status_of(failed)) == "MALFORMED_MESSAGE"
@@ -163,7 +109,7 @@ async def test_garbage_is_invalid_argument(bare: Bare, garbage: bytes) -> None:
 
 
 @pytest.mark.parametrize("method", ["/adamix.v1.InferenceService/Nothing", "/nobody/Home", "/x"])
-async def test_an_unknown_method_is_unimplemented_and_makes_no_series(bare: Bare, method: str) -> None:
+async def test_an_unknown_method_is_unimplemented_and_makes_no_series(bare: BareBoundary, method: str) -> None:
     for answer in (bare.channel.unary_unary(method)(b""), bare.channel.unary_stream(method)(b"").read()):
         failed = await failure(answer)
         assert failed.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -174,7 +120,7 @@ async def test_an_unknown_method_is_unimplemented_and_makes_no_series(bare: Bare
 @pytest.mark.parametrize(
     ("sent", "kept"), [("abc-DEF_1.2", True), ("x" * 64, True), ("x" * 65, False), ("two words", False)]
 )
-async def test_a_harmless_request_id_is_kept(bare: Bare, sent: str, kept: bool) -> None:
+async def test_a_harmless_request_id_is_kept(bare: BareBoundary, sent: str, kept: bool) -> None:
     call = bare.stub.Predict(inference_pb2.PredictRequest(), metadata=(("x-request-id", sent),))
     await call
     returned = dict(await call.trailing_metadata())["x-request-id"]
@@ -182,7 +128,7 @@ async def test_a_harmless_request_id_is_kept(bare: Bare, sent: str, kept: bool) 
     assert 1 <= len(returned) <= 64
 
 
-async def test_a_client_that_leaves_a_stream_ends_the_servicer(bare: Bare) -> None:
+async def test_a_client_that_leaves_a_stream_ends_the_servicer(bare: BareBoundary) -> None:
     call = bare.stub.Generate(inference_pb2.GenerateRequest())
     await call.read()
     # The reader stops reading: the servicer blocks on flow control, where leaving looks different to it.
@@ -193,7 +139,7 @@ async def test_a_client_that_leaves_a_stream_ends_the_servicer(bare: Bare) -> No
     assert ("adamix.v1.InferenceService/Generate", "CANCELLED") in bare.counts()
 
 
-async def test_calls_are_counted_by_method_and_code(bare: Bare) -> None:
+async def test_calls_are_counted_by_method_and_code(bare: BareBoundary) -> None:
     await bare.stub.Predict(inference_pb2.PredictRequest())
     bare.servicer.behave = raising(ValueError())
     await failure(bare.stub.Predict(inference_pb2.PredictRequest()))
@@ -216,7 +162,9 @@ def test_the_servers_own_time_limit() -> None:
     assert own_limit_s(5000.0, inf) is None
 
 
-async def test_a_call_without_a_deadline_ends_with_the_servers(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_without_a_deadline_ends_with_the_servers(
+    bare: BareBoundary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("adamix_server.frontend.boundary.boundary.DEFAULT_TIMEOUT_S", 0.05)
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -224,8 +172,10 @@ async def test_a_call_without_a_deadline_ends_with_the_servers(bare: Bare, monke
         await never
 
     bare.servicer.Predict = predict  # type: ignore[method-assign]
-    server = grpc.aio.server(interceptors=[Boundary(bare.admission, bare.recorder)])
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(bare.servicer, server)
+    boundary = Boundary(bare.admission, bare.recorder)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(bare.servicer, boundary)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((boundary,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -14,6 +14,7 @@ from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.boundary.rooms import Origin
 from adamix_server.frontend.control import shares
 from adamix_server.frontend.control.shares import MAX_AHEAD_S, MAX_ALL_AHEAD_S, SHARE, Accounts, Turns
 from adamix_server.limits import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
@@ -48,7 +49,7 @@ class Scene:
         """A call that stays at work until the test ends it."""
 
         async def run() -> None:
-            call = Call("id", "method", math.inf, peer=connection)
+            call = Call("id", "method", math.inf, origin=Origin(connection))
             calls.enter(call)
             end = asyncio.Event()
             async with self.turns.turn(is_bounded=is_bounded):

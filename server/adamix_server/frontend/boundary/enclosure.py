@@ -1,0 +1,281 @@
+"""One call, from its arrival to its status.
+
+Copies what the call needs of its gRPC context, gives it its id, its deadline and its place among the calls, and turns
+whatever goes wrong inside into a status. Nothing touches the context once the task of the call has ended: grpc has
+freed what it points to. Knows gRPC and the error tree; knows no service and no message.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc.aio
+
+from adamix.errors import AdamixError, Code, DeadlineExceeded
+from adamix_server.api import status
+from adamix_server.frontend.boundary import call as calls
+from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
+from adamix_server.frontend.boundary.rooms import Origin, Room
+from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
+from adamix_server.limits import MAX_TIMEOUT_S
+from adamix_server.telemetry.metrics import Recorder
+
+log = logging.getLogger(__name__)
+
+# Ids made here: the first part is of this process, the second counts.
+_OWN_IDS = secrets.token_hex(8)
+_counter = itertools.count(1)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# For a status to reach a reader that does not read; after that it follows what the reader has not taken.
+_STATUS_S = 0.1
+
+# grpc.aio.ServicerContext: generic in grpc-stubs, but not when it runs.
+Context = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What the boundary has to know of a method.
+
+    Attributes:
+        name: as it is called, `/package.Service/Method`.
+        label: in metrics and logs.
+        default_timeout_s: of a call without a deadline; infinite for one without a total limit.
+        places: to receive its messages in.
+        answers_while_draining: an operator asks this until the end.
+        is_kept: there is room for its calls when there is none for others.
+        is_quiet: called so often that a line of log a call would cost more than the call.
+    """
+
+    name: str
+    label: str
+    default_timeout_s: float
+    places: Places
+    answers_while_draining: bool
+    is_kept: bool
+    is_quiet: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What all calls of a front end share."""
+
+    admission: Admission
+    recorder: Recorder
+    messages: Messages
+    sending: Sending
+    origin: Callable[[str], Origin]
+
+
+class Enclosure:
+    """Encloses one call. Leaving it with an error ends the call with that error's status.
+
+    Attributes:
+        departure: what the call sends.
+    """
+
+    __slots__ = (
+        "_aborted",
+        "_books",
+        "_call",
+        "_context",
+        "_is_admitted",
+        "_limit_s",
+        "_method",
+        "_receiver",
+        "_seat",
+        "_start",
+        "_timer",
+        "departure",
+    )
+
+    def __init__(self, books: Books, method: Method, context: Context) -> None:
+        self._start = time.monotonic()
+        self._books = books
+        self._method = method
+        self._context = context
+        self._aborted: BaseException | None = None
+        self._is_admitted = False
+        self._seat: Room | None = None
+        self._receiver: Receiver | None = None
+        self._timer: asyncio.Timeout | None = None
+        origin = books.origin(context.peer())
+        remaining_s: float | None = context.time_remaining()
+        self._limit_s = own_limit_s(remaining_s, method.default_timeout_s)
+        if self._limit_s is not None:
+            remaining_s = self._limit_s
+        deadline = math.inf if remaining_s is None else self._start + remaining_s
+        self._call = Call(_request_id(context), method.name, deadline, origin=origin)
+        self.departure = Departure(books.sending, context, origin, self._call.request_id, self._start)
+
+    async def __aenter__(self) -> "Enclosure":
+        calls.enter(self._call)
+        self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._call.request_id),))
+        self.departure.task.add_done_callback(self._gone)
+        # Identity, right and rate of the caller will be asked here, before a byte of its message is read.
+        try:
+            self._admit()
+        except AdamixError as refusal:
+            self._books.recorder.inc("adamix_rejected_total", refusal.reason)
+            await self._end(refusal)
+        if self._limit_s is not None:
+            self._timer = asyncio.timeout(self._limit_s)
+            await self._timer.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._timer is not None:
+                await self._timer.__aexit__(kind, error, trace)
+            # It knows the frames that know the message.
+            del trace
+        except TimeoutError:
+            error = DeadlineExceeded("the call took longer than this server allows")
+        finally:
+            if self._receiver is not None:
+                self._receiver.close()
+            if self._is_admitted:
+                self._books.admission.leave()
+        await self._end(error)
+
+    def receiver(self, parse: Parse) -> Receiver:
+        """The call's messages. To be asked for once."""
+        books = self._books
+        self._receiver = Receiver(self._context, self._call.origin, self._method.places, books.messages, parse)
+        return self._receiver
+
+    def _admit(self) -> None:
+        """Raises Unavailable or Overloaded."""
+        books, origin = self._books, self._call.origin
+        books.sending.check(origin)
+        if not self._method.answers_while_draining:
+            books.admission.enter()
+            self._is_admitted = True
+        try:
+            self._seat = books.admission.seat(origin, is_kept=self._method.is_kept)
+        except AdamixError:
+            if self._is_admitted:
+                books.admission.leave()
+            raise
+
+    def _gone(self, _task: "asyncio.Task[None]") -> None:
+        """grpc has sent the last byte, or was told that nobody reads it."""
+        self._books.sending.ends.end(self.departure)
+        self.departure.let_go()
+        if self._seat is not None:
+            self._seat.give(self._call.origin, 1)
+        if self._aborted is not None:
+            # grpc keeps it, it knows our frames, and these know what grpc keeps.
+            _forget_frames(self._aborted)
+
+    async def _end(self, error: BaseException | None) -> None:
+        """Record the outcome; for an error that is ours to answer, end the call with its status."""
+        # From here on grpc sends what is left, and the end.
+        self.departure.since = time.monotonic()
+        self._books.sending.ends.begin(self.departure)
+        if error is None:
+            self._record("OK")
+        elif self._is_gone(error):
+            self._record("CANCELLED" if time.monotonic() < self._call.deadline else "DEADLINE_EXCEEDED")
+            # Swallowing this would leak the call's state inside grpc.
+            raise asyncio.CancelledError from None
+        else:
+            known = error if isinstance(error, AdamixError) else None
+            if known is None or known.code is Code.INTERNAL:
+                log.error(
+                    "unexpected error in a call",
+                    exc_info=(type(error), error, error.__traceback__),
+                    extra={"request_id": self._call.request_id, "method": self._method.label},
+                )
+                known = status.internal(self._call.request_id, known)
+            self._record(known.code.name)
+            if known is error:
+                # Nothing of a message is kept while the status waits to be sent.
+                _forget_frames(error)
+            del error
+            await self._abort(known)
+
+    @staticmethod
+    def _is_gone(error: BaseException) -> bool:
+        """Whether the call was ended from outside, and not by an error that merely looks like it."""
+        if isinstance(error, ReaderGone):
+            return True
+        task = asyncio.current_task()
+        return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+    async def _abort(self, error: AdamixError) -> None:
+        message = status.to_status(error, self._call.resource)
+        request_id = self.departure.mark or self._call.request_id
+        trailers = (*status.to_trailers(error, message), (REQUEST_ID_KEY, request_id))
+        ending = self._context.abort(status.grpc_code(error), message.message, trailers)
+        try:
+            if not self.departure.is_stuck:
+                await ending
+            async with asyncio.timeout(_STATUS_S):
+                await ending
+        except TimeoutError:
+            # The status waits behind what nobody reads. grpc takes this for the end of a call.
+            raise asyncio.CancelledError from None
+        except grpc.aio.InternalError:
+            # The client has left meanwhile.
+            raise asyncio.CancelledError from None
+        except grpc.aio.AbortError as aborted:
+            self._aborted = aborted
+            raise
+
+    def _record(self, code: str) -> None:
+        seconds = time.monotonic() - self._start
+        self._books.recorder.inc("adamix_requests_total", self._method.label, code)
+        self._books.recorder.observe("adamix_request_seconds", self._method.label, value=seconds)
+        level = logging.DEBUG if self._method.is_quiet else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(
+                level,
+                "call",
+                extra={
+                    "request_id": self._call.request_id,
+                    "method": self._method.label,
+                    "code": code,
+                    "seconds": round(seconds, 6),
+                    "tenant": self._call.tenant,
+                    "resource": self._call.resource,
+                    "peer": self._call.origin.connection,
+                },
+            )
+
+
+def _forget_frames(error: BaseException) -> None:
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+
+
+def own_limit_s(remaining_s: float | None, default_s: float) -> float | None:
+    """The time limit the server has to enforce by itself, in seconds; None where gRPC or nobody does.
+
+    Args:
+        remaining_s: until the client's own deadline, which gRPC enforces; None without one.
+        default_s: for a client without one; infinite for calls without a total limit.
+    """
+    if remaining_s is None:
+        return None if math.isinf(default_s) else default_s
+    return MAX_TIMEOUT_S if remaining_s > MAX_TIMEOUT_S and not math.isinf(default_s) else None
+
+
+def _request_id(context: Context) -> str:
+    """The caller's id for this call if it sent a harmless one, else a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return f"{_OWN_IDS}-{next(_counter):x}"

@@ -1,0 +1,103 @@
+"""Room that is shared by connections: how much of something there is, and who holds how much of it.
+
+No caller needs to be told how many others there are: each may hold at most a share of what is free *now* (dynamic
+thresholds, Choudhury and Hahne 1998), so whoever comes new finds some. Pure: no clock, no loop, no grpc.
+"""
+
+import functools
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from adamix_server.config import is_loopback
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# Of the free room: a connection may hold a quarter, all connections of one address a half.
+CONNECTION_SHARE = 4
+ADDRESS_SHARE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a call comes from.
+
+    Attributes:
+        connection: the peer as grpc names it; of one connection, except over a unix socket.
+        address: of the machine, if its connections share a room; empty on loopback and for trusted proxies.
+        is_trusted: takes what is free: a unix socket, whose connections cannot be told apart.
+    """
+
+    connection: str
+    address: str = ""
+    is_trusted: bool = False
+
+
+def origin_of(peer: str, proxies: Sequence[Network]) -> Origin:
+    """The origin of a call whose peer is e.g. `ipv4:10.0.0.7:51234`, `ipv6:%5B::1%5D:51234` or `unix:`."""
+    kind, _, rest = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return Origin(peer, is_trusted=kind.startswith("unix"))
+    host = unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return Origin(peer, host)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if is_loopback(str(address)) or any(address in network for network in proxies):
+        return Origin(peer)
+    return Origin(peer, str(address))
+
+
+def origins(proxies: Sequence[Network]) -> Callable[[str], Origin]:
+    """`origin_of` that remembers the connections it was last asked for."""
+    return functools.lru_cache(maxsize=4096)(functools.partial(origin_of, proxies=tuple(proxies)))
+
+
+class Room:
+    """`size` of something, in whole numbers.
+
+    Args:
+        size: all there is.
+        least: what a connection that holds nothing may always take, as long as so much is free.
+    """
+
+    def __init__(self, size: int, least: int = 1) -> None:
+        self.free = size
+        self._least = least
+        self._held: dict[str, int] = {}
+
+    def take(self, origin: Origin, amount: int, need: int = 0) -> bool:
+        """Take `amount` if it is there and within the origin's shares; else nothing, and False.
+
+        Args:
+            need: what must be there instead, where more than `amount` is in use for a moment; 0 is the amount.
+        """
+        need = need or amount
+        if need > self.free:
+            return False
+        if not origin.is_trusted:
+            held = self._held.get(origin.connection, 0)
+            if held + need > max(self._least, self.free // CONNECTION_SHARE):
+                return False
+            if origin.address:
+                beside = self._held.get(origin.address, 0)
+                if beside + need > max(self._least, self.free // ADDRESS_SHARE):
+                    return False
+                self._held[origin.address] = beside + amount
+            self._held[origin.connection] = held + amount
+        self.free -= amount
+        return True
+
+    def give(self, origin: Origin, amount: int) -> None:
+        """Give back what was taken."""
+        self.free += amount
+        if origin.is_trusted:
+            return
+        for key in (origin.connection, origin.address) if origin.address else (origin.connection,):
+            if left := self._held[key] - amount:
+                self._held[key] = left
+            else:
+                del self._held[key]
