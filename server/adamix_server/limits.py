@@ -453,7 +453,7 @@ UPLOAD_GRACE_S = _limit(
 UPLOAD_IDLE_S = _limit(
     30.0,
     "s",
-    "an upload without a message",
+    "a registration without a message, where none of its bytes are due: before its header, after the name of a file",
     Code.DEADLINE_EXCEEDED,
     "UPLOAD_IDLE",
     proof="server/frontend/control/test_registration.py::test_an_upload_that_stands_still_is_ended",
