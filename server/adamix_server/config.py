@@ -65,12 +65,14 @@ class FrontEndSettings:
     Attributes:
         adapter_root: the only directory of this machine that `RegisterAdapter` may read files from; none if None.
         tokenizer_threads: for texts too long to be encoded in passing.
+        max_upload_s: for receiving all of an adapter file.
         trusted_proxies: networks that many callers come from, such as those of a load balancer: their addresses have no
             share of their own.
     """
 
     adapter_root: Path | None = None
     tokenizer_threads: Annotated[int, Within(1, 256)] = 2
+    max_upload_s: Annotated[float, Within(1, 600)] = 600.0
     trusted_proxies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from adamix import texts
 from adamix.errors import Code
 from adamix.files.adapter_file import MAX_ADAPTER_RANK
-from adamix.files.manifest import MAX_LABELS
+from adamix.files.manifest import MAX_LABELS, MAX_NEW_MANIFEST_BYTES
 from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
 
 Unit = Literal["", "bytes", "s"]
@@ -387,6 +387,14 @@ _said(
     proof="adamix/files/test_limits.py::test_tensors",
 )
 _said(
+    "manifest of an adapter, as JSON",
+    _text(MAX_NEW_MANIFEST_BYTES, "bytes"),
+    Code.INVALID_ARGUMENT,
+    "MANIFEST_TOO_LARGE",
+    note="nor does `adamix` write a larger one; those stored before go on",
+    proof="server/frontend/control/test_large_manifests.py::test_a_manifest_is_registered_up_to_its_limit",
+)
+_said(
     "rank of an adapter",
     _text(MAX_ADAPTER_RANK, ""),
     Code.INVALID_ARGUMENT,
@@ -425,10 +433,27 @@ MAX_CHUNK_BYTES = _limit(
     "CHUNK_TOO_LARGE",
     proof="server/frontend/test_limits.py::test_a_chunk",
 )
+MIN_UPLOAD_BYTES_PER_S = _limit(
+    64 << 10,
+    "bytes",
+    "slowest upload, over ten seconds",
+    Code.DEADLINE_EXCEEDED,
+    "UPLOAD_TOO_SLOW",
+    more=" a second",
+    note="at once where all places are taken; `--max-upload-seconds` is for all of it",
+    proof="server/frontend/control/test_upload_places.py::test_the_minimum_rate_is_met_exactly",
+)
+UPLOAD_GRACE_S = _limit(
+    10.0,
+    "s",
+    "an upload that may be slower at its beginning",
+    None,
+    proof="server/frontend/control/test_upload_places.py::test_nobody_is_too_slow_within_the_grace",
+)
 UPLOAD_IDLE_S = _limit(
     30.0,
     "s",
-    "an upload without a message",
+    "a registration without a message, where none of its bytes are due: before its header, after the name of a file",
     Code.DEADLINE_EXCEEDED,
     "UPLOAD_IDLE",
     proof="server/frontend/control/test_registration.py::test_an_upload_that_stands_still_is_ended",
@@ -436,12 +461,23 @@ UPLOAD_IDLE_S = _limit(
 MAX_UPLOADS = _limit(
     16,
     "",
-    "registrations at once, in one front end",
+    "registrations at once, in one front end, of which 64 KiB or all bytes have come",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_UPLOADS",
     note="RetryInfo",
-    proof="server/frontend/control/test_registration.py::test_too_many_uploads_at_once_are_refused",
+    proof="server/frontend/control/test_upload_places.py::test_so_many_have_a_place_and_no_more",
 )
+MAX_WAITING_UPLOADS = _limit(
+    128,
+    "",
+    "registrations of which less has come, half of them of one connection",
+    Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_UPLOADS",
+    note="RetryInfo",
+    proof="server/frontend/control/test_upload_places.py::test_so_many_wait_for_a_place",
+)
+# No line of its own: it decides which of the two above counts.
+MAX_WAITING_UPLOAD_BYTES = 64 << 10
 VALIDATION_TIMEOUT_S = _limit(
     30.0,
     "s",
@@ -466,6 +502,14 @@ MAX_TRAFFIC_WEIGHT = _limit(
     "TRAFFIC_INVALID",
     proof="server/frontend/test_limits.py::test_weight_of_a_share",
 )
+MAX_EARLIER = _limit(
+    32,
+    "",
+    "earlier traffic of a task that `Rollback` knows",
+    None,
+    note="never an error: the oldest is forgotten",
+    proof="server/catalog/test_pointer.py::test_only_so_many_earlier_splits_are_kept",
+)
 _said(
     "pinned versions",
     "half of `--slots`, half of `--arena-mib`",
@@ -483,6 +527,32 @@ MAX_PAGE_SIZE = _limit(
     None,
     note="never an error: a page is shorter than asked for",
     proof="server/frontend/test_limits.py::test_a_page",
+)
+MAX_PAGE_BYTES = _limit(
+    1 << 20,
+    "bytes",
+    "page of a list, or one row if that is larger",
+    None,
+    note="never an error: a page is shorter than asked for",
+    proof="server/catalog/test_paging.py::test_a_page_ends_where_its_bytes_are_full",
+)
+MAX_CONTROL_CALLS = _limit(
+    8,
+    "",
+    "calls of `AdapterService` at work at once, in one front end, half of them of one connection; "
+    "as many more that load, unload, pin or register, and may wait for the engine",
+    None,
+    note="others wait, within their deadlines",
+    proof="server/frontend/control/test_shares.py::test_so_many_are_at_work_and_half_of_them_are_of_one_connection",
+)
+MAX_WAITING_CONTROL_CALLS = _limit(
+    64,
+    "",
+    "calls that wait for that, half of them of one connection",
+    Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_CONTROL_CALLS",
+    note="RetryInfo",
+    proof="server/frontend/control/test_shares.py::test_beyond_those_that_may_wait_calls_are_refused",
 )
 MAX_WATCHERS = _limit(
     64,

@@ -4,6 +4,7 @@ Everything here is plain data: no torch, no numpy, no disk. The manifest travels
 the adapter file (`adapter_file.py`) and as a row in the server's catalog.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -26,11 +27,21 @@ LINEAR_SITES = ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_gate", "mlp_in", 
 NORM_SITES = ("attn_norm", "mlp_norm")
 SITES = LINEAR_SITES + NORM_SITES
 
+# Of a manifest that is written or registered, as canonical JSON. Larger ones of before this limit are still read
+# (`tensors.MAX_MANIFEST_BYTES`).
+MAX_NEW_MANIFEST_BYTES = 256 << 10
 MAX_EXPERTS = 64
 MAX_LABELS = 4096
 MAX_NAME = 512
 MAX_TEMPLATE = 2_000
 MAX_CLIP = 1e15
+# Those that may grow large, for people.
+_PARTS = {
+    "head.id2label": "the names of the labels (head.id2label)",
+    "head.verbalizer": "the tokens of the labels (head.verbalizer)",
+    "training.data": "the name of the training data (training.data)",
+    "training.metrics": "the metrics (training.metrics)",
+}
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCALING_KEY = re.compile(rf"(layers\.(0|[1-9][0-9]{{0,3}})\.)?({'|'.join(SITES)})")
 
@@ -229,6 +240,28 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         _require(abs(record.seed) < 1 << 63, "training.seed is out of range")
         _require(len(record.data) <= MAX_NAME, "training.data is too long")
         _require(all(_finite(v, math.inf) for v in record.metrics.values()), "training.metrics: not finite")
+
+
+def check_size(manifest_json: str, spare: int = 0) -> None:
+    """Raise InvalidAdapter (`MANIFEST_TOO_LARGE`) unless a new adapter may have this manifest; names its largest part.
+
+    Args:
+        manifest_json: canonical, so that its characters are bytes.
+        spare: bytes that will be added to it.
+    """
+    limit = MAX_NEW_MANIFEST_BYTES - spare
+    if len(manifest_json) <= limit:
+        return
+    sizes: dict[str, int] = {}
+    for name, part in json.loads(manifest_json).items():
+        inner = {f"{name}.{key}": value for key, value in part.items()} if isinstance(part, dict) else {name: part}
+        sizes |= {key: len(json.dumps(value, separators=(",", ":"))) for key, value in inner.items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    raise InvalidAdapter(
+        f"the manifest has {len(manifest_json):,} bytes, of which {sizes[largest]:,} are "
+        f"{_PARTS.get(largest, largest)}; an adapter's manifest may have {limit:,}",
+        reason="MANIFEST_TOO_LARGE",
+    )
 
 
 def check_fits(manifest: Manifest, spec: BackboneSpec) -> None:

@@ -20,6 +20,7 @@ MIXTURE_FORMAT = "adamix-mixture/1"
 
 MAX_FILE_BYTES = 256 << 20
 MAX_HEADER_BYTES = 1 << 20
+# What is read. What is written or registered is smaller: `manifest.MAX_NEW_MANIFEST_BYTES`.
 MAX_MANIFEST_BYTES = 512 << 10
 MAX_TENSORS = 4096
 MAX_TENSOR_RANK = 4

@@ -25,10 +25,11 @@ from adamix.files.manifest import (
     Manifest,
     Pooling,
     TrainingRecord,
+    check_size,
     label_map,
 )
 from adamix.files.mixture_file import MixtureFile
-from adamix.files.tensors import TensorData
+from adamix.files.tensors import TensorData, canonical_json
 
 DEFAULT_MAX_LENGTH = 128  # tokens: what the release, and most who publish adapters of encoders, train with
 
@@ -144,6 +145,7 @@ def assemble(
         training=record,
     )
     manifest.check()
+    check_size(canonical_json(manifest.to_json()))
     tensors = dict(adapter.tensors) | {f"head.{name}": tensor for name, tensor in head.tensors.items()}
     data = adapter_file.encode(manifest, tensors)
     result = adapter_file.decode(data)

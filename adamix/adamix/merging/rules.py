@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from adamix.errors import InvalidConfig
 from adamix.files import adapter_file
-from adamix.files.manifest import Manifest
+from adamix.files.manifest import Manifest, check_size
 from adamix.files.mixture_file import ExpertStack, MixtureFile, Projection, merged_key
-from adamix.files.tensors import TensorData
+from adamix.files.tensors import TensorData, canonical_json
 
 # Of the mean Fisher information: below it two experts count as equally sure of a weight.
 _FISHER_FLOOR = 1e-6
@@ -68,15 +68,17 @@ def combine(mixture: MixtureFile, rule: Rule, record: str) -> bytes:
         record: the manifest's account of the method (`training.merge`).
 
     Raises:
-        InvalidAdapter: the mixture is malformed.
+        InvalidAdapter: the mixture is malformed, or its manifest too large.
     """
+    manifest = _recorded(mixture.manifest.adapter, record)
+    check_size(canonical_json(manifest.to_json()))
     tensors = mixture.head()  # decode() refuses whatever else this may hold
     for key, projection in mixture.projections().items():
         merged = rule(projection) if projection.num_experts > 1 else uniform(projection)
         tensors[merged_key(key, "weight")] = TensorData.from_float32(merged.weight)
         if merged.bias is not None:
             tensors[merged_key(key, "bias")] = TensorData.from_float32(merged.bias)
-    data = adapter_file.encode(_recorded(mixture.manifest.adapter, record), tensors)
+    data = adapter_file.encode(manifest, tensors)
     adapter_file.decode(data)
     return data
 

@@ -11,12 +11,15 @@ from adamix.config import MixtureConfig, TrainingPlan
 from adamix.data import GenerationData, TaskData
 from adamix.errors import FailedPrecondition, InvalidAdapter
 from adamix.files import adapter_file
-from adamix.files.manifest import BackboneRef, Manifest, TrainingRecord
-from adamix.files.tensors import TensorData
+from adamix.files.manifest import BackboneRef, Manifest, TrainingRecord, check_size
+from adamix.files.tensors import TensorData, canonical_json
 from adamix.merging.merge import MixtureFile, MixtureManifest, expert_key, initial_key
 from adamix.modules.heads import ClozeHead, Head
 from adamix.modules.mixture import Mixture
 from adamix.training.task import TrainingTask
+
+# For the metrics of the validation rows and the account of the merging, which come at the end.
+_METRICS_BYTES = 2 << 10
 
 
 def build_manifest(plan: TrainingPlan, task: TrainingTask, backbone: Backbone) -> Manifest:
@@ -48,6 +51,7 @@ def build_manifest(plan: TrainingPlan, task: TrainingTask, backbone: Backbone) -
         ),
     )
     manifest.check()
+    check_size(canonical_json(manifest.to_json()), _METRICS_BYTES)
     return manifest
 
 

@@ -10,7 +10,7 @@ from typing import Self
 import msgspec
 
 from adamix.errors import FailedPrecondition, InvalidRequest
-from adamix_server.limits import MAX_TRAFFIC_SHARES, MAX_TRAFFIC_WEIGHT
+from adamix_server.limits import MAX_EARLIER, MAX_TRAFFIC_SHARES, MAX_TRAFFIC_WEIGHT
 from adamix_server.names import check_digest
 
 Split = tuple[tuple[str, int], ...]
@@ -18,8 +18,6 @@ Split = tuple[tuple[str, int], ...]
 _encoder = msgspec.json.Encoder()
 _split_decoder = msgspec.json.Decoder(Split)
 _earlier_decoder = msgspec.json.Decoder(tuple[Split, ...])
-
-MAX_EARLIER = 32
 
 
 def check_split(shares: Iterable[tuple[str, int]]) -> Split:

@@ -1,23 +1,25 @@
 """From tables to rows: the queries behind every answer of the catalog.
 
 Reads four tables in four queries for each few thousand tasks, and joins them here: one query with joins would send a
-task's columns once per version.
+task's columns once per version. What is known already is not read again: a task with the etag of a known row is that
+row, and a version never changes its manifest, which can be larger than all else together.
 """
 
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from operator import attrgetter
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, select
 
+from adamix.files.manifest import HeadSpec
 from adamix_server.catalog import schema
 from adamix_server.catalog.heads import read_served
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Split, read_split
-from adamix_server.catalog.rows import TaskRow, UnavailableReason, VersionRecord, VersionRow
+from adamix_server.catalog.rows import Name, TaskRow, UnavailableReason, VersionRecord, VersionRow
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ _tasks, _versions, _traffic, _pins = schema.tasks.c, schema.versions.c, schema.t
 
 # Below SQLite's limit on bound values in one statement (32,766), and so few that what is read and not kept is little.
 _TASKS_PER_QUERY = 5_000
+
+# What `VersionRecord` has besides its manifest, in bytes of an answer.
+_RECORD_BYTES = 512
 
 # The weights of a split of one version, as most are.
 _ALL = (1,)
@@ -40,16 +45,58 @@ def read_all(connection: Connection, backbone_fingerprint: str) -> Iterator[Task
         upto = connection.scalar(
             select(_tasks.id).where(_tasks.id > after).order_by(_tasks.id).offset(_TASKS_PER_QUERY - 1).limit(1)
         )
-        yield from _read(connection, backbone_fingerprint, _between(after, upto)).values()
+        yield from _read(connection, backbone_fingerprint, _between(after, upto), {}).values()
         after = upto
 
 
-def read_tasks(connection: Connection, backbone_fingerprint: str, task_ids: Iterable[int]) -> dict[int, TaskRow]:
-    """Some tasks by row id, seen from one backbone."""
+def read_tasks(
+    connection: Connection, backbone_fingerprint: str, task_ids: Iterable[int], known: Mapping[Name, TaskRow]
+) -> dict[int, TaskRow]:
+    """Some tasks by row id, seen from one backbone; `known` are rows that were read before, for the same backbone."""
     ids, found = sorted(task_ids), dict[int, TaskRow]()
     for start in range(0, len(ids), _TASKS_PER_QUERY):
-        found |= _read(connection, backbone_fingerprint, _among(ids[start : start + _TASKS_PER_QUERY]))
+        some = ids[start : start + _TASKS_PER_QUERY]
+        columns = _tasks.id, _tasks.tenant, _tasks.task, _tasks.etag
+        for task_id, tenant, task, etag in connection.execute(select(*columns).where(_tasks.id.in_(some))):
+            if (row := known.get((tenant, task))) is not None and row.etag == etag:
+                found[task_id] = row
+        if rest := [task_id for task_id in some if task_id not in found]:
+            found |= _read(connection, backbone_fingerprint, _among(rest), known)
     return found
+
+
+def read_page(
+    connection: Connection, task_id: int, row: TaskRow, before: int | None, size: int, max_bytes: int
+) -> tuple[list[VersionRecord], int | None]:
+    """Some READY versions of a task with their manifests, the newest first.
+
+    Args:
+        row: the task as it is in this transaction.
+        before: only versions with smaller ids; None for all.
+        size: at most so many, and no more than fit in about `max_bytes` of an answer; but one, however large it is.
+
+    Returns:
+        the versions, and the id of the last one if there are more.
+    """
+    of_task = (_versions.task_id == task_id) & schema.is_ready
+    if before is not None:
+        of_task &= _versions.id < before
+    ids = list(connection.scalars(select(_versions.id).where(of_task).order_by(_versions.id.desc()).limit(size + 1)))
+    wanted = select(_versions.id, _versions.digest, _versions.manifest_json).where(_versions.id.in_(ids[:size]))
+    versions = row.versions
+    found: list[VersionRecord] = []
+    last, left = None, max_bytes
+    # A few at a time: what does not fit is not read.
+    with connection.execute(wanted.order_by(_versions.id.desc())).yield_per(10) as records:
+        for id_, digest, manifest_json in records:
+            left -= len(manifest_json) + _RECORD_BYTES
+            if left < 0 and found:
+                return found, last
+            last = id_
+            # One that cannot be read is in no row, and in no list.
+            if (version := versions.get(digest)) is not None:
+                found.append(VersionRecord(**msgspec.structs.asdict(version), manifest_json=manifest_json))
+    return found, last if len(ids) > size else None
 
 
 def _between(after: int, upto: int | None) -> _Chosen:
@@ -66,7 +113,9 @@ def _among(some: list[int]) -> _Chosen:
     return chosen
 
 
-def _read(connection: Connection, backbone_fingerprint: str, chosen: _Chosen) -> dict[int, TaskRow]:
+def _read(
+    connection: Connection, backbone_fingerprint: str, chosen: _Chosen, known: Mapping[Name, TaskRow]
+) -> dict[int, TaskRow]:
     splits: dict[int, Split] = {
         task_id: read_split(current)
         for task_id, current in connection.execute(
@@ -87,25 +136,29 @@ def _read(connection: Connection, backbone_fingerprint: str, chosen: _Chosen) ->
             ).where(chosen(_tasks.id))
         )
     }
-    versions: defaultdict[int, list[VersionRow]] = defaultdict(list)
+    of_task = {task_id: row.versions for task_id, columns in names.items() if (row := known.get(columns[:2]))}
     wanted = (
+        _versions.id,
         _versions.task_id,
         _versions.digest,
         _versions.create_time_us,
         _versions.num_bytes,
         _versions.backbone_fingerprint,
-        _versions.manifest_json,
     )
-    # A manifest may have a megabyte: few at a time.
-    rows = connection.execute(select(*wanted).where(chosen(_versions.task_id), schema.is_ready)).yield_per(100)
-    for task_id, digest, create_time_us, num_bytes, fingerprint, manifest_json in rows:
-        tenant, task = names[task_id][:2]
-        try:
-            head, max_length = read_served(manifest_json)
-        except msgspec.MsgspecError as error:
-            # A newer adamix may have stored it. The other versions and tasks are not to suffer for it.
-            log.error("a version is left out: its manifest cannot be read: %s", error, extra={"digest": digest})  # noqa: TRY400 - the trace says nothing
+    rows = connection.execute(select(*wanted).where(chosen(_versions.task_id), schema.is_ready)).all()
+    unread = [id_ for id_, task_id, digest, *_ in rows if digest not in of_task.get(task_id, ())]
+    # Mostly all of them, or next to none.
+    which = _among(unread)(_versions.id) if of_task else chosen(_versions.task_id) & schema.is_ready
+    served = _read_served(connection, which) if unread else {}
+    versions: defaultdict[int, list[VersionRow]] = defaultdict(list)
+    for id_, task_id, digest, create_time_us, num_bytes, fingerprint in rows:
+        if id_ in served:
+            head, max_length = served[id_]
+        elif (before := of_task.get(task_id, {}).get(digest)) is not None:
+            head, max_length = before.head, before.max_length
+        else:
             continue
+        tenant, task = names[task_id][:2]
         versions[task_id].append(
             VersionRow(
                 tenant=tenant,
@@ -125,6 +178,20 @@ def _read(connection: Connection, backbone_fingerprint: str, chosen: _Chosen) ->
         task_id: _to_task(*columns, versions[task_id], splits.get(task_id, ()), backbone_fingerprint)
         for task_id, columns in names.items()
     }
+
+
+def _read_served(connection: Connection, which: ColumnElement[bool]) -> dict[int, tuple[HeadSpec, int]]:
+    """(head, max_length) of versions by row id, without those whose manifests cannot be read."""
+    served: dict[int, tuple[HeadSpec, int]] = {}
+    # A manifest may have a megabyte: few at a time.
+    wanted = select(_versions.id, _versions.digest, _versions.manifest_json).where(which)
+    for id_, digest, manifest_json in connection.execute(wanted).yield_per(100):
+        try:
+            served[id_] = read_served(manifest_json)
+        except msgspec.MsgspecError as error:
+            # A newer adamix may have stored it. The other versions and tasks are not to suffer for it.
+            log.error("a version is left out: its manifest cannot be read: %s", error, extra={"digest": digest})  # noqa: TRY400 - the trace says nothing
+    return served
 
 
 def _to_task(
@@ -155,14 +222,11 @@ def _to_task(
     )
 
 
-def read_records(connection: Connection, task_id: int, rows: Sequence[VersionRow]) -> tuple[VersionRecord, ...]:
-    """READY versions of a task with their manifests, in the order of `rows`."""
-    digests = [row.digest for row in rows]
-    mine = (_versions.task_id == task_id) & schema.is_ready & _versions.digest.in_(digests)
-    manifests: dict[str, str] = dict(
-        connection.execute(select(_versions.digest, _versions.manifest_json).where(mine)).all()
-    )
-    return tuple(VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifests[row.digest]) for row in rows)
+def read_record(connection: Connection, task_id: int, row: VersionRow) -> VersionRecord:
+    """A READY version of a task with its manifest."""
+    mine = (_versions.task_id == task_id) & schema.is_ready & (_versions.digest == row.digest)
+    manifest_json = connection.scalars(select(_versions.manifest_json).where(mine)).one()
+    return VersionRecord(**msgspec.structs.asdict(row), manifest_json=manifest_json)
 
 
 def _unavailable_reason(

@@ -17,9 +17,9 @@ from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
 from adamix_server.catalog import changes, retries, schema
 from adamix_server.catalog.heads import check_manifest, read_served
 from adamix_server.catalog.lifecycle import State
-from adamix_server.catalog.paging import check_page_size, make_token, read_token
+from adamix_server.catalog.paging import bytes_of_task, check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_all, read_records, read_tasks
+from adamix_server.catalog.reading import read_all, read_page, read_record, read_tasks
 from adamix_server.catalog.rows import (
     AuditRow,
     Name,
@@ -32,6 +32,7 @@ from adamix_server.catalog.rows import (
 )
 from adamix_server.catalog.task_map import TaskMap
 from adamix_server.catalog.traces import open_catalog
+from adamix_server.limits import MAX_PAGE_BYTES
 from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
 
 _tasks, _versions, _pins = schema.tasks.c, schema.versions.c, schema.pins.c
@@ -351,7 +352,7 @@ class Catalog:
             return self._read_task(connection, changes.find_task(connection, tenant, task))
 
     def list_tasks(self, tenant: str, page_size: int = 0, page_token: str = "") -> Page[TaskRow]:
-        """A tenant's tasks by name. Raises InvalidRequest on a bad page size or token."""
+        """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token."""
         listing = ("tasks", check_name(tenant, "tenant"))
         size, key = check_page_size(page_size), read_token(page_token, listing, str)
         query = select(_tasks.id).where(_tasks.tenant == tenant).order_by(_tasks.task).limit(size + 1)
@@ -359,9 +360,10 @@ class Catalog:
             query = query.where(_tasks.task > key[0])
         with self._database.read() as connection:
             ids = list(connection.scalars(query))
-            found = read_tasks(connection, self._backbone, ids[:size])
+            found = read_tasks(connection, self._backbone, ids[:size], self._tasks)
         rows = tuple(found[task_id] for task_id in ids[:size])
-        return Page(rows, make_token(listing, [rows[-1].task]) if len(ids) > size else "")
+        rows = rows[: count_that_fit(map(bytes_of_task, rows))]
+        return Page(rows, make_token(listing, [rows[-1].task]) if len(ids) > len(rows) else "")
 
     def get_version(self, tenant: str, task: str, digest: str) -> VersionRecord:
         """Raises NotFound: the task, or the version."""
@@ -369,23 +371,23 @@ class Catalog:
         with self._database.read() as connection:
             task_id = changes.find_task(connection, tenant, task)
             row = self._read_task(connection, task_id).version(digest)
-            return read_records(connection, task_id, [row])[0]
+            return read_record(connection, task_id, row)
 
     def list_versions(self, tenant: str, task: str, page_size: int = 0, page_token: str = "") -> Page[VersionRecord]:
-        """A task's versions, the last registered first. Raises NotFound; InvalidRequest on a bad page size or token."""
+        """A task's versions, the last registered first, as many as fit in a page.
+
+        Raises:
+            NotFound: the task.
+            InvalidRequest: a bad page size or token.
+        """
+        listing = ("versions", tenant, task)
         with self._database.read() as connection:
             task_id = changes.find_task(connection, tenant, task)
-            versions = self._read_task(connection, task_id).versions
-            listing = ("versions", tenant, task)
             size, key = check_page_size(page_size), read_token(page_token, listing, int)
-            query = select(_versions.id, _versions.digest).where(_versions.task_id == task_id, schema.is_ready)
-            if key is not None:
-                query = query.where(_versions.id < key[0])
-            # By id: the clock may have been set back since. A version whose manifest cannot be read is in no list.
-            newest = connection.execute(query.order_by(_versions.id.desc()))
-            rest = [(id_, versions[digest]) for id_, digest in newest if digest in versions]
-            rows = read_records(connection, task_id, [version for _, version in rest[:size]])
-        return Page(rows, make_token(listing, [rest[size - 1][0]]) if len(rest) > size else "")
+            row = self._read_task(connection, task_id)
+            before = None if key is None else int(key[0])
+            records, last = read_page(connection, task_id, row, before, size, MAX_PAGE_BYTES)
+        return Page(tuple(records), "" if last is None else make_token(listing, [last]))
 
     def revision(self) -> int:
         """Grows with every change of what is served."""
@@ -421,13 +423,13 @@ class Catalog:
             return tuple(AuditRow(**row) for row in connection.execute(query).mappings())
 
     def _read_task(self, connection: Connection, task_id: int) -> TaskRow:
-        return read_tasks(connection, self._backbone, [task_id])[task_id]
+        return read_tasks(connection, self._backbone, [task_id], self._tasks)[task_id]
 
     def _read_changed(self, connection: Connection, since: int) -> dict[Name, TaskRow]:
         """Those tasks that changed after a revision and still exist, by name."""
         logged = select(_log.tenant, _log.name).where(_log.revision > since, _log.kind == "task")
         ids = connection.scalars(select(_tasks.id).where(tuple_(_tasks.tenant, _tasks.task).in_(logged)))
-        rows = read_tasks(connection, self._backbone, ids).values()
+        rows = read_tasks(connection, self._backbone, ids, self._tasks).values()
         return {(row.tenant, row.task): row for row in rows}
 
 

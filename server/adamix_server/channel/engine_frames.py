@@ -147,20 +147,25 @@ class Credit(Frame, frozen=True, kw_only=True):
 #   pin, unpin  pin it in a slot (answers when it is there); unpin it
 #   unload      take it out of its slot and out of host memory
 #   pins        which adapters are pinned in slots? A list of digests
-#   residency   where is it? "store" | "host" | "device"; also the answer of all of the above but `pins`
-#   in_use      does any request hold it? A bool
+#   residencies where is each of `digests`? "store" | "host" | "device" in their order; one of these is also the answer
+#               of all of the above but `pins`
+#   in_use      which of `digests` does any request hold? A list of digests
 #   report      how busy are you? An `EngineLoad`
-Op = Literal["hello", "load", "activate", "pin", "unpin", "unload", "pins", "residency", "in_use", "report"]
+Op = Literal["hello", "load", "activate", "pin", "unpin", "unload", "pins", "residencies", "in_use", "report"]
 
 
 class Control(Frame, frozen=True, kw_only=True):
-    """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`."""
+    """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`.
+
+    What is asked of many adapters is one question, since each frame costs the engine a part of a step.
+    """
 
     generation: int
     engine_id: str
     call: int
     op: Op
     digest: str = ""
+    digests: list[str] = []
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,6 +68,9 @@ def serve(
     adapter_root: Annotated[
         Path | None, typer.Option(help="Directory from which adapters may be registered by name.  [default: none]")
     ] = None,
+    max_upload_seconds: Annotated[
+        float, typer.Option(help="Seconds for receiving all of an adapter file.")
+    ] = FrontEndSettings.max_upload_s,
     metrics_listen: Annotated[
         str | None,
         typer.Option(help="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one.  [default: none]"),
@@ -115,7 +118,11 @@ def serve(
                 threads=threads,
                 stall_s=engine_stall_s,
             ),
-            front_end=FrontEndSettings(adapter_root=adapter_root, trusted_proxies=tuple(trusted_proxy or ())),
+            front_end=FrontEndSettings(
+                adapter_root=adapter_root,
+                max_upload_s=max_upload_seconds,
+                trusted_proxies=tuple(trusted_proxy or ()),
+            ),
             listen=listen,
             store=store,
             front_ends=front_ends,

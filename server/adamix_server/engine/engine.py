@@ -170,10 +170,10 @@ class Engine:
                 return
             case "pins":
                 value = self._adapters.pinned()
-            case "residency":
-                value = self._adapters.residency(frame.digest)
+            case "residencies":
+                value = [self._adapters.residency(digest) for digest in frame.digests]
             case "in_use":
-                value = self._adapters.is_held(frame.digest)
+                value = [digest for digest in frame.digests if self._adapters.is_held(digest)]
             case "report":
                 value = self._load()
         self._reply(peer, frame.call, value=value)

@@ -8,6 +8,7 @@ change is over when every front end of the server sees it; who they are is not k
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -21,6 +22,8 @@ from adamix_server.blobs.os_errors import store_errors
 from adamix_server.catalog.rows import Snapshot, VersionRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.boundary import call as calls
+from adamix_server.frontend.boundary.call import Call
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +61,14 @@ class CatalogView:
         return self._snapshot
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run something that blocks, such as a method of the catalog, in the pool.
+        """Run something that blocks, such as a method of the catalog, in the pool; its CPU time is the call's.
 
         Raises:
             AdamixError: also for what the operating system refuses on the way: no room, no descriptor, a store that is
                 gone.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(_translated, work))
+        metered = partial(_metered, partial(_translated, work), calls.find())
+        return await asyncio.get_running_loop().run_in_executor(self._pool, metered)
 
     async def change(self, work: Callable[[], T]) -> T:
         """Run a mutation of the catalog to its end, and return when every front end sees it.
@@ -78,7 +82,8 @@ class CatalogView:
 
     async def refresh(self) -> None:
         """Take the catalog's newest snapshot."""
-        newest = await asyncio.get_running_loop().run_in_executor(self._reader, self._read)
+        read = partial(_metered, self._read, calls.find())
+        newest = await asyncio.get_running_loop().run_in_executor(self._reader, read)
         # Two refreshes may end in any order.
         if newest.revision > self._snapshot.revision:
             self._snapshot = newest
@@ -194,6 +199,16 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+def _metered(work: Callable[[], T], call: Call | None) -> T:
+    """`work`, the CPU seconds of which are those of `call`."""
+    began = time.thread_time()
+    try:
+        return work()
+    finally:
+        if call is not None:
+            call.work_s += time.thread_time() - began
 
 
 def _not_for_this_backbone(what: str) -> FailedPrecondition:

@@ -9,6 +9,7 @@ All methods belong to one event loop.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -43,6 +44,8 @@ ENGINE_RESTARTING, ENGINE_STALLED = "ENGINE_RESTARTING", "ENGINE_STALLED"
 # side as much CPU as several rows do; a batch takes the engine several times as long.
 BUSY_ROWS = 8
 GATHER_S = 0.001
+# Who calls one after another has the next row there within this time.
+ASKED_S = 0.25
 
 # (address, generation, engine id) -> a channel that has introduced itself.
 Connect = Callable[[str, int, str], Awaitable[channel.FrontEndChannel]]
@@ -57,6 +60,7 @@ class EngineLink:
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._last_id = 0
+        self._last_submit = -math.inf
         # While there is no connection: since when, and when the next is expected.
         self._down_since = self._back_at = time.monotonic()
         self._stall: EngineStalled | None = None
@@ -70,6 +74,12 @@ class EngineLink:
     def is_up(self) -> bool:
         """Whether there is a connection to an engine; one that stands still counts."""
         return self._connection is not None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether rows are under way, or were submitted within the last quarter of a second."""
+        is_busy = self._connection is not None and self._connection.is_busy
+        return is_busy or time.monotonic() - self._last_submit < ASKED_S
 
     @property
     def is_stalled(self) -> bool:
@@ -146,16 +156,17 @@ class EngineLink:
         Raises:
             Unavailable: there is no engine now (`ENGINE_RESTARTING`), or one that stands still (`ENGINE_STALLED`).
         """
+        self._last_submit = time.monotonic()
         return self._connection_that_moves().submit(rows)
 
-    async def control(self, op: Op, digest: str) -> Value:
-        """Ask the engine something, mostly about an adapter, and return what `Op` promises.
+    async def control(self, op: Op, digest: str = "", digests: Sequence[str] = ()) -> Value:
+        """Ask the engine something, mostly about an adapter or about many, and return what `Op` promises.
 
         Raises:
             Unavailable: there is no engine now, or it stands still, or it went away.
             AdamixError: the engine's own error.
         """
-        reply = await self._connection_that_moves().control(op, digest)
+        reply = await self._connection_that_moves().control(op, digest, digests)
         if reply.error is not None:
             raise reply.error.to_error()
         return reply.value
@@ -228,6 +239,11 @@ class _Connection:
         self._something_to_send = asyncio.Event()
         self._tasks = [asyncio.create_task(self._run(self._write)), asyncio.create_task(self._run(self._read))]
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether rows are under way."""
+        return bool(self._waiting)
+
     def submit(self, rows: Sequence[Row]) -> list[asyncio.Future[Event]]:
         futures: list[asyncio.Future[Event]] = []
         refused: list[tuple[asyncio.Future[Event], Row]] = []
@@ -255,13 +271,20 @@ class _Connection:
         future.add_done_callback(partial(self._done, row.id))
         self._something_to_send.set()
 
-    async def control(self, op: Op, digest: str) -> Reply:
+    async def control(self, op: Op, digest: str, digests: Sequence[str]) -> Reply:
         self._last_call += 1
         call = self._last_call
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._calls[call] = future
         self._controls.append(
-            Control(engine_id=self.engine_id, generation=self.generation, call=call, op=op, digest=digest)
+            Control(
+                engine_id=self.engine_id,
+                generation=self.generation,
+                call=call,
+                op=op,
+                digest=digest,
+                digests=list(digests),
+            )
         )
         self._something_to_send.set()
         try:

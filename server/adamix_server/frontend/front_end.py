@@ -44,6 +44,8 @@ from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations, Validate
 from adamix_server.frontend.control.service import AdapterServicer
+from adamix_server.frontend.control.shares import Shares
+from adamix_server.frontend.control.upload_places import UploadPlaces
 from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
@@ -176,12 +178,13 @@ class FrontEnd:
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
-        registrations = Registrations(view, residency, self._validate, root, recorder)
+        shares, places = Shares(lambda: link.is_asked, recorder), UploadPlaces(settings.max_upload_s, recorder)
+        registrations = Registrations(view, residency, shares, self._validate, root)
         endpoint = Endpoint(
             start.listen,
             (
                 InferenceServicer(stages, admission),
-                AdapterServicer(view, registrations, residency, reclaimer, watch),
+                AdapterServicer(view, registrations, residency, reclaimer, watch, shares, places),
                 ServerInfoServicer(link, partial(self._pipe.send, DrainWanted())),
                 OpenInferenceServicer(stages, self._readiness),
             ),

@@ -8,7 +8,7 @@ import pytest
 
 from adamix.errors import InvalidAdapter
 from adamix.files import adapter_file
-from adamix.files.manifest import SITES, HeadSpec, Manifest, TrainingRecord
+from adamix.files.manifest import MAX_NEW_MANIFEST_BYTES, SITES, HeadSpec, Manifest, TrainingRecord, check_size
 from adamix.files.tensors import TensorData, canonical_json
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -161,3 +161,20 @@ def test_labels_are_in_the_order_of_their_ids() -> None:
     named = HeadSpec(type="classification", pooling="cls", num_labels=12, id2label=names)
     assert named.labels == tuple(f"name {i}" for i in range(12))
     assert HeadSpec(type="classification", pooling="cls", num_labels=2).labels == ("LABEL_0", "LABEL_1")
+
+
+def test_a_manifest_that_is_written_has_a_largest_size_and_what_is_too_large_is_named(manifest: Manifest) -> None:
+    size = len(canonical_json(manifest.to_json()))
+    names = {"0": "x" * 512, "1": "y", "2": "z"}
+    large = msgspec.structs.replace(manifest, head=msgspec.structs.replace(manifest.head, id2label=names))
+    check_size(canonical_json(large.to_json()))
+    check_size(" " * MAX_NEW_MANIFEST_BYTES)
+    check_size(canonical_json(large.to_json()), spare=MAX_NEW_MANIFEST_BYTES - size - 600)
+    with pytest.raises(InvalidAdapter, match=r"names of the labels \(head\.id2label\)") as said:
+        check_size(canonical_json(large.to_json()), spare=MAX_NEW_MANIFEST_BYTES - size)
+    assert said.value.reason == "MANIFEST_TOO_LARGE"
+    metrics = {f"measure_{number}": 0.1 for number in range(20_000)}
+    training = msgspec.structs.replace(manifest.training, metrics=metrics)
+    measured = canonical_json(msgspec.structs.replace(manifest, training=training).to_json())
+    with pytest.raises(InvalidAdapter, match=r"training\.metrics"):
+        check_size(measured)

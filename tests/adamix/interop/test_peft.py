@@ -153,6 +153,15 @@ def test_one_output_is_a_regression(make_classifier: MakeClassifier, tmp_path: P
         import_peft(directory, base.backbone, ImportOptions(labels=("x",)))
 
 
+def test_labels_that_no_manifest_holds_are_refused(make_classifier: MakeClassifier, tmp_path: Path) -> None:
+    base = make_classifier("bert", num_labels=600)
+    directory = saved(adapt(base.model, target_modules=["query"]), tmp_path / "peft")
+    labels = tuple(f"{index:03d}" + "x" * 497 for index in range(600))
+    with pytest.raises(InvalidAdapter, match="names of the labels") as said:
+        import_peft(directory, base.backbone, ImportOptions(labels=labels))
+    assert said.value.reason == "MANIFEST_TOO_LARGE"
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("DoRA", {"target_modules": ["query"], "use_dora": True}, "use_dora is set: DoRA"),
     ("bias", {"target_modules": ["query"], "bias": "all"}, "bias='all': biases of the backbone were trained"),

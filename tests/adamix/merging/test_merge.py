@@ -229,3 +229,15 @@ def test_labels_are_drawn_as_the_expert_predicts_them() -> None:
     fisher.log_likelihood(edge, torch.full((1, 2), 1.0), "classification").backward()
     assert edge.grad is not None
     assert edge.grad.tolist() == [[-0.5, 0.5]]  # rounding up to 1 is still the last class
+
+
+def test_a_mixture_whose_manifest_is_too_large_is_not_merged() -> None:
+    mixture = _mixture()
+    head = msgspec.structs.replace(
+        mixture.manifest.adapter.head, num_labels=600, id2label={str(i): "x" * 500 for i in range(600)}
+    )
+    adapter = msgspec.structs.replace(mixture.manifest.adapter, head=head)
+    large = dataclasses.replace(mixture, manifest=msgspec.structs.replace(mixture.manifest, adapter=adapter))
+    with pytest.raises(InvalidAdapter, match="names of the labels") as said:
+        merge(large)
+    assert said.value.reason == "MANIFEST_TOO_LARGE"

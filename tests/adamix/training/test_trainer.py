@@ -422,3 +422,10 @@ class TestOrderOfRows:
             return sum(len(batch) * max(self.LENGTHS[row] for row in batch) for batch in batches)
 
         assert padded(self._order()) < 0.8 * padded(self._order(group_by_length=False))
+
+
+def test_labels_that_no_manifest_holds_are_refused_before_training(run: Run, colours: TaskData, tmp_path: Path) -> None:
+    names = tuple(f"{index:03d}" + "x" * 497 for index in range(600))
+    with pytest.raises(InvalidAdapter, match="names of the labels"):
+        run(tmp_path / "out", dataclasses.replace(colours, labels=names))
+    assert not (tmp_path / "out").exists()

@@ -433,17 +433,18 @@ async def test_control_calls(make_harness: Callable[..., Harness], make_adapter:
     async with harness.running() as front_end:
 
         async def ask(call: int, op: Any, what: str) -> Reply:
-            await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=what))
+            control = Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=what, digests=[what] * 2)
+            await front_end.channel.send(control)
             await front_end.until(lambda: call in front_end.replies)
             return front_end.replies[call]
 
-        assert (await ask(1, "residency", digest)).value == "store"
+        assert (await ask(1, "residencies", digest)).value == ["store", "store"]
         assert (await ask(2, "load", digest)).error is None
-        assert (await ask(3, "residency", digest)).value == "host"
+        assert (await ask(3, "residencies", digest)).value == ["host", "host"]
         await front_end.submit(row(0, digest, [1]))
         await front_end.until(lambda: 0 in front_end.events)
-        assert (await ask(4, "residency", digest)).value == "device"
-        assert (await ask(5, "in_use", digest)).value is False
+        assert (await ask(4, "residencies", digest)).value == ["device", "device"]
+        assert (await ask(5, "in_use", digest)).value == []
         assert (await ask(6, "load", "e" * 64)).error is not None
 
 
@@ -456,23 +457,25 @@ async def test_loading_unloading_and_pinning(
 
         async def ask(op: Any, digest: str = "") -> Any:
             call = len(front_end.replies) + 1
-            await front_end.channel.send(Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=digest))
+            control = Control(engine_id=ENGINE_ID, generation=1, call=call, op=op, digest=digest, digests=[digest])
+            await front_end.channel.send(control)
             await front_end.until(lambda: call in front_end.replies)
             reply = front_end.replies[call]
             return reply.value if reply.error is None else reply.error.reason
 
         assert await ask("activate", digests[0]) == "device"
-        assert await ask("unload", digests[0]) == await ask("residency", digests[0]) == "store"
+        assert await ask("unload", digests[0]) == "store"
+        assert await ask("residencies", digests[0]) == ["store"]
         assert await ask("pin", digests[0]) == "device"
         assert await ask("pins") == [digests[0]]
         assert await ask("unload", digests[0]) == "VERSION_PINNED"
         assert await ask("pin", digests[1]) == "TOO_MANY_PINNED"
-        assert await ask("in_use", digests[0]) is False
+        assert await ask("in_use", digests[0]) == []
         # One slot is left for all the others; the pinned one answers from the slot it keeps.
         await front_end.submit(*(row(i, digests[i % 4], tokens(i)) for i in range(40)))
         await front_end.until(lambda: len(front_end.events) == 40)
         assert all(event.error is None for event in front_end.events.values())
-        assert await ask("residency", digests[0]) == "device"
+        assert await ask("residencies", digests[0]) == ["device"]
         await front_end.submit(row(100, digests[0], tokens(0)))
         await front_end.until(lambda: 100 in front_end.events)
         np.testing.assert_allclose(logits(front_end.events[100]), logits(front_end.events[0]), atol=2e-5, rtol=1e-4)

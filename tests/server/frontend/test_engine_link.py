@@ -348,7 +348,7 @@ async def test_control_returns_the_value_or_raises_the_engines_error(scene: Scen
     from adamix_server.channel.engine_frames import WireError
 
     wire = await scene.up()
-    asking = [asyncio.create_task(scene.link.control("residency", digest * 64)) for digest in "ab"]
+    asking = [asyncio.create_task(scene.link.control("load", digest * 64)) for digest in "ab"]
     await settle()
     first, second = wire.of(Control)
     error = WireError(code=15, reason="BLOB_CORRUPT", message="damaged")

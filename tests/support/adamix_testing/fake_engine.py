@@ -136,8 +136,10 @@ class FakeEngine:
             case "unload":
                 self.on_device.discard(digest)
                 return "store"
+            case "residencies":
+                return ["device" if asked in self.on_device else "host" for asked in control.digests]
             case "in_use":
-                return digest in self.in_use
+                return [asked for asked in control.digests if asked in self.in_use]
             case "report":
                 return self.load
         return "device" if digest in self.on_device else "host"

@@ -19,7 +19,8 @@ class Call:
     """One gRPC call.
 
     `deadline` is in seconds on CLOCK_MONOTONIC and infinite for streams without a total deadline. `resource` is the
-    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND.
+    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND. `work_s`
+    are the CPU seconds that it has had, as far as they are counted: of the control plane.
     """
 
     request_id: str
@@ -28,6 +29,7 @@ class Call:
     tenant: str = DEFAULT_TENANT
     resource: str = ""
     origin: Origin = NOWHERE
+    work_s: float = 0.0
 
 
 _current: ContextVar[Call] = ContextVar("adamix_call")
@@ -36,6 +38,11 @@ _current: ContextVar[Call] = ContextVar("adamix_call")
 def enter(call: Call) -> None:
     """Make `call` the current one of this task."""
     _current.set(call)
+
+
+def find() -> Call | None:
+    """The call this task answers; None outside of one, as for housekeeping."""
+    return _current.get(None)
 
 
 def current() -> Call:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -19,6 +19,7 @@ from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPreconditio
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.channel.engine_frames import Value
 from adamix_server.frontend import convert
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.telemetry.metrics import Recorder
@@ -35,6 +36,9 @@ BRING_TIMEOUT_S = 10.0
 _PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED})
 # So few that requests of a restarted engine do not queue behind all its pins.
 _SETTLED_AT_ONCE = 4
+# CPU seconds it may cost the engine, which computes for data calls meanwhile, to read an adapter, check and place it.
+BRING_S = 0.01
+BRING_S_PER_BYTE = 5e-9
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,15 @@ class Residency:
         self._refusals: dict[str, _Refusal] = {}
         self._generation = 0
 
-    async def where(self, digest: str) -> Value:
-        """Where the engine has an adapter; None if it does not say so within a second."""
-        try:
+    async def where(self, digests: Sequence[str]) -> Sequence[Value]:
+        """Where the engine has each adapter: one question. None for each if it does not say so within a second."""
+        answer: Value = None
+        with contextlib.suppress(TimeoutError, AdamixError):
             async with asyncio.timeout(WHERE_TIMEOUT_S):
-                return await self._link.control("residency", digest)
-        except (TimeoutError, AdamixError):
-            return None
+                answer = await self._link.control("residencies", digests=digests)
+        return answer if isinstance(answer, list) and len(answer) == len(digests) else [None] * len(digests)
 
-    async def bring(self, digest: str) -> None:
+    async def bring(self, digest: str, num_bytes: int) -> None:
         """Bring a version to host memory before requests resolve to it, so that the first one does not wait.
 
         Without an engine, or with a slow one, that first request loads it. Any other failure of the load is the
@@ -74,7 +78,7 @@ class Residency:
         """
         try:
             async with asyncio.timeout(BRING_TIMEOUT_S):
-                await self._bring("load", digest)
+                await self._bring("load", digest, num_bytes)
         except TimeoutError:
             log.warning("a version becomes live before it is loaded", extra={"digest": digest})
         except AdamixError as error:
@@ -92,7 +96,7 @@ class Residency:
         version = self._view.resolve(tenant, task, digest)
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
-            residency = await self._bring("activate", digest)
+            residency = await self._bring("activate", digest, version.num_bytes)
         return convert.to_version(version, manifest_json, residency)
 
     async def unload(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
@@ -124,7 +128,7 @@ class Residency:
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
             with self._doubted_on_error(digest):
-                await self._pin_in_engine(digest)
+                await self._pin_in_engine(digest, version.num_bytes)
                 change = partial(self._view.catalog.set_pinned, tenant, task, digest, True)
                 version = await self._view.change(change)
         return convert.to_version(version, manifest_json, await self._settle_soon(digest))
@@ -140,13 +144,21 @@ class Residency:
         version = await self._view.change(change)
         return convert.to_version(version, manifest_json, await self._settle_soon(digest))
 
-    async def _bring(self, op: Literal["load", "activate", "pin"], digest: str) -> Value:
-        """Ask the engine for something that loads an adapter, and remember how that went. Raises AdamixError."""
+    async def _bring(self, op: Literal["load", "activate", "pin"], digest: str, num_bytes: int = 0) -> Value:
+        """Ask the engine for something that loads an adapter, and remember how that went. Raises AdamixError.
+
+        It is at the expense of the call that wants it: no more than it took, which is next to nothing where the adapter
+        is there already.
+        """
+        began = time.monotonic()
         try:
             where = await self._link.control(op, digest)
         except AdamixError as error:
             self._view.availability.failed(digest, error)
             raise
+        finally:
+            if (call := calls.find()) is not None:
+                call.work_s += min(BRING_S + num_bytes * BRING_S_PER_BYTE, time.monotonic() - began)
         self._view.availability.loaded(digest)
         return where
 
@@ -174,9 +186,9 @@ class Residency:
                 # The pins of a restarted engine depend on this loop: it must not die of one bad turn.
                 log.exception("pins cannot be compared now")
 
-    async def _pin_in_engine(self, digest: str) -> None:
+    async def _pin_in_engine(self, digest: str, num_bytes: int) -> None:
         try:
-            await self._bring("pin", digest)
+            await self._bring("pin", digest, num_bytes)
         except AdamixError as error:
             if error.reason != "TOO_MANY_PINNED":
                 raise
@@ -185,7 +197,7 @@ class Residency:
         # Some of them may be of versions that were deleted a moment ago.
         await self._check()
         try:
-            await self._bring("pin", digest)
+            await self._bring("pin", digest, num_bytes)
         except AdamixError as error:
             self._recorder.inc("adamix_rejected_total", error.reason)
             raise
@@ -198,7 +210,7 @@ class Residency:
             self._generation = hello.generation
             self._refusals.clear()
         pinned = await self._view.run(self._view.catalog.pinned)
-        answer = await self._link.control("pins", "")
+        answer = await self._link.control("pins")
         pinned_there = frozenset(answer if isinstance(answer, list) else ())
         differing = (*(digest for digest in pinned if digest not in pinned_there), *(pinned_there - frozenset(pinned)))
         concerned = list(dict.fromkeys([*self._doubtful, *differing]))

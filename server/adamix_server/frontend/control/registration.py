@@ -8,13 +8,13 @@ operator's adapter root goes the same way, from its copy on.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, Overloaded
-from adamix.files.manifest import BackboneSpec
+from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, NotFound
+from adamix.files.manifest import BackboneSpec, check_size
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.api.resource_names import version_name
 from adamix_server.blobs.local import Temporary
@@ -24,16 +24,15 @@ from adamix_server.frontend.catalog_view import CatalogView, to_the_end
 from adamix_server.frontend.control import upload
 from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_server.frontend.control.pins import Residency
+from adamix_server.frontend.control.shares import Shares
+from adamix_server.frontend.control.upload_places import Upload
 from adamix_server.frontend.control.validation import Verdict
-from adamix_server.limits import MAX_UPLOADS
 from adamix_server.names import check_digest, check_request_id
-from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
 
 # Each keeps a thread of the catalog's pool until it ends.
 MAX_COPIES = 2
-UPLOAD_RETRY_S = 1.0
 
 # (path, spec, expected digest) -> verdict; `control.validation` in a server, something quicker in a test.
 Validate = Callable[[Path, BackboneSpec, str], Awaitable[Verdict]]
@@ -47,19 +46,28 @@ class Registrations:
     """
 
     def __init__(
-        self, view: CatalogView, residency: Residency, validate: Validate, root: AdapterRoot | None, recorder: Recorder
+        self,
+        view: CatalogView,
+        residency: Residency,
+        shares: Shares,
+        validate: Validate,
+        root: AdapterRoot | None,
     ) -> None:
         self._view = view
         self._catalog = view.catalog
         self._residency = residency
+        self._shares = shares
         self._validate = validate
         self._root = root
-        self._recorder = recorder
-        self._uploads = 0
         self._copies = asyncio.Semaphore(MAX_COPIES)
 
     async def register(
-        self, tenant: str, task: str, header: adapters_pb2.RegisterAdapterHeader, requests: upload.Requests
+        self,
+        tenant: str,
+        task: str,
+        header: adapters_pb2.RegisterAdapterHeader,
+        requests: upload.Requests,
+        place: Upload,
     ) -> adapters_pb2.RegisterAdapterResponse:
         """Receive what follows `header`, judge it, and make it a version of the task.
 
@@ -67,6 +75,7 @@ class Registrations:
             InvalidRequest: an id or a digest in the header is malformed, or a message is no chunk.
             InvalidAdapter: the bytes are no adapter for this backbone, or not those that were expected, or more than
                 this server could ever load (`ADAPTER_TOO_LARGE_FOR_SERVER`).
+            DeadlineExceeded: they come too slowly (`UPLOAD_TOO_SLOW`), or not at all (`UPLOAD_IDLE`).
             Overloaded: too many uploads run already (`TOO_MANY_UPLOADS`).
             AdamixError: they cannot be stored, or the engine cannot load what should answer at once.
         """
@@ -74,49 +83,60 @@ class Registrations:
             check_digest(header.expected_digest, "header.expected_digest")
         if header.request_id:
             check_request_id(header.request_id, "header.request_id")
-        with self._counted():
-            async with upload.temporary_file(self._view, self._catalog.blobs) as temporary:
-                if header.file:
-                    await self._copy(header.file, requests, temporary)
-                else:
-                    await upload.receive(requests, temporary, self._view)
-                try:
-                    verdict = await self._judge(temporary.path, temporary.digest, header.expected_digest)
-                    self._view.availability.check_sizes(verdict.tensor_sizes)
-                except InvalidAdapter as error:
-                    await self._remember_failure(tenant, task, error)
-                    raise
-                if header.validate_only:
-                    return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
+        async with AsyncExitStack() as closing:
+            receive = self._copied if header.file else self._uploaded
+            temporary = await receive(header, requests, place, closing)
+            try:
+                verdict = await self._judge(temporary.path, temporary.digest, header.expected_digest)
+                self._view.availability.check_sizes(verdict.tensor_sizes)
+                self._check_manifest(tenant, task, verdict)
+            except InvalidAdapter as error:
+                await self._remember_failure(tenant, task, error)
+                raise
+            if header.validate_only:
+                return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
+            async with self._shares.orders.turn(is_bounded=True):
                 version, already_exists = await to_the_end(self._commit(tenant, task, verdict, temporary.path, header))
         return adapters_pb2.RegisterAdapterResponse(
             version=convert.to_version(version, verdict.manifest_json), already_exists=already_exists
         )
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        if self._uploads >= MAX_UPLOADS:
-            self._recorder.inc("adamix_rejected_total", "TOO_MANY_UPLOADS")
-            raise Overloaded(
-                f"{MAX_UPLOADS} uploads are running; try again later",
-                reason="TOO_MANY_UPLOADS",
-                retry_after_s=UPLOAD_RETRY_S,
-            )
-        self._uploads += 1
-        try:
-            yield
-        finally:
-            self._uploads -= 1
+    async def _uploaded(
+        self,
+        _header: adapters_pb2.RegisterAdapterHeader,
+        requests: upload.Requests,
+        place: Upload,
+        closing: AsyncExitStack,
+    ) -> Temporary:
+        """The bytes that follow the header; gone when `closing` ends."""
+        place.must_send = True
+        async with place.receiving():
+            beginning = await upload.read_beginning(requests, place)
+            place.take_place()
+            temporary = await closing.enter_async_context(upload.temporary_file(self._view, self._catalog.blobs))
+            await upload.receive(beginning, requests, place, temporary, self._view)
+        return temporary
 
-    async def _copy(self, name: str, requests: upload.Requests, temporary: Temporary) -> None:
+    async def _copied(
+        self,
+        header: adapters_pb2.RegisterAdapterHeader,
+        requests: upload.Requests,
+        place: Upload,
+        closing: AsyncExitStack,
+    ) -> Temporary:
+        """A copy of the server's own file that the header names; gone when `closing` ends."""
         if self._root is None:
             raise FailedPrecondition(
                 "this server registers no files of its own; upload the file, or start the server with --adapter-root",
                 reason="NO_ADAPTER_ROOT",
             )
-        await upload.expect_end(requests)
+        async with place.receiving():
+            await upload.expect_end(requests, place)
+        place.take_place()
+        temporary = await closing.enter_async_context(upload.temporary_file(self._view, self._catalog.blobs))
         async with self._copies:
-            await self._view.run(partial(self._root.copy, name, temporary))
+            await self._view.run(partial(self._root.copy, header.file, temporary))
+        return temporary
 
     async def _judge(self, path: Path, digest: str, expected_digest: str) -> Verdict:
         if expected_digest and digest != expected_digest:
@@ -124,6 +144,13 @@ class Registrations:
                 f"the bytes that arrived have the digest {digest}, not the expected one", reason="DIGEST_MISMATCH"
             )
         return await self._validate(path, self._view.spec, digest)
+
+    def _check_manifest(self, tenant: str, task: str, verdict: Verdict) -> None:
+        """Raise InvalidAdapter (`MANIFEST_TOO_LARGE`), unless the task has the version: larger ones were taken once."""
+        try:
+            self._view.snapshot.task(tenant, task).version(verdict.digest)
+        except NotFound:
+            check_size(verdict.manifest_json)
 
     async def _commit(
         self, tenant: str, task: str, verdict: Verdict, path: Path, header: adapters_pb2.RegisterAdapterHeader
@@ -148,7 +175,7 @@ class Registrations:
         self._view.availability.loaded(digest)
         try:
             if make_live:
-                await self._residency.bring(digest)
+                await self._residency.bring(digest, verdict.num_bytes)
             return await self._view.change(register)
         except Exception:
             # Of any kind: bytes that nothing refers to would take up the disk until the server starts again.

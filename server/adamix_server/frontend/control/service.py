@@ -1,13 +1,15 @@
 """`AdapterService`: tasks, their versions, and which one answers.
 
-Thin: names are read, one thing is asked, the answer is converted. The way of a registration is `registration.py`.
+Thin: names are read, one thing is asked, the answer is converted. The way of a registration is `registration.py`; when
+a call's turn is, `shares.py`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
 from adamix_server.api.resource_names import parse_task, task_name
@@ -20,13 +22,24 @@ from adamix_server.frontend.control import upload
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations
-from adamix_server.frontend.control.watch import Mark, Watch
+from adamix_server.frontend.control.shares import Shares
+from adamix_server.frontend.control.upload_places import UploadPlaces
+from adamix_server.frontend.control.watch import Change, Mark, Watch
 from adamix_server.names import check_digest
 
+# Between so many rows other calls get on.
+ROWS_AT_ONCE = 16
+# CPU seconds that a watcher is told tasks in one turn; those of a message, besides its making, and of a look at a task.
+WATCH_TURN_S = 0.01
+MESSAGE_S = 0.000_15
+LOOK_S = 0.000_000_5
 _MARKS = {
     Mark.SYNCHRONISED: adapters_pb2.WatchTasksResponse(synchronised=True),
     Mark.HEARTBEAT: adapters_pb2.WatchTasksResponse(heartbeat=True),
 }
+
+Row = TypeVar("Row")
+Message = TypeVar("Message")
 
 
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
@@ -39,6 +52,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         residency: Residency,
         reclaimer: Reclaimer,
         watch: Watch,
+        shares: Shares,
+        places: UploadPlaces,
     ) -> None:
         self._view = view
         self._catalog = view.catalog
@@ -46,42 +61,48 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._residency = residency
         self._reclaimer = reclaimer
         self._watch = watch
+        self._shares = shares
+        self._places = places
 
     async def RegisterAdapter(self, requests: upload.Requests, _context: Any) -> adapters_pb2.RegisterAdapterResponse:
-        header = await upload.read_header(requests)
-        tenant, task = _name(header.task, "header.task")
-        return await self._registrations.register(tenant, task, header, requests)
+        with self._places.upload(calls.current().origin.connection) as place:
+            header = await upload.read_header(requests, place)
+            tenant, task = _name(header.task, "header.task")
+            return await self._registrations.register(tenant, task, header, requests, place)
 
     async def GetTask(self, request: adapters_pb2.GetTaskRequest, _context: Any) -> adapters_pb2.GetTaskResponse:
         tenant, task = _name(request.task)
-        row = await self._view.run(partial(self._catalog.get_task, tenant, task))
-        return adapters_pb2.GetTaskResponse(task=self._to_task(row))
+        async with self._shares.calls.turn():
+            row = await self._view.run(partial(self._catalog.get_task, tenant, task))
+            (message,) = await _converted([row], self._to_task)
+        return adapters_pb2.GetTaskResponse(task=message)
 
     async def ListTasks(self, request: adapters_pb2.ListTasksRequest, _context: Any) -> adapters_pb2.ListTasksResponse:
         tenant = calls.current().tenant
-        page = await self._view.run(partial(self._catalog.list_tasks, tenant, request.page_size, request.page_token))
-        return adapters_pb2.ListTasksResponse(
-            tasks=[self._to_task(row) for row in page.rows], next_page_token=page.next_page_token
-        )
+        read = partial(self._catalog.list_tasks, tenant, request.page_size, request.page_token)
+        async with self._shares.calls.turn():
+            page = await self._view.run(read)
+            tasks = await _converted(page.rows, self._to_task)
+        return adapters_pb2.ListTasksResponse(tasks=tasks, next_page_token=page.next_page_token)
 
     async def ListVersions(
         self, request: adapters_pb2.ListVersionsRequest, _context: Any
     ) -> adapters_pb2.ListVersionsResponse:
         tenant, task = _name(request.task)
-        page = await self._view.run(
-            partial(self._catalog.list_versions, tenant, task, request.page_size, request.page_token)
-        )
-        residencies = await asyncio.gather(*(self._residency.where(row.digest) for row in page.rows))
-        versions = [
-            convert.to_version(row, row.manifest_json, where) for row, where in zip(page.rows, residencies, strict=True)
-        ]
+        read = partial(self._catalog.list_versions, tenant, task, request.page_size, request.page_token)
+        async with self._shares.calls.turn():
+            page = await self._view.run(read)
+            where = await self._residency.where([row.digest for row in page.rows])
+            pairs = list(zip(page.rows, where, strict=True))
+            versions = await _converted(pairs, lambda pair: convert.to_version(pair[0], pair[0].manifest_json, pair[1]))
         return adapters_pb2.ListVersionsResponse(versions=versions, next_page_token=page.next_page_token)
 
     async def DeleteTask(
         self, request: adapters_pb2.DeleteTaskRequest, _context: Any
     ) -> adapters_pb2.DeleteTaskResponse:
         tenant, task = _name(request.task)
-        await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag))
+        async with self._shares.calls.turn():
+            await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag))
         self._reclaimer.request()
         return adapters_pb2.DeleteTaskResponse()
 
@@ -89,7 +110,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self, request: adapters_pb2.DeleteVersionRequest, _context: Any
     ) -> adapters_pb2.DeleteVersionResponse:
         tenant, task = _name(request.task)
-        await self._view.change(partial(self._catalog.delete_version, tenant, task, request.digest, request.etag))
+        async with self._shares.calls.turn():
+            await self._view.change(partial(self._catalog.delete_version, tenant, task, request.digest, request.etag))
         self._reclaimer.request()
         return adapters_pb2.DeleteVersionResponse()
 
@@ -98,54 +120,93 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> adapters_pb2.SetTrafficResponse:
         tenant, task = _name(request.task)
         split = check_split((share.digest, share.weight) for share in request.traffic)
-        # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
-        check_same_form([self._view.resolve(tenant, task, digest) for digest, _ in split])
-        with self._view.reading():
-            await asyncio.gather(*(self._residency.bring(digest) for digest, _ in split))
-        row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
-        return adapters_pb2.SetTrafficResponse(task=self._to_task(row))
+        async with self._shares.orders.turn():
+            # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
+            versions = [self._view.resolve(tenant, task, digest) for digest, _ in split]
+            check_same_form(versions)
+            with self._view.reading():
+                await asyncio.gather(*(self._residency.bring(row.digest, row.num_bytes) for row in versions))
+        async with self._shares.calls.turn():
+            row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
+            (message,) = await _converted([row], self._to_task)
+        return adapters_pb2.SetTrafficResponse(task=message)
 
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
         tenant, task = _name(request.task)
-        row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
-        return adapters_pb2.RollbackResponse(task=self._to_task(row))
+        async with self._shares.calls.turn():
+            row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
+            (message,) = await _converted([row], self._to_task)
+        return adapters_pb2.RollbackResponse(task=message)
 
     async def LoadVersion(
         self, request: adapters_pb2.LoadVersionRequest, _context: Any
     ) -> adapters_pb2.LoadVersionResponse:
         tenant, task = _name(request.task)
-        version = await self._residency.load(tenant, task, check_digest(request.digest))
+        digest = check_digest(request.digest)
+        async with self._shares.orders.turn():
+            version = await self._residency.load(tenant, task, digest)
         return adapters_pb2.LoadVersionResponse(version=version)
 
     async def UnloadVersion(
         self, request: adapters_pb2.UnloadVersionRequest, _context: Any
     ) -> adapters_pb2.UnloadVersionResponse:
         tenant, task = _name(request.task)
-        version = await self._residency.unload(tenant, task, check_digest(request.digest))
+        digest = check_digest(request.digest)
+        async with self._shares.orders.turn():
+            version = await self._residency.unload(tenant, task, digest)
         return adapters_pb2.UnloadVersionResponse(version=version)
 
     async def PinVersion(
         self, request: adapters_pb2.PinVersionRequest, _context: Any
     ) -> adapters_pb2.PinVersionResponse:
         tenant, task = _name(request.task)
-        act = self._residency.pin if request.pinned else self._residency.unpin
-        return adapters_pb2.PinVersionResponse(version=await act(tenant, task, check_digest(request.digest)))
+        act, digest = self._residency.pin if request.pinned else self._residency.unpin, check_digest(request.digest)
+        async with self._shares.orders.turn():
+            version = await act(tenant, task, digest)
+        return adapters_pb2.PinVersionResponse(version=version)
 
     async def WatchTasks(
         self, _request: adapters_pb2.WatchTasksRequest, _context: Any
     ) -> AsyncIterator[adapters_pb2.WatchTasksResponse]:
         tenant = calls.current().tenant
+        # It begins with a look through all tasks, and with messages that are on their way before it can be gone.
+        await self._pay(len(self._view.snapshot.tasks) * LOOK_S + WATCH_TURN_S)
         with self._watch.start() as snapshot:
             async with aclosing(self._watch.follow(tenant, snapshot)) as changes:
+                spent_s = 0.0
                 async for change in changes:
-                    if isinstance(change, Mark):
-                        yield _MARKS[change]
-                        continue
-                    reason = "" if change.row is None else self._view.availability.reason_of_task(change.row)
-                    yield convert.to_change(tenant, change.task, change.row, reason)
+                    began = time.perf_counter()
+                    message = self._to_change(tenant, change)
+                    spent_s += time.perf_counter() - began + MESSAGE_S
+                    yield message
+                    if spent_s > WATCH_TURN_S:
+                        await self._pay(spent_s, is_bounded=True)
+                        spent_s = 0.0
+
+    async def _pay(self, work_s: float, *, is_bounded: bool = False) -> None:
+        """Wait for a watcher's turn, and charge it. Raises Overloaded as `Turns.turn`."""
+        async with self._shares.calls.turn(is_bounded=is_bounded):
+            calls.current().work_s += work_s
+
+    def _to_change(self, tenant: str, change: Change | Mark) -> adapters_pb2.WatchTasksResponse:
+        if isinstance(change, Mark):
+            return _MARKS[change]
+        reason = "" if change.row is None else self._view.availability.reason_of_task(change.row)
+        return convert.to_change(tenant, change.task, change.row, reason)
 
     def _to_task(self, row: TaskRow) -> adapters_pb2.Task:
         return convert.to_task(row, self._view.availability.reason_of_task(row))
+
+
+async def _converted(rows: Sequence[Row], convert_one: Callable[[Row], Message]) -> list[Message]:
+    """Messages of rows, a few at a time; the time it takes is the call's work."""
+    call, messages = calls.current(), list[Message]()
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        began = time.perf_counter()
+        messages += map(convert_one, rows[start : start + ROWS_AT_ONCE])
+        call.work_s += time.perf_counter() - began
+        await asyncio.sleep(0)
+    return messages
 
 
 def _name(name: str, field: str = "task") -> tuple[str, str]:

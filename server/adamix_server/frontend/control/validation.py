@@ -48,6 +48,9 @@ MAX_MESSAGE_CHARS = 512
 _FIXED_BYTES = 256 << 20
 _BYTES_PER_FILE_BYTE = 8
 
+# About a tenth of what a process has that is not nice, where both want the same core.
+_NICENESS = 10
+
 _LENGTH_BYTES = 8
 
 # The child says this before it looks at the file; JSON allows it before a verdict.
@@ -243,6 +246,8 @@ def _environment(parent: Mapping[str, str]) -> dict[str, str]:
 
 def main() -> None:
     """The child. Anything but an InvalidAdapter ends it with a traceback, which the parent reports as a crash."""
+    # A judgement takes a core for its time, which calls that run meanwhile are not to miss.
+    os.nice(_NICENESS)
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
     sys.stdout.buffer.write(_BEGUN)
     sys.stdout.buffer.flush()

@@ -90,7 +90,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=item.task,
-            versions=[v.digest for v in row.versions.values() if v.backbone_fingerprint == view.spec.fingerprint],
+            versions=[v.digest for v in row.ready if v.backbone_fingerprint == view.spec.fingerprint],
             platform="adamix",
             inputs=[tensor(name=TEXT, datatype="BYTES", shape=[-1])],
             outputs=[tensor(name=out.name, datatype=out.datatype, shape=out.shape(-1)) for out in _outputs(head)],

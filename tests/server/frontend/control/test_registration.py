@@ -17,6 +17,7 @@ from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
 from adamix_server.blobs.local import Temporary
 from adamix_server.catalog.store import Catalog
+from adamix_server.limits import MAX_WAITING_UPLOAD_BYTES
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing
@@ -164,13 +165,12 @@ async def test_an_upload_over_the_limit_is_cut_off(
     assert harness.temporaries() == []
 
 
-async def test_an_upload_cut_in_the_middle_leaves_nothing(harness: Harness, make_adapter: MakeAdapter) -> None:
-    data = make_adapter()
+async def test_an_upload_cut_in_the_middle_leaves_nothing(harness: Harness) -> None:
     arrived = asyncio.Event()
 
     async def half() -> AsyncIterator[pb.RegisterAdapterRequest]:
         yield pb.RegisterAdapterRequest(header=pb.RegisterAdapterHeader(task="sst2"))
-        yield pb.RegisterAdapterRequest(chunk=data[:1000])
+        yield pb.RegisterAdapterRequest(chunk=bytes(MAX_WAITING_UPLOAD_BYTES))
         arrived.set()
         await asyncio.Event().wait()
 
@@ -186,7 +186,7 @@ async def test_an_upload_cut_in_the_middle_leaves_nothing(harness: Harness, make
 async def test_an_upload_that_stands_still_is_ended(
     start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.control.upload.UPLOAD_IDLE_S", 0.05)
+    monkeypatch.setattr("adamix_server.frontend.control.upload_places.UPLOAD_IDLE_S", 0.05)
     harness = await start_serving()
     given_up = asyncio.Event()
 
@@ -233,13 +233,13 @@ async def test_a_load_that_fails_leaves_the_old_version_live(harness: Harness, m
 async def test_too_many_uploads_at_once_are_refused(
     start_serving: StartServing, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adamix_server.frontend.control.registration.MAX_UPLOADS", 1)
+    monkeypatch.setattr("adamix_server.frontend.control.upload_places.MAX_UPLOADS", 1)
     harness = await start_serving()
     release = asyncio.Event()
 
     async def slow() -> AsyncIterator[pb.RegisterAdapterRequest]:
-        async for request in upload(make_adapter(), chunk_bytes=1 << 19):
-            yield request
+        yield pb.RegisterAdapterRequest(header=pb.RegisterAdapterHeader(task="sst2"))
+        yield pb.RegisterAdapterRequest(chunk=bytes(MAX_WAITING_UPLOAD_BYTES))
         await release.wait()
 
     call = asyncio.ensure_future(harness.adapters.RegisterAdapter(slow()))
@@ -247,7 +247,8 @@ async def test_too_many_uploads_at_once_are_refused(
     found = await refusal(harness.adapters.RegisterAdapter(upload(make_adapter(seed=9))))
     assert found == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS")
     release.set()
-    assert (await call).version.live
+    assert (await refusal(call))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await harness.adapters.RegisterAdapter(upload(make_adapter(seed=9)))).version.live
 
 
 async def test_a_deleted_task_is_gone_at_once_and_its_bytes_when_unused(
