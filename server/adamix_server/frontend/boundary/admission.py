@@ -7,11 +7,14 @@ this bounds calls, and the life of the server.
 import asyncio
 
 from adamix.errors import Overloaded, Unavailable
+from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
 from adamix_server.frontend.boundary.rooms import Origin, Room
 
+# This server does not come back, so there is nothing to measure: time for a client to learn where the next one is.
 DRAIN_RETRY_S = 1.0
-FULL_RETRY_S = 1.0
+# What a call takes, until some have been measured; and how much of that is of the newest.
+_CALL_S, _NEWEST = 0.1, 0.01
 
 
 class Admission:
@@ -19,6 +22,7 @@ class Admission:
 
     def __init__(self, bounds: Bounds = BOUNDS) -> None:
         self._calls = Room(bounds.calls)
+        self._call_s = _CALL_S
         self._kept = Room(bounds.kept_calls)
         self._running = 0
         self._closed = asyncio.Event()
@@ -57,8 +61,14 @@ class Admission:
         raise Overloaded(
             "this connection has its share of the calls that run at once, or there is no more room for any; try again",
             reason="CALLS_FULL",
-            retry_after_s=FULL_RETRY_S,
+            # By then what this connection holds now has ended.
+            retry_after_s=retry.within(self._call_s),
         )
+
+    def rise(self, seat: Room, origin: Origin, call_s: float) -> None:
+        """Give back what `seat` took, after so many seconds."""
+        seat.give(origin, 1)
+        self._call_s += _NEWEST * (call_s - self._call_s)
 
     def close(self) -> None:
         self._closed.set()

@@ -176,7 +176,7 @@ class Enclosure:
         self._books.sending.ends.end(self.departure)
         self.departure.let_go()
         if self._seat is not None:
-            self._seat.give(self._call.origin, 1)
+            self._books.admission.rise(self._seat, self._call.origin, time.monotonic() - self._start)
         if self._aborted is not None:
             # grpc keeps it, it knows our frames, and these know what grpc keeps.
             _forget_frames(self._aborted)

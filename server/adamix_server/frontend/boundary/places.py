@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 
 from adamix.errors import AdamixError, DeadlineExceeded, Overloaded
+from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import Bounds
 from adamix_server.frontend.boundary.patience import Wait
 from adamix_server.frontend.boundary.rooms import Origin, Room
 
-RETRY_S = 1.0
 # Connections of which is known that they send small messages.
 _MAX_KNOWN = 4096
 
@@ -101,8 +101,11 @@ class Places:
             is_known = True
         except TimeoutError:
             self._refused("READING_FULL")
+            # It has waited for so long already, and may well have to for as long again.
             raise Overloaded(
-                "other calls' messages are being received; try again", reason="READING_FULL", retry_after_s=RETRY_S
+                "other calls' messages are being received; try again",
+                reason="READING_FULL",
+                retry_after_s=retry.within(self._bounds.turn_s),
             ) from None
         finally:
             if not is_known:

@@ -14,12 +14,11 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from adamix.errors import InvalidRequest, Overloaded
+from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import COPIES, SMALL_BYTES, UNKNOWN_FLOOR_BYTES, Bounds
 from adamix_server.frontend.boundary.places import Places, Refused, uncounted
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.limits import MAX_MESSAGE_BYTES
-
-RETRY_S = 1.0
 
 # grpc.aio.ServicerContext: generic in grpc-stubs, but not when it runs.
 Context = Any
@@ -55,7 +54,8 @@ class Messages:
             raise Overloaded(
                 "too many bytes of messages are being worked on; try again, or send smaller ones",
                 reason="BYTES_IN_FLIGHT",
-                retry_after_s=RETRY_S,
+                # It was waited for for so long already, and may well take as long again.
+                retry_after_s=retry.within(self._patience_s),
             ) from None
 
 

@@ -15,16 +15,16 @@ from typing import Any
 import grpc.aio
 
 from adamix.errors import Overloaded
+from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import SMALL_BYTES, Bounds
 from adamix_server.frontend.boundary.patience import Patience, Wait
 from adamix_server.frontend.boundary.rooms import Origin, Room
-from adamix_server.limits import MAX_MESSAGE_BYTES
+from adamix_server.limits import MAX_MESSAGE_BYTES, SLOW_READER_S
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
-RETRY_S = 1.0
 # grpc takes this much at once, whether its reader reads or not.
 MAY_WAIT_BYTES = 32 << 10
 
@@ -178,4 +178,5 @@ class _Mark(str):
 
 def slow_reader() -> Overloaded:
     """What a client is told that does not read its answers, should it read this."""
-    return Overloaded("the answers are not being read", reason="SLOW_READER", retry_after_s=RETRY_S)
+    # A write that waits is given up after so long: then what it held is free.
+    return Overloaded("the answers are not being read", reason="SLOW_READER", retry_after_s=retry.within(SLOW_READER_S))

@@ -123,10 +123,14 @@ async def test_calls_at_once(start: Callable[..., Any]) -> None:
     await waiting.until(8)
     failed = await failure(bare.predict())
     assert (failed.code(), details(status_of(failed))["ErrorInfo"].reason) == (EXHAUSTED, "CALLS_FULL")
-    assert "RetryInfo" in details(status_of(failed))
+    # When as much time has passed as a call takes: a tenth of a second, give or take, until some were measured.
+    assert 80 <= details(status_of(failed))["RetryInfo"].retry_delay.ToMilliseconds() <= 120
+    await asyncio.sleep(0.5)
     waiting.go_on.set()
     await asyncio.gather(*calls)
+    # Each of the eight took half a second more than that.
     await bare.predict()
+    assert bare.admission._call_s > 0.12
     assert bare.counts("adamix_rejected_total") == {("CALLS_FULL",): 1.0}
 
 
