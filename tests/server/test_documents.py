@@ -11,8 +11,9 @@ import typer
 from adamix_bench import cli as bench
 from adamix_bench.demo import command as demo
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
-from adamix_server import limits
 from adamix_server.cli.main import app
+from adamix_server.limits import TABLE
+from adamix_server.limits.page import page
 from adamix_server.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -120,14 +121,14 @@ def test_every_file_that_a_page_names_is_there() -> None:
 
 
 def test_the_page_of_limits_is_the_table() -> None:
-    assert PAGES["limits.md"] == limits.page(), "write it: python -m adamix_server.limits > docs/limits.md"
+    assert PAGES["limits.md"] == page(), "write it: python -m adamix_server.limits > docs/limits.md"
 
 
 def test_every_limit_has_a_test_and_whoever_is_refused_a_reason() -> None:
     tests = ROOT / "tests"
     without = [
         limit.what
-        for limit in limits.TABLE
+        for limit in TABLE
         if not _is_test(tests, *limit.proof.split("::"))
         or (limit.code is not None and not limit.reason and "transport" not in limit.note)
     ]

@@ -21,7 +21,7 @@ from adamix_bench.serving.synthesis import make_task
 from adamix_bench.serving.wire import predict_payloads, read_logits
 from adamix_bench.serving.workbench import Workbench
 from adamix_bench.serving.workload import Requests
-from adamix_server.limits import MAX_INPUTS_PER_CALL
+from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 
 # Above it the ways do not answer the same, and comparing their speeds means nothing. Logits are O(1), in fp32.
 TOLERANCE = 1e-3

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from adamix.errors import InvalidConfig
 from adamix_server.config import EngineSettings
-from adamix_server.limits import MAX_INPUTS_PER_CALL
+from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 
 Popularity = Literal["distinct", "uniform", "zipf", "identical"]
 Loop = Literal["closed", "open"]

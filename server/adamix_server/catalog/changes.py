@@ -18,7 +18,7 @@ from adamix_server.catalog import schema
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Pointer
 from adamix_server.catalog.rows import Action
-from adamix_server.limits import MAX_LOGGED_REVISIONS
+from adamix_server.limits.control import MAX_LOGGED_REVISIONS
 from adamix_server.names import check_name, task_not_found
 
 MAX_DETAIL_CHARS = 512

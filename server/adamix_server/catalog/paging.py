@@ -13,7 +13,7 @@ import msgspec
 
 from adamix.errors import InvalidRequest
 from adamix_server.catalog.rows import TaskRow
-from adamix_server.limits import MAX_PAGE_BYTES, MAX_PAGE_SIZE
+from adamix_server.limits.control import MAX_PAGE_BYTES, MAX_PAGE_SIZE
 
 DEFAULT_PAGE_SIZE = 100
 

@@ -10,7 +10,7 @@ from typing import Self
 import msgspec
 
 from adamix.errors import FailedPrecondition, InvalidRequest
-from adamix_server.limits import MAX_EARLIER, MAX_TRAFFIC_SHARES, MAX_TRAFFIC_WEIGHT
+from adamix_server.limits.control import MAX_EARLIER, MAX_TRAFFIC_SHARES, MAX_TRAFFIC_WEIGHT
 from adamix_server.names import check_digest
 
 Split = tuple[tuple[str, int], ...]

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from adamix.errors import InvalidRequest
 from adamix_server.catalog import changes, schema
-from adamix_server.limits import MAX_REQUEST_IDS_PER_TENANT
+from adamix_server.limits.messages import MAX_REQUEST_IDS_PER_TENANT
 
 # Longer than any sensible retry; and a client that never repeats an id must not fill the disk.
 KEPT_S = 24 * 3600

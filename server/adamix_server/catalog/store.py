@@ -32,7 +32,7 @@ from adamix_server.catalog.rows import (
 )
 from adamix_server.catalog.task_map import TaskMap
 from adamix_server.catalog.traces import open_catalog
-from adamix_server.limits import MAX_PAGE_BYTES
+from adamix_server.limits.control import MAX_PAGE_BYTES
 from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
 
 _tasks, _versions, _pins = schema.tasks.c, schema.versions.c, schema.pins.c

@@ -40,7 +40,7 @@ from adamix_server.client.values import (
     to_version,
 )
 from adamix_server.client.watching import Watching
-from adamix_server.limits import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 
 _CHUNK_BYTES = 512 << 10
 _POLL_S = 0.1

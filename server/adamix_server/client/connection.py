@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2_grpc
 from adamix.errors import AdamixError, Code, FailedPrecondition, Unavailable
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.api import status
-from adamix_server.limits import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from adamix_server.limits.messages import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 
 # The server takes a ping every 10 s, and ends connections with more.
 KEEPALIVE_S = 20.0

@@ -18,7 +18,7 @@ from adamix_server.api.answers import PREDICT_HEADS
 from adamix_server.blobs.local import BlobStore
 from adamix_server.blobs.packed_size import packed_bytes, padded, too_large_for_server
 from adamix_server.catalog.rows import Snapshot, TaskRow, VersionRow
-from adamix_server.limits import MAX_REMEMBERED_FAILURES
+from adamix_server.limits.adapters import MAX_REMEMBERED_FAILURES
 
 log = logging.getLogger(__name__)
 

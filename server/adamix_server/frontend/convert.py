@@ -10,11 +10,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
-from adamix_server import limits
 from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_server.api.resource_names import task_name, version_name
 from adamix_server.catalog.rows import TaskRow, VersionRow
 from adamix_server.channel import engine_frames
+from adamix_server.limits.adapters import MAX_ADAPTER_BYTES
+from adamix_server.limits.messages import (
+    DEFAULT_TIMEOUT_S,
+    MAX_INPUTS_PER_CALL,
+    MAX_MESSAGE_BYTES,
+    MAX_TEXT_BYTES,
+    MAX_TIMEOUT_S,
+)
 
 _RESIDENCY = {
     "store": adapters_pb2.RESIDENCY_STORE,
@@ -118,15 +125,15 @@ def to_backbone(spec: BackboneSpec) -> server_pb2.Backbone:
 def to_limits(of_engine: engine_frames.Limits) -> server_pb2.Limits:
     """The published limits of one call, and the engine's."""
     return server_pb2.Limits(
-        max_inputs_per_call=limits.MAX_INPUTS_PER_CALL,
-        max_text_bytes=limits.MAX_TEXT_BYTES,
-        max_message_bytes=limits.MAX_MESSAGE_BYTES,
+        max_inputs_per_call=MAX_INPUTS_PER_CALL,
+        max_text_bytes=MAX_TEXT_BYTES,
+        max_message_bytes=MAX_MESSAGE_BYTES,
         max_batch_tokens=of_engine.max_batch_tokens,
         max_queue_inputs=of_engine.max_queue_inputs,
         max_queue_tokens=of_engine.max_queue_tokens,
-        max_adapter_bytes=limits.MAX_ADAPTER_BYTES,
-        default_timeout_s=limits.DEFAULT_TIMEOUT_S,
-        max_timeout_s=limits.MAX_TIMEOUT_S,
+        max_adapter_bytes=MAX_ADAPTER_BYTES,
+        default_timeout_s=DEFAULT_TIMEOUT_S,
+        max_timeout_s=MAX_TIMEOUT_S,
     )
 
 

@@ -21,7 +21,6 @@ from adamix_protos.v1 import (
     server_pb2,
     server_pb2_grpc,
 )
-from adamix_server import limits
 from adamix_server.config import split_address
 from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
@@ -32,6 +31,14 @@ from adamix_server.frontend.inference.open_inference import OpenInferenceService
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.limits.calls import (
+    CONNECTION_AGE_S,
+    CONNECTION_GRACE_S,
+    MAX_CONNECTION_STREAMS,
+    MAX_CONNECTIONS,
+    MIN_PING_INTERVAL_S,
+)
+from adamix_server.limits.messages import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 from adamix_server.port import cannot_listen
 from adamix_server.telemetry.metrics import Recorder
 
@@ -40,26 +47,26 @@ REFUSE_S = 0.5
 FLUSH_S = 0.5
 
 OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Between the two the transport would refuse by chance.
-    ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
-    ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # Else the transport guesses how much a client may send that nobody has asked for yet, up to whole messages a call.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.max_concurrent_streams", limits.MAX_CONNECTION_STREAMS),
+    ("grpc.max_concurrent_streams", MAX_CONNECTION_STREAMS),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_idle_ms", 300_000),
     # New calls then go over a new connection, and what runs on the old one has a minute to end. It is the last resort
     # against readers that do not read: nothing else makes grpc drop what it holds for them.
-    ("grpc.max_connection_age_ms", int(1000 * limits.CONNECTION_AGE_S)),
-    ("grpc.max_connection_age_grace_ms", int(1000 * limits.CONNECTION_GRACE_S)),
+    ("grpc.max_connection_age_ms", int(1000 * CONNECTION_AGE_S)),
+    ("grpc.max_connection_age_grace_ms", int(1000 * CONNECTION_GRACE_S)),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Of pings that grpc sends of its own, beside which a keepalive one is not sent: 60 s otherwise.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * limits.MIN_PING_INTERVAL_S)),
+    ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * MIN_PING_INTERVAL_S)),
 )
 
 _SERVICES = (
@@ -118,7 +125,7 @@ class Endpoint:
             options=(
                 *OPTIONS,
                 ("grpc.so_reuseport", int(shares_port)),
-                ("grpc.max_allowed_incoming_connections", room_for_connections(limits.MAX_CONNECTIONS)),
+                ("grpc.max_allowed_incoming_connections", room_for_connections(MAX_CONNECTIONS)),
             )
         )
         self._server.add_generic_rpc_handlers((boundary,))

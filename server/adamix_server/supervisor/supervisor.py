@@ -39,7 +39,7 @@ from adamix_server.channel.supervisor_frames import (
 )
 from adamix_server.config import ServerConfig, is_loopback, split_address
 from adamix_server.descriptors import raise_limit, room_for_connections
-from adamix_server.limits import MAX_PROBE_CONNECTIONS
+from adamix_server.limits.operators import MAX_PROBE_CONNECTIONS
 from adamix_server.port import cannot_listen, held_port
 from adamix_server.supervisor.child import Child
 from adamix_server.supervisor.engine_watch import LOST_AFTER, EngineWatch, Progress

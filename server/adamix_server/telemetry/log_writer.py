@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from adamix_server.limits import MAX_WAITING_LOG_BYTES, MAX_WAITING_LOG_RECORDS
+from adamix_server.limits.operators import MAX_WAITING_LOG_BYTES, MAX_WAITING_LOG_RECORDS
 
 _MAX_PARTIAL_LINE_CHARS = 65_536
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adamix.errors import Code
-from adamix_server import limits
 from adamix_server.channel.supervisor_frames import Sample
+from adamix_server.limits import TABLE
 from adamix_server.telemetry import logs
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -45,9 +45,7 @@ class Metric:
 
 
 # What the server refuses for want of room.
-_REFUSALS = sorted(
-    {(limit.reason,) for limit in limits.TABLE if limit.code is Code.RESOURCE_EXHAUSTED and limit.reason}
-)
+_REFUSALS = sorted({(limit.reason,) for limit in TABLE if limit.code is Code.RESOURCE_EXHAUSTED and limit.reason})
 
 
 METRICS: dict[str, Metric] = {

@@ -18,7 +18,13 @@ from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from adamix_server import limits
+from adamix_server.limits.operators import (
+    MAX_PROBE_CONNECTIONS,
+    MAX_PROBE_HEAD_BYTES,
+    PROBE_ANSWER_S,
+    PROBE_HEAD_S,
+    PROBE_REST_S,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +49,11 @@ class Bounds:
         place_s: each of them, before it makes room for another.
     """
 
-    connections: int = limits.MAX_PROBE_CONNECTIONS
-    head_bytes: int = limits.MAX_PROBE_HEAD_BYTES
-    head_s: float = limits.PROBE_HEAD_S
-    answer_s: float = limits.PROBE_ANSWER_S
-    rest_s: float = limits.PROBE_REST_S
+    connections: int = MAX_PROBE_CONNECTIONS
+    head_bytes: int = MAX_PROBE_HEAD_BYTES
+    head_s: float = PROBE_HEAD_S
+    answer_s: float = PROBE_ANSWER_S
+    rest_s: float = PROBE_REST_S
     place_s: float = 0.1
 
 

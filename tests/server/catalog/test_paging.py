@@ -11,7 +11,7 @@ from adamix_server.catalog import reading
 from adamix_server.catalog.paging import count_that_fit, make_token, read_token
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
-from adamix_server.limits import MAX_PAGE_BYTES
+from adamix_server.limits.control import MAX_PAGE_BYTES
 
 Add = Callable[..., VersionRow]
 

@@ -2,7 +2,7 @@ import pytest
 
 from adamix.errors import FailedPrecondition, InvalidRequest
 from adamix_server.catalog.pointer import Pointer, Split, check_split
-from adamix_server.limits import MAX_EARLIER, MAX_TRAFFIC_SHARES
+from adamix_server.limits.control import MAX_EARLIER, MAX_TRAFFIC_SHARES
 
 A, B, C = (((letter * 64, 1),) for letter in "abc")
 

@@ -14,7 +14,7 @@ from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.frontend import availability
 from adamix_server.frontend.availability import Availability
-from adamix_server.limits import MAX_REMEMBERED_FAILURES
+from adamix_server.limits.adapters import MAX_REMEMBERED_FAILURES
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 

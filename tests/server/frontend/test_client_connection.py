@@ -15,7 +15,7 @@ from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPreconditio
 from adamix_protos.v1 import inference_pb2, server_pb2
 from adamix_server.client import Client
 from adamix_server.client.connection import MAX_SILENT_DEADLINES, Connection, channel_options
-from adamix_server.limits import MAX_METADATA_BYTES
+from adamix_server.limits.messages import MAX_METADATA_BYTES
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing

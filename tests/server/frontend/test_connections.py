@@ -6,8 +6,9 @@ import grpc.aio
 import pytest
 
 from adamix_protos.v1 import server_pb2, server_pb2_grpc
-from adamix_server import limits
 from adamix_server.frontend.endpoint import OPTIONS
+from adamix_server.limits.calls import MAX_CONNECTIONS, MIN_PING_INTERVAL_S
+from adamix_server.limits.messages import MAX_METADATA_BYTES
 from adamix_testing.harness import Harness
 
 
@@ -15,9 +16,9 @@ def test_options_of_connections() -> None:
     options = dict(OPTIONS)
     assert len(options) == len(OPTIONS)
     # By chance between the two, if they differed.
-    assert options["grpc.max_metadata_size"] == options["grpc.absolute_max_metadata_size"] == limits.MAX_METADATA_BYTES
+    assert options["grpc.max_metadata_size"] == options["grpc.absolute_max_metadata_size"] == MAX_METADATA_BYTES
     assert options["grpc.max_concurrent_streams"] == 128
-    assert limits.MAX_CONNECTIONS == 1024
+    assert MAX_CONNECTIONS == 1024
     # What nobody has asked for yet is bounded by the window that HTTP/2 begins with.
     assert options["grpc.http2.bdp_probe"] == 0
     # The last resort against readers that do not read.
@@ -30,7 +31,7 @@ def test_options_of_connections() -> None:
 @pytest.mark.long
 async def test_a_client_that_pings_every_20_s_is_welcome(harness: Harness) -> None:
     # As often as it may; more than two pings too many would end the connection.
-    interval_ms = int(1000 * limits.MIN_PING_INTERVAL_S) + 200
+    interval_ms = int(1000 * MIN_PING_INTERVAL_S) + 200
     keepalive = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.keepalive_time_ms", interval_ms),

@@ -1,6 +1,6 @@
 """Limits of one call and one file, met exactly: what is at the limit is taken, one more is refused by its reason.
 
-Other lines of the table (`adamix_server/limits.py`) are met where their subject is tested.
+Other lines of the table (`adamix_server/limits/`) are met where their subject is tested.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -13,10 +13,17 @@ from adamix.errors import AdamixError
 from adamix_protos.open_inference import open_inference_pb2 as oip
 from adamix_protos.open_inference import open_inference_pb2_grpc
 from adamix_protos.v1 import adapters_pb2, inference_pb2
-from adamix_server import limits
 from adamix_server.catalog.paging import check_page_size
 from adamix_server.catalog.pointer import check_split
 from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_server.limits.control import MAX_CHUNK_BYTES, MAX_PAGE_SIZE, MAX_TRAFFIC_SHARES, MAX_TRAFFIC_WEIGHT
+from adamix_server.limits.messages import (
+    MAX_FILE_NAME_BYTES,
+    MAX_INPUTS_PER_CALL,
+    MAX_MESSAGE_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_TEXT_BYTES,
+)
 from adamix_server.names import check_name, check_request_id
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -61,14 +68,14 @@ async def test_a_message(start_serving: StartServing, seed: Seed, make_adapter: 
         assert message.ByteSize() == num_bytes
         return message
 
-    assert await refusal(harness.inference.Predict(of(limits.MAX_MESSAGE_BYTES))) == (INVALID, "TEXT_TOO_LARGE")
-    assert await refusal(harness.inference.Predict(of(limits.MAX_MESSAGE_BYTES + 1))) == (EXHAUSTED, "")
+    assert await refusal(harness.inference.Predict(of(MAX_MESSAGE_BYTES))) == (INVALID, "TEXT_TOO_LARGE")
+    assert await refusal(harness.inference.Predict(of(MAX_MESSAGE_BYTES + 1))) == (EXHAUSTED, "")
 
 
 async def test_inputs_of_a_call(start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter) -> None:
     seed("sst2", make_adapter())
     harness = await start_serving()
-    most = limits.MAX_INPUTS_PER_CALL
+    most = MAX_INPUTS_PER_CALL
     assert len((await harness.inference.Predict(predict(*["w1"] * most))).predictions) == most
     assert await refusal(harness.inference.Predict(predict(*["w1"] * (most + 1)))) == (INVALID, "INPUT_COUNT")
     stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(harness.channel)
@@ -79,7 +86,7 @@ async def test_inputs_of_a_call(start_serving: StartServing, seed: Seed, make_ad
 async def test_a_text(start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter) -> None:
     seed("sst2", make_adapter())
     harness = await start_serving()
-    at_the_limit = "ä" * (limits.MAX_TEXT_BYTES // 2)
+    at_the_limit = "ä" * (MAX_TEXT_BYTES // 2)
     # One word, and no more tokens than the task takes.
     assert (await harness.inference.Predict(predict(at_the_limit))).predictions[0].HasField("classification")
     assert await refusal(harness.inference.Predict(predict(at_the_limit + "x"))) == (INVALID, "TEXT_TOO_LARGE")
@@ -110,8 +117,8 @@ def test_name_of_a_file(tmp_path: Path) -> None:
         # Refused before a byte would go anywhere.
         return reason_of(lambda: AdapterRoot(tmp_path).copy(name, temporary=None))  # type: ignore[arg-type]
 
-    assert of(limits.MAX_FILE_NAME_BYTES) == "FILE_NOT_FOUND"
-    assert of(limits.MAX_FILE_NAME_BYTES + 1) == "FILE_INVALID"
+    assert of(MAX_FILE_NAME_BYTES) == "FILE_NOT_FOUND"
+    assert of(MAX_FILE_NAME_BYTES + 1) == "FILE_INVALID"
 
 
 async def test_bytes_of_a_file(start_serving: StartServing, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +132,9 @@ async def test_bytes_of_a_file(start_serving: StartServing, monkeypatch: pytest.
 
 async def test_a_chunk(harness: Harness) -> None:
     # Zeros are no adapter, which is found out only after the last chunk was taken.
-    at_the_limit = harness.adapters.RegisterAdapter(sent(bytes(limits.MAX_CHUNK_BYTES)))
+    at_the_limit = harness.adapters.RegisterAdapter(sent(bytes(MAX_CHUNK_BYTES)))
     assert (await refusal(at_the_limit))[1] not in ("CHUNK_TOO_LARGE", "")
-    beyond = harness.adapters.RegisterAdapter(sent(bytes(limits.MAX_CHUNK_BYTES + 1)))
+    beyond = harness.adapters.RegisterAdapter(sent(bytes(MAX_CHUNK_BYTES + 1)))
     assert await refusal(beyond) == (INVALID, "CHUNK_TOO_LARGE")
 
 
@@ -135,20 +142,20 @@ def test_shares_of_a_tasks_traffic() -> None:
     def split(count: int) -> str:
         return reason_of(lambda: check_split((f"{i:064x}", 1) for i in range(count)))
 
-    assert [split(limits.MAX_TRAFFIC_SHARES), split(limits.MAX_TRAFFIC_SHARES + 1)] == ["", "TRAFFIC_INVALID"]
+    assert [split(MAX_TRAFFIC_SHARES), split(MAX_TRAFFIC_SHARES + 1)] == ["", "TRAFFIC_INVALID"]
 
 
 def test_weight_of_a_share() -> None:
     def split(weight: int) -> str:
         return reason_of(lambda: check_split([("a" * 64, weight)]))
 
-    assert [split(limits.MAX_TRAFFIC_WEIGHT), split(limits.MAX_TRAFFIC_WEIGHT + 1)] == ["", "TRAFFIC_INVALID"]
+    assert [split(MAX_TRAFFIC_WEIGHT), split(MAX_TRAFFIC_WEIGHT + 1)] == ["", "TRAFFIC_INVALID"]
     assert [split(1), split(0)] == ["", "TRAFFIC_INVALID"]
 
 
 def test_a_page() -> None:
-    assert check_page_size(limits.MAX_PAGE_SIZE - 1) == limits.MAX_PAGE_SIZE - 1
-    assert check_page_size(limits.MAX_PAGE_SIZE + 1) == limits.MAX_PAGE_SIZE
+    assert check_page_size(MAX_PAGE_SIZE - 1) == MAX_PAGE_SIZE - 1
+    assert check_page_size(MAX_PAGE_SIZE + 1) == MAX_PAGE_SIZE
 
 
 async def test_metadata(harness: Harness) -> None:
@@ -159,5 +166,5 @@ async def test_metadata(harness: Harness) -> None:
         return {await refusal(harness.inference.Predict(predict(), metadata=metadata)) for _ in range(calls)}
 
     # What the transport adds itself (path, authority, agent, encodings) is some hundred bytes.
-    assert await outcomes(limits.MAX_METADATA_BYTES - 1_024, 40) == {(INVALID, "INPUT_COUNT")}
-    assert await outcomes(limits.MAX_METADATA_BYTES, 40) == {(EXHAUSTED, "")}
+    assert await outcomes(MAX_METADATA_BYTES - 1_024, 40) == {(INVALID, "INPUT_COUNT")}
+    assert await outcomes(MAX_METADATA_BYTES, 40) == {(EXHAUSTED, "")}

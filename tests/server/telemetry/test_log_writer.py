@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adamix_server.limits import MAX_WAITING_LOG_BYTES, MAX_WAITING_LOG_RECORDS
+from adamix_server.limits.operators import MAX_WAITING_LOG_BYTES, MAX_WAITING_LOG_RECORDS
 from adamix_server.telemetry.log_writer import LogWriter
 
 SMALLEST_PIPE = 4096

@@ -24,7 +24,7 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
-from adamix_server.limits import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
 _DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/")

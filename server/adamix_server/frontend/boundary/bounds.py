@@ -2,7 +2,21 @@
 
 from dataclasses import dataclass
 
-from adamix_server import limits
+from adamix_server.limits.calls import (
+    FIRST_MESSAGE_S,
+    MAX_BYTES_IN_FLIGHT,
+    MAX_CALLS,
+    MAX_IDLE_STREAMS,
+    MAX_IDLE_UPLOADS,
+    MAX_KEPT_CALLS,
+    MAX_READING,
+    MAX_READING_KEPT,
+    MAX_READING_UPLOADS,
+    MAX_STUCK_CALLS,
+    MAX_UNSENT_BYTES,
+    READING_WAIT_S,
+    SLOW_READER_S,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +39,22 @@ class Bounds:
         stuck_calls: of one connection that ended because nobody read them, and that grpc could not drop yet.
     """
 
-    calls: int = limits.MAX_CALLS
-    kept_calls: int = limits.MAX_KEPT_CALLS
-    reading: int = limits.MAX_READING
-    reading_uploads: int = limits.MAX_READING_UPLOADS
-    reading_kept: int = limits.MAX_READING_KEPT
-    seats: int = limits.MAX_IDLE_STREAMS
-    upload_seats: int = limits.MAX_IDLE_UPLOADS
-    message_s: float = limits.FIRST_MESSAGE_S
-    turn_s: float = limits.READING_WAIT_S
+    calls: int = MAX_CALLS
+    kept_calls: int = MAX_KEPT_CALLS
+    reading: int = MAX_READING
+    reading_uploads: int = MAX_READING_UPLOADS
+    reading_kept: int = MAX_READING_KEPT
+    seats: int = MAX_IDLE_STREAMS
+    upload_seats: int = MAX_IDLE_UPLOADS
+    message_s: float = FIRST_MESSAGE_S
+    turn_s: float = READING_WAIT_S
     patience_s: float = 1.0
     late_s: float = 10.0
-    message_bytes: int = limits.MAX_BYTES_IN_FLIGHT
+    message_bytes: int = MAX_BYTES_IN_FLIGHT
     bytes_s: float = 1.0
-    write_s: float = limits.SLOW_READER_S
-    unsent_bytes: int = limits.MAX_UNSENT_BYTES
-    stuck_calls: int = limits.MAX_STUCK_CALLS
+    write_s: float = SLOW_READER_S
+    unsent_bytes: int = MAX_UNSENT_BYTES
+    stuck_calls: int = MAX_STUCK_CALLS
 
 
 # Of a server; tests have smaller ones.

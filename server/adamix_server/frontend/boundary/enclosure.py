@@ -28,7 +28,7 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
-from adamix_server.limits import MAX_TIMEOUT_S
+from adamix_server.limits.messages import MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

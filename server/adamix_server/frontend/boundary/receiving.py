@@ -18,7 +18,7 @@ from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import COPIES, SMALL_BYTES, UNKNOWN_FLOOR_BYTES, Bounds
 from adamix_server.frontend.boundary.places import Places, Refused, uncounted
 from adamix_server.frontend.boundary.rooms import Origin, Room
-from adamix_server.limits import MAX_MESSAGE_BYTES
+from adamix_server.limits.messages import MAX_MESSAGE_BYTES
 
 # grpc.aio.ServicerContext: generic in grpc-stubs, but not when it runs.
 Context = Any

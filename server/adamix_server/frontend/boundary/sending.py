@@ -19,7 +19,8 @@ from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import SMALL_BYTES, Bounds
 from adamix_server.frontend.boundary.patience import Patience, Wait
 from adamix_server.frontend.boundary.rooms import Origin, Room
-from adamix_server.limits import MAX_MESSAGE_BYTES, SLOW_READER_S
+from adamix_server.limits.calls import SLOW_READER_S
+from adamix_server.limits.messages import MAX_MESSAGE_BYTES
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,9 @@ from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, Inval
 from adamix_server import retry
 from adamix_server.blobs.local import Temporary
 from adamix_server.blobs.os_errors import shortage
-from adamix_server.limits import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES, MAX_FILE_NAME_BYTES
+from adamix_server.limits.adapters import MAX_ADAPTER_BYTES
+from adamix_server.limits.control import MAX_CHUNK_BYTES
+from adamix_server.limits.messages import MAX_FILE_NAME_BYTES
 
 FIELD = "header.file"
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from adamix.errors import Overloaded
 from adamix_server import retry
 from adamix_server.frontend.boundary import call as calls
-from adamix_server.limits import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
+from adamix_server.limits.control import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
 from adamix_server.telemetry.metrics import Recorder
 
 # Of one core, beside data calls.

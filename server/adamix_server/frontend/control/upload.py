@@ -16,7 +16,8 @@ from adamix_server.blobs.local import BlobStore, Temporary
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import too_large
 from adamix_server.frontend.control.upload_places import Upload
-from adamix_server.limits import MAX_ADAPTER_BYTES, MAX_CHUNK_BYTES, MAX_WAITING_UPLOAD_BYTES
+from adamix_server.limits.adapters import MAX_ADAPTER_BYTES
+from adamix_server.limits.control import MAX_CHUNK_BYTES, MAX_WAITING_UPLOAD_BYTES
 
 _LENGTH_BYTES = 8
 

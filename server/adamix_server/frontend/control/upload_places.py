@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from adamix.errors import DeadlineExceeded, Overloaded
 from adamix_server import retry
-from adamix_server.limits import (
+from adamix_server.limits.control import (
     MAX_CHUNK_BYTES,
     MAX_UPLOADS,
     MAX_WAITING_UPLOADS,

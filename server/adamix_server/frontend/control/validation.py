@@ -34,7 +34,7 @@ from adamix.files.adapter_file import check_backbone, decode
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
 from adamix_server import retry
-from adamix_server.limits import VALIDATION_TIMEOUT_S
+from adamix_server.limits.control import VALIDATION_TIMEOUT_S
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

@@ -24,7 +24,7 @@ from adamix_server import retry
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.frontend.boundary.admission import Admission, draining
 from adamix_server.frontend.catalog_view import CatalogView
-from adamix_server.limits import MAX_WATCHERS
+from adamix_server.limits.control import MAX_WATCHERS
 from adamix_server.telemetry.metrics import Recorder
 
 HEARTBEAT_S = 15.0

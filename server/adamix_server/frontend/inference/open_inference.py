@@ -23,7 +23,7 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages
 from adamix_server.frontend.inference.tokenization import Text
 from adamix_server.frontend.readiness import Readiness
-from adamix_server.limits import MAX_INPUTS_PER_CALL
+from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 
 TEXT, TEXT_PAIR = "text", "text_pair"
 # Triton's extension: the best N scores of an output as `score:index:label`. What its clients call `class_count`.

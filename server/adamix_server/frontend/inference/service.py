@@ -16,7 +16,7 @@ from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages
 from adamix_server.frontend.inference.stream import PredictStream
-from adamix_server.limits import MAX_INPUTS_PER_CALL
+from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):

@@ -22,7 +22,7 @@ from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.admission import Admission, draining
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages, abandon, settle
-from adamix_server.limits import (
+from adamix_server.limits.messages import (
     DEFAULT_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
     MAX_STREAM_ID_BYTES,

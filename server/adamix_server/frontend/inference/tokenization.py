@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
 from adamix.texts import cut
 from adamix_server import retry
-from adamix_server.limits import MAX_PENDING_TEXT_BYTES, MAX_TEXT_BYTES
+from adamix_server.limits.messages import MAX_PENDING_TEXT_BYTES, MAX_TEXT_BYTES
 
 log = logging.getLogger(__name__)
 

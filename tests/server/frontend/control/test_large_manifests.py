@@ -12,7 +12,8 @@ from adamix.files.manifest import MAX_NEW_MANIFEST_BYTES, HeadSpec
 from adamix.files.tensors import canonical_json
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
-from adamix_server.limits import MAX_MESSAGE_BYTES, MAX_PAGE_BYTES
+from adamix_server.limits.control import MAX_PAGE_BYTES
+from adamix_server.limits.messages import MAX_MESSAGE_BYTES
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing

@@ -17,7 +17,7 @@ from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
 from adamix_server.blobs.local import Temporary
 from adamix_server.catalog.store import Catalog
-from adamix_server.limits import MAX_WAITING_UPLOAD_BYTES
+from adamix_server.limits.control import MAX_WAITING_UPLOAD_BYTES
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing

@@ -17,7 +17,7 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.rooms import Origin
 from adamix_server.frontend.control import shares
 from adamix_server.frontend.control.shares import MAX_AHEAD_S, MAX_ALL_AHEAD_S, SHARE, Accounts, Turns
-from adamix_server.limits import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
+from adamix_server.limits.control import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
 from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

@@ -13,7 +13,7 @@ from adamix.errors import AdamixError, DeadlineExceeded, Overloaded
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.frontend.control import upload_places
 from adamix_server.frontend.control.upload_places import WINDOW_S, Meter, Upload, UploadPlaces
-from adamix_server.limits import (
+from adamix_server.limits.control import (
     MAX_CHUNK_BYTES,
     MAX_UPLOADS,
     MAX_WAITING_UPLOAD_BYTES,

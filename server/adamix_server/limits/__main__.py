@@ -1,0 +1,3 @@
+from adamix_server.limits.page import page
+
+print(page(), end="")
