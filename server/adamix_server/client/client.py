@@ -54,7 +54,7 @@ class Client:
         timeout_s: limit of each call but uploads, in seconds.
         keepalive_s: of silence after which the server is pinged; it takes one ping in 10 s.
         keepalive_timeout_s: without an answer to a ping, after which the connection counts as dead and calls on it end.
-            After three deadlines without a byte it is made anew whatever answers pings, at most once in this time.
+            After three deadlines and at least this time without a byte it is made anew whatever answers pings.
         channel_options: further options of grpc by name, or other values for those this client sets.
 
     Every method raises the AdamixError the server answered with, Unavailable when there is no server, and

@@ -76,11 +76,13 @@ class Link:
         self.health = health_pb2_grpc.HealthStub(channel)
         self.running = 0
         self.silent_deadlines = 0
-        self.made_at = time.monotonic()
+        # Until then: when it was made.
+        self.heard_at = time.monotonic()
 
     def heard(self) -> None:
         """Something came from the server."""
         self.silent_deadlines = 0
+        self.heard_at = time.monotonic()
 
 
 class Connection:
@@ -89,8 +91,8 @@ class Connection:
     Args:
         address: `host:port`.
         options: of its channels.
-        renewal_s: the shortest time between two channels made for deadlines that passed, since a busy server that
-            misses short ones is as silent as a dead one.
+        renewal_s: the shortest silence, and so the shortest time between two channels, for which deadlines that passed
+            make one anew: a busy server that misses short ones is as silent as a dead one.
     """
 
     def __init__(self, address: str, options: Sequence[tuple[str, Option]], renewal_s: float) -> None:
@@ -220,7 +222,7 @@ class Connection:
         with self._lock:
             link.silent_deadlines += 1
             is_dead = link.silent_deadlines >= MAX_SILENT_DEADLINES
-        if is_dead and time.monotonic() - link.made_at >= self._renewal_s:
+        if is_dead and time.monotonic() - link.heard_at >= self._renewal_s:
             self.renew(link)
 
 

@@ -101,6 +101,29 @@ async def test_a_busy_server_that_misses_deadlines_is_not_called_anew_all_the_ti
         assert between.connections == 2
 
 
+async def test_short_deadlines_just_after_an_answer_are_not_a_dead_connection(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
+) -> None:
+    """However old the connection is: what counts is how long nothing came."""
+    seed("sst2", make_adapter())
+    harness = await start_serving()
+    async with network(harness.address) as between:
+
+        def work() -> None:
+            with Client(between.address, timeout_s=0.001, keepalive_timeout_s=1) as client:
+                client.wait_until_serving(10)
+                time.sleep(1)
+                harness.engine.hold = True
+                client.wait_until_serving(10)
+                for _ in range(2 * MAX_SILENT_DEADLINES):
+                    with pytest.raises(DeadlineExceeded):
+                        client.predict(task="sst2", texts=["w1"])
+                client.wait_until_serving(10)
+
+        await asyncio.to_thread(work)
+        assert between.connections == 1
+
+
 async def test_calls_of_other_threads_go_on_where_they_are(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
