@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adamix.data import Example, TaskType
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.texts import cut
+from adamix.texts import cut, kept
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,15 @@ def tokenize(
         # `verbose` off: the library would warn about every text that is about to be cut and counted here.
         text, pair = cut(example.text), None if example.pair is None else cut(example.pair)
         encoded = tokenizer(text, pair, verbose=False, return_token_type_ids=has_types)
-        is_too_long = len(encoded["input_ids"]) > max_length
-        if is_too_long:
-            encoded = tokenizer(text, pair, truncation=True, max_length=max_length, return_token_type_ids=has_types)
-        if not encoded["input_ids"]:
+        ids = encoded["input_ids"]
+        is_too_long = len(ids) > max_length
+        # The library's own truncation keeps what it cuts off in pieces, and joins those of a pair with one another.
+        places = kept(encoded.sequence_ids(0), max_length) if is_too_long else range(len(ids))
+        if not places:
             raise InvalidData(f"the backbone's tokenizer makes no token of the text {example.text[:40]!a}")
-        types = tuple(encoded["token_type_ids"]) if has_types else None
+        types = tuple(encoded["token_type_ids"][place] for place in places) if has_types else None
         is_truncated = is_too_long or text is not example.text or pair is not example.pair
-        rows.append(TokenRow(tuple(encoded["input_ids"]), types, is_truncated))
+        rows.append(TokenRow(tuple(ids[place] for place in places), types, is_truncated))
     return rows
 
 

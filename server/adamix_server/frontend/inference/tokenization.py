@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
-from adamix.texts import cut
+from adamix.texts import cut, kept
 from adamix_server import retry
 from adamix_server.limits.messages import MAX_PENDING_TEXT_BYTES, MAX_TEXT_BYTES
 
@@ -73,7 +73,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         if self._tokenizer.post_processor is None:
-            # What `encode` does then for a pair, but `post_process` does not.
+            # What `encode` does then for a pair, but the batches do not.
             self._tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
         self._threads = threads
@@ -137,14 +137,11 @@ class Tokenizer:
         return [results[index] for index in range(len(texts))]
 
     def _encode_chunk(self, texts: list[Text]) -> list[Tokens | AdamixError]:
-        parts = [part for text in texts for part in (text.first, text.second) if part is not None]
+        inputs = [text.first if text.second is None else (text.first, text.second) for text in texts]
         try:
             # Of the ways to encode only the batches release the GIL, without which the event loop would stand still.
-            encodings = iter(self._tokenizer.encode_batch_fast(parts, add_special_tokens=False))
-            return [
-                self._join(text, next(encodings), next(encodings) if text.second is not None else None)
-                for text in texts
-            ]
+            encodings = self._tokenizer.encode_batch_fast(inputs)
+            return [self._tokens(text, whole) for text, whole in zip(texts, encodings, strict=True)]
         except Exception:
             # `tokenizers` has no exception class of its own.
             if len(texts) > 1:
@@ -152,50 +149,29 @@ class Tokenizer:
             log.exception("a text could not be tokenized")
             return [InternalError("a text could not be tokenized")]
 
-    def _join(
-        self, text: Text, first: tokenizers.Encoding, second: tokenizers.Encoding | None
-    ) -> Tokens | InvalidRequest:
-        """One sequence with its special tokens, which survive truncation: so the parts are cut before they are joined.
+    def _tokens(self, text: Text, whole: tokenizers.Encoding) -> Tokens | InvalidRequest:
+        """As many tokens as the task takes, special ones included, which all remain.
 
-        The truncation of `tokenizers` itself is a setting of the tokenizer, which all tasks and threads share.
+        Not by the truncation of `tokenizers`: it is a setting, which all tasks and threads share, and it keeps what it
+        cuts off, in pieces, each joined with each of the other text of a pair: seconds for two long ones, in which the
+        event loop stands still.
         """
-        num_special = self._tokenizer.num_special_tokens_to_add(second is not None)
-        num_first, num_second = len(first), 0 if second is None else len(second)
-        num_tokens = num_first + num_second + num_special
-        if num_tokens > text.max_tokens:
+        ids, type_ids = whole.ids, whole.type_ids
+        if len(ids) > text.max_tokens:
             # A limit below the number of special tokens is one that no text can be cut to.
+            num_special = self._tokenizer.num_special_tokens_to_add(text.second is not None)
             if not text.truncate or num_special > text.max_tokens:
                 return InvalidRequest(
-                    f"text has {num_tokens} tokens, the task's limit is {text.max_tokens}; "
+                    f"text has {len(ids)} tokens, the task's limit is {text.max_tokens}; "
                     "shorten it or ask for truncation RIGHT",
                     reason="TEXT_TOO_LONG",
                     field=text.field,
                 )
-            first_room, second_room = longest_first(num_first, num_second, max(0, text.max_tokens - num_special))
-            first.truncate(first_room)
-            if second is not None:
-                second.truncate(second_room)
-        joined = self._tokenizer.post_process(first, second)
-        if not joined.ids:  # from a tokenizer without special tokens
+            places = kept(whole.sequence_ids, text.max_tokens)
+            ids, type_ids = [ids[place] for place in places], [type_ids[place] for place in places]
+        if not ids:  # from a tokenizer without special tokens
             return InvalidRequest("the tokenizer makes no token of the text", reason="TEXT_EMPTY", field=text.field)
-        type_ids = joined.type_ids
-        return Tokens(_int32(joined.ids), _int32(type_ids) if any(type_ids) else None)
-
-
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of each part of a pair remain within `room`: the longer part is cut first.
-
-    The same rule as `LongestFirst` in Hugging Face tokenizers, which is not what cutting token by token from the
-    longer part gives when the room is odd.
-    """
-    if first + second <= room:
-        return first, second
-    short, long = min(first, second), max(first, second)
-    long = short if short > room else max(short, room - short)
-    if short + long > room:
-        short = room // 2
-        long = short + room % 2
-    return (short, long) if first <= second else (long, short)
+        return Tokens(_int32(ids), _int32(type_ids) if any(type_ids) else None)
 
 
 def admit(text: str, field: str, *, truncate: bool) -> str:

@@ -1,6 +1,7 @@
 """Texts that are too long are cut where training cuts them, on the real tokenizer; what leaves no token is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from adamix.data import Example
 from adamix.errors import AdamixError
 from adamix.rows.labelled import tokenize
 from adamix.texts import MAX_TEXT_BYTES
-from adamix_server.frontend.inference.tokenization import Text, Tokenizer
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens
 
 
 @pytest.mark.weights
@@ -32,6 +33,9 @@ def test_the_server_cuts_pairs_as_training_does(limit: int, tmp_path: Path) -> N
     found = server.encode([Text(e.text, e.pair, limit, truncate=True, field="inputs[0]") for e in examples])
     server.close()
     assert sum(row.is_truncated for row in rows) > len(rows) // 2
+    library = [training(e.text, e.pair, truncation=True, max_length=limit) for e in examples]
+    assert [list(row.input_ids) for row in rows] == [encoded["input_ids"] for encoded in library]
+    assert [list(row.type_ids or ()) for row in rows] == [encoded["token_type_ids"] for encoded in library]
     for tokens, row in zip(found, rows, strict=True):
         assert not isinstance(tokens, AdamixError)
         assert tuple(np.frombuffer(tokens.ids, "<i4")) == row.input_ids
@@ -61,6 +65,30 @@ def test_texts_over_64_kib_are_cut_as_training_cuts_them(tmp_path: Path) -> None
     server.close()
     assert isinstance(refused, AdamixError)
     assert (refused.reason, refused.field) == ("TEXT_TOO_LARGE", "inputs[0].text")
+
+
+@pytest.mark.weights
+def test_nothing_is_made_of_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library joins each piece that it cuts off one text with each of the other: seconds for one pair of texts."""
+    (tmp_path / "tokenizer.json").write_text(backbone.export_tokenizer("minilm"), encoding="utf-8")
+    server = Tokenizer(tmp_path / "tokenizer.json", threads=1)
+    library, made = server._tokenizer, []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name)
+
+        def encode_batch_fast(self, inputs: Any) -> list[tokenizers.Encoding]:
+            made.extend(library.encode_batch_fast(inputs))
+            return made
+
+    monkeypatch.setattr(server, "_tokenizer", Watched())
+    long = "hello " * 500
+    (tokens,) = server.encode([Text(long, long, 128, truncate=True, field="inputs[0]")])
+    server.close()
+    assert isinstance(tokens, Tokens)
+    assert len(tokens) == 128
+    assert [len(encoding.overflowing) for encoding in made] == [0]
 
 
 @given(st.text(st.sampled_from("aü漢🙂")), st.integers(0, 12))

@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from adamix.errors import AdamixError, InternalError, InvalidRequest, Overloaded
 from adamix_server.frontend.inference import tokenization
-from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, longest_first
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
 
 TEXTS = [
     "Where is the Eiffel tower?",
@@ -238,18 +238,6 @@ async def test_more_waiting_text_than_fits_is_refused_at_once(
     await first
     assert tokenizer._byte_s < 1e-2, "what it took was measured"
     assert len(await tokenizer.tokenize([long])) == 1
-
-
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 80))
-def test_a_pair_is_cut_to_the_room_and_the_longer_part_first(first: int, second: int, room: int) -> None:
-    left, right = longest_first(first, second, room)
-    assert left <= first
-    assert right <= second
-    assert left + right == min(first + second, room)
-    if first + second > room:
-        # Neither part is cut while the other is longer by more than the odd token.
-        assert left == first or left >= right - 1
-        assert right == second or right >= left - 1
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=20))
