@@ -86,7 +86,7 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
     if store.resolve() in (inside, *inside.parents):
         raise InvalidConfig("--to must be a directory outside of the store", field="to")
     source = _opened(store)
-    with StoreLock(to):
+    with StoreLock(to, "--to"):
         _check_target(to, source)
         blobs = BlobStore(to / BLOBS_DIRECTORY)
         blobs.remove_temporaries()

@@ -18,18 +18,19 @@ class StoreLock:
 
     Args:
         directory: the store; made if it does not exist.
+        option: what a person names it by.
 
     Raises:
         FailedPrecondition: another server holds it (`STORE_LOCKED`), or it cannot be written (`STORE_READONLY`).
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, option: str = "--store") -> None:
         try:
             make_directory(directory)
             self._descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise FailedPrecondition(
-                f"the store cannot be made or opened ({error.strerror}); choose another --store",
+                f"the store cannot be made or opened ({error.strerror}); choose another {option}",
                 reason="STORE_READONLY",
             ) from error
         try:
@@ -39,7 +40,7 @@ class StoreLock:
             os.close(self._descriptor)
             process = f" (process {owner})" if owner.isdecimal() else ""
             raise FailedPrecondition(
-                f"another server{process} is using this store; stop it or choose another --store",
+                f"another server{process} is using this store; stop it or choose another {option}",
                 reason="STORE_LOCKED",
             ) from None
         # Only for the words of a refusal; a full disk must not keep a server from starting.

@@ -52,7 +52,7 @@ class Client:
     Args:
         address: `host:port`.
         timeout_s: limit of each call but uploads, in seconds.
-        keepalive_s: of silence after which the server is pinged; it takes one ping in 10 s.
+        keepalive_s: of silence after which the server is pinged, `math.inf` for never; it takes one ping in 10 s.
         keepalive_timeout_s: without an answer to a ping, after which the connection counts as dead and calls on it end.
             After three deadlines and at least this time without a byte it is made anew whatever answers pings.
         channel_options: further options of grpc by name, or other values for those this client sets.

@@ -27,6 +27,7 @@ KEEPALIVE_S = 20.0
 KEEPALIVE_TIMEOUT_S = 5.0
 # Deadlines in a row, without a byte from the server, after which a connection counts as dead.
 MAX_SILENT_DEADLINES = 3
+_NEVER_MS = 2**31 - 1
 
 Option = str | int
 
@@ -40,7 +41,7 @@ def channel_options(
     """What every channel to a server of ours is made with.
 
     Args:
-        keepalive_s: of silence, after which the server is pinged, also without a call.
+        keepalive_s: of silence, after which the server is pinged, also without a call; `math.inf` for never.
         keepalive_timeout_s: without an answer to that, after which the connection is dead.
         extra: further options of grpc, or other values for these.
     """
@@ -50,10 +51,10 @@ def channel_options(
         # Equal, because between the two grpc draws by chance.
         "grpc.max_metadata_size": MAX_METADATA_BYTES,
         "grpc.absolute_max_metadata_size": MAX_METADATA_BYTES,
-        "grpc.keepalive_time_ms": round(keepalive_s * 1000),
-        "grpc.keepalive_timeout_ms": round(keepalive_timeout_s * 1000),
+        "grpc.keepalive_time_ms": _milliseconds(keepalive_s),
+        "grpc.keepalive_timeout_ms": _milliseconds(keepalive_timeout_s),
         # Of pings that grpc sends of its own, beside which the one above is not sent: 60 s otherwise.
-        "grpc.http2.ping_timeout_ms": round(keepalive_timeout_s * 1000),
+        "grpc.http2.ping_timeout_ms": _milliseconds(keepalive_timeout_s),
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.max_pings_without_data": 0,
         # After an outage of any length; 120 s otherwise.
@@ -63,6 +64,11 @@ def channel_options(
         "grpc.use_local_subchannel_pool": 1,
     }
     return list({**options, **(extra or {})}.items())
+
+
+def _milliseconds(seconds: float) -> int:
+    """As grpc takes it, for which the largest number is never."""
+    return round(min(seconds * 1000, _NEVER_MS))
 
 
 class Link:

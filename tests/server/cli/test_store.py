@@ -75,6 +75,7 @@ def test_what_is_wrong_is_said_with_what_to_do(store: Path, tmp_path: Path) -> N
     [
         (["backup", "--store", "{store}", "--to", "{store}/inside"], "outside of the store"),
         (["backup", "--store", "{none}", "--to", "{new}"], "no store in that directory"),
+        (["backup", "--store", "{store}", "--to", "{file}"], "choose another --to"),
         (["restore", "--store", "{store}", "--from", "{store}"], "another directory"),
         (["restore", "--store", "{store}", "--from", "{none}"], "no whole backup"),
         (["rebuild", "--store", "{none}"], "no store in that directory"),
@@ -82,7 +83,8 @@ def test_what_is_wrong_is_said_with_what_to_do(store: Path, tmp_path: Path) -> N
     ],
 )
 def test_mistakes_are_answered_in_a_line(store: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
-    places = {"store": store, "none": tmp_path / "none", "new": tmp_path / "new"}
+    places = {"store": store, "none": tmp_path / "none", "new": tmp_path / "new", "file": tmp_path / "file"}
+    places["file"].touch()
     result = CliRunner().invoke(main.app, ["store", *(argument.format(**places) for argument in arguments)])
     assert result.exit_code in (1, 2)
     assert says in result.stderr.replace("\n", " ")

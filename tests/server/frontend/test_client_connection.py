@@ -1,6 +1,7 @@
 """A connection that the network forgets: found by pings, or by deadlines, and made anew without disturbing others."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ def test_every_option_has_one_place_and_can_be_overruled() -> None:
     assert options["grpc.max_metadata_size"] == options["grpc.absolute_max_metadata_size"]
     assert (options["grpc.max_send_message_length"], options["grpc.http_proxy"]) == (-1, "x")
     assert dict(channel_options())["grpc.keepalive_time_ms"] == 20_000
+    assert dict(channel_options(keepalive_s=math.inf))["grpc.keepalive_time_ms"] == 2**31 - 1
     for name in ("grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms", "grpc.max_reconnect_backoff_ms"):
         assert dict(channel_options())[name] == 5_000
 
