@@ -73,7 +73,9 @@ class _Contents(msgspec.Struct, frozen=True):
 def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) -> Copied:
     """Copy a store, which a server may use meanwhile, to a directory; only what is not there yet, if it has a backup.
 
-    Each adapter file is compared with its digest, also those that are there already.
+    Each adapter file is compared with its digest, also those that are there already. What the store does not name any
+    more stays in the backup, and so does what is known of it, unless somebody deleted it: a catalog that was lost and
+    accepted as it was must not make an end of the backup as well.
 
     Raises:
         InvalidConfig: the directory is the store, or in it.
@@ -90,12 +92,14 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
         _check_target(to, source)
         blobs = BlobStore(to / BLOBS_DIRECTORY)
         blobs.remove_temporaries()
+        origins = Origins(to / ORIGINS_DIRECTORY)
         with workplace(to / f"{CATALOG_FILE}.copying") as directory:
             known, copied = frozenset[str](), 0
             for _ in range(_MAX_CATALOGS):
                 catalog = copy_catalog(store / CATALOG_FILE, directory / CATALOG_FILE)
                 with reading(catalog, is_copy=True) as connection:
                     contents = _read(connection, Origins(store / ORIGINS_DIRECTORY))
+                    gone = _deleted(connection, contents, origins)
                 new, missing = _copy_blobs(contents.sizes, store, blobs, on_blob)
                 copied += new
                 # Deleted meanwhile, unless a newer catalog says the same.
@@ -103,7 +107,6 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
                     break
                 known = missing
                 catalog.unlink()
-            origins = Origins(to / ORIGINS_DIRECTORY)
             origins.put_all(contents.origins.values())
             with store_errors():
                 put_in_place(catalog, to)
@@ -111,7 +114,7 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
                 write_store_file(
                     to, StoreFile(store_id=contents.identity.store_id, revision=contents.identity.revision)
                 )
-        for key in set(origins.keys()) - contents.keys:
+        for key in gone:
             origins.remove(key)
     return contents.told(copied, missing)
 
@@ -134,12 +137,14 @@ def restore(store: Path, source: Path, on_blob: OnBlob = lambda _done, _total: N
             "there is no whole backup in that directory: it has no catalog.db; `adamix store backup` makes one",
             reason="BACKUP_INCOMPLETE",
         )
+    # Before the catalog is copied: a server that uses the source brings both on, and the catalog first.
+    known = read_store_file(source)
     with StoreLock(store), workplace(store / f"{CATALOG_FILE}.restoring") as directory:
         database = Database(copy_catalog(source / CATALOG_FILE, directory / CATALOG_FILE), upgrade=upgrade)
         try:
             with database.read() as connection:
                 contents = _read(connection, Origins(source / ORIGINS_DIRECTORY))
-            _check_source(source, contents)
+            _check_source(known, contents)
             places = _whole(contents.sizes, store, source, on_blob)
             blobs = BlobStore(store / BLOBS_DIRECTORY)
             copied = 0
@@ -211,9 +216,9 @@ def _check_target(to: Path, source: lineage.Identity) -> None:
         )
 
 
-def _check_source(source: Path, contents: _Contents) -> None:
+def _check_source(known: StoreFile | None, contents: _Contents) -> None:
     try:
-        lineage.check(contents.identity, read_store_file(source))
+        lineage.check(contents.identity, known)
     except AdamixError as error:
         raise FailedPrecondition(
             "the catalog in that directory is not the newest of its store; `adamix store rebuild` makes it anew from "
@@ -232,6 +237,12 @@ def _read(connection: Connection, there: Origins) -> _Contents:
         if (origin := there.read(key)) is not None:
             origins[key] = origin
     return _Contents(identity, frozenset(keys), dict(sizes.all()), origins)
+
+
+def _deleted(connection: Connection, contents: _Contents, there: Origins) -> set[Key]:
+    """Those among the origins of a backup whose version somebody has deleted since."""
+    strays = lineage.strays_of(connection, there, set(there.keys()))
+    return lineage.deleted(connection, contents.identity, strays)
 
 
 def _copy_blobs(sizes: dict[str, int], store: Path, to: BlobStore, on_blob: OnBlob) -> tuple[int, frozenset[str]]:
@@ -284,7 +295,6 @@ def _continued(database: Database, store: Path, contents: _Contents, origins: Or
         strays = lineage.strays_of(connection, origins, set(origins.keys()))
         had = [origin.revision for origin in strays.values()]
         had += [known.revision] if known is not None else []
-        if had:
-            newest = max(*had, contents.identity.revision)
-            lineage.settle(connection, contents.identity.store_id, newest + 1)
+        newest = max(*had, contents.identity.revision) + 1 if had else contents.identity.revision
+        lineage.settle(connection, contents.identity.store_id, newest)
         return lineage.read_identity(connection)

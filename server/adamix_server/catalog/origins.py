@@ -46,7 +46,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     store_id: str
     revision: Annotated[int, msgspec.Meta(ge=0)]
-    time: datetime
+    time: Annotated[datetime, msgspec.Meta(tz=True)]
     live: bool
 
     @property
@@ -109,7 +109,7 @@ class Origins:
             for task in _directories(tenant):
                 for path in task.iterdir():
                     key = tenant.name, task.name, path.stem
-                    if path.suffix == ".json" and _is_key(key) and path.stat().st_size > 0:
+                    if path.suffix == ".json" and _is_key(key) and _has_content(path):
                         yield key
 
     def tidy(self) -> None:
@@ -137,6 +137,14 @@ def _is_key(key: Key) -> bool:
     except InvalidRequest:
         return False
     return is_digest(digest)
+
+
+def _has_content(path: Path) -> bool:
+    """Of one that is removed meanwhile, or leads nowhere, no."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -13,6 +13,7 @@ from adamix_server.catalog import backup as backups
 from adamix_server.catalog.backup import backup, restore
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.lock import StoreLock
+from adamix_server.catalog.rebuild import rebuild
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.store_file import read_store_file
@@ -235,3 +236,62 @@ def test_looking_over_a_store_changes_nothing(running: Catalog, store: Path, tmp
     (copy / f"{CATALOG_FILE}-wal").unlink()
     (problem,) = verify(copy).problems
     assert problem.reason in ("CATALOG_MISSING", "CATALOG_OLDER")
+
+
+def test_what_was_registered_again_outlives_a_catalog_that_had_deleted_it(
+    running: Catalog, store: Path, to: Path, here: str
+) -> None:
+    """The deletion that a backup, or an older catalog, still had before it was one of before."""
+    running.delete_version(ME, "b", digest(0))
+    running.delete_task(ME, "a")
+    backup(store, to)
+    old = shutil.copy(to / CATALOG_FILE, to.with_name("old"))
+    WRITER["add"](running, ME, "a", 0)
+    running.close()
+    newest = shutil.copy(store / CATALOG_FILE, to.with_name("newest"))
+    restore(store, to)
+    assert recover(store).orphans == 1
+    assert live(store, here) == {"b": [digest(2)]}
+    shutil.copy(newest, store / CATALOG_FILE)
+    recover(store, accept_catalog=True)
+    assert live(store, here)["a"] == [digest(0)]
+    shutil.copy(old, store / CATALOG_FILE)
+    assert recover(store, accept_catalog=True).orphans == 1
+    rebuild(store)
+    assert recover(store).missing == ()
+    assert live(store, here)["a"] == [digest(0)]
+
+
+def test_a_lost_catalog_that_was_accepted_is_no_end_of_the_backup(
+    running: Catalog, store: Path, to: Path, here: str
+) -> None:
+    """The backup of every night goes on over the good one."""
+    running.delete_version(ME, "b", digest(0))
+    backup(store, to)
+    running.close()
+    (store / CATALOG_FILE).unlink()
+    recover(store, accept_catalog=True)
+    assert backup(store, to).versions == 0
+    assert {version.digest for version in rebuild(to).versions} == {digest(0), digest(2)}
+    assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
+
+
+def test_what_was_deleted_goes_from_the_origins_of_a_backup(running: Catalog, store: Path, to: Path) -> None:
+    backup(store, to)
+    running.delete_version(ME, "b", digest(0))
+    running.delete_task(ME, "a")
+    backup(store, to)
+    assert [path.stem for path in to.glob("origins/*/*/*")] == [digest(2)]
+
+
+def test_a_restore_from_a_store_that_a_server_changes_meanwhile(
+    running: Catalog, store: Path, to: Path, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def then_change(path: Path, copied_to: Path, copy=backups.copy_catalog) -> Path:  # type: ignore[no-untyped-def]
+        copied: Path = copy(path, copied_to)
+        WRITER["add"](running, ME, "late", 4)
+        return copied
+
+    monkeypatch.setattr(backups, "copy_catalog", then_change)
+    restore(to, store)
+    assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
