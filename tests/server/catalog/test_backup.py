@@ -1,8 +1,10 @@
 """Backups: whole or not at all, of running and stopped servers, brought up to date, and brought back."""
 
 import hashlib
+import os
 import runpy
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -294,4 +296,30 @@ def test_a_restore_from_a_store_that_a_server_changes_meanwhile(
 
     monkeypatch.setattr(backups, "copy_catalog", then_change)
     restore(to, store)
+    assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
+
+
+def test_a_store_that_was_served_and_is_read_only_now(
+    running: Catalog, store: Path, to: Path, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup that was tried out, say, and lies on a read-only disk. No mode keeps a superuser off."""
+    running.close()
+    names: list[str] = []
+    connect = sqlite3.connect
+
+    def noted(name: str, *args: object, **options: object) -> sqlite3.Connection:
+        names.append(str(name))
+        return connect(name, *args, **options)  # type: ignore[call-overload, no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: Path(path) != store)
+        patch.setattr(sqlite3, "connect", noted)
+        store.chmod(0o500)
+        try:
+            assert verify(store).problems == ()
+            assert not list(store.glob("catalog.db?*")), "no log is made"
+            restore(to, store)
+        finally:
+            store.chmod(0o700)
+    assert f"file:{store / CATALOG_FILE}?mode=ro&immutable=1" in names
     assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
