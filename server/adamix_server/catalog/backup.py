@@ -194,7 +194,12 @@ def no_store() -> FailedPrecondition:
 
 
 def _check_target(to: Path, source: lineage.Identity) -> None:
-    there = read_store_file(to)
+    if any((to / (CATALOG_FILE + suffix)).exists() for suffix in LOG_SUFFIXES):
+        raise FailedPrecondition(
+            "a server has used that directory as its store; choose another --to", reason="BACKUP_FOREIGN"
+        )
+    # One whose first backup was cut short at its very end has no store.json yet.
+    there = read_store_file(to) or _identity_of(to / CATALOG_FILE)
     if there is not None and there.store_id != source.store_id:
         raise FailedPrecondition(
             "that directory has the backup of another store; choose another --to", reason="BACKUP_FOREIGN"
@@ -205,15 +210,20 @@ def _check_target(to: Path, source: lineage.Identity) -> None:
             f"{source.revision}); choose another --to",
             reason="BACKUP_NEWER",
         )
-    if there is None and not is_absent(to / CATALOG_FILE):
+
+
+def _identity_of(catalog: Path) -> lineage.Identity | None:
+    """Of the catalog in a directory of backups; None if there is none. Raises FailedPrecondition if it has none."""
+    if is_absent(catalog):
+        return None
+    try:
+        with reading(catalog, is_copy=True) as connection:
+            return lineage.read_identity(connection)
+    except AdamixError as error:
         raise FailedPrecondition(
             "that directory has a catalog of which it is not known whose it is; choose another --to",
             reason="BACKUP_FOREIGN",
-        )
-    if any((to / (CATALOG_FILE + suffix)).exists() for suffix in LOG_SUFFIXES):
-        raise FailedPrecondition(
-            "a server has used that directory as its store; choose another --to", reason="BACKUP_FOREIGN"
-        )
+        ) from error
 
 
 def _check_source(known: StoreFile | None, contents: _Contents) -> None:

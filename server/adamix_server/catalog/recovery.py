@@ -142,9 +142,8 @@ def _put_in_order(database: Database, store: Path, origins: Origins, keys: Set[K
         rows = connection.execute(select(versions.digest, versions.num_bytes).where(schema.is_ready).distinct())
         sizes: dict[str, int] = dict(rows.all())
         retired = set(connection.scalars(select(versions.digest).where(schema.is_retired).distinct())) - sizes.keys()
-        now_s = max(time.time(), lineage.last_time_s(connection))
         try:
-            swept = blobs.sweep(sizes.keys() | retired, now_s)
+            swept = blobs.sweep(sizes.keys() | retired, time.time(), lineage.last_time_s(connection))
         except StoreFull as error:
             log.warning("what nobody names stays where it is: %s", error.message)
             swept = Swept()

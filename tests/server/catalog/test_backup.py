@@ -323,3 +323,41 @@ def test_a_store_that_was_served_and_is_read_only_now(
             store.chmod(0o700)
     assert f"file:{store / CATALOG_FILE}?mode=ro&immutable=1" in names
     assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
+
+
+def test_a_first_backup_that_was_cut_short_at_its_end_is_brought_up_to_date(
+    running: Catalog, store: Path, to: Path
+) -> None:
+    backup(store, to)
+    (to / "store.json").unlink()
+    WRITER["add"](running, ME, "a", 4)
+    assert backup(store, to).copied == 1
+    assert verify(to).problems == ()
+    (to / "store.json").unlink()
+    (to / CATALOG_FILE).write_bytes(b"whose?" * 1000)
+    with pytest.raises(FailedPrecondition) as caught:
+        backup(store, to)
+    assert caught.value.reason == "BACKUP_FOREIGN"
+
+
+@pytest.mark.parametrize("step", ["write_store_file", "set_aside", "put_in_place"])
+def test_a_restore_that_is_cut_short_is_done_again(
+    running: Catalog, store: Path, to: Path, here: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    backup(store, to)
+    WRITER["add"](running, ME, "c", 4)
+    running.close()
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backups, step, cut)
+        with pytest.raises(KeyboardInterrupt):
+            restore(store, to)
+    if step != "write_store_file":
+        with pytest.raises(FailedPrecondition, match="`adamix store restore`"):
+            recover(store)
+    restore(store, to)
+    assert recover(store).orphans == 1
+    assert live(store, here) == {"a": [digest(0)], "b": [digest(2)]}
