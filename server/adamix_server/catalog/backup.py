@@ -5,7 +5,7 @@ is set aside, and blobs that the restored one does not name are orphans of the n
 harm: what counts is the catalog, which is renamed into its place last.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 import msgspec
@@ -36,7 +36,8 @@ class Copied(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         copied: how many of the `blobs` were not there yet.
         missing: digests whose bytes the store itself has lost; only of a backup.
-        set_aside: the name of the catalog of before, below the store; empty if there was none.
+        set_aside: the name of the catalog of before, below the store or the backup; empty if there was none, or, of a
+            backup, none that names what the store has neither in service nor deleted.
     """
 
     store_id: str
@@ -108,6 +109,7 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
                 known = missing
                 catalog.unlink()
             origins.put_all(contents.origins.values())
+            name = set_aside(to) if _names_more(to / CATALOG_FILE, contents.keys | gone) else ""
             with store_errors():
                 put_in_place(catalog, to)
                 # After the catalog: one that is ahead of the file is normal.
@@ -116,7 +118,7 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
                 )
         for key in gone:
             origins.remove(key)
-    return contents.told(copied, missing)
+    return contents.told(copied, missing, name)
 
 
 def restore(store: Path, source: Path, on_blob: OnBlob = lambda _done, _total: None) -> Copied:
@@ -210,6 +212,17 @@ def _check_target(to: Path, source: lineage.Identity) -> None:
             f"{source.revision}); choose another --to",
             reason="BACKUP_NEWER",
         )
+
+
+def _names_more(catalog: Path, keys: Set[Key]) -> bool:
+    """Whether the catalog of a backup names versions that are not in `keys`, or may do so."""
+    if is_absent(catalog):
+        return False
+    try:
+        with reading(catalog, is_copy=True) as connection:
+            return not lineage.registered(connection) <= keys
+    except AdamixError:
+        return True
 
 
 def _identity_of(catalog: Path) -> lineage.Identity | None:

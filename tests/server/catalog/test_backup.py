@@ -273,7 +273,14 @@ def test_a_lost_catalog_that_was_accepted_is_no_end_of_the_backup(
     running.close()
     (store / CATALOG_FILE).unlink()
     recover(store, accept_catalog=True)
-    assert backup(store, to).versions == 0
+    made = backup(store, to)
+    assert made.versions == 0
+    assert backup(store, to).set_aside == ""
+    good = to.with_name("good")
+    shutil.copytree(to, good, ignore=shutil.ignore_patterns("store.json"))
+    shutil.copy(good / made.set_aside, good / CATALOG_FILE)
+    restore(to.with_name("new"), good)
+    assert live(to.with_name("new"), here) == {"a": [digest(0)], "b": [digest(2)]}
     assert {version.digest for version in rebuild(to).versions} == {digest(0), digest(2)}
     assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
 
