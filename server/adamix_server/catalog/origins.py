@@ -18,6 +18,7 @@ import msgspec
 from adamix.errors import InvalidRequest
 from adamix_server.blobs.directories import ARRIVING, make_directory, replace_file
 from adamix_server.blobs.os_errors import store_errors
+from adamix_server.catalog.store_file import Revision
 from adamix_server.names import check_digest, check_name, is_digest
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     digest: str
     store_id: str
-    revision: Annotated[int, msgspec.Meta(ge=0)]
+    revision: Revision
     time: Annotated[datetime, msgspec.Meta(tz=True)]
     live: bool
 

@@ -302,10 +302,23 @@ def test_the_first_start_writes_what_is_missing(store: Path, here: str) -> None:
 
 def test_a_store_json_that_is_lost_or_damaged_is_written_again(full: Path, here: str) -> None:
     known = read_store_file(full)
-    for data in (None, b"", b'{"format":"adamix-store/1","store_id":"no","revision":-1}'):
+    no_revision = (full / "store.json").read_bytes().replace(b"6}", b"%d}" % (2**63 - 1))
+    assert no_revision != (full / "store.json").read_bytes()
+    for data in (None, b"", b'{"format":"adamix-store/1","store_id":"no","revision":-1}', no_revision):
         (full / "store.json").unlink() if data is None else (full / "store.json").write_bytes(data)
         recover(full)
         assert read_store_file(full) == known
+    assert served(full, here) == WHOLE
+
+
+def test_an_origin_of_an_impossible_revision_is_none(full: Path, here: str) -> None:
+    """No catalog could be accepted beside it, or made anew."""
+    origins = full / "origins" / ME / "a"
+    stray = (origins / f"{digest(0)}.json").read_text().replace(digest(0), "0" * 64)
+    (origins / f"{'0' * 64}.json").write_text(stray.replace('"revision":1,', f'"revision":{2**63 - 1},'))
+    recover(full)
+    assert len(rebuild(full).damaged) == 1
+    recover(full)
     assert served(full, here) == WHOLE
 
 
