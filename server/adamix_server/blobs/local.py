@@ -240,8 +240,13 @@ class BlobStore:
         found: dict[str, int] = {}
         with store_errors(), os.scandir(self._blobs) as shards:
             for shard in shards:
+                if not shard.is_dir():
+                    continue  # of whoever has looked at the directory with a file browser
                 with os.scandir(shard) as entries:
-                    found.update((entry.name, entry.stat(follow_symlinks=False).st_size) for entry in entries)
+                    for entry in entries:
+                        # One that is removed meanwhile is absent.
+                        with suppress(FileNotFoundError):
+                            found[entry.name] = entry.stat(follow_symlinks=False).st_size
         return found
 
     def orphans(self) -> Iterator[str]:
@@ -261,28 +266,33 @@ class BlobStore:
         sync_directory(target.parent)
         return True
 
-    def sweep(self, referenced: Container[str], now_s: float) -> Swept:
+    def sweep(self, referenced: Container[str], now_s: float, at_least_s: float = 0.0) -> Swept:
         """Remove every temporary; move every blob that is not in `referenced` to the orphans, and end the old ones.
+
+        An orphan that is referenced again stays, however old it is: it may be all there is to bring back.
 
         Only for a store nobody writes to: an upload in progress would lose its file.
 
         Args:
-            now_s: seconds since 1970 UTC. An orphan goes when it was moved there ORPHANS_KEPT_S before.
+            now_s: what the clock says, in seconds since 1970 UTC. An orphan goes when it was moved there ORPHANS_KEPT_S
+                before.
+            at_least_s: what the clock has said already. It counts for what is moved now, in case the clock is behind;
+                it ends nothing, in case it was ahead then.
         """
         temporaries = self.remove_temporaries()
         # Before the new ones come: one that was moved by a start that was cut short is as old as that.
-        expired = tuple(path.name for path in self._expired(now_s))
+        expired = tuple(path.name for path in self._expired(now_s) if path.name not in referenced)
         for name in expired:
             (self._orphans / name).unlink(missing_ok=True)
         # By path, not by digest: a stray file with any other name in there is moved, too.
         orphaned = [path for path in self._blobs.glob("??/*") if path.name not in referenced]
         for path in orphaned:
-            self._orphan(path, now_s)
+            self._orphan(path, max(now_s, at_least_s))
         return Swept(temporaries, len(orphaned), expired)
 
     def remove_temporaries(self) -> int:
         """End what was arriving when its process died, and say how many that were. Only where nobody else writes."""
-        temporaries = list(self._temporaries.iterdir())
+        temporaries = [path for path in self._temporaries.iterdir() if path.is_symlink() or not path.is_dir()]
         for path in temporaries:
             path.unlink(missing_ok=True)
         return len(temporaries)

@@ -5,7 +5,7 @@ is set aside, and blobs that the restored one does not name are orphans of the n
 harm: what counts is the catalog, which is renamed into its place last.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 import msgspec
@@ -36,7 +36,8 @@ class Copied(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         copied: how many of the `blobs` were not there yet.
         missing: digests whose bytes the store itself has lost; only of a backup.
-        set_aside: the name of the catalog of before, below the store; empty if there was none.
+        set_aside: the name of the catalog of before, below the store or the backup; empty if there was none, or, of a
+            backup, none that names what the store has neither in service nor deleted.
     """
 
     store_id: str
@@ -73,7 +74,9 @@ class _Contents(msgspec.Struct, frozen=True):
 def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) -> Copied:
     """Copy a store, which a server may use meanwhile, to a directory; only what is not there yet, if it has a backup.
 
-    Each adapter file is compared with its digest, also those that are there already.
+    Each adapter file is compared with its digest, also those that are there already. What the store does not name any
+    more stays in the backup, and so does what is known of it, unless somebody deleted it: a catalog that was lost and
+    accepted as it was must not make an end of the backup as well.
 
     Raises:
         InvalidConfig: the directory is the store, or in it.
@@ -90,12 +93,14 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
         _check_target(to, source)
         blobs = BlobStore(to / BLOBS_DIRECTORY)
         blobs.remove_temporaries()
+        origins = Origins(to / ORIGINS_DIRECTORY)
         with workplace(to / f"{CATALOG_FILE}.copying") as directory:
             known, copied = frozenset[str](), 0
             for _ in range(_MAX_CATALOGS):
                 catalog = copy_catalog(store / CATALOG_FILE, directory / CATALOG_FILE)
                 with reading(catalog, is_copy=True) as connection:
                     contents = _read(connection, Origins(store / ORIGINS_DIRECTORY))
+                    gone = _deleted(connection, contents, origins)
                 new, missing = _copy_blobs(contents.sizes, store, blobs, on_blob)
                 copied += new
                 # Deleted meanwhile, unless a newer catalog says the same.
@@ -103,17 +108,17 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
                     break
                 known = missing
                 catalog.unlink()
-            origins = Origins(to / ORIGINS_DIRECTORY)
             origins.put_all(contents.origins.values())
+            name = set_aside(to) if _names_more(to / CATALOG_FILE, contents.keys | gone) else ""
             with store_errors():
                 put_in_place(catalog, to)
                 # After the catalog: one that is ahead of the file is normal.
                 write_store_file(
                     to, StoreFile(store_id=contents.identity.store_id, revision=contents.identity.revision)
                 )
-        for key in set(origins.keys()) - contents.keys:
+        for key in gone:
             origins.remove(key)
-    return contents.told(copied, missing)
+    return contents.told(copied, missing, name)
 
 
 def restore(store: Path, source: Path, on_blob: OnBlob = lambda _done, _total: None) -> Copied:
@@ -134,12 +139,14 @@ def restore(store: Path, source: Path, on_blob: OnBlob = lambda _done, _total: N
             "there is no whole backup in that directory: it has no catalog.db; `adamix store backup` makes one",
             reason="BACKUP_INCOMPLETE",
         )
+    # Before the catalog is copied: a server that uses the source brings both on, and the catalog first.
+    known = read_store_file(source)
     with StoreLock(store), workplace(store / f"{CATALOG_FILE}.restoring") as directory:
         database = Database(copy_catalog(source / CATALOG_FILE, directory / CATALOG_FILE), upgrade=upgrade)
         try:
             with database.read() as connection:
                 contents = _read(connection, Origins(source / ORIGINS_DIRECTORY))
-            _check_source(source, contents)
+            _check_source(known, contents)
             places = _whole(contents.sizes, store, source, on_blob)
             blobs = BlobStore(store / BLOBS_DIRECTORY)
             copied = 0
@@ -189,7 +196,12 @@ def no_store() -> FailedPrecondition:
 
 
 def _check_target(to: Path, source: lineage.Identity) -> None:
-    there = read_store_file(to)
+    if any((to / (CATALOG_FILE + suffix)).exists() for suffix in LOG_SUFFIXES):
+        raise FailedPrecondition(
+            "a server has used that directory as its store; choose another --to", reason="BACKUP_FOREIGN"
+        )
+    # One whose first backup was cut short at its very end has no store.json yet.
+    there = read_store_file(to) or _identity_of(to / CATALOG_FILE)
     if there is not None and there.store_id != source.store_id:
         raise FailedPrecondition(
             "that directory has the backup of another store; choose another --to", reason="BACKUP_FOREIGN"
@@ -200,20 +212,36 @@ def _check_target(to: Path, source: lineage.Identity) -> None:
             f"{source.revision}); choose another --to",
             reason="BACKUP_NEWER",
         )
-    if there is None and not is_absent(to / CATALOG_FILE):
+
+
+def _names_more(catalog: Path, keys: Set[Key]) -> bool:
+    """Whether the catalog of a backup names versions that are not in `keys`, or may do so."""
+    if is_absent(catalog):
+        return False
+    try:
+        with reading(catalog, is_copy=True) as connection:
+            return not lineage.registered(connection) <= keys
+    except AdamixError:
+        return True
+
+
+def _identity_of(catalog: Path) -> lineage.Identity | None:
+    """Of the catalog in a directory of backups; None if there is none. Raises FailedPrecondition if it has none."""
+    if is_absent(catalog):
+        return None
+    try:
+        with reading(catalog, is_copy=True) as connection:
+            return lineage.read_identity(connection)
+    except AdamixError as error:
         raise FailedPrecondition(
             "that directory has a catalog of which it is not known whose it is; choose another --to",
             reason="BACKUP_FOREIGN",
-        )
-    if any((to / (CATALOG_FILE + suffix)).exists() for suffix in LOG_SUFFIXES):
-        raise FailedPrecondition(
-            "a server has used that directory as its store; choose another --to", reason="BACKUP_FOREIGN"
-        )
+        ) from error
 
 
-def _check_source(source: Path, contents: _Contents) -> None:
+def _check_source(known: StoreFile | None, contents: _Contents) -> None:
     try:
-        lineage.check(contents.identity, read_store_file(source))
+        lineage.check(contents.identity, known)
     except AdamixError as error:
         raise FailedPrecondition(
             "the catalog in that directory is not the newest of its store; `adamix store rebuild` makes it anew from "
@@ -232,6 +260,12 @@ def _read(connection: Connection, there: Origins) -> _Contents:
         if (origin := there.read(key)) is not None:
             origins[key] = origin
     return _Contents(identity, frozenset(keys), dict(sizes.all()), origins)
+
+
+def _deleted(connection: Connection, contents: _Contents, there: Origins) -> set[Key]:
+    """Those among the origins of a backup whose version somebody has deleted since."""
+    strays = lineage.strays_of(connection, there, set(there.keys()))
+    return lineage.deleted(connection, contents.identity, strays)
 
 
 def _copy_blobs(sizes: dict[str, int], store: Path, to: BlobStore, on_blob: OnBlob) -> tuple[int, frozenset[str]]:
@@ -284,7 +318,6 @@ def _continued(database: Database, store: Path, contents: _Contents, origins: Or
         strays = lineage.strays_of(connection, origins, set(origins.keys()))
         had = [origin.revision for origin in strays.values()]
         had += [known.revision] if known is not None else []
-        if had:
-            newest = max(*had, contents.identity.revision)
-            lineage.settle(connection, contents.identity.store_id, newest + 1)
+        newest = max(*had, contents.identity.revision) + 1 if had else contents.identity.revision
+        lineage.settle(connection, contents.identity.store_id, newest)
         return lineage.read_identity(connection)

@@ -219,7 +219,7 @@ def reading(path: Path, *, is_copy: bool = False) -> Iterator[Connection]:
             else (`STORE_FOREIGN`).
         DataLoss: not a database, or damaged (`CATALOG_CORRUPT`).
     """
-    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_copy else {})
+    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_copy or is_fixed(path) else {})
     engine = create_engine(URL.create("sqlite", database=f"file:{quote(str(path))}", query=query))
     try:
         with translated(), engine.begin() as connection:
@@ -247,6 +247,15 @@ def is_absent(path: Path) -> bool:
         return path.stat().st_size == 0
     except FileNotFoundError:
         return True
+
+
+def is_fixed(path: Path) -> bool:
+    """Whether nobody can be writing to a database: it has no log, and none can be made (a read-only disk, say).
+
+    SQLite reads one with a log of its own only where it can make that, unless it is told so.
+    """
+    has_log = any(path.with_name(path.name + suffix).exists() for suffix in LOG_SUFFIXES)
+    return not has_log and not os.access(path.parent, os.W_OK)
 
 
 def _close_to_others(path: Path) -> None:

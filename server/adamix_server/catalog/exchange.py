@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from adamix_server.blobs.directories import sync_directory
 from adamix_server.blobs.os_errors import store_errors
-from adamix_server.catalog.database import LOG_SUFFIXES, corrupt, translated
+from adamix_server.catalog.database import LOG_SUFFIXES, corrupt, is_fixed, translated
 from adamix_server.catalog.lineage import CATALOG_FILE
 
 
@@ -46,7 +47,10 @@ def copy_catalog(path: Path, to: Path) -> Path:
     Raises:
         DataLoss: the copy, and so the catalog, is damaged (`CATALOG_CORRUPT`).
     """
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as copy:
+    # As `database.reading`; otherwise to read and write, as SQLite itself does it.
+    options = "?mode=ro&immutable=1" if is_fixed(path) else "?mode=rw"
+    name = f"file:{quote(str(path.absolute()))}{options}"
+    with closing(sqlite3.connect(name, uri=True)) as source, closing(sqlite3.connect(to)) as copy:
         source.backup(copy)
         copy.execute("PRAGMA journal_mode = DELETE")
         if copy.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from adamix.errors import FailedPrecondition
 from adamix_server.blobs.local import BLOBS_DIRECTORY, stored
@@ -96,7 +96,12 @@ def accept(connection: Connection, known: StoreFile | None, strays: Iterable[Ori
 
 
 def settle(connection: Connection, store_id: str, revision: int) -> None:
-    """Say whose a catalog is, and at which revision. Whoever reads the difference to another one reads everything."""
+    """Say whose a catalog is that takes another one's place, and at which revision.
+
+    Whoever reads the difference to another one reads everything. What it still had to delete may have been registered
+    anew since it was written: it is forgotten here, and its files are kept as those that nobody names.
+    """
+    connection.execute(delete(schema.versions).where(schema.is_retired))
     connection.execute(update(schema.identity).values(store_id=store_id))
     connection.execute(update(schema.state).values(revision=revision))
     changes.forget_changes(connection)

@@ -18,6 +18,7 @@ import msgspec
 from adamix.errors import InvalidRequest
 from adamix_server.blobs.directories import ARRIVING, make_directory, replace_file
 from adamix_server.blobs.os_errors import store_errors
+from adamix_server.catalog.store_file import Revision
 from adamix_server.names import check_digest, check_name, is_digest
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     digest: str
     store_id: str
-    revision: Annotated[int, msgspec.Meta(ge=0)]
-    time: datetime
+    revision: Revision
+    time: Annotated[datetime, msgspec.Meta(tz=True)]
     live: bool
 
     @property
@@ -109,7 +110,7 @@ class Origins:
             for task in _directories(tenant):
                 for path in task.iterdir():
                     key = tenant.name, task.name, path.stem
-                    if path.suffix == ".json" and _is_key(key) and path.stat().st_size > 0:
+                    if path.suffix == ".json" and _is_key(key) and _has_content(path):
                         yield key
 
     def tidy(self) -> None:
@@ -137,6 +138,14 @@ def _is_key(key: Key) -> bool:
     except InvalidRequest:
         return False
     return is_digest(digest)
+
+
+def _has_content(path: Path) -> bool:
+    """Of one that is removed meanwhile, or leads nowhere, no."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _remove_if_empty(directory: Path) -> None:

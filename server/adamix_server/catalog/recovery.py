@@ -17,7 +17,7 @@ from adamix.errors import FailedPrecondition, StoreFull
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, Swept
 from adamix_server.catalog import lineage, schema
 from adamix_server.catalog.changes import forget_changes
-from adamix_server.catalog.database import LOG_SUFFIXES, Database, check_whole, is_absent, reading
+from adamix_server.catalog.database import LOG_SUFFIXES, Database, check_whole, is_absent, reading, schema_version
 from adamix_server.catalog.exchange import remove_workplaces, set_aside
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origins
@@ -66,7 +66,7 @@ def recover(store: Path, *, accept_catalog: bool = False) -> Recovered:
             raise lineage.catalog_missing()
 
     def on_older_schema(database: Database) -> None:
-        if known is not None and not accept_catalog:
+        if known is not None and not accept_catalog and not _is_of(database, known):
             raise lineage.catalog_older("an older adamix wrote it, and this store has been a newer one's since")
         upgrade(database)
 
@@ -95,6 +95,15 @@ def recover(store: Path, *, accept_catalog: bool = False) -> Recovered:
     finally:
         database.close()
     return recovered
+
+
+def _is_of(database: Database, known: StoreFile) -> bool:
+    """Whether a catalog of an older schema knows its store, and is the one that `store.json` tells of."""
+    with database.read() as connection:
+        if schema_version(connection) < schema.FIRST_WITH_IDENTITY:
+            return False
+        lineage.check(lineage.read_identity(connection), known)
+    return True
 
 
 def _look(path: Path, known: StoreFile | None) -> None:
@@ -133,9 +142,8 @@ def _put_in_order(database: Database, store: Path, origins: Origins, keys: Set[K
         rows = connection.execute(select(versions.digest, versions.num_bytes).where(schema.is_ready).distinct())
         sizes: dict[str, int] = dict(rows.all())
         retired = set(connection.scalars(select(versions.digest).where(schema.is_retired).distinct())) - sizes.keys()
-        now_s = max(time.time(), lineage.last_time_s(connection))
         try:
-            swept = blobs.sweep(sizes.keys() | retired, now_s)
+            swept = blobs.sweep(sizes.keys() | retired, time.time(), lineage.last_time_s(connection))
         except StoreFull as error:
             log.warning("what nobody names stays where it is: %s", error.message)
             swept = Swept()

@@ -26,6 +26,8 @@ from sqlalchemy import (
 
 # Written into the database file (`PRAGMA user_version`): the number of the last migration.
 SCHEMA_VERSION = 4
+# Of the catalogs of before it is not known of which store they are.
+FIRST_WITH_IDENTITY = 4
 APPLICATION_ID = 0x41444D58  # "ADMX"
 
 metadata = MetaData()

@@ -25,6 +25,8 @@ STORE_FILE = "store.json"
 _PATIENCE_S = 1.0
 _POLL_S = 0.01
 
+# No catalog comes so far, and SQLite has room for what is added.
+Revision = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 StoreId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
 
@@ -33,7 +35,7 @@ class StoreFile(msgspec.Struct, frozen=True, kw_only=True):
 
     format: Literal["adamix-store/1"] = "adamix-store/1"
     store_id: StoreId
-    revision: Annotated[int, msgspec.Meta(ge=0)]
+    revision: Revision
 
 
 _decoder = msgspec.json.Decoder(StoreFile)

@@ -15,7 +15,10 @@ from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origins
 from adamix_server.catalog.store_file import read_store_file
 
-_REGISTER_AGAIN = "register the same file again, or `adamix store restore` it from a backup"
+_REGISTER_AGAIN = (
+    "register the same file again, or copy it from a backup, where it lies in the same place below blobs/sha256/; "
+    "`adamix store restore` would put back all of the catalog of then"
+)
 _ORPHAN = "start the server: the file is among the orphans, and is brought back if it is whole"
 _START = "start the server, which writes it"
 

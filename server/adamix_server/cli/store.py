@@ -44,6 +44,11 @@ def backup(
         with _progress("adapter files") as on_file:
             made = backups.backup(store, to, on_file)
         _print(_plain(made), f"{_copied(made)}: revision {made.revision}, {made.copied:,} copied", as_json=json_)
+        if made.set_aside:
+            _say(
+                "the backup had versions that the store has lost, and that nobody deleted: its catalog of before is "
+                f"{made.set_aside}"
+            )
         if made.missing:
             digests = ", ".join(digest[:_CHARS] for digest in made.missing)
             _say(f"the store itself lacks {len(made.missing)} adapter files, and so does the backup: {digests}")

@@ -67,7 +67,10 @@ class StoreWatch:
         if is_lost != self._is_lost:
             self._is_lost = is_lost
             if is_lost:
-                log.error("the store is lost: its files are not where they were; put them back as they were")
+                log.error(
+                    "the store is lost: its files are not where they were; put them back as they were, or start the "
+                    "server anew if they are a copy or on another disk now"
+                )
             else:
                 log.warning("the store is back")
         self._readiness.put("STORE_LOST", is_lost)

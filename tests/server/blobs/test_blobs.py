@@ -148,6 +148,14 @@ def test_an_orphan_stays_for_seven_days_from_when_it_was_moved(blobs: BlobStore,
     assert files(root) == set()
 
 
+def test_a_clock_that_was_wrong_ends_no_orphan(blobs: BlobStore, root: Path) -> None:
+    """Behind when one is moved, or ahead when something was written down."""
+    os.utime(blobs.put(DATA, DIGEST), (0, 0))
+    blobs.sweep((), 0, at_least_s=NOW_S)
+    assert blobs.sweep((), NOW_S + DAY_S, at_least_s=NOW_S + 1000 * DAY_S) == Swept()
+    assert files(root) == {f"orphans/{DIGEST}"}
+
+
 def test_an_orphan_comes_back_if_its_bytes_are_right(blobs: BlobStore, root: Path) -> None:
     assert not blobs.bring_back(DIGEST)
     blobs.put(DATA, DIGEST)

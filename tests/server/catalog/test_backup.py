@@ -1,8 +1,10 @@
 """Backups: whole or not at all, of running and stopped servers, brought up to date, and brought back."""
 
 import hashlib
+import os
 import runpy
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from adamix_server.catalog import backup as backups
 from adamix_server.catalog.backup import backup, restore
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.lock import StoreLock
+from adamix_server.catalog.rebuild import rebuild
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.store_file import read_store_file
@@ -235,3 +238,133 @@ def test_looking_over_a_store_changes_nothing(running: Catalog, store: Path, tmp
     (copy / f"{CATALOG_FILE}-wal").unlink()
     (problem,) = verify(copy).problems
     assert problem.reason in ("CATALOG_MISSING", "CATALOG_OLDER")
+
+
+def test_what_was_registered_again_outlives_a_catalog_that_had_deleted_it(
+    running: Catalog, store: Path, to: Path, here: str
+) -> None:
+    """The deletion that a backup, or an older catalog, still had before it was one of before."""
+    running.delete_version(ME, "b", digest(0))
+    running.delete_task(ME, "a")
+    backup(store, to)
+    old = shutil.copy(to / CATALOG_FILE, to.with_name("old"))
+    WRITER["add"](running, ME, "a", 0)
+    running.close()
+    newest = shutil.copy(store / CATALOG_FILE, to.with_name("newest"))
+    restore(store, to)
+    assert recover(store).orphans == 1
+    assert live(store, here) == {"b": [digest(2)]}
+    shutil.copy(newest, store / CATALOG_FILE)
+    recover(store, accept_catalog=True)
+    assert live(store, here)["a"] == [digest(0)]
+    shutil.copy(old, store / CATALOG_FILE)
+    assert recover(store, accept_catalog=True).orphans == 1
+    rebuild(store)
+    assert recover(store).missing == ()
+    assert live(store, here)["a"] == [digest(0)]
+
+
+def test_a_lost_catalog_that_was_accepted_is_no_end_of_the_backup(
+    running: Catalog, store: Path, to: Path, here: str
+) -> None:
+    """The backup of every night goes on over the good one."""
+    running.delete_version(ME, "b", digest(0))
+    backup(store, to)
+    running.close()
+    (store / CATALOG_FILE).unlink()
+    recover(store, accept_catalog=True)
+    made = backup(store, to)
+    assert made.versions == 0
+    assert backup(store, to).set_aside == ""
+    good = to.with_name("good")
+    shutil.copytree(to, good, ignore=shutil.ignore_patterns("store.json"))
+    shutil.copy(good / made.set_aside, good / CATALOG_FILE)
+    restore(to.with_name("new"), good)
+    assert live(to.with_name("new"), here) == {"a": [digest(0)], "b": [digest(2)]}
+    assert {version.digest for version in rebuild(to).versions} == {digest(0), digest(2)}
+    assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
+
+
+def test_what_was_deleted_goes_from_the_origins_of_a_backup(running: Catalog, store: Path, to: Path) -> None:
+    backup(store, to)
+    running.delete_version(ME, "b", digest(0))
+    running.delete_task(ME, "a")
+    backup(store, to)
+    assert [path.stem for path in to.glob("origins/*/*/*")] == [digest(2)]
+
+
+def test_a_restore_from_a_store_that_a_server_changes_meanwhile(
+    running: Catalog, store: Path, to: Path, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def then_change(path: Path, copied_to: Path, copy=backups.copy_catalog) -> Path:  # type: ignore[no-untyped-def]
+        copied: Path = copy(path, copied_to)
+        WRITER["add"](running, ME, "late", 4)
+        return copied
+
+    monkeypatch.setattr(backups, "copy_catalog", then_change)
+    restore(to, store)
+    assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
+
+
+def test_a_store_that_was_served_and_is_read_only_now(
+    running: Catalog, store: Path, to: Path, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup that was tried out, say, and lies on a read-only disk. No mode keeps a superuser off."""
+    running.close()
+    names: list[str] = []
+    connect = sqlite3.connect
+
+    def noted(name: str, *args: object, **options: object) -> sqlite3.Connection:
+        names.append(str(name))
+        return connect(name, *args, **options)  # type: ignore[call-overload, no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: Path(path) != store)
+        patch.setattr(sqlite3, "connect", noted)
+        store.chmod(0o500)
+        try:
+            assert verify(store).problems == ()
+            assert not list(store.glob("catalog.db?*")), "no log is made"
+            restore(to, store)
+        finally:
+            store.chmod(0o700)
+    assert f"file:{store / CATALOG_FILE}?mode=ro&immutable=1" in names
+    assert live(to, here) == {"a": [digest(0)], "b": [digest(2)]}
+
+
+def test_a_first_backup_that_was_cut_short_at_its_end_is_brought_up_to_date(
+    running: Catalog, store: Path, to: Path
+) -> None:
+    backup(store, to)
+    (to / "store.json").unlink()
+    WRITER["add"](running, ME, "a", 4)
+    assert backup(store, to).copied == 1
+    assert verify(to).problems == ()
+    (to / "store.json").unlink()
+    (to / CATALOG_FILE).write_bytes(b"whose?" * 1000)
+    with pytest.raises(FailedPrecondition) as caught:
+        backup(store, to)
+    assert caught.value.reason == "BACKUP_FOREIGN"
+
+
+@pytest.mark.parametrize("step", ["write_store_file", "set_aside", "put_in_place"])
+def test_a_restore_that_is_cut_short_is_done_again(
+    running: Catalog, store: Path, to: Path, here: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    backup(store, to)
+    WRITER["add"](running, ME, "c", 4)
+    running.close()
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backups, step, cut)
+        with pytest.raises(KeyboardInterrupt):
+            restore(store, to)
+    if step != "write_store_file":
+        with pytest.raises(FailedPrecondition, match="`adamix store restore`"):
+            recover(store)
+    restore(store, to)
+    assert recover(store).orphans == 1
+    assert live(store, here) == {"a": [digest(0)], "b": [digest(2)]}

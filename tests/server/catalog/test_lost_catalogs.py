@@ -1,6 +1,7 @@
 """Each way to lose a store, or its catalog: nothing is deleted, the refusal names the ways on, and they work."""
 
 import hashlib
+import os
 import runpy
 import shutil
 import sqlite3
@@ -11,13 +12,17 @@ from typing import Any
 import pytest
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition
+from adamix_server.blobs.local import BlobStore, Swept
+from adamix_server.catalog import recovery, schema
 from adamix_server.catalog.backup import backup, restore
+from adamix_server.catalog.database import Database, set_schema_version
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.rebuild import rebuild
-from adamix_server.catalog.recovery import recover
+from adamix_server.catalog.recovery import Recovered, recover
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.store_file import read_store_file
+from adamix_server.catalog.verification import verify
 
 STORES = Path(__file__).with_name("old_stores")
 WRITER = runpy.run_path(str(STORES / "write_store.py"))
@@ -297,10 +302,23 @@ def test_the_first_start_writes_what_is_missing(store: Path, here: str) -> None:
 
 def test_a_store_json_that_is_lost_or_damaged_is_written_again(full: Path, here: str) -> None:
     known = read_store_file(full)
-    for data in (None, b"", b'{"format":"adamix-store/1","store_id":"no","revision":-1}'):
+    no_revision = (full / "store.json").read_bytes().replace(b"6}", b"%d}" % (2**63 - 1))
+    assert no_revision != (full / "store.json").read_bytes()
+    for data in (None, b"", b'{"format":"adamix-store/1","store_id":"no","revision":-1}', no_revision):
         (full / "store.json").unlink() if data is None else (full / "store.json").write_bytes(data)
         recover(full)
         assert read_store_file(full) == known
+    assert served(full, here) == WHOLE
+
+
+def test_an_origin_of_an_impossible_revision_is_none(full: Path, here: str) -> None:
+    """No catalog could be accepted beside it, or made anew."""
+    origins = full / "origins" / ME / "a"
+    stray = (origins / f"{digest(0)}.json").read_text().replace(digest(0), "0" * 64)
+    (origins / f"{'0' * 64}.json").write_text(stray.replace('"revision":1,', f'"revision":{2**63 - 1},'))
+    recover(full)
+    assert len(rebuild(full).damaged) == 1
+    recover(full)
     assert served(full, here) == WHOLE
 
 
@@ -318,3 +336,46 @@ def edit(store: Path, statement: str) -> list[Any]:
         rows = connection.execute(statement).fetchall()
     connection.close()
     return rows
+
+
+def test_an_orphan_that_the_right_catalog_names_again_comes_back_however_old_it_is(full: Path, here: str) -> None:
+    right = shutil.copy(full / CATALOG_FILE, full.with_name("right"))
+    (full / CATALOG_FILE).unlink()
+    assert recover(full, accept_catalog=True).orphans == 3
+    for path in (full / "blobs" / "orphans").iterdir():
+        os.utime(path, (0, 0))
+    shutil.copy(right, full / CATALOG_FILE)
+    assert recover(full, accept_catalog=True) == Recovered(Swept(), ())
+    assert served(full, here) == WHOLE
+
+
+def test_what_lies_in_a_store_and_is_not_of_it_keeps_no_server_from_starting(full: Path, here: str) -> None:
+    (full / "origins" / ME / "a" / f"{'0' * 64}.json").symlink_to("nowhere")
+    (full / "origins" / ME / "a" / "x").symlink_to("/")
+    (full / "blobs" / "tmp" / "directory").mkdir()
+    (full / "blobs" / "sha256" / ".stray").touch()
+    recover(full)
+    assert served(full, here) == WHOLE
+    assert BlobStore(full / "blobs").sizes().keys() == {digest(seed) for seed in (0, 2, 4)}
+    assert verify(full).problems == ()
+
+
+def test_the_next_schema_brings_a_store_up_to_date_that_has_a_store_json(
+    full: Path, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = shutil.copy(full / CATALOG_FILE, tmp_path / "old")
+    fill(full, here, {"d": [6]})
+
+    def upgrade(database: Database) -> None:
+        with database.alter() as connection:
+            set_schema_version(connection, schema.SCHEMA_VERSION)
+
+    monkeypatch.setattr(recovery, "upgrade", upgrade)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
+    new = shutil.copy(full / CATALOG_FILE, tmp_path / "new")
+    shutil.copy(old, full / CATALOG_FILE)
+    assert refused(full).reason == "CATALOG_OLDER"
+    assert edit(full, "PRAGMA user_version") == [(schema.SCHEMA_VERSION - 1,)], "it is left as it is"
+    shutil.copy(new, full / CATALOG_FILE)
+    recover(full)
+    assert served(full, here) == WHOLE | {"d": ({digest(6)}, [digest(6)])}

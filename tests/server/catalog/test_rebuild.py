@@ -99,7 +99,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(catalog: Catalog, store: Pa
 
 
 def test_what_does_not_come_back_is_named(catalog: Catalog, store: Path, here: str) -> None:
-    for task, seed in (("a", 0), ("no-origin", 2), ("no-file", 4), ("damaged", 6), ("bad-origin", 8)):
+    for task, seed in (("a", 0), ("no-origin", 2), ("no-file", 4), ("damaged", 6), ("bad-origin", 8), ("no-zone", 10)):
         WRITER["add"](catalog, ME, task, seed)
     origins, blobs = store / "origins" / ME, catalog.blobs
     (origins / "no-origin" / f"{digest(2)}.json").unlink()
@@ -107,6 +107,9 @@ def test_what_does_not_come_back_is_named(catalog: Catalog, store: Path, here: s
     blobs.path(digest(6)).chmod(0o600)
     blobs.path(digest(6)).write_bytes(WRITER["adapter"](100))
     (origins / "bad-origin" / f"{digest(8)}.json").write_text("{")
+    # Times with a zone and without one have no order.
+    no_zone = origins / "no-zone" / f"{digest(10)}.json"
+    no_zone.write_text(no_zone.read_text().replace("Z", ""))
     # A name that is no id is no origin.
     (origins / "Not an id").mkdir()
     (origins / "Not an id" / f"{digest(0)}.json").write_text("{}")
@@ -115,9 +118,13 @@ def test_what_does_not_come_back_is_named(catalog: Catalog, store: Path, here: s
     assert [(version.task, version.digest) for version in found.versions] == [("a", digest(0))]
     assert found.without_origin == (digest(2),)
     assert found.without_file == ((ME, "no-file", digest(4)),)
-    assert {name for name, _ in found.damaged} == {digest(6), f"{ME}/bad-origin/{digest(8)}"}
+    assert {name for name, _ in found.damaged} == {
+        digest(6),
+        f"{ME}/bad-origin/{digest(8)}",
+        f"{ME}/no-zone/{digest(10)}",
+    }
     # All of it is still there.
-    assert recover(store).orphans == 3
+    assert recover(store).orphans == 4
 
 
 def test_nothing_to_come_back_leaves_the_catalog_that_is_there(catalog: Catalog, store: Path) -> None:

@@ -179,9 +179,9 @@ def test_no_room_for_the_copy_leaves_the_old_one(old_store: Path, monkeypatch: p
     before = content_of(old_store / CATALOG_FILE)
     connect = sqlite3.connect
 
-    def connect_to_little(path: Path) -> sqlite3.Connection:
-        connection = connect(path)
-        if path.parent.name == "catalog.db.copying":
+    def connect_to_little(path: Path | str, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(path, **options)
+        if isinstance(path, Path) and path.parent.name == "catalog.db.copying":
             connection.execute("PRAGMA max_page_count = 2")
         return connection
 
