@@ -51,7 +51,8 @@ MAX_READING_KEPT = chapter.limit(
 MAX_IDLE_STREAMS = chapter.limit(
     512,
     "",
-    "streams (64 uploads) whose next message has not come for a second and that keep no place",
+    "streams (64 uploads) that wait for their next message and keep no place: at once where the connection's last one "
+    "was small, else after a second",
     None,
     note="further ones keep their place",
     proof="server/frontend/boundary/test_places.py::test_a_stream_that_waits_moves_to_a_seat",

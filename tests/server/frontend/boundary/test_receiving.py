@@ -104,6 +104,21 @@ async def test_half_open_calls_are_in_nobodys_way(start: Callable[..., Any]) -> 
     assert bare.admission._calls.free == BOUNDS.calls
 
 
+async def test_many_streams_of_one_connection_are_answered_in_turn(start: Callable[..., Any]) -> None:
+    # None of them waits for another's patience to end.
+    bare = await start(replace(BOUNDS, message_s=60.0, turn_s=60.0, patience_s=60.0))
+    streams = []
+    for _ in range(60):
+        streams.append(bare.channel.stream_stream(PREDICT_STREAM)())
+        for stream in streams[-2:]:
+            await stream.write(b"")
+            assert await stream.read() is not grpc.aio.EOF  # type: ignore[attr-defined] # not in the stubs
+    await bare.predict()
+    for stream in streams:
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF  # type: ignore[attr-defined] # not in the stubs
+
+
 async def test_a_call_without_a_message_is_refused(start: Callable[..., Any]) -> None:
     bare = await start()
     assert await refusal(bare.channel.stream_unary(PREDICT)(iter(()))) == (INVALID, "MESSAGE_MISSING")
