@@ -64,7 +64,7 @@ FIRST_MESSAGE_S = chapter.limit(
     "first message of a call",
     Code.DEADLINE_EXCEEDED,
     "MESSAGE_LATE",
-    note="after 1 s, if others wait for its place",
+    note="after 1 s, if others wait for its place; health `Check` and the like after 0.25 s",
     proof="server/frontend/boundary/test_receiving.py::test_the_first_message_has_a_time",
 )
 READING_WAIT_S = chapter.limit(
