@@ -46,9 +46,9 @@ class Progress:
         """The engine says so. Beats may arrive late, and all at once."""
         self.last_step = max(self.last_step, last_step)
 
-    def excuse(self, away_s: float) -> None:
+    def excuse(self, away_s: float, now: float) -> None:
         """Who watches was away for so long, until now: so may the engine have been, and what it said is unread."""
-        self.last_step += away_s
+        self.last_step = min(self.last_step + away_s, now)
 
     def verdict(self, now: float) -> Verdict:
         since = now - self.last_step
@@ -107,7 +107,7 @@ class EngineWatch:
             await asyncio.sleep(period_s)
             now = time.monotonic()
             if now - due > _LATE * self._stall_s and self._progress is not None:
-                self._progress.excuse(now - due)
+                self._progress.excuse(now - due, now)
             await self._look(now)
 
     async def _look(self, now: float) -> None:

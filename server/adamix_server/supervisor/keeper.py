@@ -54,6 +54,7 @@ class Keeper:
         self._stopping = stopping
         self._child: Child | None = None
         self._patience = Patience(_START_S)
+        self._receiving: asyncio.Task[FromChild | None] | None = None
         self._ended = asyncio.Event()
 
     @property
@@ -110,6 +111,9 @@ class Keeper:
         """End the child that runs now, at once; the next one is started as after any other end."""
         if (child := self._child) is not None:
             await child.kill()
+            # One that the kernel holds keeps its pipe open: it is listened to no more.
+            if self._child is child and self._receiving is not None:
+                self._receiving.cancel()
 
     async def drain(self, order: Drain, patience_s: float) -> None:
         """Let the child finish what runs in it, once `stopping` is set; end it after `patience_s`.
@@ -136,7 +140,7 @@ class Keeper:
     async def _follow(self, child: Child) -> Fatal | None:
         """Listen to a child until it ends or falls silent; what it said if it cannot start."""
         patience = self._patience = Patience(_START_S)
-        receiving = asyncio.create_task(child.receive())
+        receiving = self._receiving = asyncio.create_task(child.receive())
         try:
             # A stop while it was being started: it has heard nothing of it.
             while not self._stopping.is_set() or child.is_ready:
@@ -146,6 +150,8 @@ class Keeper:
                         log.error("child is stuck", extra={"child": self.name, "silent_s": patience.limit_s})
                         return None
                     continue
+                if receiving.cancelled():
+                    return None
                 frame = receiving.result()
                 if frame is None or isinstance(frame, Drained):
                     return None
@@ -155,9 +161,10 @@ class Keeper:
                 child.is_ready |= isinstance(frame, Ready)
                 patience = self._patience = Patience(self._silence_s)
                 self._on_frame(frame)
-                receiving = asyncio.create_task(child.receive())
+                receiving = self._receiving = asyncio.create_task(child.receive())
         finally:
             receiving.cancel()
+            self._receiving = None
         return None
 
     async def _pause(self, failed_starts: int) -> None:

@@ -96,6 +96,7 @@ class Supervisor:
         self.metrics_address = ""
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
+        self._was_told = False
         self._engine = Keeper(
             "engine",
             # The watch comes first.
@@ -145,9 +146,14 @@ class Supervisor:
                 await self._supervise()
 
     def stop(self) -> None:
-        """Drain and end; called again, end at once."""
-        if self._stop.is_set():
+        """Drain and end; called again, end at once.
+
+        A drain that an operator has asked for just goes on: whoever takes a server out of service asks first, and
+        sends the signal then.
+        """
+        if self._was_told:
             self._kill.set()
+        self._was_told = True
         self._stop.set()
 
     async def _supervise(self) -> None:

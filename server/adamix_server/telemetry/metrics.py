@@ -71,7 +71,6 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("adamix_queue_seconds", "histogram", "Time from arrival in the engine to its batch.", (), _SECONDS),
         Metric("adamix_queue_requests", "gauge", "Inputs waiting in the engine."),
-        Metric("adamix_engine_stalled", "gauge", "1 while the engine makes no progress, else 0."),
         Metric("adamix_running_requests", "gauge", "Inputs in the largest batch of the last second."),
         Metric("adamix_batch_tokens", "histogram", "Tokens per batch.", (), _POWERS_OF_TWO),
         Metric("adamix_batch_requests", "histogram", "Inputs per batch.", (), _POWERS_OF_TWO),

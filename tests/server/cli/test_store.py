@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import runpy
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from adamix_server.catalog.recovery import recover
 from adamix_server.cli import main
 from adamix_server.config import ServerConfig
 from adamix_server.supervisor import supervisor
+from adamix_server.telemetry import logs
+from adamix_testing.own_logs import own_logs
 
 STORES = Path(__file__).parent.parent / "catalog" / "old_stores"
 WRITER = runpy.run_path(str(STORES / "write_store.py"))
@@ -101,7 +104,11 @@ def test_a_server_in_the_way_is_named(store: Path, tmp_path: Path) -> None:
 def test_serve_hands_on_that_the_catalog_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configs: list[ServerConfig] = []
     monkeypatch.setattr(supervisor, "serve", lambda config, _: configs.append(config))
+    handlers, writer = list(logging.getLogger().handlers), logs._Process.writer
     for flags in ([], ["--accept-catalog"]):
-        result = CliRunner().invoke(main.app, ["serve", "--backbone", "x", "--store", str(tmp_path), *flags])
+        with own_logs():
+            result = CliRunner().invoke(main.app, ["serve", "--backbone", "x", "--store", str(tmp_path), *flags])
         assert result.exit_code == 0, result.output
+    # Else the tests that follow would log as that server, past what pytest captures.
+    assert (logging.getLogger().handlers, logs._Process.writer) == (handlers, writer)
     assert [config.accept_catalog for config in configs] == [False, True]

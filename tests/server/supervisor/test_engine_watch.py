@@ -36,9 +36,14 @@ def test_what_a_beat_says_counts_and_not_when_it_came() -> None:
 
 def test_time_in_which_nobody_watched_does_not_count() -> None:
     progress = Progress(stall_s=10, now=100.0)
-    progress.excuse(60.0)
+    progress.excuse(60.0, 165.0)
     assert progress.verdict(169.9) is Verdict.MOVING
     assert progress.verdict(170.0) is Verdict.STALLED
+    # What was read before is not put off: nobody ends a step in the future.
+    progress.beat(179.0)
+    progress.excuse(60.0, 180.0)
+    assert progress.verdict(189.9) is Verdict.MOVING
+    assert progress.verdict(190.0) is Verdict.STALLED
 
 
 class Scene:

@@ -267,10 +267,26 @@ async def test_an_operator_may_ask_for_the_drain_through_a_front_end(start_stage
     for _ in range(2):
         front_end.says.put_nowait(DrainWanted())
     await stage.until(lambda: stage.told_to_drain == ["frontend-0"])
+    # Nor does the first signal end it: who takes a server out of service asks, and sends the signal then.
+    stage.supervisor.stop()
+    await asyncio.sleep(0.1)
+    assert not front_end.gone
     stage.drains_at_once = True
     front_end.drain()
     await stage.ended()
     assert stage.drained == ["frontend-0", "engine"]
+
+
+async def test_a_second_signal_ends_a_drain_at_once(start_stage: StartStage) -> None:
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    stage.drains_at_once = False
+    stage.supervisor.stop()
+    await stage.until(lambda: stage.told_to_drain == ["frontend-0"])
+    stage.supervisor.stop()
+    await stage.ended()
+    assert stage.drained == []
+    assert all(child.gone for (child,) in stage.children.values())
 
 
 async def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(start_stage: StartStage) -> None:

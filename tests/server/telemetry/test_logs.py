@@ -16,33 +16,25 @@ import pytest
 
 from adamix_server.telemetry import logs
 from adamix_server.telemetry.log_writer import LogStream
+from adamix_testing.own_logs import own_logs
 
 Lines = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lines]:
+def lines(tmp_path: Path) -> Iterator[Lines]:
     """Configure logging to a file; calling the fixture gives the parsed lines."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    root.handlers.clear()
-    monkeypatch.setattr(logs._Process, "writer", None)
-    stderr = sys.stderr
     log = tmp_path / "log"
     fd = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    logs.divert("frontend", fd)
-    logs.configure("info", process="frontend")
 
     def read() -> list[dict[str, Any]]:
         assert logs.flush(10)
         return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
-    yield read
-    logs.flush(10)
-    sys.stderr = stderr
-    logging.captureWarnings(False)
-    root.handlers[:] = before
-    root.setLevel(level)
+    with own_logs():
+        logs.divert("frontend", fd)
+        logs.configure("info", process="frontend")
+        yield read
     os.close(fd)
 
 

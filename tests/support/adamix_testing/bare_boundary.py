@@ -121,4 +121,4 @@ class BareBoundary:
 
     def counts(self, metric: str = "adamix_requests_total") -> dict[tuple[str, ...], float]:
         """What was counted since the last look."""
-        return {s.labels: s.values[0] for s in self.recorder.drain() if s.name == metric}
+        return {s.labels: s.values[0] for s in self.recorder.drain() if s.name == metric and s.values[0]}

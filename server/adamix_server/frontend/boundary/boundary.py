@@ -81,8 +81,13 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         """What the generated `add_…_to_server` call of a server."""
         self._services.extend(handlers)
 
-    def add_registered_method_handlers(self, _service: str, _handlers: Mapping[str, Handler]) -> None:
-        """Nothing: these are the same methods, for servers that keep a queue for each."""
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Counts of their calls begin at 0. Else nothing: they are the same methods, for servers that keep a queue
+        for each.
+        """
+        for name, handler in handlers.items():
+            if _is_defined(_behaviour(handler)):
+                self._books.recorder.inc("adamix_requests_total", f"{service}/{name}", "OK", by=0.0)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
         """The enclosed method of a call that has arrived."""
@@ -171,10 +176,15 @@ def _behaviour(handler: Handler) -> Callable[..., Any]:
 
 def _defined(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
     """`behaviour`, or for the plain function of a generated base class one that says UNIMPLEMENTED."""
-    if inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour):
+    if _is_defined(behaviour):
         return behaviour
 
     def undefined(_request: Any, _context: Any) -> Any:
         raise status.unimplemented(method[1:])
 
     return undefined
+
+
+def _is_defined(behaviour: Callable[..., Any]) -> bool:
+    """Whether it is a servicer's own, and not the plain function of a generated base class."""
+    return inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)

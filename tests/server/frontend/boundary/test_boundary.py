@@ -153,6 +153,13 @@ async def test_calls_are_counted_by_method_and_code(bare: BareBoundary) -> None:
     assert bare.admission._running == 0
 
 
+async def test_the_methods_that_there_are_are_counted_from_0_on(bare: BareBoundary) -> None:
+    begun = {sample.labels: sample.values for sample in bare.recorder.drain() if sample.name == "adamix_requests_total"}
+    assert begun[PREDICT[1:], "OK"] == [0.0]
+    # Not those that a servicer leaves to its base class.
+    assert ("adamix.v1.AdapterService/DeleteTask", "OK") not in begun
+
+
 def test_the_servers_own_time_limit() -> None:
     inf = float("inf")
     assert own_limit_s(None, 60.0) == 60.0
