@@ -5,6 +5,7 @@ A *split* is the set of versions that share a task's traffic, with their weights
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Self
 
 import msgspec
@@ -22,7 +23,8 @@ _earlier_decoder = msgspec.json.Decoder(tuple[Split, ...])
 
 def check_split(shares: Iterable[tuple[str, int]]) -> Split:
     """The split in its one order (by digest). Raises InvalidRequest unless it has 1..16 versions, each once."""
-    split = tuple(shares)
+    # A message holds two million: no more are looked at than it takes to see that there are too many.
+    split = tuple(islice(shares, MAX_TRAFFIC_SHARES + 1))
     if not 1 <= len(split) <= MAX_TRAFFIC_SHARES:
         raise InvalidRequest(
             f"traffic must name 1 to {MAX_TRAFFIC_SHARES} versions", reason="TRAFFIC_INVALID", field="traffic"

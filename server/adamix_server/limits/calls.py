@@ -51,7 +51,8 @@ MAX_READING_KEPT = chapter.limit(
 MAX_IDLE_STREAMS = chapter.limit(
     512,
     "",
-    "streams (64 uploads) whose next message has not come for a second and that keep no place",
+    "streams (64 uploads) that wait for their next message and keep no place: at once where the connection's last one "
+    "was small, else after a second",
     None,
     note="further ones keep their place",
     proof="server/frontend/boundary/test_places.py::test_a_stream_that_waits_moves_to_a_seat",
@@ -63,7 +64,7 @@ FIRST_MESSAGE_S = chapter.limit(
     "first message of a call",
     Code.DEADLINE_EXCEEDED,
     "MESSAGE_LATE",
-    note="after 1 s, if others wait for its place",
+    note="after 1 s, if others wait for its place; health `Check` and the like after 0.25 s",
     proof="server/frontend/boundary/test_receiving.py::test_the_first_message_has_a_time",
 )
 READING_WAIT_S = chapter.limit(

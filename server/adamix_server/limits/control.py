@@ -33,7 +33,7 @@ UPLOAD_GRACE_S = chapter.limit(
 UPLOAD_IDLE_S = chapter.limit(
     30.0,
     "s",
-    "a registration without a message, where none of its bytes are due: before its header, after the name of a file",
+    "a registration that has named a file of the server, and is not ended by its caller",
     Code.DEADLINE_EXCEEDED,
     "UPLOAD_IDLE",
     proof="server/frontend/control/test_registration.py::test_an_upload_that_stands_still_is_ended",

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 
 from adamix.errors import FailedPrecondition, InvalidRequest
@@ -9,6 +11,20 @@ A, B, C = (((letter * 64, 1),) for letter in "abc")
 
 def digest_of(split: Split) -> str:
     return split[0][0]
+
+
+def test_of_far_too_many_shares_only_so_many_are_looked_at() -> None:
+    looked_at = []
+
+    def shares() -> Iterator[tuple[str, int]]:
+        for index in range(1_000):
+            looked_at.append(index)
+            yield "", 0
+
+    with pytest.raises(InvalidRequest) as caught:
+        check_split(shares())
+    assert caught.value.reason == "TRAFFIC_INVALID"
+    assert len(looked_at) == MAX_TRAFFIC_SHARES + 1
 
 
 def test_back_undoes_set_step_by_step() -> None:

@@ -13,8 +13,10 @@ from adamix.errors import AdamixError
 from adamix_protos.open_inference import open_inference_pb2 as oip
 from adamix_protos.open_inference import open_inference_pb2_grpc
 from adamix_protos.v1 import adapters_pb2, inference_pb2
+from adamix_server.api.status import MAX_ERROR_BYTES
 from adamix_server.catalog.paging import check_page_size
 from adamix_server.catalog.pointer import check_split
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_server.limits.control import MAX_CHUNK_BYTES, MAX_PAGE_SIZE, MAX_TRAFFIC_SHARES, MAX_TRAFFIC_WEIGHT
 from adamix_server.limits.messages import (
@@ -103,6 +105,20 @@ async def test_tokens_of_a_text(start_serving: StartServing, seed: Seed, make_ad
 def test_ids() -> None:
     assert reason_of(lambda: check_name("a" * 63, "task")) == ""
     assert reason_of(lambda: check_name("a" * 64, "task")) == "ID_INVALID"
+
+
+async def test_of_a_name_as_large_as_a_message_little_is_kept(
+    start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[calls.Call] = []
+    monkeypatch.setattr(calls, "enter", lambda call, enter=calls.enter: (kept.append(call), enter(call)))
+    harness = await start_serving()
+    assert await refusal(harness.adapters.GetTask(adapters_pb2.GetTaskRequest(task="x" * (1 << 20)))) == (
+        INVALID,
+        "ID_INVALID",
+    )
+    assert kept[-1].resource.startswith("xxx")
+    assert len(kept[-1].resource.encode()) <= MAX_ERROR_BYTES
 
 
 def test_request_ids() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -66,12 +67,12 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
 
-        def places(size: int, seats: int) -> Places:
+        def places(size: int, seats: int, bounds: Bounds = bounds) -> Places:
             return Places(size, seats, bounds, refused)
 
         self._calls = places(bounds.reading, bounds.seats)
         self._uploads = places(bounds.reading_uploads, bounds.upload_seats)
-        self._signs = places(bounds.reading_kept, 0)
+        self._signs = places(bounds.reading_kept, 0, replace(bounds, patience_s=bounds.kept_patience_s))
         self._books = Books(admission, recorder, Messages(bounds, refused), Sending(bounds, recorder), origins(proxies))
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}

@@ -31,6 +31,7 @@ class Bounds:
         message_s: for the first message of a call to come.
         turn_s: to wait for a place to receive a message in.
         patience_s: after this a call without its message ends if others wait for its place.
+        kept_patience_s: as `patience_s`, of what operators ask: probes come over new connections and wait for a second.
         late_s: so long a connection whose message did not come is served after the others.
         message_bytes: in all messages received and not done with; each counts three times while it is read.
         bytes_s: to wait for room among them.
@@ -49,6 +50,7 @@ class Bounds:
     message_s: float = FIRST_MESSAGE_S
     turn_s: float = READING_WAIT_S
     patience_s: float = 1.0
+    kept_patience_s: float = 0.25
     late_s: float = 10.0
     message_bytes: int = MAX_BYTES_IN_FLIGHT
     bytes_s: float = 1.0

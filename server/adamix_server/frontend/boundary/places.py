@@ -4,8 +4,10 @@ grpc tells no size before it delivers, and a read that has begun cannot be taken
 may cost a whole one. So a place is taken before each read. Who has none waits, and connections take turns. A caller
 that sends its headers and no message must not keep others from theirs: while they wait it is ended after a short
 patience, and its connection is served after the others for a while. Half of the places are for connections whose last
-message came, and was small: most are such. A stream that waits for its *next* message does nothing odd; it moves to a
-seat, of which there are more. Knows tasks and time; knows neither messages nor grpc.
+message came, and was small: most are such. A stream that waits for its *next* message does nothing odd; it has a seat,
+of which there are more: at once where its connection sends small messages, else when its message has not come for a
+moment. So many streams of one connection can be asked and answered in turn, and none keeps a place from its new calls.
+Knows tasks and time; knows neither messages nor grpc.
 """
 
 import asyncio
@@ -78,7 +80,10 @@ class Places:
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self, origin: Origin, *, is_first: bool) -> Place | None:
-        """A place, if there is one and nobody waits for it."""
+        """A place, if there is one and nobody waits for it; or a seat."""
+        if not is_first and self._is_known(origin) and self._seats.take(origin, 1):
+            # Nobody is in the way there, so there is nothing to look at.
+            return Place(self._loop, self._loop.time(), origin, self._seats, is_first=False)
         if self._waiting or not self._may(origin):
             return None
         return self._hold(origin, is_first=is_first)
@@ -140,9 +145,13 @@ class Places:
 
     def _may(self, origin: Origin) -> bool:
         """Whether one of this connection may have a place now; if so, it is taken."""
-        if self._room.free <= self._reserve and origin.connection not in self._known and not origin.is_trusted:
+        if self._room.free <= self._reserve and not self._is_known(origin):
             return False
         return self._room.take(origin, 1)
+
+    def _is_known(self, origin: Origin) -> bool:
+        """Whether it sends small messages, as far as can be told."""
+        return origin.connection in self._known or origin.is_trusted
 
     def _hold(self, origin: Origin, *, is_first: bool) -> Place:
         place = Place(self._loop, self._loop.time(), origin, self._room, is_first=is_first)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
+from adamix_server.api import status
 from adamix_server.api.resource_names import parse_task, task_name
 from adamix_server.catalog.pointer import check_split
 from adamix_server.catalog.rows import TaskRow, check_same_form
@@ -212,7 +213,8 @@ async def _converted(rows: Sequence[Row], convert_one: Callable[[Row], Message])
 def _name(name: str, field: str = "task") -> tuple[str, str]:
     """(tenant, task) of a request; the call's resource from now on."""
     call = calls.current()
-    call.resource = name
+    # Of a name as large as a message no more is kept than an error says of it.
+    call.resource = status.clip(name, status.MAX_ERROR_BYTES)
     task = parse_task(name, call.tenant, field)
     call.resource = task_name(call.tenant, task)
     return call.tenant, task

@@ -29,7 +29,7 @@ async def read_header(requests: Requests, place: Upload) -> adapters_pb2.Registe
 
     Raises:
         InvalidRequest: it is not a header.
-        DeadlineExceeded: none comes (`UPLOAD_IDLE`).
+        DeadlineExceeded: none comes (`MESSAGE_LATE`, as for any call).
     """
     async with place.receiving():
         first = await _next(requests, place)

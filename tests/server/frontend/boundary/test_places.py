@@ -154,6 +154,23 @@ async def test_a_stream_that_waits_moves_to_a_seat() -> None:
         assert (places._room.free, places._seats.free) == (2, 4)
 
 
+async def test_streams_of_small_messages_have_seats_at_once() -> None:
+    with places_of(8, 64) as places:
+        make_known(places, "gateway")
+        seats = [places.take(Origin("gateway"), is_first=False) for _ in range(12)]
+        assert None not in seats
+        # They keep no place from a call of the same connection, and are never in anybody's way.
+        assert places._room.free == 8
+        assert not places._held
+        # Of a connection whose messages are large, each counts as one.
+        large = places.take(Origin("large"), is_first=False)
+        assert large is not None
+        assert places._room.free == 7
+        for place in (large, *filter(None, seats)):
+            places.give(place)
+        assert (places._room.free, places._seats.free) == (8, 64)
+
+
 async def test_a_place_granted_to_who_was_cancelled_is_not_lost() -> None:
     with places_of(1) as places:
         make_known(places, "a", "b")

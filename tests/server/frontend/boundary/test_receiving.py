@@ -104,6 +104,33 @@ async def test_half_open_calls_are_in_nobodys_way(start: Callable[..., Any]) -> 
     assert bare.admission._calls.free == BOUNDS.calls
 
 
+async def test_half_open_probes_are_in_no_probes_way(start: Callable[..., Any]) -> None:
+    # Who probes over a new connection waits for a second, as long as a call is left in peace.
+    assert 2 * BOUNDS.kept_patience_s <= 0.5 < BOUNDS.patience_s
+    bare = await start(replace(BOUNDS, message_s=60.0, turn_s=60.0, patience_s=60.0, reading_kept=8))
+    half_open = [bare.half_open(bare.connect(), HEALTH) for _ in range(8)]
+    await asyncio.sleep(0.05)
+    await bare.connect().unary_unary(HEALTH)(b"", timeout=10)
+    # Those whose turn came then have their patience for themselves.
+    for call in half_open:
+        call.cancel()
+
+
+async def test_many_streams_of_one_connection_are_answered_in_turn(start: Callable[..., Any]) -> None:
+    # None of them waits for another's patience to end.
+    bare = await start(replace(BOUNDS, message_s=60.0, turn_s=60.0, patience_s=60.0))
+    streams = []
+    for _ in range(60):
+        streams.append(bare.channel.stream_stream(PREDICT_STREAM)())
+        for stream in streams[-2:]:
+            await stream.write(b"")
+            assert await stream.read() is not grpc.aio.EOF  # type: ignore[attr-defined] # not in the stubs
+    await bare.predict()
+    for stream in streams:
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF  # type: ignore[attr-defined] # not in the stubs
+
+
 async def test_a_call_without_a_message_is_refused(start: Callable[..., Any]) -> None:
     bare = await start()
     assert await refusal(bare.channel.stream_unary(PREDICT)(iter(()))) == (INVALID, "MESSAGE_MISSING")
