@@ -25,7 +25,7 @@ def ask(server: Server, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_idle_connections_keep_neither_scrapers_out_nor_the_engine_down(
     start_server: StartServer, eventually: Eventually
 ) -> None:

@@ -183,4 +183,4 @@ async def test_metadata(harness: Harness) -> None:
 
     # What the transport adds itself (path, authority, agent, encodings) is some hundred bytes.
     assert await outcomes(MAX_METADATA_BYTES - 1_024, 40) == {(INVALID, "INPUT_COUNT")}
-    assert await outcomes(MAX_METADATA_BYTES, 40) == {(EXHAUSTED, "")}
+    assert await outcomes(MAX_METADATA_BYTES, 8) == {(EXHAUSTED, "")}

@@ -150,19 +150,20 @@ async def test_an_upload_over_the_limit_is_cut_off(
     start_serving: StartServing, monkeypatch: pytest.MonkeyPatch, make_adapter: MakeAdapter
 ) -> None:
     monkeypatch.setattr("adamix_server.frontend.control.upload.MAX_ADAPTER_BYTES", 2500)
-    sent = 0
+    answered = asyncio.Event()
 
-    async def endless() -> AsyncIterator[pb.RegisterAdapterRequest]:
-        nonlocal sent
+    async def unending() -> AsyncIterator[pb.RegisterAdapterRequest]:
         yield pb.RegisterAdapterRequest(header=pb.RegisterAdapterHeader(task="sst2"))
-        while True:
-            sent += 1
+        for _ in range(MAX_WAITING_UPLOAD_BYTES // 1000 + 1):
             yield pb.RegisterAdapterRequest(chunk=bytes(1000))
+        # What grpc's client still sends while the answer comes, it may take for an error of its own.
+        await answered.wait()
 
     harness = await start_serving()
-    found = await refusal(harness.adapters.RegisterAdapter(endless()))
+    found = await refusal(harness.adapters.RegisterAdapter(unending()))
     assert found == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_LARGE")
     assert harness.temporaries() == []
+    answered.set()
 
 
 async def test_an_upload_cut_in_the_middle_leaves_nothing(harness: Harness) -> None:
