@@ -2,7 +2,7 @@
 
 Both planes share one interpreter, and a list of a thousand rows costs it as much as dozens of predictions. So only a
 few control calls are at work at once, and a connection has at most half of those places; the others wait, the oldest
-first. While data calls run, all control calls together get a tenth of a core: who has had more than a moment of it
+first. While data calls run, all control calls together get a twentieth of a core: who has had more than a moment of it
 waits until its share has made up for that. Among those that wait, the connection that has had the least comes first, so
 that one that calls without pause shuts nobody out. Without data calls nobody waits for that.
 
@@ -24,7 +24,7 @@ from adamix_server.limits.control import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_
 from adamix_server.telemetry.metrics import Recorder
 
 # Of one core, beside data calls.
-SHARE = 0.1
+SHARE = 0.05
 # CPU seconds that a connection, and all of them, may be ahead of their share.
 MAX_AHEAD_S = 0.1
 MAX_ALL_AHEAD_S = 0.3
