@@ -11,7 +11,10 @@
     ├── NotFound                     NOT_FOUND              unknown, or not the caller's to see: one answer for both
     ├── FailedPrecondition           FAILED_PRECONDITION    right request, wrong state
     ├── Aborted                      ABORTED                lost a compare-and-swap (stale etag)
-    ├── Overloaded                   RESOURCE_EXHAUSTED     queue, quota, slots or memory; `retry_after_s`
+    ├── Unauthenticated              UNAUTHENTICATED        no or bad credential: the same words for every cause
+    ├── PermissionDenied             PERMISSION_DENIED      known caller, missing right on something of its own
+    ├── Overloaded                   RESOURCE_EXHAUSTED     queue, slots or memory; `retry_after_s`
+    │   └── QuotaExceeded                                   a tenant's limit; the reason names it
     ├── StoreFull                    RESOURCE_EXHAUSTED     no room on the disk
     ├── Unavailable                  UNAVAILABLE            draining or restarting; `retry_after_s`
     ├── DeadlineExceeded             DEADLINE_EXCEEDED
@@ -110,9 +113,61 @@ class Aborted(AdamixError):
     default_reason = "STALE_ETAG"
 
 
+class Unauthenticated(AdamixError):
+    code = Code.UNAUTHENTICATED
+    default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(AdamixError):
+    code = Code.PERMISSION_DENIED
+    default_reason = "PERMISSION_DENIED"
+
+
 class Overloaded(AdamixError):
     code = Code.RESOURCE_EXHAUSTED
     default_reason = "OVERLOADED"
+
+
+class QuotaExceeded(Overloaded):
+    """A tenant has what it may have.
+
+    Args:
+        subject: whose limit it is, e.g. `tenants/acme`.
+        limit: the quota.
+        used: what is used of it without this call.
+    """
+
+    default_reason = "QUOTA_EXCEEDED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        field: str | None = None,
+        retry_after_s: float | None = None,
+        subject: str = "",
+        limit: int = 0,
+        used: int = 0,
+    ) -> None:
+        super().__init__(message, reason=reason, field=field, retry_after_s=retry_after_s)
+        self.subject = subject
+        self.limit = limit
+        self.used = used
+
+    @classmethod
+    def of(
+        cls, quota: str, tenant: str, *, limit: int, used: int, retry_after_s: float | None = None
+    ) -> "QuotaExceeded":
+        """The error for a quota by its name, e.g. `max_tasks`; `QUOTA_MAX_TASKS` is its reason."""
+        return cls(
+            f"tenant {tenant} has reached its quota {quota}: {used:,} of {limit:,} are used",
+            reason=f"QUOTA_{quota.upper()}",
+            retry_after_s=retry_after_s,
+            subject=f"tenants/{tenant}",
+            limit=limit,
+            used=used,
+        )
 
 
 class StoreFull(AdamixError):

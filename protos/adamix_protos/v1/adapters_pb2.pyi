@@ -37,7 +37,7 @@ RESIDENCY_HOST: Residency
 RESIDENCY_DEVICE: Residency
 
 class Version(_message.Message):
-    __slots__ = ("name", "digest", "state", "create_time", "manifest_json", "num_bytes", "backbone_fingerprint", "live", "residency", "pinned")
+    __slots__ = ("name", "digest", "state", "create_time", "manifest_json", "num_bytes", "backbone_fingerprint", "live", "residency", "pinned", "quarantined", "quarantine_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,8 @@ class Version(_message.Message):
     LIVE_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     state: VersionState
@@ -58,7 +60,9 @@ class Version(_message.Message):
     live: bool
     residency: Residency
     pinned: bool
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[VersionState, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest_json: _Optional[str] = ..., num_bytes: _Optional[int] = ..., backbone_fingerprint: _Optional[str] = ..., live: bool = ..., residency: _Optional[_Union[Residency, str]] = ..., pinned: bool = ...) -> None: ...
+    quarantined: bool
+    quarantine_reason: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[VersionState, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest_json: _Optional[str] = ..., num_bytes: _Optional[int] = ..., backbone_fingerprint: _Optional[str] = ..., live: bool = ..., residency: _Optional[_Union[Residency, str]] = ..., pinned: bool = ..., quarantined: bool = ..., quarantine_reason: _Optional[str] = ...) -> None: ...
 
 class Traffic(_message.Message):
     __slots__ = ("digest", "weight")

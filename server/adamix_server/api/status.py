@@ -22,7 +22,10 @@ from adamix.errors import (
     InvalidRequest,
     NotFound,
     Overloaded,
+    PermissionDenied,
+    QuotaExceeded,
     StoreFull,
+    Unauthenticated,
     Unavailable,
 )
 from adamix_server import retry
@@ -40,24 +43,29 @@ _CLASSES: dict[Code, type[AdamixError]] = {
     Code.INVALID_ARGUMENT: InvalidInput,
     Code.DEADLINE_EXCEEDED: DeadlineExceeded,
     Code.NOT_FOUND: NotFound,
+    Code.PERMISSION_DENIED: PermissionDenied,
     Code.RESOURCE_EXHAUSTED: Overloaded,
     Code.FAILED_PRECONDITION: FailedPrecondition,
     Code.ABORTED: Aborted,
     Code.INTERNAL: InternalError,
     Code.UNAVAILABLE: Unavailable,
     Code.DATA_LOSS: DataLoss,
+    Code.UNAUTHENTICATED: Unauthenticated,
 }
 
 
 def to_status(error: AdamixError, resource: str = "") -> Any:
     """The google.rpc.Status of an error.
 
-    ErrorInfo always; BadRequest when a field is to blame; RetryInfo when waiting helps, with the error's estimate up to
+    ErrorInfo always, of a quota with its `subject`, `limit` and what is `used`; BadRequest when a field is to blame; RetryInfo when waiting helps, with the error's estimate up to
     a fifth longer or shorter, so that those refused together do not come back together; QuotaFailure on
     RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the caller did, on NOT_FOUND.
     """
     message = clip(error.message, MAX_ERROR_BYTES)
-    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    if isinstance(error, QuotaExceeded):
+        info.metadata.update({"subject": error.subject, "limit": str(error.limit), "used": str(error.used)})
+    details: list[Any] = [info]
     if error.field is not None and error.code is Code.INVALID_ARGUMENT:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -66,7 +74,8 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
         delay.FromMilliseconds(max(1, round(retry.jittered(error.retry_after_s) * 1000)))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.code is Code.RESOURCE_EXHAUSTED:
-        shortage = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=message)
+        subject = error.subject if isinstance(error, QuotaExceeded) else error.reason
+        shortage = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
         details.append(error_details_pb2.QuotaFailure(violations=[shortage]))
     if error.code is Code.NOT_FOUND:
         kind = "adamix.v1/Version" if "/versions/" in resource else "adamix.v1/Task"
@@ -120,6 +129,7 @@ def from_status(status: Any) -> AdamixError:
     reason: str | None = None
     field: str | None = None
     retry_after_s: float | None = None
+    limits: dict[str, str] = {}
     for detail in status.details:
         info, bad, retry = (
             error_details_pb2.ErrorInfo(),
@@ -128,11 +138,25 @@ def from_status(status: Any) -> AdamixError:
         )
         if detail.Unpack(info):
             reason = info.reason
+            limits = dict(info.metadata) if status.code == Code.RESOURCE_EXHAUSTED else {}
         elif detail.Unpack(bad) and bad.field_violations:
             field = bad.field_violations[0].field
         elif detail.Unpack(retry):
             retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    if limits.keys() >= {"subject", "limit", "used"}:
+        return QuotaExceeded(
+            status.message,
+            reason=reason,
+            retry_after_s=retry_after_s,
+            subject=limits["subject"],
+            limit=_to_int(limits["limit"]),
+            used=_to_int(limits["used"]),
+        )
     return build(status.code, status.message, reason, field, retry_after_s)
+
+
+def _to_int(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
 
 
 def from_rpc_error(error: Any) -> AdamixError:

@@ -17,6 +17,7 @@ import msgspec
 
 from adamix.errors import FailedPrecondition
 from adamix.files.manifest import HeadSpec
+from adamix_server.catalog.access import NO_ACCESS, Access
 from adamix_server.catalog.lifecycle import State
 from adamix_server.names import task_not_found, version_not_found
 
@@ -163,12 +164,14 @@ class Snapshot:
     """The whole catalog at one revision, by (tenant, task).
 
     Attributes:
+        access: who may call, and what for.
         since: the revision of the snapshot it was made from; None if it was read as a whole.
         touched: the tasks that were read again since then, or are gone.
     """
 
     revision: int
     tasks: Mapping[Name, TaskRow]
+    access: Access = NO_ACCESS
     since: int | None = field(default=None, compare=False)
     touched: Set[Name] = field(default=frozenset(), compare=False)
 

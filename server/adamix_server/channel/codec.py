@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit
+from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit, TenantShares
 from adamix_server.channel.supervisor_frames import (
     Agreed,
     Beat,
@@ -33,7 +33,7 @@ from adamix_server.channel.supervisor_frames import (
 )
 
 # Front end -> engine, and back.
-ToEngine = Submit | Cancel | Control
+ToEngine = Submit | Cancel | Control | TenantShares
 FromEngine = Hello | Emit | Credit | Reply
 
 # Supervisor -> child, and back: words, and statistics, which are made when they are sent.

@@ -48,6 +48,22 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     type_ids: bytes | None = None
 
 
+class TenantShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What one tenant is among others, as in `access.quotas.Shares`."""
+
+    tenant: str
+    weight: int
+    service_class: Literal["interactive", "batch"]
+
+
+class TenantShares(Frame, frozen=True, kw_only=True):
+    """Front end -> engine: all tenants that are not of weight 1 and interactive. Replaces what was said before."""
+
+    generation: int
+    engine_id: str
+    shares: list[TenantShare]
+
+
 class Submit(Frame, frozen=True, kw_only=True):
     """Front end -> engine: all rows that arrived since the last turn of the loop."""
 
@@ -100,6 +116,24 @@ class WireError(msgspec.Struct, frozen=True, kw_only=True):
         return error
 
 
+class QueueState(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits in the engine, of all front ends, and how fast it gets done: for estimates of how long that takes.
+
+    Attributes:
+        tokens_per_s: by the engine's own measurement; 0 if it has not measured yet.
+        queued_tokens: all of them.
+        batch_tokens: those of tenants of the class `batch`.
+        active_weight: of all tenants that have something queued, together.
+        tenants: queued tokens of each tenant that this front end has rows of.
+    """
+
+    tokens_per_s: float = 0.0
+    queued_tokens: int = 0
+    batch_tokens: int = 0
+    active_weight: float = 0.0
+    tenants: dict[str, int] = {}
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One step of one request's answer: fp32 logits (little-endian bytes) or an error."""
 
@@ -111,33 +145,24 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Emit(Frame, frozen=True, kw_only=True):
-    """Engine -> front end: everything one step finished for this front end, and the credit it gives back.
-
-    `tokens_per_s` and `queued_tokens` as in `Credit`.
-    """
+    """Engine -> front end: everything one step finished for this front end, and the credit it gives back."""
 
     generation: int
     engine_id: str
     events: list[Event]
     credit_inputs: int = 0
     credit_tokens: int = 0
-    tokens_per_s: float = 0.0
-    queued_tokens: int = 0
+    queue: QueueState = QueueState()
 
 
 class Credit(Frame, frozen=True, kw_only=True):
-    """Engine -> front end: how much more may be submitted. Added to what the front end has.
-
-    Also how fast the engine is by its own measurement (0: it has not measured yet), and the tokens of all front ends
-    that wait in it: whoever is refused is told by these when to come back.
-    """
+    """Engine -> front end: how much more may be submitted. Added to what the front end has."""
 
     generation: int
     engine_id: str
     inputs: int
     tokens: int
-    tokens_per_s: float = 0.0
-    queued_tokens: int = 0
+    queue: QueueState = QueueState()
 
 
 # What a front end may ask an engine, besides answers:

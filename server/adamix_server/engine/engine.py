@@ -24,6 +24,7 @@ from adamix_server.channel.engine_frames import (
     EngineLoad,
     Event,
     Hello,
+    QueueState,
     Reply,
     Submit,
     Timing,
@@ -186,9 +187,11 @@ class Engine:
             engine_id=self.hello.engine_id,
             inputs=max(limits.max_queue_inputs // self._front_ends, 1),
             tokens=max(limits.max_queue_tokens // self._front_ends, self.hello.spec.max_tokens),
-            tokens_per_s=self._rate.tokens_per_s,
-            queued_tokens=self._scheduler.queued_tokens,
+            queue=self._queue_state(),
         )
+
+    def _queue_state(self) -> QueueState:
+        return QueueState(tokens_per_s=self._rate.tokens_per_s, queued_tokens=self._scheduler.queued_tokens)
 
     def _load(self) -> EngineLoad:
         return EngineLoad(
@@ -267,6 +270,9 @@ class Engine:
     def _emit(self) -> None:
         """Send what is in the outbox, one frame per front end, with the credit that comes back."""
         outbox, self._outbox = self._outbox, {}
+        if not outbox:
+            return
+        queue = self._queue_state()
         for peer, ended in outbox.items():
             emit = Emit(
                 generation=self.hello.generation,
@@ -274,8 +280,7 @@ class Engine:
                 events=[event for _, event in ended],
                 credit_inputs=len(ended),
                 credit_tokens=sum(request.num_tokens for request, _ in ended),
-                tokens_per_s=self._rate.tokens_per_s,
-                queued_tokens=self._scheduler.queued_tokens,
+                queue=queue,
             )
             self._channel.send(peer, emit)
 

@@ -25,6 +25,7 @@ from adamix_server.channel.engine_frames import (
     Event,
     Hello,
     Op,
+    QueueState,
     Reply,
     Row,
     Submit,
@@ -226,8 +227,7 @@ class _Connection:
         self._inputs = self._granted_inputs = 0
         self._tokens = self._granted_tokens = 0
         # What the engine last said of itself.
-        self._tokens_per_s = 0.0
-        self._queued_tokens = 0
+        self._queue = QueueState()
         self._batch_tokens = batch_tokens
         self._turns = retry.RoomTurns()
         self._waiting: dict[int, asyncio.Future[Event]] = {}
@@ -344,7 +344,7 @@ class _Connection:
                 case Emit() if self._is_ours(frame):
                     self._inputs += frame.credit_inputs
                     self._tokens += frame.credit_tokens
-                    self._tokens_per_s, self._queued_tokens = frame.tokens_per_s, frame.queued_tokens
+                    self._queue = frame.queue
                     for event in frame.events:
                         self._finish(event)
                 case Credit() if self._is_ours(frame):
@@ -352,7 +352,7 @@ class _Connection:
                     self._tokens += frame.tokens
                     self._granted_inputs += frame.inputs
                     self._granted_tokens += frame.tokens
-                    self._tokens_per_s, self._queued_tokens = frame.tokens_per_s, frame.queued_tokens
+                    self._queue = frame.queue
                     self.granted.set()
                 case Reply() if self._is_ours(frame):
                     future = self._calls.get(frame.call)
@@ -376,8 +376,8 @@ class _Connection:
             time.monotonic(),
             num_tokens,
             own=own_tokens,
-            queued=self._queued_tokens,
-            per_s=self._tokens_per_s,
+            queued=self._queue.queued_tokens,
+            per_s=self._queue.tokens_per_s,
             batch=self._batch_tokens,
         )
 

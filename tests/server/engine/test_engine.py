@@ -58,7 +58,7 @@ class FrontEnd:
             while not done():
                 frame = await self.channel.receive()
                 if isinstance(frame, Credit | Emit):
-                    self.said.append((frame.tokens_per_s, frame.queued_tokens))
+                    self.said.append((frame.queue.tokens_per_s, frame.queue.queued_tokens))
                 match frame:
                     case Emit(events=events, credit_inputs=inputs, credit_tokens=tokens):
                         for event in events:

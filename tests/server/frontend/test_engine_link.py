@@ -10,7 +10,19 @@ import pytest
 from adamix.errors import AdamixError, Overloaded, Unavailable
 from adamix.files.manifest import BackboneSpec
 from adamix_server.channel.codec import NotAFrame, ToEngine
-from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Hello, Limits, Reply, Row, Submit
+from adamix_server.channel.engine_frames import (
+    Cancel,
+    Control,
+    Credit,
+    Emit,
+    Event,
+    Hello,
+    Limits,
+    QueueState,
+    Reply,
+    Row,
+    Submit,
+)
 from adamix_server.channel.supervisor_frames import EngineDown, EngineMoving, EngineStalled, EngineUp
 from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
 
@@ -158,8 +170,8 @@ async def test_who_finds_no_room_is_told_when_there_will_be_some(scene: Scene) -
         return [wait for wait in waits if wait is not None]
 
     def says(tokens_per_s: float, queued_tokens: int) -> None:
-        speaks = {"engine_id": ENGINE_ID, "generation": 1, "tokens_per_s": tokens_per_s, "queued_tokens": queued_tokens}
-        wire.incoming.put_nowait(Emit(**speaks, events=[]))
+        queue = QueueState(tokens_per_s=tokens_per_s, queued_tokens=queued_tokens)
+        wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=[], queue=queue))
 
     says(10.0, 100)
     await settle()
@@ -171,7 +183,8 @@ async def test_who_finds_no_room_is_told_when_there_will_be_some(scene: Scene) -
     await scene.up(generation=2, tokens=100)
     wire = scene.wires[-1]
     scene.link.submit([scene.row(100)])
-    wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=2, events=[], tokens_per_s=100.0, queued_tokens=1000))
+    queue = QueueState(tokens_per_s=100.0, queued_tokens=1000)
+    wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=2, events=[], queue=queue))
     await settle()
     assert told(20) == pytest.approx([2.08], rel=0.01)
 

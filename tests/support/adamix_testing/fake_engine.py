@@ -17,6 +17,7 @@ from adamix_server.channel.engine_frames import (
     Event,
     Hello,
     Limits,
+    QueueState,
     Reply,
     Row,
     Submit,
@@ -89,7 +90,7 @@ class FakeEngine:
                 generation=generation,
                 inputs=self.credit[0],
                 tokens=self.credit[1],
-                tokens_per_s=self.tokens_per_s,
+                queue=QueueState(tokens_per_s=self.tokens_per_s),
             )
         )
         return self.channel
@@ -157,8 +158,7 @@ class FakeEngine:
                     events=[self._event(row, len(rows)) for row in rows],
                     credit_inputs=len(rows),
                     credit_tokens=_num_tokens(rows),
-                    tokens_per_s=self.tokens_per_s,
-                    queued_tokens=_num_tokens(self.held),
+                    queue=QueueState(tokens_per_s=self.tokens_per_s, queued_tokens=_num_tokens(self.held)),
                 )
             )
 

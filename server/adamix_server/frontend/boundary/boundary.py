@@ -21,6 +21,7 @@ from adamix_server.api import status
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
 from adamix_server.frontend.boundary.enclosure import Books, Context, Enclosure, Method
+from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
@@ -55,6 +56,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
 
     Args:
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
+        gate: lets calls in; None lets everyone in.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         recorder: Recorder,
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
+        gate: Gate | None = None,
     ) -> None:
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
@@ -73,7 +76,9 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self._calls = places(bounds.reading, bounds.seats)
         self._uploads = places(bounds.reading_uploads, bounds.upload_seats)
         self._signs = places(bounds.reading_kept, 0, replace(bounds, patience_s=bounds.kept_patience_s))
-        self._books = Books(admission, recorder, Messages(bounds, refused), Sending(bounds, recorder), origins(proxies))
+        self._books = Books(
+            admission, recorder, Messages(bounds, refused), Sending(bounds, recorder), origins(proxies), gate or Gate()
+        )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
 

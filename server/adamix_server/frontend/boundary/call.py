@@ -8,7 +8,7 @@ asyncio task, so a context variable is as local as an argument. Knows neither gr
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from adamix_server.config import DEFAULT_TENANT
+from adamix_server.access.principal import ANYONE, Actor, Principal
 from adamix_server.frontend.boundary.rooms import Origin
 
 NOWHERE = Origin("")
@@ -26,10 +26,19 @@ class Call:
     request_id: str
     method: str
     deadline: float
-    tenant: str = DEFAULT_TENANT
+    principal: Principal = ANYONE
     resource: str = ""
     origin: Origin = NOWHERE
     work_s: float = 0.0
+
+    @property
+    def tenant(self) -> str:
+        """The caller's own."""
+        return self.principal.tenant
+
+    @property
+    def actor(self) -> Actor:
+        return Actor(self.principal.name, self.origin.connection, self.method.removeprefix("/"))
 
 
 _current: ContextVar[Call] = ContextVar("adamix_call")

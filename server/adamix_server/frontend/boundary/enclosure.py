@@ -20,10 +20,12 @@ from typing import Any
 import grpc.aio
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded
+from adamix_server.access.principal import NOBODY
 from adamix_server.api import status
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
@@ -76,6 +78,7 @@ class Books:
     messages: Messages
     sending: Sending
     origin: Callable[[str], Origin]
+    gate: Gate
 
 
 class Enclosure:
@@ -116,15 +119,16 @@ class Enclosure:
         if self._limit_s is not None:
             remaining_s = self._limit_s
         deadline = math.inf if remaining_s is None else self._start + remaining_s
-        self._call = Call(_request_id(context), method.name, deadline, origin=origin)
+        self._call = Call(_request_id(context), method.name, deadline, principal=NOBODY, origin=origin)
         self.departure = Departure(books.sending, context, origin, self._call.request_id, self._start)
 
     async def __aenter__(self) -> "Enclosure":
         calls.enter(self._call)
         self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._call.request_id),))
         self.departure.task.add_done_callback(self._gone)
-        # Identity, right and rate of the caller will be asked here, before a byte of its message is read.
+        # All of this before a byte of its message is read.
         try:
+            self._call.principal = self._books.gate.admit(self._method.name, self._context)
             self._admit()
         except AdamixError as refusal:
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
