@@ -57,9 +57,10 @@ _CLASSES: dict[Code, type[AdamixError]] = {
 def to_status(error: AdamixError, resource: str = "") -> Any:
     """The google.rpc.Status of an error.
 
-    ErrorInfo always, of a quota with its `subject`, `limit` and what is `used`; BadRequest when a field is to blame; RetryInfo when waiting helps, with the error's estimate up to
-    a fifth longer or shorter, so that those refused together do not come back together; QuotaFailure on
-    RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the caller did, on NOT_FOUND.
+    ErrorInfo always, of a quota with its `subject`, `limit` and what is `used`; BadRequest when a field is to blame;
+    RetryInfo when waiting helps, with the error's estimate up to a fifth longer or shorter, so that those refused
+    together do not come back together; QuotaFailure on RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the
+    caller did, on NOT_FOUND.
     """
     message = clip(error.message, MAX_ERROR_BYTES)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
