@@ -35,6 +35,8 @@ class Request:
         hold: on its adapter, from its arrival until it ends.
         slot: of its adapter, once it runs; 0 is no adapter.
         timing: where its time went, once it has run.
+        number: its place among all that have arrived.
+        passed: in how many batches it was its tenant's oldest and too long for what was left.
     """
 
     row: Row = field(repr=False)
@@ -44,6 +46,8 @@ class Request:
     slot: int = 0
     status: Status = Status.QUEUED
     timing: Timing = _NOT_RUN
+    number: int = 0
+    passed: int = 0
 
     @classmethod
     def of_tokens(

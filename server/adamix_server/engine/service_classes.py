@@ -1,0 +1,50 @@
+"""Two service classes share a device: `batch` takes what `interactive` leaves, and is owed a part of all tokens. Pure.
+
+While interactive work came lately, batches end where they are still short, so that what comes next waits little.
+"""
+
+from adamix_server.engine.fair import Chosen, FairQueue
+
+# Up to so many tokens the batch class fills a batch beside interactive work.
+BESIDE_TOKENS = 256
+# What the batch class is owed of all tokens, while it has something to do.
+OWED = 0.05
+# What is owed is given in pieces of so many tokens: one short text of one more adapter in every batch would cost more.
+_OWED_PIECE = 64
+
+
+class ServiceClasses:
+    """The requests of both classes that could run now.
+
+    Args:
+        max_batch_tokens: the most that the batch class can be owed. Paid back at once, more would be a burst.
+    """
+
+    def __init__(self, max_batch_tokens: int) -> None:
+        self.interactive, self.batch = FairQueue(), FairQueue()
+        self._max_batch_tokens = max_batch_tokens
+        # Of the batch class. Below 0: it was given a piece that was longer than what it was owed.
+        self._owed = 0.0
+
+    def fill(self, chosen: Chosen, budget: int, *, is_interactive_lately: bool) -> None:
+        """Fill an empty batch with up to `budget` tokens of both classes.
+
+        Args:
+            is_interactive_lately: interactive work has arrived within the last second.
+        """
+        if not self.batch.is_active:
+            self.interactive.fill(chosen, budget, budget)
+            self._owed = min(self._owed + OWED * chosen.tokens, 0.0)
+            return
+        if self._owed >= _OWED_PIECE:
+            self.batch.fill(chosen, min(int(self._owed), budget), budget)
+        self._owed -= chosen.tokens
+        before = chosen.tokens
+        self.interactive.fill(chosen, budget, budget)
+        if is_interactive_lately or chosen.tokens > before:
+            budget = min(budget, BESIDE_TOKENS)
+        left = chosen.tokens
+        self.batch.fill(chosen, budget, budget)
+        # What nobody else wanted pays a debt off, and makes none.
+        self._owed = max(self._owed - (chosen.tokens - left), min(self._owed, 0.0))
+        self._owed = min(self._owed + OWED * chosen.tokens, float(self._max_batch_tokens))
