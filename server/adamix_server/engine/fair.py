@@ -15,7 +15,7 @@ it is the smallest, and the one that begins a batch finds it empty.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -25,7 +25,7 @@ from adamix_server.engine.token_counters import Counter, TokenCounters
 # How many requests of a tenant may be too long for the room that is left before the search for a shorter one stops.
 MISSES = 32
 # The same of all tenants together: a batch that has room for so few is full.
-ALL_MISSES = 4 * MISSES
+ALL_MISSES = 2 * MISSES
 # In how many batches a tenant's oldest request may be passed over by shorter ones.
 MOST_PASSED = 16
 
@@ -51,8 +51,7 @@ class Chosen:
         self.lost: set[str] = set()
 
     def can_take(self, digest: str) -> bool:
-        if digest in self.digests:
-            return True
+        """Whether the batch may come to need this adapter."""
         if digest in self.lost:
             return False
         if not self._is_ready(digest):
@@ -60,19 +59,13 @@ class Chosen:
             return False
         return True
 
-    def take(self, request: Request, num_tokens: int) -> None:
-        request.status = _RUNNING
-        self.requests.append(request)
-        self.digests[request.row.digest] = None
-        self.tokens += num_tokens
-
 
 @dataclass(eq=False, slots=True)
 class _Ready:
     """A tenant's requests that could run now, oldest first.
 
     Attributes:
-        left: how many of them are not taken by the batch that is being filled. With any it is active.
+        left: how many of them are not taken by the batch that is being filled. With any, the tenant is active.
         newest: the largest number of any.
         late: the smallest number of those that were added behind newer ones, and are not sorted yet.
     """
@@ -86,10 +79,7 @@ class _Ready:
 
 
 class FairQueue:
-    """See the module's docstring. Requests that wait for their adapter are elsewhere: their tenant counts as away.
-
-    What a batch took stays here until it is removed, so that nothing changes under those who look through it.
-    """
+    """See the module's docstring. Requests that wait for their adapter are elsewhere: their tenant counts as away."""
 
     def __init__(self) -> None:
         self.counters = TokenCounters()
@@ -118,20 +108,20 @@ class FairQueue:
     def of_tenant(self, tenant: str) -> list[Request]:
         return [] if (ready := self._tenants.get(tenant)) is None else list(ready.requests)
 
-    def add(self, request: Request, num_tokens: int) -> None:
+    def add(self, request: Request) -> None:
         """A request that could run. Call `sort` before the next `fill` if it may be older than others of its tenant."""
         tenant, digest = request.row.tenant, request.row.digest
         if (ready := self._tenants.get(tenant)) is None:
             ready = self._tenants[tenant] = _Ready(self.counters.enter(tenant))
         ready.requests[request] = None
-        ready.tokens += num_tokens
+        ready.tokens += request.num_tokens
         ready.left += 1
         if request.number > ready.newest:
             ready.newest = request.number
         elif ready.late is None:
             ready.late = request.number
             self._unsorted.append(ready)
-        self.tokens += num_tokens
+        self.tokens += request.num_tokens
         if (same := self._by_digest.get(digest)) is None:
             same = self._by_digest[digest] = {}
         if (mine := same.get(tenant)) is None:
@@ -150,38 +140,44 @@ class FairQueue:
             ready.late = None
         self._unsorted.clear()
 
-    def remove(self, request: Request, num_tokens: int) -> None:
-        """A request that was taken, or that is not to run."""
-        tenant, digest = request.row.tenant, request.row.digest
-        ready = self._tenants[tenant]
-        del ready.requests[request]
-        ready.tokens -= num_tokens
-        self.tokens -= num_tokens
-        if request.status is not _RUNNING:
-            ready.left -= 1
-            if not ready.left:
-                self.counters.leave(ready.counter)
-        if not ready.requests:
-            del self._tenants[tenant]
-        same = self._by_digest[digest]
-        mine = same[tenant]
-        del mine[request]
-        if not mine:
-            del same[tenant]
-            if not same:
-                del self._by_digest[digest]
+    def remove(self, request: Request) -> None:
+        """One that is not to run from here."""
+        ready = self._tenants[request.row.tenant]
+        ready.left -= 1
+        if not ready.left:
+            self.counters.leave(ready.counter)
+        self._drop([request])
 
     def fill(self, chosen: Chosen, limit: int, budget: int) -> None:
         """Take requests until a batch has `limit` tokens; no more than `budget`, unless the first one alone has."""
         if chosen.tokens >= limit or not self.is_active:
             return
-        share = budget / self.counters.active_weight
+        share, num_chosen = budget / self.counters.active_weight, len(chosen.requests)
         rests: dict[str, Iterator[Request]] = {}
         self._by_turn(chosen, rests, chosen.tokens + (limit - chosen.tokens) // 2, budget)
-        if not chosen.requests:
-            return
-        self._same_adapters(chosen, limit, budget, self.counters.floor + share)
-        self._by_turn(chosen, rests, limit, budget)
+        if chosen.requests:
+            self._same_adapters(chosen, limit, budget, self.counters.floor + share)
+            self._by_turn(chosen, rests, limit, budget)
+        # Not before: nothing may change under those who look through it.
+        self._drop(chosen.requests[num_chosen:])
+
+    def _drop(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            row = request.row
+            tenant, digest = row.tenant, row.digest
+            ready = self._tenants[tenant]
+            del ready.requests[request]
+            ready.tokens -= request.num_tokens
+            self.tokens -= request.num_tokens
+            if not ready.requests:
+                del self._tenants[tenant]
+            same = self._by_digest[digest]
+            mine = same[tenant]
+            del mine[request]
+            if not mine:
+                del same[tenant]
+                if not same:
+                    del self._by_digest[digest]
 
     def _by_turn(self, chosen: Chosen, rests: dict[str, Iterator[Request]], limit: int, budget: int) -> None:
         """Take by turn. `rests`: what has not been looked at of each tenant for this batch."""
@@ -202,20 +198,21 @@ class FairQueue:
         self, ready: _Ready, rest: Iterator[Request], chosen: Chosen, limit: int, budget: int, missed: int
     ) -> int:
         """Take from whose turn it is while it stays that tenant's; how many requests were too long by then."""
-        counter, until = ready.counter, self.counters.until()
+        until, digests = self.counters.until(), chosen.digests
         for request in rest:
-            if request.status is not _QUEUED or not chosen.can_take(request.row.digest):
+            if request.status is not _QUEUED:
                 continue
-            num_tokens = request.num_tokens
-            if chosen.tokens + num_tokens > budget and chosen.requests:
+            digest = request.row.digest
+            if digest not in digests and not chosen.can_take(digest):
+                continue
+            if chosen.tokens + request.num_tokens > budget and chosen.requests:
                 missed += 1
                 if missed < MISSES:
                     continue
                 break
-            self._take(ready, request, num_tokens, chosen)
-            if not ready.left or chosen.tokens >= limit or counter.value >= until:
+            if not self._take(ready, request, chosen) or chosen.tokens >= limit or ready.counter.value >= until:
                 return missed
-        self.counters.set_aside(counter)
+        self.counters.set_aside(ready.counter)
         return missed
 
     def _same_adapters(self, chosen: Chosen, limit: int, budget: int, most: float) -> None:
@@ -246,28 +243,32 @@ class FairQueue:
         for request in rest:
             if request.status is not _QUEUED:
                 continue
-            num_tokens = request.num_tokens
-            if chosen.tokens + num_tokens > budget:
+            if chosen.tokens + request.num_tokens > budget:
                 missed += 1
                 if missed < MISSES:
                     continue
                 return False
-            if counter.value + num_tokens / counter.weight > most:
+            if counter.value + request.num_tokens / counter.weight > most:
                 return False
-            self._take(ready, request, num_tokens, chosen)
-            if not ready.left:
+            if not self._take(ready, request, chosen):
                 return False
             if chosen.tokens >= limit or counter.value >= until:
                 return True
         return False
 
-    def _take(self, ready: _Ready, request: Request, num_tokens: int, chosen: Chosen) -> None:
-        chosen.take(request, num_tokens)
+    def _take(self, ready: _Ready, request: Request, chosen: Chosen) -> bool:
+        """Into the batch; whether its tenant has more that could run."""
+        num_tokens = request.num_tokens
+        request.status = _RUNNING
+        chosen.requests.append(request)
+        chosen.digests[request.row.digest] = None
+        chosen.tokens += num_tokens
         counter = ready.counter
         counter.value += num_tokens / counter.weight
         ready.left -= 1
         if not ready.left:
             self.counters.leave(counter)
+        return ready.left > 0
 
 
 def _is_kept_back(ready: _Ready, chosen: Chosen, budget: int, *, again: bool = False) -> bool:

@@ -111,8 +111,8 @@ class Scheduler:
         for tenant in self._tenants.change(shares):
             here, there = self._fair(tenant.name), self._fair(tenant.name, other=True)
             for request in there.of_tenant(tenant.name):
-                there.remove(request, request.num_tokens)
-                here.add(request, request.num_tokens)
+                there.remove(request)
+                here.add(request)
 
     def charge_generated(self, tenant: str, num_tokens: int) -> None:
         """Tokens that were generated for a tenant, beside what its requests were charged when they were taken."""
@@ -126,13 +126,12 @@ class Scheduler:
             raise KeyError(f"request {row.id} is queued already")
         self._queue[key] = request
         request.number = next(self._arrivals)
-        num_tokens = request.num_tokens
-        is_batch = self._tenants.came(row.tenant, request.peer, num_tokens, request.arrived).is_batch
+        is_batch = self._tenants.came(request).is_batch
         classes, digest = self._classes, row.digest
         if (parked := self._parked.get(digest)) is not None:
             parked[request] = None
         elif digest in classes.interactive or digest in classes.batch:
-            (classes.batch if is_batch else classes.interactive).add(request, num_tokens)
+            (classes.batch if is_batch else classes.interactive).add(request)
         else:
             self._parked[digest] = {request: None}
         if len(self._deadlines) > 2 * len(self._queue) + _SPARE_DEADLINES:
@@ -174,7 +173,8 @@ class Scheduler:
         is_lately = now - self._tenants.interactive_asked <= LATELY_S
         self._classes.fill(chosen, self._budget(tokens_per_s), is_interactive_lately=is_lately)
         for request in chosen.requests:
-            self._take(request)
+            del self._queue[request.peer, request.row.id]
+            self._tenants.went(request)
         for digest in chosen.lost:
             self._park(digest)
         return Batch.of(chosen.requests) if chosen.requests else None
@@ -203,7 +203,7 @@ class Scheduler:
         if len(ready) > 1:
             woken.sort(key=_NUMBER)
         for request in woken:
-            self._fair(request.row.tenant).add(request, request.num_tokens)
+            self._fair(request.row.tenant).add(request)
         self._classes.interactive.sort()
         self._classes.batch.sort()
 
@@ -211,17 +211,16 @@ class Scheduler:
         """Those of an adapter that is no longer ready wait for it."""
         requests = self.of(digest)
         for request in requests:
-            self._fair(request.row.tenant).remove(request, request.num_tokens)
+            self._fair(request.row.tenant).remove(request)
         self._parked[digest] = dict.fromkeys(requests)
 
     def _take(self, request: Request) -> None:
-        """Out of the queue."""
-        row, num_tokens = request.row, request.num_tokens
-        del self._queue[request.peer, row.id]
-        tenant = self._tenants.went(row.tenant, num_tokens)
-        if (parked := self._parked.get(row.digest)) is None:
-            (self._classes.batch if tenant.is_batch else self._classes.interactive).remove(request, num_tokens)
+        """Out of the queue, without having run."""
+        del self._queue[request.peer, request.row.id]
+        tenant, digest = self._tenants.went(request), request.row.digest
+        if (parked := self._parked.get(digest)) is None:
+            (self._classes.batch if tenant.is_batch else self._classes.interactive).remove(request)
         else:
             del parked[request]
             if not parked:
-                del self._parked[row.digest]
+                del self._parked[digest]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from adamix_server.access.quotas import DEFAULT_SHARES, Shares
 from adamix_server.channel.channel import Peer
+from adamix_server.engine.request import Request
 
 # Who asked within so long may well ask again while the next batch runs.
 LATELY_S = 1.0
@@ -70,8 +71,9 @@ class Tenants:
             return mine
         return {name: mine.get(name, 0) for name in changed}
 
-    def came(self, name: str, peer: Peer, num_tokens: int, now: float) -> Tenant:
+    def came(self, request: Request) -> Tenant:
         """A request was queued."""
+        name, num_tokens, now = request.row.tenant, request.num_tokens, request.arrived
         if (tenant := self._tenants.get(name)) is None:
             shares = self.shares(name)
             tenant = self._tenants[name] = Tenant(name, shares.weight, shares.service_class == "batch")
@@ -80,7 +82,7 @@ class Tenants:
             tenant.peers.clear()
         tenant.inputs += 1
         tenant.tokens += num_tokens
-        tenant.peers.add(peer)
+        tenant.peers.add(request.peer)
         tenant.asked = now
         self.queued_tokens += num_tokens
         if tenant.is_batch:
@@ -89,9 +91,9 @@ class Tenants:
             self.interactive_asked = now
         return tenant
 
-    def went(self, name: str, num_tokens: int) -> Tenant:
+    def went(self, request: Request) -> Tenant:
         """A request is no longer queued."""
-        tenant = self._tenants[name]
+        tenant, num_tokens = self._tenants[request.row.tenant], request.num_tokens
         tenant.inputs -= 1
         tenant.tokens -= num_tokens
         self.queued_tokens -= num_tokens
