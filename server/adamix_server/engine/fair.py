@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from adamix_server.engine.request import Request, Status
-from adamix_server.engine.token_counters import Counter, TokenCounters
+from adamix_server.engine.token_counters import Counter, TokenCounters, runner_up
 
 # How many requests of a tenant may be too long for the room that is left before the search for a shorter one stops.
 MISSES = 32
@@ -30,6 +30,8 @@ ALL_MISSES = 2 * MISSES
 MOST_PASSED = 16
 
 _QUEUED, _RUNNING = Status.QUEUED, Status.RUNNING
+# The rest of a tenant whose oldest request keeps the others back.
+_NOTHING: Iterator[Request] = iter(())
 
 
 class Chosen:
@@ -156,7 +158,7 @@ class FairQueue:
         rests: dict[str, Iterator[Request]] = {}
         self._by_turn(chosen, rests, chosen.tokens + (limit - chosen.tokens) // 2, budget)
         if chosen.requests:
-            self._same_adapters(chosen, limit, budget, self.counters.floor + share)
+            self._same_adapters(chosen, rests, limit, budget, self.counters.floor + share)
             self._by_turn(chosen, rests, limit, budget)
         # Not before: nothing may change under those who look through it.
         self._drop(chosen.requests[num_chosen:])
@@ -185,19 +187,34 @@ class FairQueue:
         misses: dict[str, int] = {}
         all_missed = 0
         while chosen.tokens < limit and all_missed < ALL_MISSES and (counter := counters.first()) is not None:
-            ready = self._tenants[counter.tenant]
-            if (rest := rests.get(counter.tenant)) is None:
-                rest = iter(()) if _is_kept_back(ready, chosen, budget) else iter(ready.requests)
-                rests[counter.tenant] = rest
-            before = misses.get(counter.tenant, 0)
-            missed = misses[counter.tenant] = self._one_turn(ready, rest, chosen, limit, budget, before)
+            tenant = counter.tenant
+            ready = self._tenants[tenant]
+            if is_fresh := (rest := rests.get(tenant)) is None:
+                rest = rests[tenant] = iter(ready.requests)
+            before = misses.get(tenant, 0)
+            missed = self._one_turn(ready, rest, chosen, limit, budget, before, is_fresh=is_fresh)
+            if missed is None:
+                rests[tenant] = _NOTHING
+                missed = before + 1
+            misses[tenant] = missed
             all_missed += missed - before
         counters.restore()
 
     def _one_turn(
-        self, ready: _Ready, rest: Iterator[Request], chosen: Chosen, limit: int, budget: int, missed: int
-    ) -> int:
-        """Take from whose turn it is while it stays that tenant's; how many requests were too long by then."""
+        self,
+        ready: _Ready,
+        rest: Iterator[Request],
+        chosen: Chosen,
+        limit: int,
+        budget: int,
+        missed: int,
+        *,
+        is_fresh: bool,
+    ) -> int | None:
+        """Take from whose turn it is while it stays that tenant's; how many requests were too long by then.
+
+        None if the tenant's oldest one is among them, and has been passed over too often. `is_fresh`: it comes now.
+        """
         until, digests = self.counters.until(), chosen.digests
         for request in rest:
             if request.status is not _QUEUED:
@@ -206,16 +223,25 @@ class FairQueue:
             if digest not in digests and not chosen.can_take(digest):
                 continue
             if chosen.tokens + request.num_tokens > budget and chosen.requests:
+                if is_fresh:
+                    is_fresh = False
+                    request.passed += 1
+                    if request.passed > MOST_PASSED:
+                        self.counters.set_aside(ready.counter)
+                        return None
                 missed += 1
                 if missed < MISSES:
                     continue
                 break
+            is_fresh = False
             if not self._take(ready, request, chosen) or chosen.tokens >= limit or ready.counter.value >= until:
                 return missed
         self.counters.set_aside(ready.counter)
         return missed
 
-    def _same_adapters(self, chosen: Chosen, limit: int, budget: int, most: float) -> None:
+    def _same_adapters(
+        self, chosen: Chosen, rests: dict[str, Iterator[Request]], limit: int, budget: int, most: float
+    ) -> None:
         """Take what needs the adapters that the batch needs, while a tenant's counter stays within `most`."""
         wanted: dict[str, list[OrderedDict[Request, None]]] = {}
         for digest in chosen.digests:
@@ -224,13 +250,12 @@ class FairQueue:
         turns: list[tuple[float, int, _Ready, Iterator[Request]]] = []
         for tenant, parts in wanted.items():
             ready = self._tenants[tenant]
-            if ready.left and not _is_kept_back(ready, chosen, budget, again=True):
+            if ready.left and rests.get(tenant) is not _NOTHING:
                 turns.append((ready.counter.value, ready.counter.turn, ready, chain.from_iterable(parts)))
         heapq.heapify(turns)
         while turns and chosen.tokens < limit:
             _, turn, ready, rest = turns[0]
-            until = min((entry[0] for entry in turns[1:3]), default=float("inf"))
-            if self._take_same(ready, rest, chosen, limit, budget, most, until):
+            if self._take_same(ready, rest, chosen, limit, budget, most, runner_up(turns)):
                 heapq.heapreplace(turns, (ready.counter.value, turn, ready, rest))
             else:
                 heapq.heappop(turns)
@@ -269,18 +294,3 @@ class FairQueue:
         if not ready.left:
             self.counters.leave(counter)
         return ready.left > 0
-
-
-def _is_kept_back(ready: _Ready, chosen: Chosen, budget: int, *, again: bool = False) -> bool:
-    """Whether a tenant's oldest request was passed over too often and is too long for what is left of this batch, too.
-
-    `again`: it was asked before for this batch, perhaps.
-    """
-    if not chosen.requests:
-        return False
-    oldest = next(request for request in ready.requests if request.status is _QUEUED)
-    if chosen.tokens + oldest.num_tokens <= budget or oldest.row.digest in chosen.lost:
-        return False
-    if not again:
-        oldest.passed += 1
-    return oldest.passed > MOST_PASSED

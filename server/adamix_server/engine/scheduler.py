@@ -49,7 +49,7 @@ class Scheduler:
         # Those whose adapter was not ready when it was last asked for, by adapter, oldest first.
         self._parked: dict[str, dict[Request, None]] = {}
         self._classes = ServiceClasses(max_batch_tokens)
-        self._tenants = Tenants()
+        self._tenants = Tenants(HOG_BATCHES * max_batch_tokens)
         # Soonest first, and of equal ones the oldest. Requests that left the queue stay here until they are soonest.
         self._deadlines: list[tuple[float, int, Request]] = []
         self._arrivals = itertools.count()
@@ -181,13 +181,9 @@ class Scheduler:
 
     def _budget(self, tokens_per_s: float) -> int:
         """How many tokens the next batch may have."""
-        full = self.max_batch_tokens
-        interactive = self._classes.interactive
-        if interactive.tokens <= HOG_BATCHES * full or len(self._tenants) < 2:
-            return full
-        if not self._tenants.is_light_beside_hog(HOG_BATCHES * full, full, interactive.tokens_of):
-            return full
-        return min(full, max(int(SHORT_S * tokens_per_s), _LEAST_SHORT_TOKENS))
+        if not self._tenants.is_light_beside_hog(self.max_batch_tokens, self._classes.interactive.tokens_of):
+            return self.max_batch_tokens
+        return min(self.max_batch_tokens, max(int(SHORT_S * tokens_per_s), _LEAST_SHORT_TOKENS))
 
     def _fair(self, tenant: str, *, other: bool = False) -> FairQueue:
         """The fair queue of a tenant's class, or the other one."""

@@ -39,13 +39,19 @@ class Tenant:
 class Tenants:
     """Those that have something queued, or asked lately.
 
+    Args:
+        much: tokens of a tenant beside which others wait too long for theirs.
+
     Attributes:
         queued_tokens: of all, and `batch_tokens` of those of the class `batch`.
         queued_weight: of those that have something queued, together.
         interactive_asked: when an interactive tenant last asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, much: int) -> None:
+        self._much = much
+        # How many have so much queued, so that usually nobody has to look for them.
+        self._num_large = 0
         self._tenants: dict[str, Tenant] = {}
         self._shares: Mapping[str, Shares] = {}
         # Those that ran out of requests, each with when it had last asked by then.
@@ -81,7 +87,9 @@ class Tenants:
             self.queued_weight += tenant.weight
             tenant.peers.clear()
         tenant.inputs += 1
+        self._num_large -= tenant.tokens > self._much
         tenant.tokens += num_tokens
+        self._num_large += tenant.tokens > self._much
         tenant.peers.add(request.peer)
         tenant.asked = now
         self.queued_tokens += num_tokens
@@ -95,7 +103,9 @@ class Tenants:
         """A request is no longer queued."""
         tenant, num_tokens = self._tenants[request.row.tenant], request.num_tokens
         tenant.inputs -= 1
+        self._num_large -= tenant.tokens > self._much
         tenant.tokens -= num_tokens
+        self._num_large += tenant.tokens > self._much
         self.queued_tokens -= num_tokens
         if tenant.is_batch:
             self.batch_tokens -= num_tokens
@@ -134,16 +144,17 @@ class Tenants:
             changed.append(tenant)
         return changed
 
-    def is_light_beside_hog(self, hog_tokens: int, batch_tokens: int, ready: Callable[[str], int]) -> bool:
+    def is_light_beside_hog(self, batch_tokens: int, ready: Callable[[str], int]) -> bool:
         """Whether an interactive tenant that asks for little, also if it has nothing queued, is beside one with much.
 
         Args:
-            hog_tokens: much is more than so many that could run now.
             batch_tokens: little is at most a tenant's share of so many, whatever they wait for.
-            ready: a tenant's tokens that could run now.
+            ready: a tenant's tokens that could run now. Much are more than `much` of these.
         """
+        if not self._num_large or len(self._tenants) < 2:
+            return False
         interactive = [tenant for tenant in self._tenants.values() if not tenant.is_batch]
         share = batch_tokens / max(sum(tenant.weight for tenant in interactive), 1)
         if not any(tenant.tokens <= share * tenant.weight for tenant in interactive):
             return False
-        return any(ready(tenant.name) > hog_tokens for tenant in interactive if tenant.tokens > hog_tokens)
+        return any(ready(tenant.name) > self._much for tenant in interactive if tenant.tokens > self._much)

@@ -9,8 +9,10 @@ ahead of that is like a new one, and forgotten; with nobody active there is nobo
 
 import heapq
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Counters begin anew from here, long before a float could no longer tell one token at the largest weight.
 REBASED_AT = float(1 << 40)
@@ -37,6 +39,13 @@ class Counter:
 # By counter, then by who has been active for longer. An entry may be out of date, and is then corrected when it comes
 # first: counters only grow, so it is never behind where it belongs.
 _Heap = list[tuple[float, int, Counter]]
+
+
+def runner_up(heap: Sequence[tuple[float, *tuple[Any, ...]]]) -> float:
+    """The second smallest number of a heap; without end if it has none."""
+    if len(heap) < 2:
+        return math.inf
+    return min(heap[1][0], heap[2][0]) if len(heap) > 2 else heap[1][0]
 
 
 class TokenCounters:
@@ -143,7 +152,7 @@ class TokenCounters:
 
     def until(self) -> float:
         """Whose turn it is keeps it while its counter is below this, at least."""
-        return min((entry[0] for entry in self._active[1:3]), default=float("inf"))
+        return runner_up(self._active)
 
     def set_aside(self, counter: Counter) -> None:
         """Whose turn it is has none until `restore`."""
