@@ -48,7 +48,7 @@ class Scheduler:
         self._queue: OrderedDict[tuple[Peer, int], Request] = OrderedDict()
         # Those whose adapter was not ready when it was last asked for, by adapter, oldest first.
         self._parked: dict[str, dict[Request, None]] = {}
-        self._classes = ServiceClasses(max_batch_tokens)
+        self._classes = ServiceClasses()
         self._tenants = Tenants(HOG_BATCHES * max_batch_tokens)
         # Soonest first, and of equal ones the oldest. Requests that left the queue stay here until they are soonest.
         self._deadlines: list[tuple[float, int, Request]] = []

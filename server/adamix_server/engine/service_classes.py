@@ -18,16 +18,12 @@ _OWED_PIECE = 64
 
 
 class ServiceClasses:
-    """The requests of both classes that could run now.
+    """The requests of both classes that could run now."""
 
-    Args:
-        max_batch_tokens: the most that the batch class can be owed. Paid back at once, more would be a burst.
-    """
-
-    def __init__(self, max_batch_tokens: int) -> None:
+    def __init__(self) -> None:
         self.interactive, self.batch = FairQueue(), FairQueue()
-        self._max_batch_tokens = max_batch_tokens
-        # Of the batch class. Below 0: it was given a piece that was longer than what it was owed.
+        # To the batch class: given as soon as it is a piece, so that it never becomes a burst; nothing while none of it
+        # could run. Below 0: a piece was longer than what was owed.
         self._owed = 0.0
 
     def fill(self, chosen: Chosen, budget: int, *, is_interactive_lately: bool) -> None:
@@ -52,5 +48,4 @@ class ServiceClasses:
         left = chosen.tokens
         self.batch.fill(chosen, budget, budget)
         # What nobody else wanted pays a debt off, and makes none.
-        self._owed = max(self._owed - (chosen.tokens - left), min(self._owed, 0.0))
-        self._owed = min(self._owed + OWED * chosen.tokens, float(self._max_batch_tokens))
+        self._owed = max(self._owed - (chosen.tokens - left), min(self._owed, 0.0)) + OWED * chosen.tokens

@@ -52,7 +52,8 @@ class Machine(RuleBasedStateMachine):
     @rule(weights=WEIGHTS)
     def reweight(self, weights: dict[str, float]) -> None:
         floor = self.counters.floor
-        ahead = {tenant: (c.value - floor) * c.weight for tenant in "abcdef" if (c := self.counters.get(tenant))}
+        known = {tenant: c for tenant in "abcdef" if (c := self.counters.get(tenant))}
+        ahead = {tenant: max(c.value - floor, 0.0) * c.weight for tenant, c in known.items()}
         self.counters.set_weights(weights)
         self.weights = weights
         for tenant, tokens in ahead.items():
@@ -91,7 +92,7 @@ class Machine(RuleBasedStateMachine):
         assert self.counters.until() <= min((v for t, v in values.items() if t != first.tenant), default=float("inf"))
         assert self.counters.active_weight == sum(self.weights.get(tenant, 1.0) for tenant in self.active)
 
-    @invariant()
+    @rule()
     def who_is_neither_active_nor_ahead_is_forgotten(self) -> None:
         self.counters.restore()
         for tenant in "abcdef":
@@ -118,6 +119,16 @@ def test_counters_begin_anew_before_a_token_could_no_longer_be_told(lead: list[i
     values = {name: counter.value for name in names if (counter := counters.get(name))}
     assert counters.floor == 0.0
     assert values == {name: tokens - min(lead) for name, tokens in zip(names, lead, strict=True)}
+
+
+def test_who_was_ahead_and_is_no_longer_is_lifted() -> None:
+    counters = TokenCounters()
+    counters.enter("stays")
+    counter = counters.enter("back")
+    counters.charge("back", 100)
+    counters.leave(counter)
+    counters.charge("stays", 5000)
+    assert counters.enter("back").value == 5000
 
 
 def test_heaps_do_not_grow_with_those_who_come_and_go() -> None:
