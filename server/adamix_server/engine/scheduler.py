@@ -46,7 +46,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         # By what a `Cancel` frame calls them, oldest first.
         self._queue: OrderedDict[tuple[Peer, int], Request] = OrderedDict()
-        # Those whose adapter was not ready when it was last asked for, by adapter, oldest first.
+        # Those whose adapter had no slot when they came, and was not ready when it was last asked for; by adapter, oldest
+        # first. Only these are asked for before every batch: of others it is found out when they are looked at.
         self._parked: dict[str, dict[Request, None]] = {}
         self._classes = ServiceClasses()
         self._tenants = Tenants(HOG_BATCHES * max_batch_tokens)
@@ -130,7 +131,7 @@ class Scheduler:
         classes, digest = self._classes, row.digest
         if (parked := self._parked.get(digest)) is not None:
             parked[request] = None
-        elif digest in classes.interactive or digest in classes.batch:
+        elif request.hold.has_slot or digest in classes.interactive or digest in classes.batch:
             (classes.batch if is_batch else classes.interactive).add(request)
         else:
             self._parked[digest] = {request: None}

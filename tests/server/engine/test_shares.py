@@ -24,6 +24,7 @@ from adamix_server.channel.engine_frames import (
     TenantShares,
 )
 from adamix_server.engine.engine import Engine
+from adamix_server.engine.residency.slots import Hold
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
@@ -60,13 +61,13 @@ class Adapters:
     def advance(self) -> dict[str, Any]:
         return {}
 
-    def hold(self, digest: str) -> object:
-        return object()
+    def hold(self, digest: str) -> Hold:
+        return Hold(digest, since=0.0)
 
     def is_ready(self, digest: str) -> bool:
         return False
 
-    def release(self, hold: object) -> None: ...
+    def release(self, hold: Hold) -> None: ...
 
     def report(self) -> None: ...
 
