@@ -37,6 +37,7 @@ from adamix_server.channel.supervisor_frames import (
     StartFrontEnd,
 )
 from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
@@ -88,8 +89,13 @@ class _Parts:
 
 
 async def validate_in_child(path: Path, spec: BackboneSpec, expected_digest: str) -> Verdict:
-    """Judge an uploaded file in a process of its own. Raises InvalidAdapter."""
-    return await validate_async(path, spec, expected_digest=expected_digest)
+    """Judge an uploaded file in a process of its own, whose CPU time is the call's. Raises InvalidAdapter."""
+    call = calls.current()
+
+    def spent(seconds: float) -> None:
+        call.work_s += seconds
+
+    return await validate_async(path, spec, expected_digest=expected_digest, spent=spent)
 
 
 class FrontEnd:
