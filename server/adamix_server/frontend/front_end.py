@@ -184,7 +184,11 @@ class FrontEnd:
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
-        shares, places = Shares(lambda: link.is_asked, recorder), UploadPlaces(settings.max_upload_s, recorder)
+
+        def is_shared() -> bool:
+            return link.is_asked
+
+        shares, places = Shares(is_shared, recorder), UploadPlaces(settings.max_upload_s, recorder)
         registrations = Registrations(view, residency, shares, self._validate, root)
         endpoint = Endpoint(
             start.listen,
@@ -200,6 +204,7 @@ class FrontEnd:
             with_reflection=start.reflection,
             shares_port=start.shares_port,
             trusted_proxies=settings.trusted_proxies,
+            is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
 

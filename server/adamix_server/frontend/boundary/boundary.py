@@ -21,6 +21,7 @@ from adamix_server.api import status
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
 from adamix_server.frontend.boundary.enclosure import Books, Context, Enclosure, Method
+from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
@@ -29,6 +30,8 @@ from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
 _DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/")
+# Those of it that compute; the others tell about the server or a model.
+_DATA_CALLS = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/ModelInfer")
 _UPLOADS = ("/adamix.v1.AdapterService/RegisterAdapter",)
 # What tells whether the server lives. Room is kept for it, and its small messages have places of their own.
 _SIGNS_OF_LIFE = (
@@ -55,6 +58,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
 
     Args:
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
+        is_shared: whether data calls run now; other calls then come at a steady rate.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         recorder: Recorder,
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
+        is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
@@ -73,6 +78,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self._calls = places(bounds.reading, bounds.seats)
         self._uploads = places(bounds.reading_uploads, bounds.upload_seats)
         self._signs = places(bounds.reading_kept, 0, replace(bounds, patience_s=bounds.kept_patience_s))
+        self._pace = Pace(is_shared)
         self._books = Books(admission, recorder, Messages(bounds, refused), Sending(bounds, recorder), origins(proxies))
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
@@ -115,6 +121,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             label,
             default_timeout_s,
             places,
+            pace=None if name.startswith(_DATA_CALLS) else self._pace,
+            is_upload=name in _UPLOADS,
             answers_while_draining=is_operators,
             is_kept=is_sign_of_life,
             is_quiet=is_operators or name.startswith(_DATA_PLANE),
@@ -124,7 +132,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         method = self._method(name, "unknown", math.inf)
 
         async def answer(_requests: AsyncIterator[bytes], context: Context) -> None:
-            async with Enclosure(self._books, method, context):
+            async with Enclosure(self._books, method, context) as enclosure:
+                await enclosure.pace()
                 raise status.unimplemented("this method")
 
         # A stream on both sides accepts a call of any kind.
