@@ -50,11 +50,16 @@ def test_one_that_takes_too_long_is_killed_and_its_time_is_told() -> None:
         os.waitpid(-1, os.WNOHANG)  # nothing is left of it
 
 
+@pytest.mark.skipif(os.nice(0) + NICENESS > 19, reason="nothing is nicer than these tests")
 def test_it_is_nice_in_its_own_session_too() -> None:
-    # It reads what is given after it was made nice.
-    says = "import sys, os; sys.stdin.read(); print(os.nice(0)); print(open('/proc/self/autogroup').read())"
-    if not Path("/proc/self/autogroup").exists():
-        says = "import sys, os; sys.stdin.read(); print(os.nice(0)); print('nice', os.nice(0))"
-    said = start(says, []).stdout.decode().split()
-    niceness = str(min(os.nice(0) + NICENESS, 19))
-    assert said[0] == said[-1] == niceness
+    # It reads what is given, after it was made nice.
+    program = "import os, sys; sys.stdin.read(); print(os.nice(0))"
+    autogroup = Path("/proc/self/autogroup")
+    # Others than root may do it ten times a second, all together.
+    with_session = autogroup.exists() and os.geteuid() == 0
+    if with_session:
+        program += f"; print(open('{autogroup}').read())"
+    said = start(program, []).stdout.decode().split()
+    niceness = str(os.nice(0) + NICENESS)
+    assert said[0] == niceness
+    assert not with_session or said[-1] == niceness
