@@ -19,7 +19,8 @@ async def test_a_caller_that_is_cancelled_ends_with_the_work_it_has_begun_and_be
         done.append(name)
         raise ValueError(name)
 
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         first = asyncio.create_task(outcome(pool.submit(work, "first")))
         second = asyncio.create_task(outcome(pool.submit(work, "second")))
         await begun.wait()
@@ -27,10 +28,12 @@ async def test_a_caller_that_is_cancelled_ends_with_the_work_it_has_begun_and_be
         second.cancel()
         await asyncio.wait([second])
         assert not first.done()
+    finally:
         go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await first
-        assert done == ["first"]
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    pool.shutdown()
+    assert done == ["first"]
 
 
 async def test_otherwise_it_is_what_the_work_comes_to() -> None:

@@ -50,7 +50,6 @@ def test_one_that_takes_too_long_is_killed_and_its_time_is_told() -> None:
         os.waitpid(-1, os.WNOHANG)  # nothing is left of it
 
 
-@pytest.mark.skipif(os.nice(0) + NICENESS > 19, reason="nothing is nicer than these tests")
 def test_it_is_nice_in_its_own_session_too() -> None:
     # It reads what is given, after it was made nice.
     program = "import os, sys; sys.stdin.read(); print(os.nice(0))"
@@ -60,6 +59,6 @@ def test_it_is_nice_in_its_own_session_too() -> None:
     if with_session:
         program += f"; print(open('{autogroup}').read())"
     said = start(program, []).stdout.decode().split()
-    niceness = str(os.nice(0) + NICENESS)
+    niceness = str(min(os.nice(0) + NICENESS, 19))
     assert said[0] == niceness
     assert not with_session or said[-1] == niceness
