@@ -46,8 +46,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         # By what a `Cancel` frame calls them, oldest first.
         self._queue: OrderedDict[tuple[Peer, int], Request] = OrderedDict()
-        # Those whose adapter had no slot when they came, and was not ready when it was last asked for; by adapter, oldest
-        # first. Only these are asked for before every batch: of others it is found out when they are looked at.
+        # By adapter, oldest first: those for which it had no slot when they came and was not ready when last asked for.
+        # It is asked for before every batch; of others it is found out when they are looked at.
         self._parked: dict[str, dict[Request, None]] = {}
         self._classes = ServiceClasses()
         self._tenants = Tenants(HOG_BATCHES * max_batch_tokens)

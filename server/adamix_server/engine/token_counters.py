@@ -87,11 +87,9 @@ class TokenCounters:
 
     def enter(self, tenant: str) -> Counter:
         """A tenant that was not active has something that could run now."""
-        floor = self.floor
+        self._forget()
         if (counter := self._counters.get(tenant)) is None:
-            counter = self._counters[tenant] = Counter(tenant, self._weights.get(tenant, 1.0), floor)
-        elif counter.value < floor:
-            counter.value = floor
+            counter = self._counters[tenant] = Counter(tenant, self._weights.get(tenant, 1.0), self._floor)
         counter.is_active, counter.turn = True, next(self._turns)
         self._num_active += 1
         self._active_weight += counter.weight
@@ -114,6 +112,7 @@ class TokenCounters:
 
     def charge(self, tenant: str, tokens: float) -> None:
         """A tenant was given so many tokens, whether or not it has something queued."""
+        self._forget()
         if (counter := self._counters.get(tenant)) is not None:
             counter.value += tokens / counter.weight
         elif self._num_active:
@@ -124,12 +123,13 @@ class TokenCounters:
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Of all tenants whose weight is not 1, from the next charge on. What one is ahead stays the same in tokens."""
-        floor = self.floor
+        self._forget()
+        floor = self._floor
         self._weights = weights
         for counter in self._counters.values():
             weight = weights.get(counter.tenant, 1.0)
             if weight != counter.weight:
-                counter.value = floor + max(counter.value - floor, 0.0) * counter.weight / weight
+                counter.value = floor + (counter.value - floor) * counter.weight / weight
                 if counter.is_active:
                     self._active_weight += weight - counter.weight
                 counter.weight = weight
@@ -164,10 +164,9 @@ class TokenCounters:
         for counter in self._aside:
             heapq.heappush(self._active, (counter.value, counter.turn, counter))
         self._aside.clear()
-        if self.floor >= REBASED_AT:
+        self._forget()
+        if self._floor >= REBASED_AT:
             self._rebase()
-        if self._ahead:
-            self._forget()
 
     def _push(self, heap: _Heap, counter: Counter, num_valid: int) -> None:
         if len(heap) > 2 * num_valid + _SPARE:
@@ -176,7 +175,7 @@ class TokenCounters:
             heapq.heappush(heap, (counter.value, counter.turn, counter))
 
     def _forget(self) -> None:
-        """Forget those that are no longer ahead."""
+        """Find the smallest active counter, and forget those that are no longer ahead of it."""
         floor, ahead = self.floor, self._ahead
         while ahead and ahead[0][0] <= floor:
             _, turn, counter = heapq.heappop(ahead)
