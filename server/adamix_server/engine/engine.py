@@ -127,13 +127,13 @@ class Engine:
         self._bring()
         self._expire()
         batch = self._scheduler.next_batch(self._adapters.is_ready, time.monotonic(), self._rate.tokens_per_s)
-        has_more = self._scheduler.has_ready
+        is_behind = self._scheduler.is_behind
         if batch is not None:
             self._run(batch)
         self._emit()
         self.last_step = time.monotonic()
         if batch is not None:
-            self._rate.add(batch.num_tokens, self.last_step - began, has_more=has_more)
+            self._rate.add(batch.num_tokens, self.last_step - began, is_behind=is_behind)
             self._room.follow(self._rate.tokens_per_s)
         self._report()
 

@@ -69,12 +69,16 @@ class Scheduler:
 
     def can_run(self, is_ready: Callable[[str], bool]) -> bool:
         """Whether there is a next batch."""
-        return self.has_ready or any(map(is_ready, self._parked))
+        classes = self._classes
+        return classes.interactive.is_active or classes.batch.is_active or any(map(is_ready, self._parked))
 
     @property
-    def has_ready(self) -> bool:
-        """Whether the last batch left anything that could have run, too."""
-        return self._classes.interactive.is_active or self._classes.batch.is_active
+    def is_behind(self) -> bool:
+        """Whether the last batch left interactive requests that could have run, too.
+
+        Then it was as large as batches are now. What is left of the class `batch` alone says nothing of that.
+        """
+        return self._classes.interactive.is_active
 
     def find(self, peer: Peer, request_id: int) -> Request | None:
         """The queued request that a front end calls so; None if there is none, or it runs already."""

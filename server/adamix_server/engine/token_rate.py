@@ -27,12 +27,12 @@ class TokenRate:
     def tokens_per_s(self) -> float:
         return 1.0 / self._token_s
 
-    def add(self, num_tokens: int, seconds: float, *, has_more: bool = False) -> None:
+    def add(self, num_tokens: int, seconds: float, *, is_behind: bool = False) -> None:
         """A batch of `num_tokens` took `seconds` from one step's begin to its end.
 
-        `has_more`: more could have run, and was left for the next batch.
+        `is_behind`: more could have run, and was left for the next batch.
         """
-        if (num_tokens < self._half_full and not has_more) or seconds <= 0:
+        if (num_tokens < self._half_full and not is_behind) or seconds <= 0:
             return
         kept = 0.5 ** (num_tokens / HALF_LIFE_TOKENS)
         self._token_s = kept * self._token_s + (1.0 - kept) * (seconds / num_tokens)

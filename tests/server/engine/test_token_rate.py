@@ -51,7 +51,7 @@ def test_a_batch_less_than_half_full_says_nothing(first: float, num_tokens: int,
 def test_a_batch_that_left_work_over_says_how_fast_the_engine_is() -> None:
     rate = TokenRate(1000.0, full_tokens=1024)
     for _ in range(1000):
-        rate.add(300, 0.04, has_more=True)
+        rate.add(300, 0.04, is_behind=True)
     assert rate.tokens_per_s == pytest.approx(7500.0)
 
 

@@ -478,6 +478,18 @@ def test_nothing_is_owed_to_who_could_not_run() -> None:
     assert backlog.given["batch"] <= OWED * backlog.given.total() + 64
 
 
+def test_what_is_left_of_the_batch_class_alone_does_not_mean_that_the_engine_is_behind() -> None:
+    backlog = Backlog()
+    backlog.scheduler.set_shares({"batch": Shares(service_class="batch")})
+    backlog.keep("batch", 20_000, lambda: 32)
+    backlog.keep("interactive", 2000, lambda: 32)
+    assert tokens_of(backlog.run()) == BUDGET
+    assert backlog.scheduler.is_behind
+    assert backlog.run()
+    assert not backlog.scheduler.is_behind
+    assert backlog.scheduler.can_run(always)
+
+
 # --- short batches
 
 

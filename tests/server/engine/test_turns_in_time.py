@@ -85,7 +85,7 @@ class Device:
                 self._now = max(self._now + 0.001, min(arriving[0] if arriving else self._now, self._now + 0.05))
                 continue
             seconds = BATCH_S + TOKEN_S * batch.num_tokens
-            self.rate.add(batch.num_tokens, seconds, has_more=self.scheduler.has_ready)
+            self.rate.add(batch.num_tokens, seconds, is_behind=self.scheduler.is_behind)
             self._now += seconds
             for request in batch.requests:
                 self.scheduler.end(request)
