@@ -23,7 +23,7 @@ LOG_RECORDS_DROPPED = "adamix_log_records_dropped_total"
 # What a child keeps for a supervisor that does not listen now: so many tasks apart, and the ends of so many.
 MAX_WAITING_TASKS = 4_096
 # So many tenants have series of their own in a gauge that has one for each.
-MAX_TENANT_SERIES = 1_000
+MAX_TENANTS_IN_GAUGE = 1_000
 OTHER = "other"
 
 
@@ -130,8 +130,8 @@ class Recorder:
         self._pending: dict[tuple[str, _Labels], list[float]] = {}
         self._tasks: set[_Labels] = set()
         # Gauges that are set as a whole, and of which tenants the last drain told.
-        self._tenants: dict[str, Mapping[str, float]] = {}
-        self._told_tenants: dict[str, Mapping[str, float]] = {}
+        self._tenant_gauges: dict[str, Mapping[str, float]] = {}
+        self._told_gauges: dict[str, Mapping[str, float]] = {}
         # A dictionary for its order: the oldest are forgotten first.
         self._ended: dict[_Labels, None] = {}
 
@@ -151,15 +151,17 @@ class Recorder:
     def set_tenants(self, name: str, values: Mapping[str, float]) -> None:
         """Set a gauge of tenants as a whole: the series of those that are not among `values` end.
 
-        Of more than `MAX_TENANT_SERIES` tenants those with the largest values have their own; the rest share `other`.
+        Of more than `MAX_TENANTS_IN_GAUGE` tenants those with the largest values have their own; the rest share `other`.
         """
         _check(name, "gauge", (OTHER,))
-        if len(values) > MAX_TENANT_SERIES:
-            largest = sorted(values.keys() - {OTHER}, key=lambda tenant: (-values[tenant], tenant))[:MAX_TENANT_SERIES]
+        if len(values) > MAX_TENANTS_IN_GAUGE:
+            largest = sorted(values.keys() - {OTHER}, key=lambda tenant: (-values[tenant], tenant))[
+                :MAX_TENANTS_IN_GAUGE
+            ]
             own = {tenant: values[tenant] for tenant in largest}
             values = {**own, OTHER: sum(values.values()) - sum(own.values())}
         with self._lock:
-            self._tenants[name] = values
+            self._tenant_gauges[name] = values
 
     def observe(self, name: str, *labels: str, value: float) -> None:
         """Add one observation to a histogram."""
@@ -190,8 +192,8 @@ class Recorder:
             ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
             self._tasks = set()
-            told, self._told_tenants = self._told_tenants, dict(self._tenants)
-            tenants = self._told_tenants
+            told, self._told_gauges = self._told_gauges, dict(self._tenant_gauges)
+            tenants = self._told_gauges
         return [
             *(Sample(name=name, labels=labels, values=[]) for labels in ended for name in _PER_TASK),
             *(

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adamix_server.channel.codec import from_child
 from adamix_server.channel.supervisor_frames import Stats
-from adamix_server.telemetry.metrics import MAX_TENANT_SERIES, MAX_WAITING_TASKS, METRICS, Recorder
+from adamix_server.telemetry.metrics import MAX_TENANTS_IN_GAUGE, MAX_WAITING_TASKS, METRICS, Recorder
 from adamix_server.telemetry.registry import MAX_TASK_SERIES, Registry
 
 
@@ -229,10 +229,10 @@ def test_a_gauge_of_tenants_is_of_those_it_was_last_set_for() -> None:
 
 def test_tenants_beyond_the_cap_share_a_series() -> None:
     recorder, registry = Recorder(), begun()
-    tokens = {f"t{number}": number for number in range(MAX_TENANT_SERIES + 3)}
+    tokens = {f"t{number}": number for number in range(MAX_TENANTS_IN_GAUGE + 3)}
     recorder.set_tenants("adamix_tenant_queue_tokens", {**tokens, "other": 10_000})
     registry.apply("frontend-0", recorder.drain())
     series = {key[1]: value for key, value in values(registry).items() if key[0] == "adamix_tenant_queue_tokens"}
-    assert len(series) == MAX_TENANT_SERIES + 1
+    assert len(series) == MAX_TENANTS_IN_GAUGE + 1
     assert series["other",] == 10_000 + 0 + 1 + 2
     assert series["t1002",] == 1002
