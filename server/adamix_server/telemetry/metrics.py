@@ -151,7 +151,7 @@ class Recorder:
     def set_tenants(self, name: str, values: Mapping[str, float]) -> None:
         """Set a gauge of tenants as a whole: the series of those that are not among `values` end.
 
-        Of more than `MAX_TENANTS_IN_GAUGE` tenants those with the largest values have their own; the rest share `other`.
+        Of more than `MAX_TENANTS_IN_GAUGE` those with the largest values have their own; the rest share `other`.
         """
         _check(name, "gauge", (OTHER,))
         if len(values) > MAX_TENANTS_IN_GAUGE:
