@@ -29,6 +29,8 @@ from adamix_server.channel.engine_frames import (
     Reply,
     Row,
     Submit,
+    TenantShare,
+    TenantShares,
     Value,
 )
 from adamix_server.channel.supervisor_frames import EngineDown, EngineMoving, EngineStalled, EngineUp
@@ -62,6 +64,8 @@ class EngineLink:
         self._connecting = asyncio.Lock()
         self._last_id = 0
         self._last_submit = -math.inf
+        # None until anybody has said.
+        self._shares: list[TenantShare] | None = None
         # While there is no connection: since when, and when the next is expected.
         self._down_since = self._back_at = time.monotonic()
         self._stall: EngineStalled | None = None
@@ -125,6 +129,8 @@ class EngineLink:
             if (stall := self._stall) is not None and (stall.generation, stall.engine_id) != (generation, engine_id):
                 self._stall = None
             self._hello, self._connection = up.hello, connection
+            if self._shares is not None:
+                connection.tell_shares(self._shares)
 
     def engine_down(self, down: EngineDown) -> None:
         """Fail everything that waits for this generation of this engine.
@@ -159,6 +165,15 @@ class EngineLink:
         """
         self._last_submit = time.monotonic()
         return self._connection_that_moves().submit(rows)
+
+    def tell_shares(self, shares: list[TenantShare]) -> None:
+        """Tell the engine, and every later one, of all tenants that are not of weight 1 and interactive.
+
+        It knows before it gets what is submitted from now on.
+        """
+        self._shares = shares
+        if self._connection is not None:
+            self._connection.tell_shares(shares)
 
     async def control(self, op: Op, digest: str = "", digests: Sequence[str] = ()) -> Value:
         """Ask the engine something, mostly about an adapter or about many, and return what `Op` promises.
@@ -236,6 +251,7 @@ class _Connection:
         self._rows: dict[int, Row] = {}
         self._cancels: list[int] = []
         self._controls: list[Control] = []
+        self._shares: list[TenantShare] | None = None
         self._something_to_send = asyncio.Event()
         self._tasks = [asyncio.create_task(self._run(self._write)), asyncio.create_task(self._run(self._read))]
 
@@ -243,6 +259,10 @@ class _Connection:
     def is_busy(self) -> bool:
         """Whether rows are under way."""
         return bool(self._waiting)
+
+    def tell_shares(self, shares: list[TenantShare]) -> None:
+        self._shares = shares
+        self._something_to_send.set()
 
     def submit(self, rows: Sequence[Row]) -> list[asyncio.Future[Event]]:
         futures: list[asyncio.Future[Event]] = []
@@ -330,6 +350,11 @@ class _Connection:
             rows = [self._rows.pop(id_) for id_ in list(self._rows) if not self._waiting[id_].cancelled()]
             cancels, self._cancels = self._cancels, []
             controls, self._controls = self._controls, []
+            shares, self._shares = self._shares, None
+            if shares is not None:
+                await self._channel.send(
+                    TenantShares(engine_id=self.engine_id, generation=self.generation, shares=shares)
+                )
             if rows:
                 await self._channel.send(Submit(engine_id=self.engine_id, generation=self.generation, rows=rows))
             if cancels:
