@@ -30,7 +30,7 @@ from adamix_server.channel.engine_frames import (
     TenantShare,
     TenantShares,
 )
-from adamix_server.frontend.inference.room import Room
+from adamix_server.frontend.queue_room import Room
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """Who may put inputs into the queue now, who waits until there is room, and who is refused before any work is done.
 
 A call is judged as a whole before it is tokenised, by the sizes its texts seem to have: by its tenant's quota, by its
-deadline, and by the room (`room.py`). One of several inputs that does not fit is let in, and fed into the queue as room
-appears, rather than refused whole; so are a stream's inputs. One of a single input does not wait, unless others of its
-tenant do already: within a tenant, who came first goes first. Between tenants each in turn, an input at a time.
+deadline, and by the room (`queue_room.py`). One of several inputs that does not fit is let in, and fed into the queue
+as room appears, rather than refused whole; so are a stream's inputs. One of a single input does not wait, unless others
+of its tenant do already: within a tenant, who came first goes first. Between tenants each in turn, an input at a time.
 
 Knows rows and the link to the engine; knows neither texts nor what is answered. Belongs to one event loop.
 """
@@ -22,7 +22,7 @@ from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend.engine_connection import EngineConnection, num_tokens_of
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.deadline import Queue
-from adamix_server.frontend.inference.room import Lack, Room
+from adamix_server.frontend.queue_room import Lack, Room
 from adamix_server.frontend.tenancy import Tenancy
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL, MAX_WAITING_INPUTS
 
