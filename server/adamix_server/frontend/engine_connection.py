@@ -103,7 +103,12 @@ class EngineConnection:
         self._something_to_send.set()
 
     def submit(
-        self, rows: Sequence[Row], shares: Shares, futures: Sequence[asyncio.Future[Event]] = ()
+        self,
+        rows: Sequence[Row],
+        shares: Shares,
+        futures: Sequence[asyncio.Future[Event]] = (),
+        *,
+        is_taken: bool = False,
     ) -> Sequence[asyncio.Future[Event]]:
         """As `EngineLink.submit`."""
         futures = futures or [self._loop.create_future() for _ in rows]
@@ -111,15 +116,19 @@ class EngineConnection:
             return futures
         room, tenant = self.room, rows[0].tenant
         lengths = [len(row.token_ids) // 4 for row in rows]
-        if sum(lengths) <= room.free_tokens and len(rows) <= room.free_inputs:
-            self._send(tenant, shares, rows, lengths, futures)
+        num_tokens = sum(lengths)
+        if is_taken or (num_tokens <= room.free_tokens and len(rows) <= room.free_inputs):
+            if not is_taken:
+                room.take(tenant, shares, num_tokens, len(rows))
+            self._send(tenant, rows, lengths, futures)
             return futures
         refused: list[tuple[int, asyncio.Future[Event]]] = []
         for row, length, future in zip(rows, lengths, futures, strict=True):
             if length > room.free_tokens or room.free_inputs < 1:
                 refused.append((length, future))
             else:
-                self._send(tenant, shares, [row], [length], [future])
+                room.take(tenant, shares, length)
+                self._send(tenant, [row], [length], [future])
         # All of them at once, since they are of one call.
         full = self.full(sum(length for length, _ in refused), len(refused))
         for _, future in refused:
@@ -145,14 +154,12 @@ class EngineConnection:
     def _send(
         self,
         tenant: str,
-        shares: Shares,
         rows: Sequence[Row],
         lengths: Sequence[int],
         futures: Sequence[asyncio.Future[Event]],
     ) -> None:
-        """Put rows of one tenant, for which there is credit, to what is sent next."""
+        """Put rows of one tenant, for which credit was taken, to what is sent next."""
         num_tokens = sum(lengths)
-        self.room.take(tenant, shares, num_tokens, len(rows))
         self.sent_since[tenant] = self.sent_since.get(tenant, 0) + num_tokens
         self.all_sent_since += num_tokens
         for row, length, future in zip(rows, lengths, futures, strict=True):

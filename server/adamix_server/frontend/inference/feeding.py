@@ -21,7 +21,7 @@ from adamix_server.access.quotas import Shares
 from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend.engine_connection import EngineConnection, num_tokens_of
 from adamix_server.frontend.engine_link import EngineLink
-from adamix_server.frontend.inference.deadline import Queue
+from adamix_server.frontend.inference.deadline import BATCHES, MARGIN, Queue
 from adamix_server.frontend.queue_room import Lack, Room
 from adamix_server.frontend.tenancy import Tenancy
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL, MAX_WAITING_INPUTS
@@ -98,12 +98,14 @@ class Feeding:
         place = Place(self, tenant, shares)
         if (connection := self._link.moving) is None:
             return place
-        queue, limit = self._queue(connection, tenant, shares), self._tenancy.quotas(tenant).queued_tokens
-        if (refusal := self._refusal(queue, tenant, limit, num_tokens, deadline - time.monotonic())) is not None:
-            raise refusal
+        limit, left_s = self._tenancy.quotas(tenant).queued_tokens, deadline - time.monotonic()
+        if limit is not None or not self._is_soon(connection, num_tokens, left_s):
+            queue = self._queue(connection, tenant, shares)
+            if (refusal := self._refusal(queue, tenant, limit, num_tokens, left_s)) is not None:
+                raise refusal
         may_wait = num_inputs > 1 or tenant in self._lines
         if lack := self._try(place, connection, num_tokens, num_inputs, may_wait=may_wait):
-            raise self._full(lack, connection, tenant, queue, num_tokens, num_inputs)
+            raise self._full(lack, connection, tenant, shares, num_tokens, num_inputs)
         return place
 
     def nowhere(self, tenant: str) -> Place:
@@ -155,13 +157,12 @@ class Feeding:
         tenant, shares = place.tenant, place.shares
         # So many rows have a place to wait in.
         places = place.inputs if place.is_waiting else 0
+        connection, is_shared = self._link.moving, self._tenancy.is_shared
+        if connection is not None and place.room is connection.room and self._keep(place, rows, is_shared=is_shared):
+            return self._link.submit(rows, shares, is_taken=True)
         if place.inputs:
             self.give_back(place)
-        connection, is_shared = self._link.moving, self._tenancy.is_shared
-        if connection is None or not (
-            places
-            or connection.room.lack(tenant, shares, sum(map(num_tokens_of, rows)), len(rows), is_shared=is_shared)
-        ):
+        if connection is None:
             return self._link.submit(rows, shares)
         loop = asyncio.get_running_loop()
         futures: list[_Future] = []
@@ -175,8 +176,7 @@ class Feeding:
             elif index < places or (len(rows) > 1 and not self._waiting.lack(tenant, shares, 0, is_shared=is_shared)):
                 self._wait(shares, row, future)
             else:
-                queue = self._queue(connection, tenant, shares)
-                future.set_exception(self._full(lack, connection, tenant, queue, num_tokens_of(row), 1))
+                future.set_exception(self._full(lack, connection, tenant, shares, num_tokens_of(row), 1))
         return futures
 
     async def fed(self, tenant: str, futures: Sequence[_Future]) -> None:
@@ -216,9 +216,26 @@ class Feeding:
         place.tokens, place.inputs = num_tokens, num_inputs
         return ""
 
+    def _keep(self, place: Place, rows: Sequence[Row], *, is_shared: bool) -> bool:
+        """Whether rows fit into what is reserved for them, or what is beside it; then the room is theirs."""
+        tenant, shares, room = place.tenant, place.shares, place.room
+        more = sum(map(num_tokens_of, rows)) - place.tokens
+        if room is None or (more > 0 and room.lack(tenant, shares, more, 0, is_shared=is_shared)):
+            return False
+        room.take(tenant, shares, more, len(rows) - place.inputs)
+        self._admit(tenant, -place.tokens)
+        place.inputs = 0
+        return True
+
     def _lack(self, connection: EngineConnection, row: Row, shares: Shares) -> Lack:
         """Why a row does not fit now."""
         return connection.room.lack(row.tenant, shares, num_tokens_of(row), is_shared=self._tenancy.is_shared)
+
+    def _is_soon(self, connection: EngineConnection, num_tokens: int, left_s: float) -> bool:
+        """Whether inputs are answered in time, even behind all that there is: which costs less to see than `_queue`."""
+        said = connection.queue
+        behind = said.queued_tokens + connection.all_sent_since + self._all_admitted + connection.room.tokens
+        return (MARGIN + BATCHES) * (behind + num_tokens) <= said.tokens_per_s * left_s
 
     @staticmethod
     def _refusal(
@@ -268,11 +285,12 @@ class Feeding:
         )
 
     def _full(
-        self, lack: Lack, connection: EngineConnection, tenant: str, queue: Queue, num_tokens: int, num_inputs: int
+        self, lack: Lack, connection: EngineConnection, tenant: str, shares: Shares, num_tokens: int, num_inputs: int
     ) -> Overloaded:
         """What inputs are told that find no room: when there will be some, each after those refused before it."""
         if lack != "share" or not self._tenancy.is_shared:
             return connection.full(num_tokens, num_inputs)
+        queue = self._queue(connection, tenant, shares)
         turns = self._turns.pop(tenant, None) or retry.RoomTurns()
         self._turns[tenant] = turns
         if len(self._turns) > _MAX_TURNS:
