@@ -53,7 +53,7 @@ class EngineConnection:
         room: the credit, and which tenant has how much of it under way.
         queue: what the engine last said of itself.
         queue_time: when it did, in seconds on CLOCK_MONOTONIC.
-        sent_since, all_sent_since: tokens that were sent to it since then, by tenant and together.
+        sent_since, all_sent_since: tokens that credit was taken for since then, by tenant and together.
         batch_tokens: of a full batch.
     """
 
@@ -119,7 +119,7 @@ class EngineConnection:
         num_tokens = sum(lengths)
         if is_taken or (num_tokens <= room.free_tokens and len(rows) <= room.free_inputs):
             if not is_taken:
-                room.take(tenant, shares, num_tokens, len(rows))
+                self.take(tenant, shares, num_tokens, len(rows))
             self._send(tenant, rows, lengths, futures)
             return futures
         refused: list[tuple[int, asyncio.Future[Event]]] = []
@@ -127,13 +127,27 @@ class EngineConnection:
             if length > room.free_tokens or room.free_inputs < 1:
                 refused.append((length, future))
             else:
-                room.take(tenant, shares, length)
+                self.take(tenant, shares, length)
                 self._send(tenant, [row], [length], [future])
         # All of them at once, since they are of one call.
         full = self.full(sum(length for length, _ in refused), len(refused))
         for _, future in refused:
             future.set_exception(Overloaded(full.message, retry_after_s=full.retry_after_s))
         return futures
+
+    def take(self, tenant: str, shares: Shares, num_tokens: int, num_inputs: int = 1) -> None:
+        """Take credit that there is, for rows of a tenant that will be sent; or less, as `Room.take`."""
+        self.room.take(tenant, shares, num_tokens, num_inputs)
+        self.sent_since[tenant] = self.sent_since.get(tenant, 0) + num_tokens
+        self.all_sent_since += num_tokens
+
+    def put_back(self, tenant: str, num_tokens: int, num_inputs: int = 1) -> None:
+        """Give credit back that was taken for rows that are not sent."""
+        self.room.put_back(tenant, num_tokens, num_inputs)
+        # Unless the engine has said something since, and so it was forgotten.
+        if self.sent_since.get(tenant, 0) >= num_tokens:
+            self.sent_since[tenant] -= num_tokens
+            self.all_sent_since -= num_tokens
 
     def full(self, num_tokens: int, num_inputs: int) -> Overloaded:
         """What inputs are told for which there is no credit: when to come again."""
@@ -159,9 +173,6 @@ class EngineConnection:
         futures: Sequence[asyncio.Future[Event]],
     ) -> None:
         """Put rows of one tenant, for which credit was taken, to what is sent next."""
-        num_tokens = sum(lengths)
-        self.sent_since[tenant] = self.sent_since.get(tenant, 0) + num_tokens
-        self.all_sent_since += num_tokens
         for row, length, future in zip(rows, lengths, futures, strict=True):
             id_ = row.id
             self._held[id_] = tenant, length
@@ -292,11 +303,7 @@ class EngineConnection:
         self._waiting.pop(row_id, None)
         if self._rows.pop(row_id, None) is not None:
             tenant, num_tokens = self._held.pop(row_id)
-            self.room.put_back(tenant, num_tokens)
-            # Unless the engine has said something since it was put here, and so forgotten it.
-            if self.sent_since.get(tenant, 0) >= num_tokens:
-                self.sent_since[tenant] -= num_tokens
-                self.all_sent_since -= num_tokens
+            self.put_back(tenant, num_tokens)
             self._on_room()
         elif not self.is_closed:
             self._cancels.append(row_id)

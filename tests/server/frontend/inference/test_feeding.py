@@ -248,6 +248,24 @@ async def test_a_place_that_is_not_used_is_given_back(start: Start) -> None:
     scene.assert_nothing_is_left(2, 32)
 
 
+async def test_room_that_is_given_back_is_given_to_who_waits(start: Start) -> None:
+    scene = await start("default", inputs=2, tokens=32)
+    with scene.feeding.admit("default", 20, 1, NEVER):
+        scene.call("default", "a", "b", tokens=10)
+        assert await scene.sent() == ["a"]
+        # Its text turns out to be empty, and nothing else is under way that could make room.
+        await scene.answer()
+    assert await scene.sent() == ["a", "b"]
+    await scene.answer()
+    with scene.feeding.admit("default", 20, 2, NEVER) as place:
+        scene.call("default", "c", "d", tokens=10)
+        scene.feeding.submit(place, scene.rows("default", "e", tokens=5))
+    assert await scene.sent() == ["a", "b", "e", "c"]
+    await scene.answer()
+    await scene.answer()
+    scene.assert_nothing_is_left(2, 32)
+
+
 async def test_an_input_longer_than_it_seemed_waits_or_is_refused(start: Start) -> None:
     scene = await start("default", inputs=10, tokens=32)
     with scene.feeding.admit("default", 4, 1, NEVER) as place:
