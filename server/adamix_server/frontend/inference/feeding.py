@@ -270,7 +270,10 @@ class Feeding:
         since = connection.sent_since
         left = max(said.queued_tokens - done, 0.0)
         queued = left + connection.all_sent_since + self._all_admitted
-        own_said = said.tenants.get(tenant, 0)
+        own_said = said.tenants.get(tenant)
+        if own_said is None:
+            # It may have been left out among many; then what is under way from here is what is known.
+            own_said = max(connection.room.tokens_of(tenant) - since.get(tenant, 0), 0)
         own = min(own_said, left) + since.get(tenant, 0) + self._admitted.get(tenant, 0)
         # The class `batch` takes what `interactive` leaves.
         of_batch = max(said.batch_tokens - done, 0.0)

@@ -334,6 +334,16 @@ async def test_a_deadline_that_can_be_met_exactly_is_admitted(start: Start, monk
     assert scene.feeding.refusals("b", [100, 100], [now + 9, now + 9]) == [None, None]
 
 
+async def test_a_tenant_of_which_the_engine_says_nothing_has_what_is_under_way_from_here(start: Start) -> None:
+    scene = await start("a", "b", inputs=1000, tokens=10_000)
+    scene.call("a", "x", tokens=3000)
+    scene.says(tokens_per_s=1000.0, queued_tokens=5000, active_weight=2.0, tenants={})
+    await settle()
+    assert reason_of(lambda: scene.feeding.admit("a", 10, 1, time.monotonic() + 4)) == "DEADLINE_UNREACHABLE"
+    with scene.feeding.admit("b", 10, 1, time.monotonic() + 4):
+        pass
+
+
 async def test_what_was_said_long_ago_is_done_by_now(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = await start("a", "b", inputs=1000, tokens=10_000)
     scene.says(tokens_per_s=1000.0, queued_tokens=5000, active_weight=2.0, tenants={"a": 5000})
