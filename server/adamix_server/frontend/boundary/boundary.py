@@ -75,6 +75,11 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
 
+        def refused_of(reason: str, tenant: str) -> None:
+            refused(reason)
+            if tenant:
+                recorder.inc("adamix_tenant_rejected_total", tenant, reason)
+
         def places(size: int, seats: int, bounds: Bounds = bounds) -> Places:
             return Places(size, seats, bounds, refused)
 
@@ -83,7 +88,12 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self._signs = places(bounds.reading_kept, 0, replace(bounds, patience_s=bounds.kept_patience_s))
         self._pace = Pace(is_shared)
         self._books = Books(
-            admission, recorder, Messages(bounds, refused), Sending(bounds, recorder), origins(proxies), gate or Gate()
+            admission,
+            recorder,
+            Messages(bounds, refused_of),
+            Sending(bounds, recorder),
+            origins(proxies),
+            gate or Gate(),
         )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
