@@ -260,7 +260,7 @@ class _Slots:
 
     def refuse(self, key: Key, now: float) -> list[Letter]:
         """Whoever has waited for as long as others need to give back what they do not use."""
-        late = {name: turn for name, turn in self.waiting.items() if not 0 <= now - turn.since < SLOT_WAIT_S}
+        late = {name: turn for name, turn in self.waiting.items() if not turn.since <= now < turn.since + SLOT_WAIT_S}
         for name in late:
             del self.waiting[name]
         return [(name, _answer(key, turn, opens_at=now + SLOT_WAIT_S)) for name, turn in late.items()]

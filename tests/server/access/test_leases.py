@@ -151,13 +151,13 @@ def simulate(
 def test_a_rate_over_three_front_ends_is_kept_and_used_for_a_minute() -> None:
     # The table: skew 80/15/5, 60 s.
     rate = 2_000.0
-    _, admitted, world = simulate(2.0, rate=rate, seconds=60, seed=1)
+    _, admitted, _ = simulate(2.0, rate=rate, seconds=60, seed=1)
     most = rate * 60 + rate + 3 * LEASE_S * rate
     assert 0.99 * rate * 60 <= admitted <= most
-    # A front end asks for slices, not for each call: there were more than 7,000.
-    assert world.frames < 3_000
-    asked, admitted, _ = simulate(0.9, rate=rate, seconds=60, seed=2)
+    asked, admitted, world = simulate(0.9, rate=rate, seconds=60, seed=2)
     assert admitted >= 0.99 * asked
+    # Slices are asked for, and not each call: there were more than 3,000 of them.
+    assert world.frames < 1_600
 
 
 @settings(max_examples=15, deadline=None)
@@ -184,14 +184,14 @@ def test_a_front_end_holds_a_tenth_of_a_second_and_gives_it_back_when_it_is_idle
     assert turn.outcomes == []  # It asks, and waits as long as a word there and back takes.
     world.run(2 * LATENCY_S)
     assert turn.is_admitted
-    # 50 and a lease of 100 were lent, so the other gets what is left, and 50 at least.
+    # 50 and a lease of 100 were lent, so the other gets what is left, and nothing more.
     assert world.take("0", TOKENS, limit, 50).is_admitted
     world.run(0.01)
-    assert world.lender.ask("1", [ask(limit, first=1, more=2_000)], world.now)[0][1].lent == pytest.approx(810, abs=0.1)
+    assert world.lender.ask("1", [ask(limit, first=1, more=2_000)], world.now)[0][1].lent == pytest.approx(858, abs=1)
     world.run(0.01 + LEASE_S + 2 * TIDY_S)
     given = world.lender.ask("1", [ask(limit, number=2, first=1, more=2_000)], world.now)[0][1].lent
     # The lease came back, and the time's own.
-    assert given == pytest.approx(90 + 1_000 * (world.now - 0.01), abs=1)
+    assert given == pytest.approx(50 + 1_000 * (world.now - 0.01), abs=1)
     assert world.front_ends["0"].is_idle
 
 
@@ -376,10 +376,12 @@ def test_words_that_wait_are_one_word_and_lose_nothing() -> None:
     (both, rest) = joined(joined([first, other], [second]), [third])
     assert both == Ask(tenant="a", quota="q", limit=limit, number=3, first=1.0, more=4.0, returned=3.5, held=1.0)
     assert rest == other
-    (loan,) = joined(
-        [Loan(tenant="a", quota="q", number=1, lent=2.0), Loan(tenant="a", quota="q", is_recalled=True)],
-        [Loan(tenant="a", quota="q", number=2, opens_at=7.0)],
-    )
+    loans = [
+        Loan(tenant="a", quota="q", number=1, lent=2.0),
+        Loan(tenant="a", quota="q", is_recalled=True),
+        Loan(tenant="a", quota="q", number=2, opens_at=7.0),
+    ]
+    (loan,) = joined((), loans)
     assert loan == Loan(tenant="a", quota="q", number=2, lent=2.0, opens_at=7.0, is_recalled=True)
 
 
