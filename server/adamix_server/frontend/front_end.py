@@ -50,6 +50,7 @@ from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
+from adamix_server.frontend.inference.feeding import Feeding
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.inference.stages import Stages
@@ -177,7 +178,7 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        stages = Stages(view, tokenizer, link, recorder)
+        stages = Stages(view, tokenizer, link, Feeding(link, Tenancy(view)), recorder)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())

@@ -24,6 +24,11 @@ class Tenancy:
         self._shares: dict[str, Shares] = {}
         self._quotas: dict[str, Quotas] = {}
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is more than one tenant that could call."""
+        return len(self._view.snapshot.access.tenants) > 1
+
     def shares(self, tenant: str) -> Shares:
         """Its weight and class; those of anybody for a tenant that there is not."""
         access = self._newest()
