@@ -23,6 +23,7 @@ from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
 from adamix_server.frontend.boundary.enclosure import Books, Context, Enclosure, Method
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
@@ -57,6 +58,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     Args:
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
         gate: lets calls in; None lets everyone in.
+        quota: of tenants; None where nobody has any.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
         gate: Gate | None = None,
+        quota: Quota | None = None,
     ) -> None:
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
@@ -77,7 +80,13 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self._uploads = places(bounds.reading_uploads, bounds.upload_seats)
         self._signs = places(bounds.reading_kept, 0, replace(bounds, patience_s=bounds.kept_patience_s))
         self._books = Books(
-            admission, recorder, Messages(bounds, refused), Sending(bounds, recorder), origins(proxies), gate or Gate()
+            admission,
+            recorder,
+            Messages(bounds, refused),
+            Sending(bounds, recorder),
+            origins(proxies),
+            gate or Gate(),
+            quota or Quota(),
         )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
