@@ -111,7 +111,7 @@ class Part:
         if not isinstance(limit, Flow):
             return None
         bucket = self._bucket(key, limit, now)
-        return None if bucket.level(now) > 0 else _refusal_of(bucket, now)
+        return _refusal_of(bucket, now) if bucket.closed_s(now) != 0.0 else None
 
     def give(self, key: Key, units: float, now: float) -> None:
         if (bucket := self._buckets.get(key)) is not None:
@@ -144,7 +144,7 @@ class Part:
             # One that is full is as good as a new one.
             self._buckets = {key: bucket for key, bucket in self._buckets.items() if not bucket.is_full(now)}
             self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._buckets))
-        bucket = self._buckets[key] = Bucket(rate, burst, now)
+        bucket = self._buckets[key] = Bucket(rate, burst, now, limit.least)
         return bucket
 
 
@@ -336,7 +336,8 @@ class Borrower:
     def _ask(self, key: Key, account: _Account, now: float) -> None:
         units = [waiting.units for waiting in account.waiting]
         if isinstance(account.limit, Flow):
-            lease = _lease(account.limit)
+            # Less than one unit is of no use to anybody.
+            lease = each if (each := _lease(account.limit)) >= 1.0 else 0.0
             first = units[0] - max(account.free, 0.0) if units else 0.0
             more = sum(units[1:]) + (lease if units else lease - account.free)
         else:

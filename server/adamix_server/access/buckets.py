@@ -17,13 +17,15 @@ class Bucket:
         rate: units a second.
         burst: units that it holds at most; it begins with them.
         now: seconds on the caller's clock, as everywhere here.
+        least: units that must be left for it to be open: of what always comes in whole ones, one.
     """
 
-    __slots__ = ("_burst", "_level", "_rate", "_since")
+    __slots__ = ("_burst", "_least", "_level", "_rate", "_since")
 
-    def __init__(self, rate: float, burst: float, now: float) -> None:
+    def __init__(self, rate: float, burst: float, now: float, least: float = 0.0) -> None:
         self._rate = rate
         self._burst = burst
+        self._least = least
         self._level = burst
         self._since = now
 
@@ -36,16 +38,16 @@ class Bucket:
 
     def lend(self, least: float, most: float, now: float) -> float:
         """Units that are given: 0 if it is closed, else as many of `most` as are left, but not less than `least`."""
-        level = self.level(now)
-        if level <= 0:
+        if not self._is_open(now):
             return 0.0
+        level = self._level
         given = max(least, min(most, level))
         self._level -= given
         return given
 
     def take(self, units: float, now: float) -> bool:
         """Take so many, all or none; False if it is closed."""
-        if self.level(now) <= 0:
+        if not self._is_open(now):
             return False
         self._level -= units
         return True
@@ -56,10 +58,10 @@ class Bucket:
 
     def closed_s(self, now: float) -> float | None:
         """Seconds until it is open, 0 if it is; None for never."""
-        level = self.level(now)
-        if level > 0:
+        if self._is_open(now):
             return 0.0
-        return -level / self._rate + _OPENS_S if self._rate > 0 and self._burst > 0 else None
+        can_open = self._rate > 0 and self._burst >= self._least and self._burst > 0
+        return (self._least - self._level) / self._rate + _OPENS_S if can_open else None
 
     def used(self, now: float) -> float:
         """How much of its burst is taken, as a share of it: 1 when it is empty, more when it is in debt."""
@@ -74,3 +76,7 @@ class Bucket:
         if (rate, burst) != (self._rate, self._burst):
             self._level = min(self.level(now), burst)
             self._rate, self._burst = rate, burst
+
+    def _is_open(self, now: float) -> bool:
+        level = self.level(now)
+        return level > 0 and level >= self._least

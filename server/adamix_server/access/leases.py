@@ -26,10 +26,11 @@ _FIRST_SWEEP = 64
 
 
 class Flow(msgspec.Struct, frozen=True, array_like=True):
-    """A rate: units a second, and how many of them at once."""
+    """A rate: units a second, how many of them at once, and how many must be left for anybody to get some."""
 
     rate: float
     burst: float
+    least: float = 0.0
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -165,7 +166,7 @@ class Lender:
     def _ask(self, name: str, ask: Ask, now: float) -> list[Letter]:
         if isinstance(ask.limit, Flow):
             if (rate := self._rates.get(ask.key)) is None:
-                rate = self._rates[ask.key] = _Rate(Bucket(ask.limit.rate, ask.limit.burst, now))
+                rate = self._rates[ask.key] = _Rate(Bucket(ask.limit.rate, ask.limit.burst, now, ask.limit.least))
             loan = rate.ask(name, ask, ask.limit, now)
             return [] if loan is None else [(name, loan)]
         slots = self._slots.setdefault(ask.key, _Slots())

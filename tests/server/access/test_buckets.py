@@ -40,6 +40,13 @@ def test_a_rate_of_0_never_opens() -> None:
     assert bucket.closed_s(1e9) is None
 
 
+def test_of_what_comes_in_whole_units_one_must_be_left() -> None:
+    bucket = Bucket(3 / 60, 3.0, now=0.0, least=1.0)
+    assert [bucket.take(1.0, 0.1 * i) for i in range(5)] == [True] * 3 + [False] * 2
+    assert bucket.closed_s(0.4) == pytest.approx(20 - 0.4, abs=0.01)
+    assert Bucket(0.0, 0.0, now=0.0, least=1.0).closed_s(9.0) is None
+
+
 def test_it_lends_what_is_left_but_never_less_than_is_needed() -> None:
     bucket = Bucket(10.0, 10.0, now=0.0)
     assert bucket.lend(2.0, 8.0, 0.0) == 8.0

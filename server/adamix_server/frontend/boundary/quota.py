@@ -246,6 +246,6 @@ def _flow(name: str, quotas: Quotas) -> Flow | None:
     if limit is None:
         return None
     if name == REGISTRATIONS:
-        return Flow(limit / _MINUTE_S, float(limit))
+        return Flow(limit / _MINUTE_S, float(limit), 1.0)
     burst_s = _BURST_S if quotas.burst_s is None else quotas.burst_s
     return Flow(float(limit), float(limit) * burst_s)
