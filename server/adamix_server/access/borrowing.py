@@ -295,7 +295,7 @@ class Borrower:
     def _lent(self, loan: Loan, account: _Account, now: float) -> None:
         key = loan.key
         account.free += loan.lent
-        if loan.is_recalled:
+        if loan.recall:
             account.keeps_from = now + RECALL_S
         if loan.number:
             account.asked_at, account.opens_at = None, loan.opens_at
@@ -308,6 +308,8 @@ class Borrower:
                 self._ask(key, account, now)
         if now < account.keeps_from and account.free > 0:
             self._return(key, account, account.free)
+        if loan.recall:
+            self._say(key, account, recalled=loan.recall)
 
     def _account(self, key: Key, limit: Limit, now: float) -> _Account:
         if (account := self._accounts.get(key)) is None:
@@ -358,6 +360,7 @@ class Borrower:
         first: float = 0.0,
         more: float = 0.0,
         returned: float = 0.0,
+        recalled: int = 0,
     ) -> None:
         ask = Ask(
             tenant=key[0],
@@ -367,6 +370,7 @@ class Borrower:
             first=first,
             more=more,
             returned=returned,
+            recalled=recalled,
             held=max(account.free, 0.0) + account.reserved if isinstance(account.limit, Flow) else 0.0,
         )
         earlier = self._unsaid.get(key)

@@ -8,19 +8,20 @@ refused. The lender knows no tenant by itself: who asks says what the quota is, 
 Pure: values in, values out; the clock is the caller's, in seconds of CLOCK_MONOTONIC.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 
 from adamix_server.access.buckets import Bucket
-from adamix_server.limits.quotas import SLOT_WAIT_S
+from adamix_server.limits.quotas import FULL_S, SLOT_WAIT_S
 
 # Tenant and quota.
 Key = tuple[str, str]
 
-# After this a front end that was called upon keeps its free slots again.
+# So long a front end that was called upon keeps no free slots.
 RECALL_S = 0.1
 _FIRST_SWEEP = 64
 
@@ -42,6 +43,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         first: units that the call needs which has waited for longest, and `more` that would be of use beside them.
         returned: units given back since the last word.
         held: units of a rate that are not spent, as far as it knows.
+        recalled: the newest call for free slots that it has followed; 0 for none.
     """
 
     tenant: str
@@ -52,6 +54,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     more: float = 0.0
     returned: float = 0.0
     held: float = 0.0
+    recalled: int = 0
 
     @property
     def key(self) -> Key:
@@ -66,6 +69,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
             first=asks.first,
             more=asks.more,
             returned=earlier.returned + self.returned,
+            recalled=max(earlier.recalled, self.recalled),
         )
 
 
@@ -76,7 +80,8 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         number: of the newest question that this answers; 0 if it answers none.
         lent: units it may use from now on.
         opens_at: when it is worth to ask again; 0 if anything was lent.
-        is_recalled: another front end has none: give free ones back at once for a while.
+        recall: number of this call for free slots, since another front end has none; 0 for none. It is followed for a
+            while.
     """
 
     tenant: str
@@ -84,7 +89,7 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     number: int = 0
     lent: float = 0.0
     opens_at: float = 0.0
-    is_recalled: bool = False
+    recall: int = 0
 
     @property
     def key(self) -> Key:
@@ -98,7 +103,7 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
             number=answers.number,
             lent=earlier.lent + self.lent,
             opens_at=answers.opens_at,
-            is_recalled=earlier.is_recalled or self.is_recalled,
+            recall=max(earlier.recall, self.recall),
         )
 
 
@@ -126,6 +131,7 @@ class Lender:
         self._slots: dict[Key, _Slots] = {}
         # Those of them that somebody waits for.
         self._wanted: dict[Key, _Slots] = {}
+        self._recalls = itertools.count(1)
         self._sweep_at = _FIRST_SWEEP
 
     @property
@@ -158,8 +164,8 @@ class Lender:
         for rate in self._rates.values():
             rate.bucket.give(rate.held.pop(name, 0.0))
         for key, slots in list(self._slots.items()):
-            slots.lent.pop(name, None)
             slots.waiting.pop(name, None)
+            slots.heard(name, slots.lent.get(name, 0), recalled=0)
             letters += self._serve(key, slots, now)
         return letters
 
@@ -171,13 +177,13 @@ class Lender:
             return [] if loan is None else [(name, loan)]
         slots = self._slots.setdefault(ask.key, _Slots())
         slots.limit = ask.limit
-        slots.take_back(name, round(ask.returned))
+        slots.heard(name, round(ask.returned), ask.recalled)
         if ask.number:
             slots.waiting[name] = _Turn(ask.number, round(ask.first + ask.more), now)
         return self._serve(ask.key, slots, now)
 
     def _serve(self, key: Key, slots: "_Slots", now: float) -> list[Letter]:
-        letters = slots.serve(key, now)
+        letters = slots.serve(key, self._recalls, now)
         self._note(key, slots)
         return letters
 
@@ -218,11 +224,16 @@ class _Rate:
 
 @dataclass(slots=True)
 class _Turn:
-    """A front end that waits for slots."""
+    """A front end that waits for slots.
+
+    Attributes:
+        awaited: calls for free slots that others have not followed yet, by their names; None: not called yet.
+    """
 
     number: int
     need: int
     since: float
+    awaited: dict[str, int] | None = None
 
 
 @dataclass(slots=True)
@@ -232,16 +243,20 @@ class _Slots:
     limit: int = 0
     lent: dict[str, int] = field(default_factory=dict)
     waiting: dict[str, _Turn] = field(default_factory=dict)
-    recalled_at: dict[str, float] = field(default_factory=dict)
 
-    def take_back(self, name: str, count: int) -> None:
-        if left := self.lent.get(name, 0) - count:
+    def heard(self, name: str, returned: int, recalled: int) -> None:
+        """A front end gives slots back, and has followed calls for them."""
+        if left := self.lent.get(name, 0) - returned:
             self.lent[name] = left
         else:
             self.lent.pop(name, None)
+        for turn in self.waiting.values():
+            awaited = turn.awaited
+            if awaited is not None and name in awaited and (not left or awaited[name] <= recalled):
+                del awaited[name]
 
-    def serve(self, key: Key, now: float) -> list[Letter]:
-        """Lend what there is, and call back what others may keep for those who still wait."""
+    def serve(self, key: Key, recalls: Iterator[int], now: float) -> list[Letter]:
+        """Lend what there is; who gets none is refused once nobody else has one to spare."""
         letters: list[Letter] = []
         for name, turn in list(self.waiting.items()):
             if (count := min(turn.need, self.limit - sum(self.lent.values()))) > 0:
@@ -249,22 +264,23 @@ class _Slots:
                 self.lent[name] = self.lent.get(name, 0) + count
                 letters.append((name, _answer(key, turn, lent=count)))
                 continue
-            others = [other for other in self.lent if other != name]
-            if not others:
+            if turn.awaited is None:
+                # Numbered anew, since what others had free when they were last called says nothing.
+                turn.awaited = {other: next(recalls) for other in self.lent if other != name}
+                letters += [
+                    (other, Loan(tenant=key[0], quota=key[1], recall=recall)) for other, recall in turn.awaited.items()
+                ]
+            if not turn.awaited:
                 del self.waiting[name]
-                letters.append((name, _answer(key, turn, opens_at=now + SLOT_WAIT_S)))
-            for other in others:
-                if not 0 <= now - self.recalled_at.get(other, -RECALL_S) < RECALL_S / 2:
-                    self.recalled_at[other] = now
-                    letters.append((other, Loan(tenant=key[0], quota=key[1], is_recalled=True)))
+                letters.append((name, _answer(key, turn, opens_at=now + FULL_S)))
         return letters
 
     def refuse(self, key: Key, now: float) -> list[Letter]:
-        """Whoever has waited for as long as others need to give back what they do not use."""
+        """Refuse whoever has waited for too long for others that say nothing."""
         late = {name: turn for name, turn in self.waiting.items() if not turn.since <= now < turn.since + SLOT_WAIT_S}
         for name in late:
             del self.waiting[name]
-        return [(name, _answer(key, turn, opens_at=now + SLOT_WAIT_S)) for name, turn in late.items()]
+        return [(name, _answer(key, turn, opens_at=now + FULL_S)) for name, turn in late.items()]
 
 
 def _answer(key: Key, turn: _Turn, lent: float = 0.0, opens_at: float = 0.0) -> Loan:

@@ -42,5 +42,13 @@ LENDER_SILENCE_S = chapter.limit(
     "lasts; with what was lent before, at most twice as many calls at once",
     proof="server/access/test_leases.py::test_without_an_answer_each_front_end_goes_on_with_its_part",
 )
-# Somebody else may have a slot to spare: so long it has time to say so, and so long a refusal is remembered.
-SLOT_WAIT_S = 0.02
+SLOT_WAIT_S = chapter.limit(
+    0.25,
+    "s",
+    "other front ends that hold slots of a tenant's quota, and are asked for one that they do not use",
+    None,
+    note="one that says nothing for so long is taken to use all of them",
+    proof="server/access/test_leases.py::test_who_holds_slots_and_says_nothing_is_waited_for_so_long",
+)
+# So long a refusal of a slot is remembered, and nobody is asked.
+FULL_S = 0.02

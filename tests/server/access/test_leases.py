@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from adamix_server.access.borrowing import Borrower, Limit, Part, Refusal, Waiting
 from adamix_server.access.leases import Ask, Flow, Lender, Loan, joined
-from adamix_server.limits.quotas import LEASE_S, LENDER_SILENCE_S
+from adamix_server.limits.quotas import LEASE_S, LENDER_SILENCE_S, SLOT_WAIT_S
 
 TOKENS = ("acme", "input_tokens_per_s")
 CALLS = ("acme", "concurrent_calls")
@@ -160,7 +161,7 @@ def test_a_rate_over_three_front_ends_is_kept_and_used_for_a_minute() -> None:
     assert world.frames < 1_600
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     demand=st.floats(0.5, 20),
     rate=st.floats(50, 20_000),
@@ -356,6 +357,23 @@ def test_without_an_answer_each_front_end_goes_on_with_its_part() -> None:
     assert not world.front_ends["0"].is_alone
 
 
+def test_who_holds_slots_and_says_nothing_is_waited_for_so_long() -> None:
+    lender, word = Lender(), partial(Ask, tenant=CALLS[0], quota=CALLS[1], limit=1)
+    assert lender.ask("0", [word(number=1, first=1.0)], now=0.0)[0][1].lent == 1.0
+    ((name, call),) = lender.ask("1", [word(number=2, first=1.0)], now=1.0)
+    assert (name, call.recall) == ("0", 1)
+    assert lender.looks_at == 1.0 + SLOT_WAIT_S
+    assert lender.look(1.0 + 0.99 * SLOT_WAIT_S) == []
+    ((name, refusal),) = lender.look(1.0 + SLOT_WAIT_S)
+    assert (name, refusal.number, refusal.lent) == ("1", 2, 0.0)
+    # One that says that it uses what it has is believed at once, if it says so to this call and not to an earlier one.
+    ((_, call),) = lender.ask("1", [word(number=3, first=1.0)], now=2.0)
+    assert lender.ask("0", [word(recalled=1)], now=2.0) == []
+    ((name, refusal),) = lender.ask("0", [word(recalled=call.recall)], now=2.0)
+    assert (name, refusal.number, refusal.lent) == ("1", 3, 0.0)
+    assert lender.looks_at is None
+
+
 def test_who_waits_no_more_takes_nothing() -> None:
     world = World(2)
     turn = world.take("0", CALLS, 1)
@@ -378,11 +396,11 @@ def test_words_that_wait_are_one_word_and_lose_nothing() -> None:
     assert rest == other
     loans = [
         Loan(tenant="a", quota="q", number=1, lent=2.0),
-        Loan(tenant="a", quota="q", is_recalled=True),
+        Loan(tenant="a", quota="q", recall=3),
         Loan(tenant="a", quota="q", number=2, opens_at=7.0),
     ]
     (loan,) = joined((), loans)
-    assert loan == Loan(tenant="a", quota="q", number=2, lent=2.0, opens_at=7.0, is_recalled=True)
+    assert loan == Loan(tenant="a", quota="q", number=2, lent=2.0, opens_at=7.0, recall=3)
 
 
 def test_the_lender_forgets_what_is_at_rest() -> None:

@@ -5,7 +5,7 @@ from adamix_server.channel.supervisor_frames import Asks, Loans
 from adamix_testing.stage import Played, StartStage
 
 
-def slot(number: int = 0, returned: float = 0.0) -> Asks:
+def slot(number: int = 0, returned: float = 0.0, recalled: int = 0) -> Asks:
     word = Ask(
         tenant="acme",
         quota="concurrent_calls",
@@ -13,6 +13,7 @@ def slot(number: int = 0, returned: float = 0.0) -> Asks:
         number=number,
         first=float(number > 0),
         returned=returned,
+        recalled=recalled,
     )
     return Asks(asks=[word])
 
@@ -32,8 +33,10 @@ async def test_a_slot_goes_from_one_front_end_to_another_and_back_from_one_that_
     assert loans(first)[0].lent == 1.0
     # Called back from the first, which has it in use; so nobody has one for the second.
     second.says.put_nowait(slot(2))
+    await stage.until(lambda: len(loans(first)) == 2)
+    assert loans(first)[1].recall == 1
+    first.says.put_nowait(slot(recalled=1))
     await stage.until(lambda: bool(loans(second)))
-    assert loans(first)[1].is_recalled
     assert (loans(second)[0].number, loans(second)[0].lent) == (2, 0.0)
     assert loans(second)[0].opens_at > 0
     # Given back while somebody waits: it is his.
