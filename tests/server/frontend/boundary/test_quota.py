@@ -16,8 +16,9 @@ from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server.access.quotas import MAX_QUOTA, NO_QUOTAS, Quotas
 from adamix_server.access.rights import NEEDS
 from adamix_server.catalog.store import Catalog
-from adamix_server.channel.supervisor_frames import Refresh
+from adamix_server.channel.supervisor_frames import Asks, Refresh
 from adamix_server.frontend.boundary.quota import CALLS, COUNTED, STREAMS, UPLOADS, Quota
+from adamix_server.limits.quotas import LENDER_SILENCE_S
 from adamix_server.supervisor.lending import Lending
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -252,7 +253,7 @@ async def test_a_refusal_over_the_wire(servers: Servers) -> None:
     assert found["ErrorInfo"].reason == "QUOTA_INPUT_TOKENS_PER_S"
     assert found["QuotaFailure"].violations[0].subject == "tenants/default"
     assert dict(found["ErrorInfo"].metadata)["limit"] == "40"
-    # 80 are owed: two seconds, or up to a fifth more.
+    # 80 are owed: two seconds, less what the call took, or up to a fifth more.
     assert 1.8 < found["RetryInfo"].retry_delay.ToNanoseconds() / 1e9 < 2.45
     # The whole protocol is charged, and a stream's inputs one by one; the stream goes on.
     tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1])
@@ -361,6 +362,29 @@ async def test_a_rate_is_shared_by_front_ends_and_who_leaves_while_it_waits_hold
     await asyncio.sleep(0.05)
     waiting.cancel()
     await servers.until(lambda: _is_answered(two))
+
+
+async def test_a_supervisor_that_does_not_answer_is_waited_for_once(servers: Servers) -> None:
+    servers.set(Quotas(input_tokens_per_s=3_000, concurrent_calls=4))
+    await servers.start(2)
+    one, two = servers.front_ends
+    one.supervisor.lend = None
+    began = asyncio.get_running_loop().time()
+    await asyncio.gather(*(one.inference.Predict(request()) for _ in range(2)))
+    assert asyncio.get_running_loop().time() - began >= LENDER_SILENCE_S
+    # Half of both is its part, and nobody is asked for it.
+    waiting = one.supervisor.from_child.qsize()
+    await one.inference.Predict(request(64))
+    one.engine.hold = True
+    held = [asyncio.create_task(_outcome(one)) for _ in range(2)]
+    await one.until(lambda: len(one.engine.held) == 2)
+    assert await _outcome(one) == "QUOTA_CONCURRENT_CALLS"
+    assert not any(isinstance(frame, Asks) for frame in list(one.supervisor.from_child._queue)[waiting:])  # type: ignore[attr-defined] # a deque
+    one.engine.hold = False
+    one.engine.answer_all()
+    assert await asyncio.gather(*held) == ["", ""]
+    # The other one has its supervisor.
+    await two.inference.Predict(request(64))
 
 
 async def test_registrations_beyond_the_quota_are_refused_before_a_byte_of_them(servers: Servers) -> None:
