@@ -6,7 +6,7 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 import asyncio
 import ipaddress
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -86,6 +86,7 @@ class Endpoint:
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
         trusted_proxies: networks whose addresses stand for many callers, and have no share of their own.
+        is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
         address: with the real port.
@@ -105,11 +106,12 @@ class Endpoint:
         with_reflection: bool,
         shares_port: bool,
         trusted_proxies: Sequence[str] = (),
+        is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
         proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
-        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies)
+        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies, is_shared=is_shared)
         inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, boundary)
