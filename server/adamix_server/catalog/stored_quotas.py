@@ -91,5 +91,5 @@ def _has_file(connection: Connection, tenant: str, digest: str) -> bool:
 
 def _stored_bytes(connection: Connection, tenant: str) -> int:
     mine = select(_versions.digest, _versions.num_bytes).join_from(schema.versions, schema.tasks)
-    files = mine.where(_tasks.tenant == tenant, schema.is_ready).distinct().subquery()
+    files = mine.where(_tasks.tenant == tenant, schema.is_ready).distinct().subquery("files")
     return int(connection.scalar(select(func.sum(files.c.num_bytes))) or 0)

@@ -6,7 +6,7 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 import asyncio
 import ipaddress
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -88,6 +88,7 @@ class Endpoint:
             a second server on the port is an error, not a silent share of the traffic.
         trusted_proxies: networks whose addresses stand for many callers, and have no share of their own.
         quota: of tenants.
+        is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
         address: with the real port.
@@ -108,11 +109,12 @@ class Endpoint:
         shares_port: bool,
         trusted_proxies: Sequence[str] = (),
         quota: Quota,
+        is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
         proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
-        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies, quota=quota)
+        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies, quota=quota, is_shared=is_shared)
         inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, boundary)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
+from adamix_server.access.quotas import Quotas
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
@@ -39,6 +40,7 @@ from adamix_server.channel.supervisor_frames import (
 )
 from adamix_server.frontend.availability import Availability
 from adamix_server.frontend.borrowing import Borrowing
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.catalog_view import CatalogView
@@ -93,8 +95,13 @@ class _Parts:
 
 
 async def validate_in_child(path: Path, spec: BackboneSpec, expected_digest: str) -> Verdict:
-    """Judge an uploaded file in a process of its own. Raises InvalidAdapter."""
-    return await validate_async(path, spec, expected_digest=expected_digest)
+    """Judge an uploaded file in a process of its own, whose CPU time is the call's. Raises InvalidAdapter."""
+    call = calls.current()
+
+    def spent(seconds: float) -> None:
+        call.work_s += seconds
+
+    return await validate_async(path, spec, expected_digest=expected_digest, spent=spent)
 
 
 class FrontEnd:
@@ -170,7 +177,10 @@ class FrontEnd:
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
         fingerprint = hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False)
+        quotas = Quotas(**self._start.settings.default_quotas)
+        catalog = await asyncio.to_thread(
+            Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False, default_quotas=quotas
+        )
         availability = Availability(catalog.blobs, hello.limits.arena_bytes, hello.dtype)
         view = CatalogView(catalog, hello.spec, self._agreement, availability)
         closing.callback(view.close)
@@ -193,7 +203,11 @@ class FrontEnd:
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
-        shares, places = Shares(lambda: link.is_asked, recorder), UploadPlaces(settings.max_upload_s, recorder)
+
+        def is_shared() -> bool:
+            return link.is_asked
+
+        shares, places = Shares(is_shared, recorder), UploadPlaces(settings.max_upload_s, recorder)
         registrations = Registrations(view, residency, shares, self._validate, root)
         endpoint = Endpoint(
             start.listen,
@@ -210,6 +224,7 @@ class FrontEnd:
             shares_port=start.shares_port,
             trusted_proxies=settings.trusted_proxies,
             quota=quota,
+            is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
 
