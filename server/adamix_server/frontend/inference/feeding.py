@@ -1,9 +1,9 @@
 """Who may put inputs into the queue now, who waits until there is room, and who is refused before any work is done.
 
 A call is judged as a whole before it is tokenised, by the sizes its texts seem to have: by its tenant's quota, by its
-deadline, and by the room (`room.py`). One of several inputs that does not fit is let in, and fed into the queue as room
-appears, rather than refused whole; so are a stream's inputs. One of a single input does not wait, unless others of its
-tenant do already: within a tenant, who came first goes first. Between tenants each in turn, an input at a time.
+deadline, and by the room (`queue_room.py`). One of several inputs that does not fit is let in, and fed into the queue
+as room appears, rather than refused whole; so are a stream's inputs. One of a single input does not wait, unless others
+of its tenant do already: within a tenant, who came first goes first. Between tenants each in turn, an input at a time.
 
 Knows rows and the link to the engine; knows neither texts nor what is answered. Belongs to one event loop.
 """
@@ -22,7 +22,7 @@ from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend.engine_connection import EngineConnection, num_tokens_of
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.deadline import Queue
-from adamix_server.frontend.inference.room import Lack, Room
+from adamix_server.frontend.queue_room import Lack, Room
 from adamix_server.frontend.tenancy import Tenancy
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL, MAX_WAITING_INPUTS
 
@@ -98,7 +98,9 @@ class Feeding:
         place = Place(self, tenant, shares)
         if (connection := self._link.moving) is None:
             return place
-        queue = self._check(connection, tenant, shares, num_tokens, deadline)
+        queue, limit = self._queue(connection, tenant, shares), self._tenancy.quotas(tenant).queued_tokens
+        if (refusal := self._refusal(queue, tenant, limit, num_tokens, deadline - time.monotonic())) is not None:
+            raise refusal
         may_wait = num_inputs > 1 or tenant in self._lines
         if lack := self._try(place, connection, num_tokens, num_inputs, may_wait=may_wait):
             raise self._full(lack, connection, tenant, queue, num_tokens, num_inputs)
@@ -108,10 +110,26 @@ class Feeding:
         """A place for nothing."""
         return Place(self, tenant, self._tenancy.shares(tenant))
 
-    def check(self, tenant: str, num_tokens: int, deadline: float) -> None:
-        """Raise what `admit` does of a quota or a deadline, for the last of inputs of so many tokens together."""
-        if (connection := self._link.moving) is not None:
-            self._check(connection, tenant, self._tenancy.shares(tenant), num_tokens, deadline)
+    def refusals(
+        self, tenant: str, lengths: Sequence[int], deadlines: Sequence[float]
+    ) -> Sequence[QuotaExceeded | DeadlineExceeded | None]:
+        """What `admit` would say of quota and deadline to each input of a stream, by its tokens, behind those before it
+        that nothing is said to.
+        """
+        nothing = [None] * len(lengths)
+        if (connection := self._link.moving) is None:
+            return nothing
+        shares = self._tenancy.shares(tenant)
+        queue = self._queue(connection, tenant, shares)
+        now, limit, before = time.monotonic(), self._tenancy.quotas(tenant).queued_tokens, 0
+        if self._refusal(queue, tenant, limit, sum(lengths), min(deadlines) - now) is None:
+            return nothing
+        said: list[QuotaExceeded | DeadlineExceeded | None] = []
+        for length, deadline in zip(lengths, deadlines, strict=True):
+            error = self._refusal(queue, tenant, limit, before + length, deadline - now)
+            before += 0 if error is not None else length
+            said.append(error)
+        return said
 
     async def place(self, tenant: str, num_tokens: int, num_inputs: int) -> Place:
         """A place for inputs of a stream, of which as many as a call may have come at once: as soon as they may wait,
@@ -202,14 +220,13 @@ class Feeding:
         """Why a row does not fit now."""
         return connection.room.lack(row.tenant, shares, num_tokens_of(row), is_shared=self._tenancy.is_shared)
 
-    def _check(
-        self, connection: EngineConnection, tenant: str, shares: Shares, num_tokens: int, deadline: float
-    ) -> Queue:
-        """What is before inputs of so many tokens. Raises QuotaExceeded, DeadlineExceeded."""
-        queue = self._queue(connection, tenant, shares)
-        limit = self._tenancy.quotas(tenant).queued_tokens
+    @staticmethod
+    def _refusal(
+        queue: Queue, tenant: str, limit: int | None, num_tokens: int, left_s: float
+    ) -> QuotaExceeded | DeadlineExceeded | None:
+        """Why inputs of so many tokens are not to be queued, of which the last is to be answered in `left_s`."""
         if limit is not None and queue.own + num_tokens > limit:
-            raise QuotaExceeded.of(
+            return QuotaExceeded.of(
                 "queued_tokens",
                 tenant,
                 limit=limit,
@@ -218,13 +235,13 @@ class Feeding:
                 retry_after_s=queue.drained_s(queue.own + num_tokens - limit) if num_tokens <= limit else None,
             )
         wait_s = queue.wait_s(num_tokens)
-        if wait_s is not None and wait_s > (left_s := deadline - time.monotonic()):
-            raise DeadlineExceeded(
+        if wait_s is not None and wait_s > left_s:
+            return DeadlineExceeded(
                 f"this would be answered in {wait_s:.1f} s, and its deadline is in {max(left_s, 0.0):.1f} s",
                 reason="DEADLINE_UNREACHABLE",
                 retry_after_s=retry.within(wait_s - left_s),
             )
-        return queue
+        return None
 
     def _queue(self, connection: EngineConnection, tenant: str, shares: Shares) -> Queue:
         """What is before the next input of a tenant: what the engine last said, and what has happened since."""

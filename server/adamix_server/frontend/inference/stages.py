@@ -23,7 +23,7 @@ from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.feeding import Feeding, Place
-from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, likely_tokens
 from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
 
@@ -54,13 +54,6 @@ class Item:
     tokens: Tokens | None = None
     event: Event | None = None
     error: AdamixError | None = None
-
-    @property
-    def size(self) -> int:
-        """In tokens; of a text what is likely, since only tokenising it would tell."""
-        if self.tokens is not None:
-            return len(self.tokens)
-        return 0 if self.text is None else self.text.likely_tokens
 
     @classmethod
     def of(cls, asked: str, deadline: float) -> "Item":
@@ -145,10 +138,10 @@ class Stages:
 
         Those for which there is none get the error that says why: all of them, before any of them is tokenised.
         """
-        sizes = [item.size for item in items if item.error is None]
-        if sizes:
+        lengths = _lengths(items)
+        if lengths:
             try:
-                return self._feeding.admit(tenant, sum(sizes), len(sizes), items[0].deadline)
+                return self._feeding.admit(tenant, sum(lengths), len(lengths), items[0].deadline)
             except AdamixError as error:
                 for item in items:
                     item.error = item.error or error
@@ -156,19 +149,18 @@ class Stages:
 
     def check(self, items: Iterable[Item], tenant: str) -> None:
         """Give inputs of a stream the errors of those that may not be queued, or would be answered too late."""
-        size = 0
-        for item in items:
-            if item.error is None:
-                try:
-                    self._feeding.check(tenant, size + item.size, item.deadline)
-                    size += item.size
-                except AdamixError as error:
-                    item.error = error
+        good = [item for item in items if item.error is None]
+        if good:
+            refusals = self._feeding.refusals(tenant, _lengths(good), [item.deadline for item in good])
+            for item, error in zip(good, refusals, strict=True):
+                item.error = error
 
-    async def place(self, items: Iterable[Item], tenant: str) -> Place:
+    async def place(self, items: Sequence[Item], tenant: str) -> Place:
         """A place for inputs of a stream, no more than a call may have, as soon as they may wait for room together."""
-        sizes = [item.size for item in items if item.error is None]
-        return await self._feeding.place(tenant, sum(sizes), len(sizes)) if sizes else self._feeding.nowhere(tenant)
+        lengths = _lengths(items)
+        return (
+            await self._feeding.place(tenant, sum(lengths), len(lengths)) if lengths else self._feeding.nowhere(tenant)
+        )
 
     async def fed(self, futures: Sequence[asyncio.Future[Event]], tenant: str) -> None:
         """Return when none of these waits for room."""
@@ -311,6 +303,15 @@ class Stages:
                 item.tokens = check_ids(message.token_ids.ids, vocab_size, max_tokens, f"{field}.token_ids")
             case _:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
+
+
+def _lengths(items: Iterable[Item]) -> list[int]:
+    """Of inputs without an error, in tokens; of a text what is likely, since only tokenising it would tell."""
+    return [
+        likely_tokens(item.text) if item.text is not None else 0 if item.tokens is None else len(item.tokens)
+        for item in items
+        if item.error is None
+    ]
 
 
 def _is_refusal(error: AdamixError) -> bool:
