@@ -188,7 +188,7 @@ class Stages:
             return
         charged = [item for item in items if item.tokens is not None and item.error is None]
         try:
-            await self._quota.charge(place.tenant, sum(item.size for item in charged))
+            await self._quota.charge(place.tenant, _tokens(charged))
         except AdamixError as error:
             for item in charged:
                 item.error = error
@@ -224,7 +224,7 @@ class Stages:
         try:
             return list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
-            self._quota.refund(place.tenant, sum(item.size for item in ready))
+            self._quota.refund(place.tenant, _tokens(ready))
             for item in ready:
                 item.error = error
             return []
@@ -316,6 +316,11 @@ def _lengths(items: Iterable[Item]) -> list[int]:
 
 def _is_refusal(error: AdamixError) -> bool:
     return error.code in _REJECTIONS or error.reason == "DEADLINE_UNREACHABLE"
+
+
+def _tokens(items: Iterable[Item]) -> int:
+    """Of all of them together, as far as they are tokenised."""
+    return sum(len(item.tokens) for item in items if item.tokens is not None)
 
 
 def settle(item: Item, event: Event) -> None:
