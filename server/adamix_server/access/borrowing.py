@@ -58,7 +58,7 @@ class Holder(Protocol):
         """Take units of a rate, or a slot: None if they are taken; `waiting` if that is not known yet."""
 
     def look(self, key: Key, limit: Limit, now: float) -> Refusal | None:
-        """What would be answered now to whom there is nothing for, as far as that is known; takes nothing."""
+        """Why nobody would get anything now, as far as that is known. Takes nothing: it is about to be wanted."""
 
     def give(self, key: Key, units: float, now: float) -> None:
         """Put back units that were taken and not used, or a slot."""
@@ -216,8 +216,7 @@ class Borrower:
         account = self._account(key, limit, now)
         account.used_at = now
         if not account.waiting and _takes(account, units):
-            if account.asked_at is None and now >= account.opens_at and _is_low(account):
-                self._ask(key, account, now)
+            self._ask_ahead(key, account, now)
             return None
         if self._part is not None:
             return self._of_part(self._part, key, account, units, now)
@@ -234,10 +233,10 @@ class Borrower:
             return None
         if limit.rate == 0:
             return _NEVER
-        account = self._accounts.get(key)
-        if account is None or account.limit != limit or account.free > 0 or now >= account.opens_at:
-            return None
-        return _closed(account, now)
+        account = self._account(key, limit, now)
+        account.used_at = now
+        self._ask_ahead(key, account, now)
+        return None if account.free > 0 or now >= account.opens_at else _closed(account, now)
 
     def give(self, key: Key, units: float, now: float) -> None:
         if (account := self._accounts.get(key)) is None:
@@ -335,6 +334,11 @@ class Borrower:
         account.free -= 1
         return None
 
+    def _ask_ahead(self, key: Key, account: _Account, now: float) -> None:
+        """Ask for more before anybody has to wait for it."""
+        if account.asked_at is None and now >= account.opens_at and _is_low(account):
+            self._ask(key, account, now)
+
     def _ask(self, key: Key, account: _Account, now: float) -> None:
         units = [waiting.units for waiting in account.waiting]
         if isinstance(account.limit, Flow):
@@ -392,7 +396,7 @@ def _lease(limit: Flow) -> float:
 
 
 def _is_low(account: _Account) -> bool:
-    """Whether it is time to ask for more before anybody has to wait for it."""
+    """Whether less than half a lease is left, of one that is worth asking for."""
     return isinstance(account.limit, Flow) and 1.0 <= _lease(account.limit) > 2 * account.free
 
 

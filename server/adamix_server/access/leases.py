@@ -40,7 +40,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     Attributes:
         limit: the quota: a rate, or how many at once.
         number: of the question; 0 for none. The answer repeats it.
-        first: units that the call needs which has waited for longest, and `more` that would be of use beside them.
+        first: units that the call needs which has waited for longest, and `more` that would be of use beside them; 0 if
+            nobody waits yet.
         returned: units given back since the last word.
         held: units of a rate that are not spent, as far as it knows.
         recalled: the newest call for free slots that it has followed; 0 for none.
@@ -79,7 +80,7 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     Attributes:
         number: of the newest question that this answers; 0 if it answers none.
         lent: units it may use from now on.
-        opens_at: when it is worth to ask again; 0 if anything was lent.
+        opens_at: when it is worth to ask again; 0 for now.
         recall: number of this call for free slots, since another front end has none; 0 for none. It is followed for a
             while.
     """
@@ -208,14 +209,17 @@ class _Rate:
         bucket.reshape(limit.rate, limit.burst, now)
         bucket.level(now)
         bucket.give(ask.returned)
-        lent = bucket.lend(ask.first, ask.first + ask.more, now) if ask.number else 0.0
+        # What nobody waits for is not taken from the last that there is: whoever comes next needs it to get in.
+        is_scarce = ask.first <= 0 and bucket.level(now) < 2 * ask.more
+        lent = bucket.lend(ask.first, ask.first + ask.more, now) if ask.number and not is_scarce else 0.0
         if held := max(ask.held, 0.0) + lent:
             self.held[name] = held
         else:
             self.held.pop(name, None)
         if not ask.number:
             return None
-        opens_at = 0.0 if lent else now + (bucket.closed_s(now) or 0.0)
+        closed_s = 0.0 if lent else bucket.closed_s(now) or 0.0
+        opens_at = now + closed_s if closed_s else 0.0
         return Loan(tenant=ask.tenant, quota=ask.quota, number=ask.number, lent=lent, opens_at=opens_at)
 
     def is_at_rest(self, now: float) -> bool:

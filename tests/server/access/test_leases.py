@@ -201,6 +201,23 @@ def ask(limit: Limit, number: int = 1, first: float = 0, more: float = 0) -> Ask
     return Ask(tenant=tenant, quota=quota, limit=limit, number=number, first=first, more=more)
 
 
+def test_what_is_asked_for_ahead_is_there_when_it_is_wanted_and_never_the_last() -> None:
+    world, limit = World(2), Flow(1_000.0, 1_000.0)
+    assert world.front_ends["0"].look(TOKENS, limit, world.now) is None
+    world.flush()
+    world.run(2 * LATENCY_S)
+    assert world.take("0", TOKENS, limit, 100).is_admitted  # at once
+    # Of the last, nothing is held back: a call of any size gets in, and is paid for afterwards.
+    world.run(0.01)
+    assert world.lender.ask("1", [ask(limit, first=760)], world.now)[0][1].lent == 760
+    other = Flow(10.0, 30.0)
+    assert world.lender.ask("1", [ask(other, first=29.0)], world.now)[0][1].lent == 29
+    assert world.lender.ask("1", [ask(other, number=2, more=1.0)], world.now)[0][1] == Loan(
+        tenant=TOKENS[0], quota=TOKENS[1], number=2
+    )
+    assert world.lender.ask("1", [ask(other, number=3, first=50)], world.now)[0][1].lent == 50
+
+
 def test_a_refusal_says_exactly_when_the_next_call_is_admitted() -> None:
     world, limit = World(3), Flow(100.0, 100.0)
     world.take("0", TOKENS, limit, 400)

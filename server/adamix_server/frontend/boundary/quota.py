@@ -212,7 +212,9 @@ class Quota:
         """Raises QuotaExceeded if nothing is left of a rate, as far as that is known."""
         if (rate := _flow(name, quotas)) is not None:
             key = tenant, name
-            if (refusal := self._holder.look(key, rate, self._clock())) is not None:
+            refusal = self._holder.look(key, rate, self._clock())
+            self._poke()
+            if refusal is not None:
                 raise self._exceeded(key, rate, getattr(quotas, name), refusal)
 
     def _exceeded(self, key: Key, limit: Limit, quota: int, refusal: Refusal) -> QuotaExceeded:
