@@ -25,6 +25,7 @@ from adamix_server.config import split_address
 from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.health import HealthServicer
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
@@ -86,6 +87,7 @@ class Endpoint:
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
         trusted_proxies: networks whose addresses stand for many callers, and have no share of their own.
+        quota: of tenants.
         is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
@@ -106,12 +108,13 @@ class Endpoint:
         with_reflection: bool,
         shares_port: bool,
         trusted_proxies: Sequence[str] = (),
+        quota: Quota,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
         proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
-        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies, is_shared=is_shared)
+        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies, quota=quota, is_shared=is_shared)
         inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, boundary)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
+from adamix_server.access.quotas import Quotas
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
@@ -31,14 +32,17 @@ from adamix_server.channel.supervisor_frames import (
     EngineUp,
     Fatal,
     Health,
+    Loans,
     Ready,
     Refresh,
     Sample,
     StartFrontEnd,
 )
 from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.borrowing import Borrowing
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_server.frontend.control.pins import Residency
@@ -125,6 +129,8 @@ class FrontEnd:
         self._link = EngineLink(connect)
         self._readiness = Readiness(ENGINE_RESTARTING)
         self._agreement = Party()
+        # Alone, it has all that there is of any quota.
+        self._borrowing = Borrowing(start.number, start.front_ends, pipe.send) if start.front_ends > 1 else None
         # Set when the supervisor says that the catalog has moved on.
         self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.
@@ -171,7 +177,10 @@ class FrontEnd:
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
         fingerprint = hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False)
+        quotas = Quotas(**self._start.settings.default_quotas)
+        catalog = await asyncio.to_thread(
+            Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False, default_quotas=quotas
+        )
         availability = Availability(catalog.blobs, hello.limits.arena_bytes, hello.dtype)
         view = CatalogView(catalog, hello.spec, self._agreement, availability)
         closing.callback(view.close)
@@ -184,7 +193,13 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        stages = Stages(view, tokenizer, link, Feeding(link, Tenancy(view)), recorder)
+        tenancy = Tenancy(view)
+        if (borrowing := self._borrowing) is None:
+            quota = Quota(tenancy.quotas)
+        else:
+            quota = Quota(tenancy.quotas, borrowing.holder, borrowing.poke)
+            closing.callback(borrowing.close)
+        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
@@ -208,6 +223,7 @@ class FrontEnd:
             with_reflection=start.reflection,
             shares_port=start.shares_port,
             trusted_proxies=settings.trusted_proxies,
+            quota=quota,
             is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
@@ -256,6 +272,8 @@ class FrontEnd:
                 self._stale.set()
             case Agreed():
                 self._agreement.take(frame)
+            case Loans() if self._borrowing is not None:
+                self._borrowing.take(frame)
             case Drain() | None:
                 pass
             case _:

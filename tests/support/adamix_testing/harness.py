@@ -110,13 +110,20 @@ async def serving(
     *,
     prepare: Callable[[FakeEngine], None] = lambda engine: None,
     adapter_root: Path | None = None,
+    number: int = 0,
+    front_ends: int = 1,
 ) -> AsyncIterator[Harness]:
-    """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
+    """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
+
+    It takes itself for that of a `number` of several `front_ends`.
+    """
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
     prepare(engine)
     settings = FrontEndSettings(adapter_root=adapter_root)
-    start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
+    start = msgspec.structs.replace(
+        start_front_end(store, tokenizer), settings=settings, reflection=True, number=number, front_ends=front_ends
+    )
     front_end = FrontEnd(start, supervisor, connect=engine.connect)
     running = asyncio.create_task(front_end.run())
     supervisor.tell(engine.up())
