@@ -110,12 +110,13 @@ async def serving(
     *,
     prepare: Callable[[FakeEngine], None] = lambda engine: None,
     adapter_root: Path | None = None,
+    settings: FrontEndSettings | None = None,
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
     prepare(engine)
-    settings = FrontEndSettings(adapter_root=adapter_root)
+    settings = settings or FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
     front_end = FrontEnd(start, supervisor, connect=engine.connect)
     running = asyncio.create_task(front_end.run())
@@ -137,5 +138,9 @@ class StartServing(Protocol):
     """The fixture `start_serving`: starts a front end that serves until the test ends."""
 
     async def __call__(
-        self, *, prepare: Callable[[FakeEngine], None] = ..., adapter_root: Path | None = None
+        self,
+        *,
+        prepare: Callable[[FakeEngine], None] = ...,
+        adapter_root: Path | None = None,
+        settings: FrontEndSettings | None = None,
     ) -> Harness: ...
