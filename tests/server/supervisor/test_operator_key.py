@@ -3,16 +3,21 @@
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adamix.errors import StoreFull
+from adamix.errors import InvalidConfig, StoreFull
 from adamix_server.access import api_keys
 from adamix_server.catalog.access import KeyRow
 from adamix_server.catalog.store import Catalog
+from adamix_server.channel.supervisor_frames import StartFrontEnd
+from adamix_server.config import AccessSettings, FrontEndSettings
 from adamix_server.supervisor import operator_key
 from adamix_server.supervisor.operator_key import ensure_operator_key
 from adamix_testing.catalogs import make_store
+from adamix_testing.credentials import Authority, write_pair
+from adamix_testing.stage import stage_of
 
 
 @pytest.fixture
@@ -77,6 +82,36 @@ def test_a_kill_after_the_file_is_mended_by_the_next_start(store: Path, monkeypa
     assert [row.id for row in rows(store)] == [key.id]
     assert (store / "elsewhere").read_text() == "of somebody"
     assert not (store / "operator.key.new").exists()
+
+
+@pytest.mark.parametrize("auth", ["none", "keys", "mtls"])
+async def test_a_server_makes_one_where_it_asks_for_keys_and_tells_strangers_of_no_service(
+    auth: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority()
+    tls = write_pair(tmp_path, authority.issue(), authority.cert if auth == "mtls" else None)
+    settings = FrontEndSettings(access=AccessSettings(auth=(auth,)), tls=tls)
+    stage = stage_of(monkeypatch, tmp_path, front_end=settings)
+    await stage.until(lambda: bool(stage.children["frontend-0"]))
+    start = stage.children["frontend-0"][0].start_frame
+    assert isinstance(start, StartFrontEnd)
+    assert (start.settings, start.reflection) == (settings, auth == "none")
+    assert (tmp_path / "store" / "operator.key").exists() is (auth == "keys")
+    stage.supervisor.stop()
+    await stage.ended()
+    await stage.leave()
+
+
+async def test_nothing_is_made_or_started_with_a_certificate_that_cannot_be_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = write_pair(tmp_path, Authority().issue())
+    tls.key.write_bytes(b"nonsense")
+    stage = stage_of(monkeypatch, tmp_path, front_end=FrontEndSettings(access=AccessSettings(auth=("keys",)), tls=tls))
+    with pytest.raises(InvalidConfig, match=r"--tls-key: .* holds no private key"):
+        await stage.ended()
+    assert not stage.children
+    assert not (tmp_path / "store").exists()
 
 
 def test_no_key_without_its_file(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

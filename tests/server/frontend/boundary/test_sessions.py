@@ -88,6 +88,16 @@ async def test_callers_are_asked_for_again_once_something_has_changed_and_only_t
     await gone(*tasks)
 
 
+async def test_one_who_cannot_be_recognised_is_nobody_and_the_others_are_looked_at() -> None:
+    streams = Streams()
+    tasks = [await streams.start(name) for name in ("a", "b")]
+    del streams.world["a"]
+    streams.world["b"] = unauthenticated()
+    streams.basis = (object(),)
+    assert await streams.look() == {"a": "KEY_INVALID", "b": "KEY_INVALID"}
+    await gone(*tasks)
+
+
 async def test_expiry_is_a_matter_of_the_clock_however_it_jumps() -> None:
     streams = Streams()
     tasks = [await streams.start("late", 5_000.0), await streams.start("soon", 1_010.0), await streams.start("never")]

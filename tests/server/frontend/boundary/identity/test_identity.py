@@ -13,6 +13,7 @@ from adamix_server.access import api_keys
 from adamix_server.access.rights import ROLES
 from adamix_server.catalog.access import Access
 from adamix_server.config import AccessSettings
+from adamix_server.frontend.boundary.identity import identity as identities
 from adamix_server.frontend.boundary.identity import keys
 from adamix_server.frontend.boundary.identity.identity import Identity
 from adamix_server.limits.messages import MAX_CREDENTIAL_BYTES
@@ -156,3 +157,14 @@ def test_with_keys_and_certificates_the_key_is_asked_for_and_decides() -> None:
 def test_nothing_that_is_sent_is_anything_but_refused(value: str | bytes) -> None:
     for sent in (value, f"Bearer {value!r}", f"Bearer adx_{value!s}"):
         Door(make_access(key_row(KEY))).refusal(Shown(("authorization", sent)))
+
+
+def test_nobody_comes_in_by_an_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(text: str, *args: Any) -> Any:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(identities, "principal_of_key", broken)
+    with pytest.raises(Unauthenticated):
+        Door(make_access(key_row(KEY))).identity(Shown(bearer(TEXT)))
+    (record,) = caplog.records
+    assert TEXT not in str(record.__dict__)

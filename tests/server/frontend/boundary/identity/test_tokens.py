@@ -8,6 +8,8 @@ from typing import Any
 
 import jwt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adamix_server.access.refusal import Refusal
 from adamix_server.access.rights import RIGHTS
@@ -16,11 +18,12 @@ from adamix_server.frontend.boundary.identity import identity as identities
 from adamix_server.frontend.boundary.identity import tokens as module
 from adamix_server.frontend.boundary.identity.identity import Identity
 from adamix_server.frontend.boundary.identity.tokens import Tokens
-from adamix_server.trust.jwks import read_jwks
+from adamix_server.trust.jwks import VerificationKey, read_jwks
 from adamix_testing.credentials import AUDIENCE, ISSUER, Issuer, Shown, bearer, make_access
 
 ACCESS = make_access()
 ISSUED = Issuer()
+KEYS = tuple(VerificationKey(name, name, key.public_key()) for name, key in ISSUED.keys.items())
 
 
 def settings(jwks: Path) -> AccessSettings:
@@ -178,6 +181,34 @@ def test_what_is_no_token(tokens: Tokens) -> None:
         assert refusal(tokens, text) in ("malformed", "signature"), text
     assert refusal(tokens, ISSUED.token(headers={"crit": ["exp"]})) == "malformed"
     assert refusal(tokens, ISSUED.token(headers={"b64": False})) == "malformed"
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+_CLAIMS = st.sampled_from(["iss", "aud", "exp", "nbf", "iat", "sub", "jti", "tenant", "scope"])
+_HEADERS = st.sampled_from(["alg", "kid", "typ", "cty", "crit", "b64", "jwk", "x5c", "zip"])
+
+
+@given(
+    headers=st.dictionaries(_HEADERS, _JSON, max_size=3),
+    claims=st.dictionaries(_CLAIMS, _JSON, max_size=4) | _JSON,
+    is_signed=st.booleans(),
+)
+def test_whatever_a_token_holds_it_counts_or_is_refused(headers: dict[str, Any], claims: Any, is_signed: bool) -> None:
+    head = part({"alg": "EdDSA", "kid": "EdDSA", **headers})
+    good = {"iss": ISSUER, "aud": AUDIENCE, "nbf": 900, "exp": 2_000, "tenant": "acme"}
+    text = f"{head}.{part({**good, **claims} if isinstance(claims, dict) else claims)}"
+    signature = ISSUED.keys["EdDSA"].sign(text.encode()) if is_signed else b"x" * 64
+    token = f"{text}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+    try:
+        principal = Tokens(settings(Path("jwks.json")), KEYS).principal_of(token, ACCESS, 1_000.0)
+    except Refusal:
+        return
+    assert is_signed
+    assert principal.tenant in ACCESS.tenants
 
 
 async def test_keys_are_read_again_and_a_broken_file_keeps_the_old(
