@@ -30,7 +30,7 @@ from adamix_server.frontend.availability import Availability
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
-from adamix_testing.credentials import AUDIENCE, ISSUER, Authority, Issuer, bearer, write_pair
+from adamix_testing.credentials import AUDIENCE, ISSUER, Authority, Issued, Issuer, bearer, write_pair
 from adamix_testing.harness import Harness, StartServing
 
 # Until a stream has ended with its credential.
@@ -255,6 +255,24 @@ async def test_certificates_of_callers(
     assert isinstance(
         await using(harness, predict, ca=authority.cert, cert=stranger.cert, key=stranger.key), Unavailable
     )
+
+
+async def test_the_ca_of_callers_is_exchanged(
+    start_serving: StartServing, authority: Authority, tmp_path: Path, make_key: Callable[..., tuple[str, str]]
+) -> None:
+    make_key()
+    harness = await start_serving(settings=settings_of(tmp_path, authority, "mtls"))
+    newer, uris = Authority("newer"), ["spiffe://example.org/tenant/acme/role/caller"]
+    old, new = authority.issue("svc", uris), newer.issue("svc", uris)
+
+    async def asked(caller: Issued) -> Any:
+        return await using(harness, predict, ca=authority.cert, cert=caller.cert, key=caller.key)
+
+    assert [isinstance(await asked(caller), Unavailable) for caller in (old, new)] == [False, True]
+    (tmp_path / "client_ca.pem").write_bytes(authority.cert + newer.cert)
+    assert [isinstance(await asked(caller), Unavailable) for caller in (old, new)] == [False, False]
+    (tmp_path / "client_ca.pem").write_bytes(newer.cert)
+    assert [isinstance(await asked(caller), Unavailable) for caller in (old, new)] == [True, False]
 
 
 async def test_with_keys_and_certificates_both_are_shown_and_the_key_decides(
