@@ -112,6 +112,7 @@ async def serving(
     adapter_root: Path | None = None,
     number: int = 0,
     front_ends: int = 1,
+    settings: FrontEndSettings | None = None,
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
 
@@ -120,7 +121,7 @@ async def serving(
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
     prepare(engine)
-    settings = FrontEndSettings(adapter_root=adapter_root)
+    settings = settings or FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(
         start_front_end(store, tokenizer), settings=settings, reflection=True, number=number, front_ends=front_ends
     )
@@ -144,5 +145,9 @@ class StartServing(Protocol):
     """The fixture `start_serving`: starts a front end that serves until the test ends."""
 
     async def __call__(
-        self, *, prepare: Callable[[FakeEngine], None] = ..., adapter_root: Path | None = None
+        self,
+        *,
+        prepare: Callable[[FakeEngine], None] = ...,
+        adapter_root: Path | None = None,
+        settings: FrontEndSettings | None = None,
     ) -> Harness: ...

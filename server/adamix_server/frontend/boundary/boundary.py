@@ -28,6 +28,7 @@ from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
+from adamix_server.frontend.boundary.sessions import Sessions
 from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -62,6 +63,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
         gate: lets calls in; None lets everyone in.
         quota: of tenants; None where nobody has any.
+        sessions: of the streams; None where credentials do not end.
         is_shared: whether data calls run now; other calls then come at a steady rate.
     """
 
@@ -73,6 +75,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         proxies: Sequence[Network] = (),
         gate: Gate | None = None,
         quota: Quota | None = None,
+        sessions: Sessions | None = None,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         def refused(reason: str) -> None:
@@ -98,6 +101,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             origins(proxies),
             gate or Gate(),
             quota or Quota(),
+            sessions or Sessions(),
         )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
@@ -131,7 +135,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         for part in (self._calls, self._uploads, self._signs, self._books.sending):
             part.close()
 
-    def _method(self, name: str, label: str, default_timeout_s: float) -> Method:
+    def _method(self, name: str, label: str, default_timeout_s: float, *, is_stream: bool = False) -> Method:
         is_sign_of_life = name in _SIGNS_OF_LIFE
         places = self._uploads if name in _UPLOADS else self._signs if is_sign_of_life else self._calls
         is_operators = name.startswith(_OPERATORS)
@@ -145,6 +149,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             answers_while_draining=is_operators,
             is_kept=is_sign_of_life,
             is_quiet=is_operators or name.startswith(_DATA_PLANE),
+            is_stream=is_stream,
         )
 
     def _unknown(self, name: str) -> Handler:
@@ -163,25 +168,26 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         takes_many = handler.request_streaming
         behaviour = _defined(name, _behaviour(handler))
         if not handler.response_streaming:
-            method = self._method(name, name[1:], MAX_TIMEOUT_S if takes_many else DEFAULT_TIMEOUT_S)
+            timeout_s = MAX_TIMEOUT_S if takes_many else DEFAULT_TIMEOUT_S
+            method = self._method(name, name[1:], timeout_s, is_stream=takes_many)
 
             async def answer_one(_requests: AsyncIterator[bytes], context: Context) -> bytes:
                 async with Enclosure(books, method, context) as enclosure:
                     messages = enclosure.receiver(parse)
                     # A message is handed on without a name here, so that whoever gets it can let go of it.
-                    answer = await behaviour(messages if takes_many else await messages.one(), None)
+                    answer = await behaviour(messages if takes_many else await enclosure.only_message(messages), None)
                     response: bytes = serialize(answer)
                     await enclosure.departure.hold(response)
                 return response
 
             return grpc.stream_unary_rpc_method_handler(answer_one)
 
-        method = self._method(name, name[1:], math.inf)
+        method = self._method(name, name[1:], math.inf, is_stream=True)
 
         async def answer_many(_requests: AsyncIterator[bytes], context: Context) -> None:
             async with Enclosure(books, method, context) as enclosure:
                 messages, departure = enclosure.receiver(parse), enclosure.departure
-                answers = behaviour(messages if takes_many else await messages.one(), departure)
+                answers = behaviour(messages if takes_many else await enclosure.only_message(messages), departure)
                 if inspect.isawaitable(answers):
                     # Of a method that is not defined; the others are generators.
                     await answers
