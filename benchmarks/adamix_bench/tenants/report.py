@@ -1,0 +1,131 @@
+"""The outcome of a run: one JSON document that is saved after every part, the table of the proof, one picture."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from adamix_bench import reports
+from adamix_bench.measure import Goal, Spread
+from adamix_bench.tenants.trace import Trace
+
+FORMAT = "adamix-bench-tenants/1"
+_COLUMNS = 4
+_MOST_LINES = 10
+# Numbers that are cut off say nothing.
+_WIDTH = 132
+
+
+@dataclass
+class Report:
+    """Everything known so far.
+
+    Attributes:
+        parts: what was measured, by the names of the document.
+        traces: for the picture, by their titles.
+        facts: what else a reader of the numbers needs.
+        failures: parts that could not be measured, with the reason.
+    """
+
+    out: Path
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    command: Sequence[str]
+    goals: list[Goal] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
+    traces: dict[str, Trace] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    complete: bool = False
+
+    def add(
+        self,
+        name: str,
+        what: str,
+        measured: float | Spread | None,
+        target: float | None = None,
+        *,
+        at_least: bool = True,
+        note: str = "",
+    ) -> None:
+        """One row of the proof."""
+        spread = Spread((float(measured),)) if isinstance(measured, int | float) else measured
+        self.goals.append(Goal(name, what, spread, target, at_least, note))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "complete": self.complete,
+            "command": ["adamix", *self.command],
+            "settings": self.settings,
+            "machine": {**self.machine, "load_average_at_the_end": os.getloadavg()[0]},
+            **self.facts,
+            **self.parts,
+            "goals": [goal.to_json() for goal in self.goals],
+            "failures": self.failures,
+        }
+
+    def save(self) -> None:
+        """Write what there is; a run that is cut short later leaves this behind."""
+        reports.save(self.to_json(), self.out / "tenants.json")
+
+    def tables(self) -> Group:
+        return Group(self._table())
+
+    def save_text(self) -> Path:
+        """Write the table as a page."""
+        path = self.out / "tenants.md"
+        lines = ["| | what | target | value | met? |", "|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(_cells(goal))} |" for goal in self.goals]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    def print(self) -> None:
+        console = Console()
+        console.width = max(console.width, _WIDTH)
+        console.print(self.tables())
+
+    def _table(self) -> Table:
+        table = Table("", "what", "target", "value", "met?")
+        for goal in self.goals:
+            name, what, target, value, verdict = _cells(goal)
+            colour = {True: "[green]yes[/]", False: "[red]no[/]"}.get(goal.holds, verdict)  # type: ignore[arg-type]
+            table.add_row(name, what, target, value, colour)
+        return table
+
+
+def plot(report: Report) -> Path | None:
+    """Tokens a second of each tenant over time, a panel a scenario; None without any."""
+    if not report.traces:
+        return None
+    rows = -(-len(report.traces) // _COLUMNS)
+    figure, panels = reports.pyplot().subplots(
+        rows, _COLUMNS, figsize=(4 * _COLUMNS, 2.6 * rows), layout="constrained", squeeze=False
+    )
+    for axes in panels.flat[len(report.traces) :]:
+        axes.set_axis_off()
+    for axes, (title, trace) in zip(panels.flat, report.traces.items(), strict=False):
+        times, rates = trace.over_time()
+        for tenant, values in list(rates.items())[:_MOST_LINES]:
+            axes.plot(times, values, label=tenant, linewidth=1.1)
+        axes.set_title(title, fontsize=8)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=6)
+        if rates:
+            axes.legend(fontsize=5, frameon=False, ncols=2)
+    figure.supxlabel("seconds", fontsize=8)
+    figure.supylabel("tokens a second", fontsize=8)
+    return reports.save_figure(figure, report.out / "tenants.png")
+
+
+def _cells(goal: Goal) -> tuple[str, str, str, str, str]:
+    bound = "" if goal.target is None else f"{'>=' if goal.at_least else '<='} {goal.target:g}"
+    value = "-" if goal.measured is None else f"{goal.measured.median:.4g}"
+    verdict = {True: "yes", False: "no", None: ""}[goal.holds]
+    if goal.target is not None and goal.measured is None:
+        verdict = "not measured"
+    return goal.name, goal.what + (f" ({goal.note})" if goal.note else ""), bound, value, verdict
