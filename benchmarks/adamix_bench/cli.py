@@ -15,6 +15,7 @@ from adamix.cli import JsonFlag, exit_codes
 from adamix_bench.kernels.command import kernels
 from adamix_bench.quality.command import quality
 from adamix_bench.serving.settings import Settings
+from adamix_bench.tenants.command import tenants
 from adamix_bench.training.command import training
 
 _DEFAULTS = Settings()
@@ -23,6 +24,7 @@ bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure, 
 bench.command()(kernels)
 bench.command()(training)
 bench.command()(quality)
+bench.command()(tenants)
 
 
 def register(app: typer.Typer) -> None:

@@ -32,12 +32,32 @@ class Stage(Protocol):
         """Raises AdamixError if it cannot."""
 
 
+def attempt(report: Report, part: str, do: Callable[[], None], say: Say) -> None:
+    """Do one part; one that fails leaves the others be."""
+    try:
+        do()
+    except AdamixError as error:
+        say(f"{part} failed: {error.message}")
+        report.failures[part] = error.message
+    report.save()
+
+
 class Proof:
     """Carries out the scenarios of each part and enters its rows."""
 
     def __init__(self, stage: Stage, sizes: Sizes, report: Report, say: Say) -> None:
         self._stage, self._sizes, self._report, self._say = stage, sizes, report, say
         self._alone: Trace | None = None
+
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """By their names on the command line. Each raises AdamixError when a scenario cannot be carried out."""
+        return {
+            "noisy-neighbour": self.noisy_neighbour,
+            "fair-share": self.fair_share,
+            "overload": self.overload,
+            "batch-class": self.batch_class,
+            "traps": self.traps,
+        }
 
     def noisy_neighbour(self) -> None:
         sizes, report = self._sizes, self._report
@@ -157,9 +177,7 @@ class Proof:
                 continue
             late = _late(before, after)
             longer_s = max(after.longest_s(tenant) - before.longest_s(tenant) for tenant in OTHERS)
-            self._report.add(
-                f"traps.{kind}", what, _unless(late, longer_s), _LONGER_S, at_least=False, note=late
-            )
+            self._report.add(f"traps.{kind}", what, _unless(late, longer_s), _LONGER_S, at_least=False, note=late)
             longest_s = max(after.longest_s(tenant) for tenant in OTHERS)
             rows.append({"name": trap.name, "longest_wait_s": longest_s, "longer_s": longer_s})
         self._report.parts["traps"] = rows
@@ -212,5 +230,3 @@ def _late(*traces: Trace) -> str:
 
 def _unless(late: str, value: float | None) -> float | None:
     return None if late else value
-
-

@@ -25,6 +25,7 @@ class Report:
     """Everything known so far.
 
     Attributes:
+        stem: of the names of its files.
         parts: what was measured, by the names of the document.
         traces: for the picture, by their titles.
         facts: what else a reader of the numbers needs.
@@ -32,6 +33,7 @@ class Report:
     """
 
     out: Path
+    stem: str
     settings: dict[str, Any]
     machine: dict[str, Any]
     command: Sequence[str]
@@ -71,14 +73,17 @@ class Report:
 
     def save(self) -> None:
         """Write what there is; a run that is cut short later leaves this behind."""
-        reports.save(self.to_json(), self.out / "tenants.json")
+        reports.save(self.to_json(), self.path(".json"))
+
+    def path(self, suffix: str) -> Path:
+        return self.out / f"{self.stem}{suffix}"
 
     def tables(self) -> Group:
         return Group(self._table())
 
     def save_text(self) -> Path:
         """Write the table as a page."""
-        path = self.out / "tenants.md"
+        path = self.path(".md")
         lines = ["| | what | target | value | met? |", "|---|---|---|---|---|"]
         lines += [f"| {' | '.join(_cells(goal))} |" for goal in self.goals]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -119,7 +124,7 @@ def plot(report: Report) -> Path | None:
             axes.legend(fontsize=5, frameon=False, ncols=2)
     figure.supxlabel("seconds", fontsize=8)
     figure.supylabel("tokens a second", fontsize=8)
-    return reports.save_figure(figure, report.out / "tenants.png")
+    return reports.save_figure(figure, report.path(".png"))
 
 
 def _cells(goal: Goal) -> tuple[str, str, str, str, str]:

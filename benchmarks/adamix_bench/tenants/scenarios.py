@@ -3,7 +3,6 @@
 Names of tenants that are not of weight 1 and interactive stand for one weight and class in all of them.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -157,5 +156,3 @@ def every_caller(some: Sequence[Scenario]) -> dict[tuple[str, str], int]:
             key = caller.tenant, caller.owner
             found[key] = max(found.get(key, 0), caller.tasks)
     return found
-
-

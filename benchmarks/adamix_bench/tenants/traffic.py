@@ -71,9 +71,7 @@ def draw_templates(caller: Caller, seed: int) -> list[Template]:
     lengths = caller.lengths.draw(count, random).tolist()
     tasks = draw_tasks("uniform", count, caller.tasks, random).tolist()
     inputs = list(zip(tasks, lengths, strict=True))
-    return [
-        tuple(inputs[start : start + caller.inputs_per_call]) for start in range(0, count, caller.inputs_per_call)
-    ]
+    return [tuple(inputs[start : start + caller.inputs_per_call]) for start in range(0, count, caller.inputs_per_call)]
 
 
 def draw_calls(callers: Sequence[Caller], seconds: float, knee: float, seed: int) -> list[Call]:
@@ -101,7 +99,6 @@ def draw_calls(callers: Sequence[Caller], seconds: float, knee: float, seed: int
 
 def tokens_of(template: Template) -> int:
     return sum(length for _, length in template)
-
 
 
 def _enough(expected: float) -> int:
