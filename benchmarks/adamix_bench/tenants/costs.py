@@ -12,12 +12,12 @@ from adamix_bench.tenants.load import LoadProcess
 from adamix_bench.tenants.report import Report
 from adamix_bench.tenants.settings import Sizes
 from adamix_bench.tenants.stage import ServerStage
-from adamix_bench.tenants.traffic import Caller
+from adamix_bench.tenants.traffic import NUM_TEMPLATES, SHORT, Caller, draw_templates, tokens_of
 from adamix_server.config import DEFAULT_TENANT
 
 METERED = "metered"
 # Far from what the machine can do, so that no call waits for another.
-_KNEES = 0.3
+_CALLS_PER_S = 100.0
 _TARGET_US = 60.0
 
 
@@ -38,7 +38,9 @@ def measure(
     say: Callable[[str], None],
 ) -> None:
     """Raises AdamixError when a server does not answer all."""
-    caller = Caller(tenant=METERED, adapters="victim", knees=_KNEES, tasks=4, cv=0.0)
+    caller = Caller(tenant=METERED, adapters="victim", knees=1.0, tasks=4, cv=0.0, lengths=SHORT)
+    tokens = sum(map(tokens_of, draw_templates(caller, 0))) / NUM_TEMPLATES
+    caller = replace(caller, knees=_CALLS_PER_S * tokens / with_keys.knee)
     ways = {
         "keys": lambda: _turn(with_keys, caller, load, sizes.cost_calls),
         "none": lambda: _turn(without, replace(caller, tenant=DEFAULT_TENANT), load, sizes.cost_calls),
@@ -62,7 +64,7 @@ def measure(
 
 
 def _turn(stage: ServerStage, caller: Caller, load: LoadProcess, count: int) -> Turn:
-    plan = stage.plan([caller], _seconds(stage, caller, count))
+    plan = stage.plan([caller], count / _CALLS_PER_S)
     before = stage.server.processes.cpu_s()
     outcome = load.run(plan)
     after = stage.server.processes.cpu_s()
@@ -71,8 +73,3 @@ def _turn(stage: ServerStage, caller: Caller, load: LoadProcess, count: int) -> 
         raise Unavailable(f"{len(failed)} of {len(outcome.calls)} calls were not answered: {failed[0].reason}")
     spent = {role: 1e6 * (after[role] - before[role]) / len(outcome.calls) for role in before}
     return Turn(spent["front ends"], spent["engine"])
-
-
-def _seconds(stage: ServerStage, caller: Caller, count: int) -> float:
-    """That so many calls take at the caller's rate, about."""
-    return count * caller.lengths.median * 1.25 / (caller.knees * stage.knee)

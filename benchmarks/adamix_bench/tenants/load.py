@@ -47,7 +47,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to send to whom, and when, the soonest first.
 
     Attributes:
-        seconds: nothing is sent again after that.
+        seconds: nothing is sent again after that; `cut_s` later, what is still under way is given up and left out.
         connections: TCP connections that calls are spread over, so that several front ends share them.
     """
 
@@ -55,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[Group]
     calls: list[Due]
     seconds: float
+    cut_s: float = 60.0
     connections: int = 4
 
 

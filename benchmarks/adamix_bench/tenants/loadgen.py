@@ -56,17 +56,25 @@ class _Run:
     late_s: list[float] = field(default_factory=list)
 
     async def all(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for number, asked in enumerate(self.plan.calls):
-                due = self.started + asked.due_s
-                left_s = due - time.perf_counter()
-                if left_s > 0:
-                    await asyncio.sleep(left_s)
-                elif number % 16 == 0:
-                    # A generator that is late must not forget the answers.
-                    await asyncio.sleep(0)
-                self.late_s.append(max(0.0, time.perf_counter() - due))
-                group.create_task(self._ask(_Call(asked, due), self.asks[number % len(self.asks)]))
+        tasks: set[asyncio.Task[None]] = set()
+        for number, asked in enumerate(self.plan.calls):
+            due = self.started + asked.due_s
+            left_s = due - time.perf_counter()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+            elif number % 16 == 0:
+                # A generator that is late must not forget the answers.
+                await asyncio.sleep(0)
+            self.late_s.append(max(0.0, time.perf_counter() - due))
+            task = asyncio.create_task(self._ask(_Call(asked, due), self.asks[number % len(self.asks)]))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if tasks:
+            until = self.started + self.plan.seconds + self.plan.cut_s
+            _, given_up = await asyncio.wait(tasks, timeout=max(0.0, until - time.perf_counter()))
+            for task in given_up:
+                task.cancel()
+            await asyncio.gather(*given_up, return_exceptions=True)
 
     async def _ask(self, call: _Call, ask: Any) -> None:
         asked = call.asked
@@ -120,7 +128,7 @@ def _raw(make: Callable[..., Any]) -> Any:
 
 def _outcome(run: _Run, cpu_s: float) -> Outcome:
     batches: set[tuple[int, float]] = set()
-    ended = sorted((_ended(run, call, batches) for call in run.calls), key=lambda each: each.ended_s)
+    ended = sorted((_ended(run, call, batches) for call in run.calls if call.ended), key=lambda each: each.ended_s)
     return Outcome(
         calls=ended,
         late_s=float(np.percentile(run.late_s, 99)) if run.late_s else 0.0,

@@ -155,7 +155,7 @@ def members_of(sizes: Sizes) -> dict[str, Member]:
         scenarios.weights(one),
         scenarios.lengths(one),
         scenarios.others_adapter(one),
-        scenarios.overload(one, 2.0, 1.0),
+        scenarios.overload(one, 2.0, 1.0, tenants=scenarios.SEVERAL),
         scenarios.batch_class(one),
         scenarios.beside_batch_class(one),
         *(scenario for pair in scenarios.traps(one, one).values() for scenario in pair),

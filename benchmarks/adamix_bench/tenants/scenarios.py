@@ -16,6 +16,8 @@ POISSON, BURSTS = 1.0, 4.0
 # A patient caller, two usual ones and one that is not.
 _DEADLINES_S = (5.0, 2.0, 10.0, 2.0)
 _FLOOD, _MANY = 10.0, 64
+# Tenants of an overload that is shared.
+SEVERAL = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class Scenario:
     """Attributes:
     changes: from when on which tenant has which weight and class.
     loads_s: how long the adapters of a tenant take to load, where that is up to us.
+    cut_s: so long after the last call, those that are still under way are given up, and are none of the trace.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Scenario:
     seconds: float
     changes: Sequence[tuple[float, str, Shares]] = ()
     loads_s: Mapping[str, float] = field(default_factory=dict)
+    cut_s: float = 1.0
 
     @property
     def tenants(self) -> list[str]:
@@ -90,20 +94,25 @@ def others_adapter(seconds: float) -> Scenario:
     return Scenario(name="a flood in another's adapter", callers=[owner, third, flood], seconds=seconds)
 
 
-def overload(seconds: float, times: float, cv: float, retries: float = 0.0) -> Scenario:
-    """Four tenants that together ask for so many times the knee, in calls of 8 inputs."""
-    caller = Caller(
-        tenant="",
-        knees=times / 4,
-        inputs_per_call=8,
-        tasks=4,
-        cv=cv,
-        deadlines_s=_DEADLINES_S,
-        retries=retries,
-    )
-    callers = [replace(caller, tenant=f"mixed-{index}") for index in range(4)]
-    kind = ("Poisson" if cv == POISSON else f"cv {cv:g}") + (", half of the callers retry" if retries else "")
-    return Scenario(name=f"{times:g}x the knee, {kind}", callers=callers, seconds=seconds)
+def overload(seconds: float, times: float, cv: float, retries: float = 0.0, tenants: int = 1) -> Scenario:
+    """Tenants that together ask for so many times the knee, in calls of 8 inputs."""
+    callers = [
+        Caller(
+            tenant=f"mixed-{index}",
+            knees=times / tenants,
+            inputs_per_call=8,
+            tasks=4,
+            cv=cv,
+            deadlines_s=_DEADLINES_S,
+            retries=retries,
+        )
+        for index in range(tenants)
+    ]
+    name = f"{times:g}x the knee, " + ("Poisson" if cv == POISSON else f"cv {cv:g}")
+    name += ", half of the callers retry" if retries else ""
+    name += f", {tenants} tenants" if tenants > 1 else ""
+    # All of them to their ends: it is about which are answered in time.
+    return Scenario(name=name, callers=callers, seconds=seconds, cut_s=max(_DEADLINES_S))
 
 
 def batch_class(seconds: float) -> Scenario:

@@ -27,7 +27,7 @@ class Sizes:
         idle_s: of the tenant that comes back.
         many_tasks: of a flood.
         cost_calls, cost_turns: calls in a turn, and turns that count.
-        all_overloads: each number of times in each form, rather than one of each.
+        all_rows: each kind of flood, overload and trap, rather than those that say most.
     """
 
     knee_s: float
@@ -42,23 +42,23 @@ class Sizes:
     many_tasks: int
     cost_calls: int
     cost_turns: int
-    all_overloads: bool
+    all_rows: bool
 
 
 QUICK = Sizes(
     knee_s=5,
-    alone_s=5,
+    alone_s=4,
     flood_s=4,
-    share_s=7,
+    share_s=6,
     overload_s=4,
-    batch_s=7,
-    trap_s=6,
-    idle_s=6,
-    rate_s=6,
+    batch_s=6,
+    trap_s=3,
+    idle_s=2,
+    rate_s=4,
     many_tasks=100,
-    cost_calls=200,
-    cost_turns=3,
-    all_overloads=False,
+    cost_calls=150,
+    cost_turns=2,
+    all_rows=False,
 )
 FULL = Sizes(
     knee_s=15,
@@ -73,7 +73,7 @@ FULL = Sizes(
     many_tasks=1000,
     cost_calls=1000,
     cost_turns=9,
-    all_overloads=True,
+    all_rows=True,
 )
 SIMULATED_QUICK = Sizes(
     knee_s=5,
@@ -88,7 +88,7 @@ SIMULATED_QUICK = Sizes(
     many_tasks=1000,
     cost_calls=0,
     cost_turns=0,
-    all_overloads=True,
+    all_rows=True,
 )
 
 

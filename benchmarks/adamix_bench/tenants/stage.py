@@ -124,7 +124,7 @@ class ServerStage:
 
     def send(self, scenario: Scenario) -> Outcome:
         """All calls of a scenario, with its changes meanwhile."""
-        plan = self.plan(scenario.callers, scenario.seconds)
+        plan = self.plan(scenario.callers, scenario.seconds, scenario.cut_s)
         if not scenario.changes:
             return self._load.run(plan)
         # Before anything is sent, so that a server that cannot is found out now.
@@ -141,13 +141,14 @@ class ServerStage:
                 timer.cancel()
                 timer.join()
 
-    def plan(self, callers: Sequence[Caller], seconds: float) -> Plan:
+    def plan(self, callers: Sequence[Caller], seconds: float, cut_s: float = 60.0) -> Plan:
         calls = draw_calls(callers, seconds, self.knee, self._seed)
         return Plan(
             address=self.server.address,
             groups=[self._group(caller) for caller in callers],
             calls=[Due(c.due_s, c.caller, c.template, c.deadline_s, c.retries) for c in calls],
             seconds=seconds,
+            cut_s=cut_s,
             connections=max(_CONNECTIONS, _EACH_FRONT_END * self.server.front_ends),
         )
 

@@ -7,7 +7,6 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, cycle
 
 import numpy as np
 
@@ -30,7 +29,7 @@ class Caller:
         tasks: how many its inputs are spread over, uniformly.
         adapters: whose adapters these have; its own if empty.
         cv: variation of the times between calls: 1 is Poisson, 4 comes in bursts.
-        deadlines_s: of its calls, in turns.
+        deadlines_s: of its calls, as chance has it.
         begin_s, end_s: it calls only in between.
         retries: share of its calls that are made again when they were refused, as they are told.
     """
@@ -86,14 +85,13 @@ def draw_calls(callers: Sequence[Caller], seconds: float, knee: float, seed: int
         tokens = sum(length for template in draw_templates(caller, seed) for _, length in template)
         rate = caller.knees * knee * NUM_TEMPLATES / tokens
         due = draw_arrivals(rate, caller.cv, max(1, _enough(rate * seconds)), random)
-        # A retrying caller is one in so many, spread evenly.
-        marks = accumulate(cycle([caller.retries]))
-        deadlines = cycle(caller.deadlines_s)
+        deadlines = random.choice(caller.deadlines_s, len(due)).tolist()
+        retries = (random.random(len(due)) < caller.retries).tolist()
         until = min(caller.end_s, seconds)
-        times = [time for time in (due + caller.begin_s).tolist() if time < until]
-        for number, (time, mark, deadline_s) in enumerate(zip(times, marks, deadlines, strict=False)):
-            retries = math.floor(mark) > math.floor(mark - caller.retries)
-            calls.append(Call(time, index, number % NUM_TEMPLATES, deadline_s, retries))
+        for number, time in enumerate((due + caller.begin_s).tolist()):
+            if time >= until:
+                break
+            calls.append(Call(time, index, number % NUM_TEMPLATES, deadlines[number], retries[number]))
     return sorted(calls, key=lambda call: call.due_s)
 
 
