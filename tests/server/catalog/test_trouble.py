@@ -19,6 +19,7 @@ from adamix_server import retry
 from adamix_server.catalog import changes, database
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import registration
 
 Add = Callable[..., VersionRow]
 
@@ -83,7 +84,9 @@ class TestTrouble:
         other.close()
         catalog.close()
 
-    def test_no_call_but_the_first_snapshot_reads_a_whole_table(self, catalog: Catalog, add: Add) -> None:
+    def test_no_call_but_the_first_snapshot_reads_a_whole_table(
+        self, catalog: Catalog, add: Add, here: str, manifest_json: Callable[[str], str]
+    ) -> None:
         """With 20,000 tasks a scan inside a write transaction would hold up every other writer."""
         add("t", b"v1")
         catalog.snapshot()
@@ -103,7 +106,7 @@ class TestTrouble:
             catalog.record_failure(ME, "t", "x")
             add("t", b"v3", request_id="once")
             add("t", b"v3", request_id="once")
-            catalog.is_answered(ME, "t", digest_of(b"v3"), True, "once")
+            catalog.is_answered(registration(ME, "t", digest_of(b"v3"), manifest_json(here), 2, here, True, "once"))
             catalog.delete_task(ME, "t")
             catalog.purge(*catalog.retired()[:1])
         finally:
