@@ -77,6 +77,13 @@ def read_ids(
         return list(islice(listed, count))
 
 
+def read_names(connection: Connection, digest: str) -> tuple[Name, ...]:
+    """The tasks of all tenants that have a READY version with these bytes."""
+    query = select(_tasks.tenant, _tasks.task).join(schema.versions, _versions.task_id == _tasks.id)
+    rows = connection.execute(query.where(_versions.digest == digest, schema.is_ready))
+    return tuple((tenant, task) for tenant, task in rows)
+
+
 def read_page(
     connection: Connection, task_id: int, row: TaskRow, before: int | None, size: int, max_bytes: int
 ) -> tuple[list[VersionRecord], int | None]:

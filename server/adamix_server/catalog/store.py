@@ -23,9 +23,10 @@ from adamix_server.catalog.keys import Keys
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.paging import bytes_of_task, check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_ids, read_page, read_record, read_tasks
+from adamix_server.catalog.reading import read_ids, read_names, read_page, read_record, read_tasks
 from adamix_server.catalog.rows import (
     AuditRow,
+    Name,
     Page,
     Registration,
     Snapshot,
@@ -292,6 +293,11 @@ class Catalog:
         check_name(task, "task")
         with self._database.write() as connection:
             changes.record_failure(connection, tenant, task, reason, by=by)
+
+    def tasks_with(self, digest: str) -> tuple[Name, ...]:
+        """The tasks of all tenants that have a version in service with these bytes."""
+        with self._database.read() as connection:
+            return read_names(connection, check_digest(digest))
 
     def retired(self) -> tuple[str, ...]:
         """Digests of deleted versions, which wait for `purge`."""
