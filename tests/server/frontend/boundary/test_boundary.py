@@ -243,7 +243,9 @@ async def test_health_and_reflection_answer_behind_the_boundary(harness: Harness
     assert {service["name"] for service in names} >= {*services, "inference.GRPCInferenceService"}
 
 
-def test_a_method_for_which_no_right_is_set_keeps_the_server_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_method_for_which_no_right_is_set_keeps_the_server_from_starting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     needs = {method: need for method, need in NEEDS.items() if not method.endswith(("/Predict", "/Generate"))}
     monkeypatch.setattr(rights, "NEEDS", needs)
     with pytest.raises(FailedPrecondition) as refused:
