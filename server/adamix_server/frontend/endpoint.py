@@ -5,6 +5,7 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -87,6 +88,7 @@ class Endpoint:
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
         entrance: the port's certificate, and who recognises callers.
+        is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
         address: with the real port.
@@ -107,6 +109,7 @@ class Endpoint:
         with_reflection: bool,
         shares_port: bool,
         entrance: Entrance,
+        is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
@@ -114,7 +117,12 @@ class Endpoint:
         self._sessions = Sessions(entrance.basis)
         gate = Gate(entrance.identify)
         self._boundary = boundary = Boundary(
-            admission, recorder, proxies=entrance.proxies, gate=gate, sessions=self._sessions
+            admission,
+            recorder,
+            proxies=entrance.proxies,
+            gate=gate,
+            sessions=self._sessions,
+            is_shared=is_shared,
         )
         inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
