@@ -37,6 +37,8 @@ _ALL = (1,)
 
 # Of a column that holds ids of tasks: whether it is one of those that are read.
 _Chosen = Callable[[ColumnElement[int]], ColumnElement[bool]]
+# Whether a list is to tell of a task of this id.
+IsListed = Callable[[str], bool]
 
 
 def read_all(connection: Connection, backbone_fingerprint: str) -> Iterator[TaskRow]:
@@ -66,9 +68,7 @@ def read_tasks(
     return found
 
 
-def read_ids(
-    connection: Connection, tenant: str, after: str, count: int, is_listed: Callable[[str], bool] | None
-) -> list[int]:
+def read_ids(connection: Connection, tenant: str, after: str, count: int, is_listed: IsListed | None) -> list[int]:
     """Row ids of a tenant's tasks by name: the first `count` that are listed after the one called `after`."""
     query = select(_tasks.id, _tasks.task).where(_tasks.tenant == tenant, _tasks.task > after).order_by(_tasks.task)
     # No more is read than it takes.

@@ -17,7 +17,7 @@ from adamix_server.catalog.store import Catalog
 from adamix_server.channel.supervisor_frames import Refresh
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed, make_tenant
-from adamix_testing.harness import Harness, StartServing
+from adamix_testing.harness import Harness, StartServing, judge_here
 from adamix_testing.identities import Callers, of_role, said
 from adamix_testing.refusals import details, reason, refusal
 
@@ -46,7 +46,10 @@ def catalog(store: Path, spec: BackboneSpec, seed: Seed, make_adapter: MakeAdapt
 
 
 @pytest.fixture
-async def harness(start_serving: StartServing, catalog: Catalog) -> AsyncIterator[Harness]:
+async def harness(
+    start_serving: StartServing, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Harness]:
+    judge_here(monkeypatch)
     yield await start_serving(callers=Callers(WHO))
     catalog.close()
 

@@ -143,6 +143,7 @@ class Residency:
 
         Raises:
             NotFound, FailedPrecondition: as `CatalogView.resolve`.
+            QuotaExceeded: the tenant has pinned as many as it may (`QUOTA_PINNED_VERSIONS`).
             Overloaded: half of the slots or of the arena are pinned already (`TOO_MANY_PINNED`).
             Aborted: it was unpinned while it waited for its slot.
             AdamixError: the engine cannot load it, or there is none. As after every error, nothing is pinned.
@@ -150,6 +151,9 @@ class Residency:
         version = self._view.resolve(tenant, task, digest)
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
+            if not version.pinned:
+                # The catalog decides, in its transaction. But a slot is taken before that, perhaps from others.
+                await self._view.run(partial(self._view.catalog.check_pin, tenant))
             with self._doubted_on_error(digest):
                 await self._pin_in_engine(tenant, digest, version.num_bytes)
                 change = partial(self._view.catalog.set_pinned, tenant, task, digest, True)

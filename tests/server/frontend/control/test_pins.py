@@ -345,6 +345,9 @@ class SlowWorld:
         row = self.resolve(tenant, task, digest)
         return VersionRecord(**msgspec.structs.asdict(row), manifest_json="{}")
 
+    def check_pin(self, tenant: str) -> None:
+        pass
+
     def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool) -> VersionRow:
         if pinned:
             self.pins.add(task)

@@ -12,10 +12,11 @@ import pytest
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
+from adamix_server.access.quotas import Quotas
 from adamix_server.catalog.store import Catalog
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed, make_tenant
-from adamix_testing.harness import Harness, StartServing
+from adamix_testing.harness import Harness, StartServing, judge_here
 from adamix_testing.identities import Callers, of_role, said
 from adamix_testing.refusals import failure, refusal
 
@@ -69,7 +70,10 @@ class Tenant:
 
 
 @pytest.fixture
-async def harness(start_serving: StartServing, store: Path, spec: BackboneSpec) -> Harness:
+async def harness(
+    start_serving: StartServing, store: Path, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
+) -> Harness:
+    judge_here(monkeypatch)
     catalog = Catalog(store, backbone_fingerprint=spec.fingerprint)
     for tenant in (ONE, TWO):
         make_tenant(catalog, tenant)
@@ -173,3 +177,24 @@ async def test_what_one_tenant_was_told_is_worth_nothing_to_another(
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert len((await harness.adapters.ListVersions(request, metadata=said(ONE))).versions) == 1
     assert await asyncio.gather(one.predict(), two.predict()) == [digest_of(newer)] * 2
+
+
+async def test_a_tenant_that_may_pin_no_more_takes_no_slot_for_it(
+    harness: Harness, store: Path, spec: BackboneSpec, make_adapter: MakeAdapter
+) -> None:
+    catalog = Catalog(store, backbone_fingerprint=spec.fingerprint)
+    catalog.tenants.update(ONE, quotas=Quotas(pinned_versions=1))
+    catalog.close()
+    datas = [make_adapter(seed=seed) for seed in (1, 2)]
+    one, two = Tenant(harness, ONE), Tenant(harness, TWO)
+    for data in datas:
+        await one.register(data)
+        await two.register(data)
+    first, second = map(digest_of, datas)
+    await one.pin(first)
+    await one.pin(first)
+    asked = len(harness.engine.controls)
+    assert await refusal(one.pin(second)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_PINNED_VERSIONS")
+    assert len(harness.engine.controls) == asked
+    await two.pin(second)
+    assert harness.engine.pinned == {first, second}, "another's pins are another's matter"
