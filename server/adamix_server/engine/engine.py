@@ -27,6 +27,7 @@ from adamix_server.channel.engine_frames import (
     Hello,
     Reply,
     Submit,
+    TenantShare,
     TenantShares,
     Timing,
     Value,
@@ -169,13 +170,7 @@ class Engine:
                         self._finish(request, Cancelled("the caller is gone"))
             case TenantShares(shares=shares):
                 # All front ends read the same catalog: whose word is the newest knows best.
-                weights = {each.tenant: min(max(each.weight, 1), MAX_WEIGHT) for each in shares}
-                self._scheduler.set_shares(
-                    {
-                        each.tenant: Shares(weight=weights[each.tenant], service_class=each.service_class)
-                        for each in shares
-                    }
-                )
+                self._scheduler.set_shares({each.tenant: _shares(each) for each in shares})
             case Control(op="hello"):
                 self._channel.send(peer, self.hello)
                 self._channel.send(peer, self._first_credit(peer))
@@ -318,6 +313,10 @@ class Engine:
             self._largest_batch_before, self._largest_batch = self._largest_batch, 0
             self._adapters.report()
             self._on_stats()
+
+
+def _shares(share: TenantShare) -> Shares:
+    return Shares(weight=min(max(share.weight, 1), MAX_WEIGHT), service_class=share.service_class)
 
 
 def _final_event(request: Request, outcome: NDArray[np.float32] | AdamixError) -> Event:
