@@ -4,6 +4,7 @@ Command-line flags read their defaults from here; the supervisor hands the parts
 """
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
@@ -68,12 +69,14 @@ class FrontEndSettings:
         max_upload_s: for receiving all of an adapter file.
         trusted_proxies: networks that many callers come from, such as those of a load balancer: their addresses have no
             share of their own.
+        default_quotas: of tenants that set none of their own, by name (`access.quotas`, which checks them).
     """
 
     adapter_root: Path | None = None
     tokenizer_threads: Annotated[int, Within(1, 256)] = 2
     max_upload_s: Annotated[float, Within(1, 600)] = 600.0
     trusted_proxies: tuple[str, ...] = ()
+    default_quotas: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self)

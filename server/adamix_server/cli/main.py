@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
+from adamix_server.access.quotas import parse_quotas
+from adamix_server.cli import keys as key_commands
 from adamix_server.cli import store as store_commands
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig, split_address
 
@@ -44,6 +46,7 @@ def _connect(address: str, task: str | None) -> "Publisher":
 # The method trains; where its adapters go is this package's part.
 publishing.offer(_connect)
 app.add_typer(store_commands.app, name="store")
+app.add_typer(key_commands.app, name="keys")
 
 
 @app.command()
@@ -84,6 +87,13 @@ def serve(
             help="Network whose addresses stand for many callers, e.g. 10.0.0.0/8; repeatable.  [default: none]"
         ),
     ] = None,
+    default_quota: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE, a limit of tenants that set none of their own, e.g. max_tasks=100; repeatable.  "
+            "[default: none]"
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address other machines can reach.")] = False,
     drain_delay: Annotated[
         float, typer.Option(help="Seconds between reporting unhealthy and refusing calls.")
@@ -122,6 +132,7 @@ def serve(
                 adapter_root=adapter_root,
                 max_upload_s=max_upload_seconds,
                 trusted_proxies=tuple(trusted_proxy or ()),
+                default_quotas=parse_quotas(default_quota or (), "--default-quota").to_map(),
             ),
             listen=listen,
             store=store,
