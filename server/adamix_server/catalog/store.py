@@ -23,9 +23,10 @@ from adamix_server.catalog.keys import Keys
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.paging import bytes_of_task, check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_page, read_record, read_tasks
+from adamix_server.catalog.reading import IsListed, read_ids, read_names, read_page, read_record, read_tasks
 from adamix_server.catalog.rows import (
     AuditRow,
+    Name,
     Page,
     Registration,
     Snapshot,
@@ -113,7 +114,7 @@ class Catalog:
         with self._traces.changing(registered) as connection:
             if request_id and (known := retries.recall(connection, tenant, request_id, asked)) is not None:
                 return _as_it_was(registration, known), known.already_exists
-            quotas = stored_quotas.read_quotas(connection, tenant, self._default_quotas)
+            stored_quotas.check_registration(connection, registration, self._default_quotas)
             # A purge removes blobs under the same lock: what is there now, stays.
             if not self.blobs.exists(digest):
                 raise Unavailable(
@@ -122,12 +123,9 @@ class Catalog:
                     # At once: nothing has to pass first.
                     retry_after_s=retry.MIN_S,
                 )
-            if not changes.has_task(connection, tenant, task):
-                stored_quotas.check_new_task(connection, tenant, quotas)
             task_id = changes.find_or_make_task(connection, tenant, task)
             exists = digest in changes.ready_versions(connection, task_id)
             if not exists:
-                stored_quotas.check_new_version(connection, registration, task_id, quotas)
                 connection.execute(
                     insert(schema.versions).values(
                         task_id=task_id,
@@ -167,6 +165,14 @@ class Catalog:
         with self._database.read() as connection:
             answered = retries.recall(connection, registration.tenant, registration.request_id, _asked(registration))
             return answered is not None
+
+    def check_room(self, registration: Registration) -> None:
+        """What `register` would say of the tenant and its quotas now, before anything is done for it.
+
+        Raises NotFound, QuotaExceeded.
+        """
+        with self._database.read() as connection:
+            stored_quotas.check_registration(connection, registration, self._default_quotas)
 
     def set_traffic(
         self, tenant: str, task: str, shares: Iterable[tuple[str, int]], etag: str = "", *, by: Actor = SERVER
@@ -226,11 +232,16 @@ class Catalog:
             if pinned and version.backbone_fingerprint != self._backbone:
                 raise _for_another_backbone(digest)
             if pinned and not version.pinned:
-                quotas = stored_quotas.read_quotas(connection, tenant, self._default_quotas)
-                stored_quotas.check_new_pin(connection, tenant, quotas)
+                stored_quotas.check_new_pin(connection, tenant, self._default_quotas)
             if changes.set_pin(connection, task_id, digest, pinned):
                 changes.record(connection, tenant, task, "pin" if pinned else "unpin", digest, by=by)
             return self._read_task(connection, task_id).version(digest)
+
+    def check_pin(self, tenant: str) -> None:
+        """Raises QuotaExceeded (`QUOTA_PINNED_VERSIONS`) if `set_pinned` would pin no more for the tenant."""
+        with self._database.read() as connection:
+            quotas = stored_quotas.read_quotas(connection, tenant, self._default_quotas)
+            stored_quotas.check_new_pin(connection, tenant, quotas)
 
     def pinned(self) -> tuple[str, ...]:
         """Digests of all pinned versions for this server's backbone, each once, the longest pinned first."""
@@ -293,6 +304,11 @@ class Catalog:
         with self._database.write() as connection:
             changes.record_failure(connection, tenant, task, reason, by=by)
 
+    def tasks_with(self, digest: str) -> tuple[Name, ...]:
+        """The tasks of all tenants that have a version in service with these bytes."""
+        with self._database.read() as connection:
+            return read_names(connection, check_digest(digest))
+
     def retired(self) -> tuple[str, ...]:
         """Digests of deleted versions, which wait for `purge`."""
         query = select(_versions.digest).where(schema.is_retired).distinct()
@@ -346,15 +362,18 @@ class Catalog:
         with self._database.read() as connection:
             return self._read_task(connection, changes.find_task(connection, tenant, task))
 
-    def list_tasks(self, tenant: str, page_size: int = 0, page_token: str = "") -> Page[TaskRow]:
-        """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token."""
+    def list_tasks(
+        self, tenant: str, page_size: int = 0, page_token: str = "", is_listed: IsListed | None = None
+    ) -> Page[TaskRow]:
+        """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token.
+
+        Args:
+            is_listed: whether a task of this id is; None for all. Of others not even the token tells.
+        """
         listing = ("tasks", check_name(tenant, "tenant"))
         size, key = check_page_size(page_size), read_token(page_token, listing, str)
-        query = select(_tasks.id).where(_tasks.tenant == tenant).order_by(_tasks.task).limit(size + 1)
-        if key is not None:
-            query = query.where(_tasks.task > key[0])
         with self._database.read() as connection:
-            ids = list(connection.scalars(query))
+            ids = read_ids(connection, tenant, "" if key is None else str(key[0]), size + 1, is_listed)
             found = read_tasks(connection, self._backbone, ids[:size], self._snapshots.known)
         rows = tuple(found[task_id] for task_id in ids[:size])
         rows = rows[: count_that_fit(map(bytes_of_task, rows))]

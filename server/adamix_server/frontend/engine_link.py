@@ -160,14 +160,20 @@ class EngineLink:
         self._last_submit = time.monotonic()
         return self._connection_that_moves().submit(rows)
 
-    async def control(self, op: Op, digest: str = "", digests: Sequence[str] = ()) -> Value:
+    async def control(
+        self, op: Op, digest: str = "", digests: Sequence[str] = (), *, tenant: str = "", is_kept: bool = False
+    ) -> Value:
         """Ask the engine something, mostly about an adapter or about many, and return what `Op` promises.
+
+        Args:
+            tenant: whose version it is about; empty if the server itself asks.
+            is_kept: of `unload`: another tenant needs it.
 
         Raises:
             Unavailable: there is no engine now, or it stands still, or it went away.
             AdamixError: the engine's own error.
         """
-        reply = await self._connection_that_moves().control(op, digest, digests)
+        reply = await self._connection_that_moves().control(op, digest, digests, tenant, is_kept=is_kept)
         if reply.error is not None:
             raise reply.error.to_error()
         return reply.value
@@ -271,7 +277,7 @@ class _Connection:
         future.add_done_callback(partial(self._done, row.id))
         self._something_to_send.set()
 
-    async def control(self, op: Op, digest: str, digests: Sequence[str]) -> Reply:
+    async def control(self, op: Op, digest: str, digests: Sequence[str], tenant: str, *, is_kept: bool) -> Reply:
         self._last_call += 1
         call = self._last_call
         future: asyncio.Future[Reply] = self._loop.create_future()
@@ -284,6 +290,8 @@ class _Connection:
                 op=op,
                 digest=digest,
                 digests=list(digests),
+                tenant=tenant,
+                is_kept=is_kept,
             )
         )
         self._something_to_send.set()

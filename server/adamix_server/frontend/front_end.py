@@ -53,7 +53,7 @@ from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
-from adamix_server.frontend.entrance import open_entrance
+from adamix_server.frontend.entrance import OpenEntrance, open_entrance
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.inference.stages import Stages
@@ -109,6 +109,7 @@ class FrontEnd:
         pipe: to the supervisor.
         connect: (address, generation, engine id) -> channel to an engine.
         validate: judges uploads.
+        enter: opens what stands at the port.
     """
 
     def __init__(
@@ -118,10 +119,12 @@ class FrontEnd:
         *,
         connect: Connect = channel.connect,
         validate: Validate = validate_in_child,
+        enter: OpenEntrance = open_entrance,
     ) -> None:
         self._start = start
         self._pipe = pipe
         self._validate = validate
+        self._enter = enter
         self._recorder = Recorder()
         self._link = EngineLink(connect)
         self._readiness = Readiness(ENGINE_RESTARTING)
@@ -197,7 +200,7 @@ class FrontEnd:
 
         shares, places = Shares(is_shared, recorder), UploadPlaces(settings.max_upload_s, recorder)
         registrations = Registrations(view, residency, shares, self._validate, root)
-        entrance = await asyncio.to_thread(open_entrance, settings, lambda: view.snapshot.access, self._refused)
+        entrance = await asyncio.to_thread(self._enter, settings, lambda: view.snapshot.access, self._refused)
         endpoint = Endpoint(
             start.listen,
             (

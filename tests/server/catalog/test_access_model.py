@@ -191,7 +191,7 @@ def machine(memory: str | None) -> type[AccessMachine]:
 
 
 def test_any_order_of_changes_agrees_with_the_model(memory: str | None) -> None:
-    check(memory, 12)
+    check(memory, 8)
 
 
 @pytest.mark.long

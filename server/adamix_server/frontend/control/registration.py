@@ -196,11 +196,13 @@ class Registrations:
         register = partial(self._catalog.register, registration)
         if bool(registration.request_id) and await self._view.run(partial(self._catalog.is_answered, registration)):
             return await self._view.change(register)
+        # Asked again when it is registered. Who may have no more is not to put others out of host memory.
+        await self._view.run(partial(self._catalog.check_room, registration))
         await self._view.run(partial(self._catalog.blobs.put, path, digest))
         self._view.availability.loaded(digest)
         try:
             if registration.make_live:
-                await self._residency.bring(digest, verdict.num_bytes)
+                await self._residency.bring(tenant, digest, verdict.num_bytes)
             return await self._view.change(register)
         except Exception:
             # Of any kind: bytes that nothing refers to would take up the disk until the server starts again.

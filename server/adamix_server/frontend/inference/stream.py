@@ -158,7 +158,7 @@ class PredictStream:
         else:
             reading = self._stages.view.reading()
             reading.__enter__()
-            item = self._stages.read(request.input, "input", self._call.tenant, deadline)
+            item = self._stages.read(request.input, "input", self._call.principal, deadline)
             entry = _Entry(entry_id, item, request.return_logits, now, owns_id=True, reading=reading)
             self._live_ids.add(request.id)
             entry.timer = self._loop.call_at(deadline, self._expire, entry)
@@ -232,7 +232,7 @@ class PredictStream:
         self._stages.write(item, response.prediction, self._call, return_logits=entry.return_logits)
         if item.event is not None:
             convert.fill_timing(response.timing, [item.event.timing], entry.tokenize_s)
-        self._stages.record((item,), self._call.tenant, time.monotonic() - entry.start)
+        self._stages.record((item,), time.monotonic() - entry.start)
         return response
 
     async def _wait(self) -> None:
