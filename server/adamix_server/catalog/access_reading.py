@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, select
 
-from adamix_server.access.quotas import NO_QUOTAS, Quotas
+from adamix_server.access.quotas import NO_QUOTAS, QUOTA_NAMES, Quotas
 from adamix_server.access.rights import RIGHTS, Right
 from adamix_server.catalog import schema
 from adamix_server.catalog.access import Access, GrantRow, KeyRow, TenantRow
@@ -106,7 +106,8 @@ def grants_of(tenant: str) -> ColumnElement[bool]:
 
 
 def to_tenant(row: Row[Any]) -> TenantRow:
-    quotas = _quotas.decode(row.quotas)
+    # A newer adamix may know others; a server that cannot read its tenants would be of no use to any.
+    quotas = {name: value for name, value in _quotas.decode(row.quotas).items() if name in QUOTA_NAMES}
     return TenantRow(
         tenant=sys.intern(row.tenant),
         etag=row.etag,

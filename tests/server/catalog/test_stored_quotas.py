@@ -116,6 +116,19 @@ def test_who_has_none_of_its_own_has_the_servers(store: Path, catalog: Catalog, 
     theirs.close()
 
 
+def test_it_is_said_beforehand_and_nothing_is_done(catalog: Catalog, add: Add) -> None:
+    known = add("t", b"v1")
+    catalog.tenants.update(ME, quotas=Quotas(max_tasks=1))
+    before = catalog.snapshot()
+
+    def asked(task: str) -> None:
+        catalog.check_room(registration(ME, task, known.digest, make_manifest_json(HERE), 2, HERE))
+
+    asked("t")
+    refused(lambda: asked("u"), "max_tasks", limit=1, used=1)
+    assert catalog.snapshot() is before
+
+
 def test_many_at_once_get_no_more_than_there_is(catalog: Catalog, add: Add) -> None:
     catalog.tenants.update(ME, quotas=Quotas(max_tasks=3))
 

@@ -1,6 +1,7 @@
 """Tenants: made, changed and ended in one transaction each, and nothing of one that is gone comes back."""
 
 import hashlib
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from adamix.errors import Aborted, FailedPrecondition, InvalidRequest, NotFound
 from adamix_server.access import api_keys
 from adamix_server.access.quotas import Quotas
+from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Origins
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.rows import VersionRow
@@ -201,6 +203,14 @@ def test_what_a_deletion_left_behind_does_not_come_back(catalog: Catalog, add: A
     catalog.close()
     recover(store)
     assert list(origins.keys()) == []
+
+
+def test_a_quota_of_a_newer_adamix_costs_nobody_the_others(catalog: Catalog, store: Path) -> None:
+    catalog.tenants.create("acme", quotas=Quotas(max_tasks=3))
+    with sqlite3.connect(store / CATALOG_FILE) as connection:
+        connection.execute("UPDATE tenants SET quotas = '{\"max_tasks\":3,\"of_tomorrow\":1}' WHERE tenant = 'acme'")
+    connection.close()
+    assert catalog.snapshot().access.tenants["acme"].quotas == Quotas(max_tasks=3)
 
 
 def test_a_page(catalog: Catalog) -> None:
