@@ -53,7 +53,7 @@ class EngineConnection:
         room: the credit, and which tenant has how much of it under way.
         queue: what the engine last said of itself.
         queue_time: when it did, in seconds on CLOCK_MONOTONIC.
-        sent_since, all_sent_since: tokens that were sent to it since then, by tenant and together.
+        sent_since, all_sent_since: tokens that credit was taken for since then, by tenant and together.
         batch_tokens: of a full batch.
     """
 
@@ -103,7 +103,12 @@ class EngineConnection:
         self._something_to_send.set()
 
     def submit(
-        self, rows: Sequence[Row], shares: Shares, futures: Sequence[asyncio.Future[Event]] = ()
+        self,
+        rows: Sequence[Row],
+        shares: Shares,
+        futures: Sequence[asyncio.Future[Event]] = (),
+        *,
+        is_taken: bool = False,
     ) -> Sequence[asyncio.Future[Event]]:
         """As `EngineLink.submit`."""
         futures = futures or [self._loop.create_future() for _ in rows]
@@ -111,20 +116,38 @@ class EngineConnection:
             return futures
         room, tenant = self.room, rows[0].tenant
         lengths = [len(row.token_ids) // 4 for row in rows]
-        if sum(lengths) <= room.free_tokens and len(rows) <= room.free_inputs:
-            self._send(tenant, shares, rows, lengths, futures)
+        num_tokens = sum(lengths)
+        if is_taken or (num_tokens <= room.free_tokens and len(rows) <= room.free_inputs):
+            if not is_taken:
+                self.take(tenant, shares, num_tokens, len(rows))
+            self._send(tenant, rows, lengths, futures)
             return futures
         refused: list[tuple[int, asyncio.Future[Event]]] = []
         for row, length, future in zip(rows, lengths, futures, strict=True):
             if length > room.free_tokens or room.free_inputs < 1:
                 refused.append((length, future))
             else:
-                self._send(tenant, shares, [row], [length], [future])
+                self.take(tenant, shares, length)
+                self._send(tenant, [row], [length], [future])
         # All of them at once, since they are of one call.
         full = self.full(sum(length for length, _ in refused), len(refused))
         for _, future in refused:
             future.set_exception(Overloaded(full.message, retry_after_s=full.retry_after_s))
         return futures
+
+    def take(self, tenant: str, shares: Shares, num_tokens: int, num_inputs: int = 1) -> None:
+        """Take credit that there is, for rows of a tenant that will be sent; or less, as `Room.take`."""
+        self.room.take(tenant, shares, num_tokens, num_inputs)
+        self.sent_since[tenant] = self.sent_since.get(tenant, 0) + num_tokens
+        self.all_sent_since += num_tokens
+
+    def put_back(self, tenant: str, num_tokens: int, num_inputs: int = 1) -> None:
+        """Give credit back that was taken for rows that are not sent."""
+        self.room.put_back(tenant, num_tokens, num_inputs)
+        # Unless the engine has said something since, and so it was forgotten.
+        if self.sent_since.get(tenant, 0) >= num_tokens:
+            self.sent_since[tenant] -= num_tokens
+            self.all_sent_since -= num_tokens
 
     def full(self, num_tokens: int, num_inputs: int) -> Overloaded:
         """What inputs are told for which there is no credit: when to come again."""
@@ -145,16 +168,11 @@ class EngineConnection:
     def _send(
         self,
         tenant: str,
-        shares: Shares,
         rows: Sequence[Row],
         lengths: Sequence[int],
         futures: Sequence[asyncio.Future[Event]],
     ) -> None:
-        """Put rows of one tenant, for which there is credit, to what is sent next."""
-        num_tokens = sum(lengths)
-        self.room.take(tenant, shares, num_tokens, len(rows))
-        self.sent_since[tenant] = self.sent_since.get(tenant, 0) + num_tokens
-        self.all_sent_since += num_tokens
+        """Put rows of one tenant, for which credit was taken, to what is sent next."""
         for row, length, future in zip(rows, lengths, futures, strict=True):
             id_ = row.id
             self._held[id_] = tenant, length
@@ -285,11 +303,7 @@ class EngineConnection:
         self._waiting.pop(row_id, None)
         if self._rows.pop(row_id, None) is not None:
             tenant, num_tokens = self._held.pop(row_id)
-            self.room.put_back(tenant, num_tokens)
-            # Unless the engine has said something since it was put here, and so forgotten it.
-            if self.sent_since.get(tenant, 0) >= num_tokens:
-                self.sent_since[tenant] -= num_tokens
-                self.all_sent_since -= num_tokens
+            self.put_back(tenant, num_tokens)
             self._on_room()
         elif not self.is_closed:
             self._cancels.append(row_id)

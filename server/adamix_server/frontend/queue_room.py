@@ -105,7 +105,7 @@ class Room:
         return ""
 
     def take(self, tenant: str, shares: Shares, tokens: int, inputs: int = 1) -> None:
-        """A tenant holds so much more, which must be free."""
+        """A tenant holds so much more, which must be free; or less, which is free then, but not nothing."""
         self.free_tokens -= tokens
         self.free_inputs -= inputs
         self.tokens += tokens

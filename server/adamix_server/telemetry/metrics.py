@@ -137,7 +137,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, _Labels], list[float]] = {}
         self._tasks: set[_Labels] = set()
-        self._tenants: set[str] = set()
+        self._tenants_apart: set[str] = set()
         # A dictionary for its order: the oldest are forgotten first.
         self._ended: dict[_Labels, None] = {}
 
@@ -182,7 +182,7 @@ class Recorder:
         with self._lock:
             ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
-            self._tasks, self._tenants = set(), set()
+            self._tasks, self._tenants_apart = set(), set()
         return [
             *(Sample(name=name, labels=labels, values=[]) for labels in ended for name in _PER_TASK),
             *(Sample(name=name, labels=labels, values=values) for (name, labels), values in pending.items()),
@@ -195,11 +195,11 @@ class Recorder:
                 labels = (OTHER, OTHER)
             else:
                 self._tasks.add(labels)
-        elif metric.per_tenant and labels[0] not in self._tenants:
-            if len(self._tenants) >= MAX_WAITING_TENANTS:
+        elif metric.per_tenant and labels[0] not in self._tenants_apart:
+            if len(self._tenants_apart) >= MAX_WAITING_TENANTS:
                 labels = (OTHER, *labels[1:])
             else:
-                self._tenants.add(labels[0])
+                self._tenants_apart.add(labels[0])
         width = 1 if metric.kind == "counter" else 2 + len(metric.buckets)
         return self._pending.setdefault((metric.name, labels), [0.0] * width)
 

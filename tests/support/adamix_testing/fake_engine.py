@@ -1,7 +1,6 @@
 """An engine that is played: a front end's partner on a channel without a socket, whose numbers are made up."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -169,14 +168,14 @@ class FakeEngine:
 
     def queue(self) -> QueueState:
         """What waits, as if every tenant were of weight 1 and interactive."""
-        tenants: Counter[str] = Counter()
+        tenants: dict[str, int] = {}
         for row in self.held:
-            tenants[row.tenant] += _num_tokens([row])
+            tenants[row.tenant] = tenants.get(row.tenant, 0) + _num_tokens([row])
         return QueueState(
             tokens_per_s=self.tokens_per_s,
-            queued_tokens=tenants.total(),
+            queued_tokens=sum(tenants.values()),
             active_weight=len(tenants),
-            tenants=dict(tenants),
+            tenants=tenants,
         )
 
     def emit(self, frame: FromEngine) -> None:

@@ -269,7 +269,7 @@ class Stages:
         What they say of the versions that they are for is remembered.
         """
         answered: Counter[str] = Counter()
-        refused: Counter[str] = Counter()
+        refused: dict[str, int] = {}
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
             if item.version is not None:
@@ -278,7 +278,7 @@ class Stages:
                 elif not availability.is_clean:
                     availability.loaded(item.version.digest)
             if item.error is not None and _is_refusal(item.error):
-                refused[item.error.reason] += 1
+                refused[item.error.reason] = refused.get(item.error.reason, 0) + 1
             # A task that was deleted meanwhile must not get its series back.
             if item.version is not None and (tenant, item.task) in tasks:
                 answered[item.task] += 1

@@ -248,6 +248,24 @@ async def test_a_place_that_is_not_used_is_given_back(start: Start) -> None:
     scene.assert_nothing_is_left(2, 32)
 
 
+async def test_room_that_is_given_back_is_given_to_who_waits(start: Start) -> None:
+    scene = await start("default", inputs=2, tokens=32)
+    with scene.feeding.admit("default", 20, 1, NEVER):
+        scene.call("default", "a", "b", tokens=10)
+        assert await scene.sent() == ["a"]
+        # Its text turns out to be empty, and nothing else is under way that could make room.
+        await scene.answer()
+    assert await scene.sent() == ["a", "b"]
+    await scene.answer()
+    with scene.feeding.admit("default", 20, 2, NEVER) as place:
+        scene.call("default", "c", "d", tokens=10)
+        scene.feeding.submit(place, scene.rows("default", "e", tokens=5))
+    assert await scene.sent() == ["a", "b", "e", "c"]
+    await scene.answer()
+    await scene.answer()
+    scene.assert_nothing_is_left(2, 32)
+
+
 async def test_an_input_longer_than_it_seemed_waits_or_is_refused(start: Start) -> None:
     scene = await start("default", inputs=10, tokens=32)
     with scene.feeding.admit("default", 4, 1, NEVER) as place:
@@ -314,6 +332,16 @@ async def test_a_deadline_that_can_be_met_exactly_is_admitted(start: Start, monk
     refusals = scene.feeding.refusals("b", [100, 100, 100], [now + 0.25, now + 0.25, now + 0.4])
     assert [error is not None for error in refusals] == [False, True, False]
     assert scene.feeding.refusals("b", [100, 100], [now + 9, now + 9]) == [None, None]
+
+
+async def test_a_tenant_of_which_the_engine_says_nothing_has_what_is_under_way_from_here(start: Start) -> None:
+    scene = await start("a", "b", inputs=1000, tokens=10_000)
+    scene.call("a", "x", tokens=3000)
+    scene.says(tokens_per_s=1000.0, queued_tokens=5000, active_weight=2.0, tenants={})
+    await settle()
+    assert reason_of(lambda: scene.feeding.admit("a", 10, 1, time.monotonic() + 4)) == "DEADLINE_UNREACHABLE"
+    with scene.feeding.admit("b", 10, 1, time.monotonic() + 4):
+        pass
 
 
 async def test_what_was_said_long_ago_is_done_by_now(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

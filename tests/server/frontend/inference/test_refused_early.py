@@ -1,4 +1,4 @@
-"""What is refused before it costs anything, as callers see it: over the wire, in a stream, in the protocol of others."""
+"""What is refused before it costs anything, as callers see it: in a call, in a stream, in the other protocol."""
 
 import asyncio
 import dataclasses
