@@ -193,7 +193,7 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        tenancy = Tenancy(view)
+        tenancy = Tenancy(view, Quotas(**settings.default_quotas))
         if (borrowing := self._borrowing) is None:
             quota = Quota(tenancy.quotas)
         else:
