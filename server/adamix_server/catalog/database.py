@@ -203,6 +203,8 @@ class Database:
             schema.metadata.create_all(connection)
             connection.execute(insert(schema.state).values(id=1, revision=0))
             connection.execute(insert(schema.identity).values(id=1, store_id=secrets.token_hex(16)))
+            ends = {"removed_id": 0, "removed_hash": schema.FIRST_HASH, "last_id": 0, "last_hash": schema.FIRST_HASH}
+            connection.execute(insert(schema.audit_ends).values(id=1, **ends))
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             set_schema_version(connection, schema.SCHEMA_VERSION)
 

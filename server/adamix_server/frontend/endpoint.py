@@ -25,12 +25,14 @@ from adamix_server.config import split_address
 from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
+from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.health import HealthServicer
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.calls import (
     CONNECTION_AGE_S,
     CONNECTION_GRACE_S,
@@ -86,6 +88,8 @@ class Endpoint:
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
         trusted_proxies: networks whose addresses stand for many callers, and have no share of their own.
+        witness: sees calls end that are to be written down.
+        meter: counts what callers use.
 
     Attributes:
         address: with the real port.
@@ -105,11 +109,13 @@ class Endpoint:
         with_reflection: bool,
         shares_port: bool,
         trusted_proxies: Sequence[str] = (),
+        witness: Witness | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
         proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
-        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies)
+        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies, witness=witness, meter=meter)
         inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, boundary)

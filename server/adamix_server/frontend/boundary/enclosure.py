@@ -30,6 +30,8 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
+from adamix_server.frontend.boundary.witness import Witness
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.messages import MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -58,6 +60,7 @@ class Method:
         answers_while_draining: an operator asks this until the end.
         is_kept: there is room for its calls when there is none for others.
         is_quiet: called so often that a line of log a call would cost more than the call.
+        is_audited: each of its calls is written down, however it ends.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Method:
     answers_while_draining: bool
     is_kept: bool
     is_quiet: bool
+    is_audited: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Books:
     sending: Sending
     origin: Callable[[str], Origin]
     gate: Gate
+    witness: Witness
+    meter: Meter
 
 
 class Enclosure:
@@ -128,11 +134,15 @@ class Enclosure:
         self.departure.task.add_done_callback(self._gone)
         # All of this before a byte of its message is read.
         try:
-            self._call.principal = self._books.gate.admit(self._method.name, self._context)
+            gate = self._books.gate
+            self._call.principal = gate.identify(self._method.name, self._context)
+            gate.check(self._method.name, self._call.principal)
             self._admit()
         except AdamixError as refusal:
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
+            self._books.meter.rejected(self._call.tenant, refusal.reason)
             await self._end(refusal)
+        self._books.meter.called(self._call.principal)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
             await self._timer.__aenter__()
@@ -153,6 +163,8 @@ class Enclosure:
                 self._receiver.close()
             if self._is_admitted:
                 self._books.admission.leave()
+        if self._method.is_audited and isinstance(error, AdamixError) and error.code is Code.RESOURCE_EXHAUSTED:
+            self._books.meter.rejected(self._call.tenant, error.reason)
         await self._end(error)
 
     def receiver(self, parse: Parse) -> Receiver:
@@ -205,7 +217,7 @@ class Enclosure:
                     extra={"request_id": self._call.request_id, "method": self._method.label},
                 )
                 known = status.internal(self._call.request_id, known)
-            self._record(known.code.name)
+            self._record(known.code.name, known.reason)
             if known is error:
                 # Nothing of a message is kept while the status waits to be sent.
                 _forget_frames(error)
@@ -240,7 +252,9 @@ class Enclosure:
             self._aborted = aborted
             raise
 
-    def _record(self, code: str) -> None:
+    def _record(self, code: str, reason: str = "") -> None:
+        if self._method.is_audited or self._books.witness.is_turned_away(code):
+            self._books.witness.saw(self._call, self._method.label, code, reason)
         seconds = time.monotonic() - self._start
         self._books.recorder.inc("adamix_requests_total", self._method.label, code)
         self._books.recorder.observe("adamix_request_seconds", self._method.label, value=seconds)
