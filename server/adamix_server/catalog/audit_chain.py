@@ -1,9 +1,9 @@
 """The chain of the audit: each entry carries a sha256 over its content and the hash of the one before.
 
-So no entry can be changed, removed, put in or moved without a break that `verify` finds, short of making all
-later hashes anew; against that helps a hash that was noted elsewhere (`known`). Where the chain begins and ends is told
-by one row: the oldest entries are removed for their age, and the hash of the last of them stays. Knows numbers and texts; not
-what they mean.
+So no entry can be changed, removed, put in or moved without a break that `verify` finds, short of making all later
+hashes anew; against that helps a hash that was noted elsewhere (`known`). Where the chain begins and ends is told by
+one row: the oldest entries are removed for their age, and the hash of the last of them stays. Knows numbers and texts;
+not what they mean.
 """
 
 import hashlib

@@ -114,8 +114,8 @@ changes = Table(
 )
 
 # What happened, for people: who did what, and how it ended. Each entry has the number after the last one's, and the
-# hash of its content and of the hash before it (`audit_chain.py`). `action` and `revision` are those of a change of what is
-# served; without one they are empty and 0.
+# hash of its content and of the hash before it (`audit_chain.py`). `action` and `revision` are those of a change of
+# what is served; without one they are empty and 0.
 audit = Table(
     "audit",
     metadata,

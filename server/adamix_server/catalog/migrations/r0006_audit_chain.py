@@ -50,8 +50,8 @@ def upgrade() -> None:
     )
     last_id, last_hash = _carry_over()
     op.execute(
-        "INSERT INTO audit_ends (id, removed_id, removed_hash, last_id, last_hash) "
-        f"VALUES (1, 0, '{_FIRST_HASH}', {last_id}, '{last_hash}')"  # noqa: S608 - numbers and hashes
+        "INSERT INTO audit_ends (id, removed_id, removed_hash, last_id, last_hash) "  # noqa: S608 - numbers, hashes
+        f"VALUES (1, 0, '{_FIRST_HASH}', {last_id}, '{last_hash}')"
     )
     op.drop_table("audit_before")
 
