@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
+from adamix_server.access.refusal import RefusalKind
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
@@ -38,6 +39,7 @@ from adamix_server.channel.supervisor_frames import (
     StartFrontEnd,
 )
 from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.catalog_view import CatalogView
@@ -52,6 +54,7 @@ from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
+from adamix_server.frontend.entrance import open_entrance
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.inference.stages import Stages
@@ -156,7 +159,8 @@ class FrontEnd:
             shown = self._report_health()
             store = StoreWatch(view.look, self._readiness)
             housekeeping = parts.reclaimer.run(), parts.residency.run(), self._keep_reported(shown)
-            async with _running(self._beat(), self._forget_deleted(view), store.run(), *housekeeping):
+            callers = parts.endpoint.look_after_callers()
+            async with _running(self._beat(), self._forget_deleted(view), store.run(), callers, *housekeeping):
                 self._pipe.send(Ready(address=parts.endpoint.address))
                 log.info("serving", extra={"address": parts.endpoint.address})
                 await self._follow(parts)
@@ -186,6 +190,7 @@ class FrontEnd:
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
         shares, places = Shares(lambda: link.is_asked, recorder), UploadPlaces(settings.max_upload_s, recorder)
         registrations = Registrations(view, residency, shares, self._validate, root)
+        entrance = await asyncio.to_thread(open_entrance, settings, lambda: view.snapshot.access, self._refused)
         endpoint = Endpoint(
             start.listen,
             (
@@ -199,11 +204,17 @@ class FrontEnd:
             recorder,
             with_reflection=start.reflection,
             shares_port=start.shares_port,
-            trusted_proxies=settings.trusted_proxies,
+            entrance=entrance,
             witness=self._witness,
             meter=self._meter,
         )
         return _Parts(reclaimer, residency, endpoint)
+
+    def _refused(self, kind: RefusalKind, name: str) -> None:
+        """A credential does not count: why is told to operators alone."""
+        self._recorder.inc("adamix_auth_failures_total", kind)
+        if (call := calls.find()) is not None:
+            call.detail = f"{kind} {name}".strip()
 
     async def _go_on(self) -> bool:
         """Do what the supervisor says next, before there is a port; False if this process is to end."""

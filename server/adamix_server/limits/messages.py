@@ -22,6 +22,14 @@ MAX_METADATA_BYTES = chapter.limit(
     note="by the transport, without details",
     proof="server/frontend/test_limits.py::test_metadata",
 )
+MAX_CREDENTIAL_BYTES = chapter.limit(
+    8 << 10,
+    "bytes",
+    "the metadata entry `authorization`, of which a call has one",
+    Code.UNAUTHENTICATED,
+    "KEY_INVALID",
+    proof="server/frontend/boundary/identity/test_identity.py::test_a_credential_of_the_most_bytes_is_read",
+)
 MAX_INPUTS_PER_CALL = chapter.limit(
     64,
     "",

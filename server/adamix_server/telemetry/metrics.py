@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adamix.errors import Code
+from adamix_server.access.refusal import KINDS
 from adamix_server.channel.supervisor_frames import Sample
 from adamix_server.limits import TABLE
 from adamix_server.telemetry import logs
@@ -59,6 +60,13 @@ METRICS: dict[str, Metric] = {
             "Inputs and calls refused to protect the server.",
             ("reason",),
             known=tuple(_REFUSALS),
+        ),
+        Metric(
+            "adamix_auth_failures_total",
+            "counter",
+            "Credentials that were refused, by cause.",
+            ("kind",),
+            known=tuple((kind,) for kind in KINDS),
         ),
         Metric("adamix_task_requests_total", "counter", "Inputs per task.", ("tenant", "task"), per_task=True),
         Metric(

@@ -26,6 +26,7 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
+from adamix_server.frontend.boundary.sessions import Sessions
 from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.usage import Meter
 from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
@@ -61,6 +62,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     Args:
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
         gate: lets calls in; None lets everyone in.
+        sessions: of the streams; None where credentials do not end.
         witness: sees calls end that are to be written down.
         meter: counts what callers use.
     """
@@ -72,6 +74,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
         gate: Gate | None = None,
+        sessions: Sessions | None = None,
         witness: Witness | None = None,
         meter: Meter | None = None,
     ) -> None:
@@ -91,6 +94,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             Sending(bounds, recorder),
             origins(proxies),
             gate or Gate(),
+            sessions or Sessions(),
             witness or Witness(),
             meter or Meter(),
         )
@@ -126,7 +130,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         for part in (self._calls, self._uploads, self._signs, self._books.sending):
             part.close()
 
-    def _method(self, name: str, label: str, default_timeout_s: float) -> Method:
+    def _method(self, name: str, label: str, default_timeout_s: float, *, is_stream: bool = False) -> Method:
         is_sign_of_life = name in _SIGNS_OF_LIFE
         places = self._uploads if name in _UPLOADS else self._signs if is_sign_of_life else self._calls
         is_operators = name.startswith(_OPERATORS)
@@ -138,6 +142,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             answers_while_draining=is_operators,
             is_kept=is_sign_of_life,
             is_quiet=is_operators or name.startswith(_DATA_PLANE),
+            is_stream=is_stream,
             is_audited=name.startswith(_AUDITED),
         )
 
@@ -156,7 +161,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         takes_many = handler.request_streaming
         behaviour = _defined(name, _behaviour(handler))
         if not handler.response_streaming:
-            method = self._method(name, name[1:], MAX_TIMEOUT_S if takes_many else DEFAULT_TIMEOUT_S)
+            timeout_s = MAX_TIMEOUT_S if takes_many else DEFAULT_TIMEOUT_S
+            method = self._method(name, name[1:], timeout_s, is_stream=takes_many)
 
             async def answer_one(_requests: AsyncIterator[bytes], context: Context) -> bytes:
                 async with Enclosure(books, method, context) as enclosure:
@@ -169,7 +175,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
 
             return grpc.stream_unary_rpc_method_handler(answer_one)
 
-        method = self._method(name, name[1:], math.inf)
+        method = self._method(name, name[1:], math.inf, is_stream=True)
 
         async def answer_many(_requests: AsyncIterator[bytes], context: Context) -> None:
             async with Enclosure(books, method, context) as enclosure:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +31,7 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
+from adamix_server.frontend.boundary.sessions import Session, Sessions
 from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.usage import Meter
 from adamix_server.limits.messages import MAX_TIMEOUT_S
@@ -60,6 +62,7 @@ class Method:
         answers_while_draining: an operator asks this until the end.
         is_kept: there is room for its calls when there is none for others.
         is_quiet: called so often that a line of log a call would cost more than the call.
+        is_stream: of messages, one way or both: it may outlive its caller's credential.
         is_audited: each of its calls is written down, however it ends.
     """
 
@@ -70,6 +73,7 @@ class Method:
     answers_while_draining: bool
     is_kept: bool
     is_quiet: bool
+    is_stream: bool
     is_audited: bool
 
 
@@ -83,6 +87,7 @@ class Books:
     sending: Sending
     origin: Callable[[str], Origin]
     gate: Gate
+    sessions: Sessions
     witness: Witness
     meter: Meter
 
@@ -104,6 +109,7 @@ class Enclosure:
         "_method",
         "_receiver",
         "_seat",
+        "_session",
         "_start",
         "_timer",
         "departure",
@@ -118,6 +124,7 @@ class Enclosure:
         self._is_admitted = False
         self._seat: Room | None = None
         self._receiver: Receiver | None = None
+        self._session: Session | None = None
         self._timer: asyncio.Timeout | None = None
         origin = books.origin(context.peer())
         remaining_s: float | None = context.time_remaining()
@@ -142,6 +149,9 @@ class Enclosure:
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
             self._books.meter.rejected(self._call.tenant, refusal.reason)
             await self._end(refusal)
+        if self._method.is_stream:
+            recognise = partial(self._books.gate.admit, self._method.name, self._context)
+            self._session = self._books.sessions.open(self._call, recognise)
         self._books.meter.called(self._call.principal)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
@@ -163,6 +173,10 @@ class Enclosure:
                 self._receiver.close()
             if self._is_admitted:
                 self._books.admission.leave()
+            if self._session is not None:
+                self._books.sessions.close(self._session)
+        if self._session is not None and self._session.error is not None:
+            error = await self._ended_by(self._session, self._session.error, error)
         if self._method.is_audited and isinstance(error, AdamixError) and error.code is Code.RESOURCE_EXHAUSTED:
             self._books.meter.rejected(self._call.tenant, error.reason)
         await self._end(error)
@@ -186,6 +200,15 @@ class Enclosure:
             if self._is_admitted:
                 books.admission.leave()
             raise
+
+    @staticmethod
+    async def _ended_by(session: Session, reason: AdamixError, error: BaseException | None) -> BaseException | None:
+        """What a stream ends with whose caller is known no more."""
+        if isinstance(error, asyncio.CancelledError):
+            # Its client may have left as well.
+            return reason if session.was_ended() else error
+        await session.settle()
+        return reason
 
     def _gone(self, _task: "asyncio.Task[None]") -> None:
         """grpc has sent the last byte, or was told that nobody reads it."""

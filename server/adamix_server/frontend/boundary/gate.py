@@ -31,6 +31,12 @@ class Gate:
     def __init__(self, identify: Identify = everyone) -> None:
         self._identify = identify
 
+    def admit(self, method: str, context: Context) -> Principal:
+        """Who makes a call of `method`, if they may. Raises Unauthenticated, PermissionDenied."""
+        principal = self.identify(method, context)
+        self.check(method, principal)
+        return principal
+
     def identify(self, method: str, context: Context) -> Principal:
         """Who makes a call of `method`. Raises Unauthenticated: nobody knows the caller."""
         return NOBODY if _need(method) == "nothing" else self._identify(context)
