@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
 from adamix_server.access.entries import Entry
 from adamix_server.catalog import schema
-from adamix_server.catalog.audit_chain import COLUMNS, Reading, Verified, link, read_ends, verify
+from adamix_server.catalog.audit_chain import COLUMNS, Reading, Verified, link, read_ends, verify, write_ends
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.paging import check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.rows import Page
@@ -53,9 +53,9 @@ class EntryRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.method or self.action
 
 
-def resource_of(tenant: str, task: str) -> str:
-    """A task as entries name it, and as it is called on the wire."""
-    return f"tenants/{tenant}/tasks/{task}"
+def resource_of(tenant: str, task: str = "") -> str:
+    """A tenant, or a task of it, as entries name it, and as it is called on the wire."""
+    return f"tenants/{tenant}/tasks/{task}" if task else f"tenants/{tenant}"
 
 
 def append(connection: Connection, entries: Iterable[Entry], action: str = "", revision: int = 0) -> int:
@@ -69,7 +69,7 @@ def append(connection: Connection, entries: Iterable[Entry], action: str = "", r
         rows.append(dict(zip(COLUMNS, content, strict=True), hash=last_hash))
     if rows:
         connection.execute(insert(schema.audit), rows)
-        connection.execute(update(schema.audit_ends).values(last_id=last_id, last_hash=last_hash))
+        write_ends(connection, last_id=last_id, last_hash=last_hash)
     return last_id
 
 
@@ -179,7 +179,7 @@ class AuditLog:
                 removed_id, removed_hash, number = id_, hash_, number + 1
             if number:
                 connection.execute(delete(schema.audit).where(_audit.id <= removed_id))
-                connection.execute(update(schema.audit_ends).values(removed_id=removed_id, removed_hash=removed_hash))
+                write_ends(connection, removed_id=removed_id, removed_hash=removed_hash)
         return number
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import OperationalError
 
 from adamix_server.catalog import schema
@@ -109,7 +109,13 @@ def link(before: str, content: Sequence[Any]) -> str:
 
 def read_ends(connection: Connection) -> Ends:
     ends = schema.audit_ends.c
-    return Ends(*connection.execute(select(ends.removed_id, ends.removed_hash, ends.last_id, ends.last_hash)).one())
+    columns = ends.removed_id, ends.removed_hash, ends.last_id, ends.last_hash
+    return Ends(*connection.execute(select(*columns).where(ends.id == 1)).one())
+
+
+def write_ends(connection: Connection, **ends: int | str) -> None:
+    """Change some of them, inside a write transaction."""
+    connection.execute(update(schema.audit_ends).where(schema.audit_ends.c.id == 1).values(**ends))
 
 
 def verify(

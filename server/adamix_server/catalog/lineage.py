@@ -144,19 +144,21 @@ def origins_of(connection: Connection, wanted: Set[Key], store_id: str) -> Itera
 
 def deleted(connection: Connection, found: Identity, strays: Mapping[Key, Origin]) -> set[Key]:
     """Those whose version the catalog does not name because somebody deleted it, as far back as the audit tells."""
-    by_task: dict[str, list[Origin]] = {}
+    # With those of a tenant under no task, as the audit has it of a tenant that is deleted.
+    by_name: dict[str, list[Origin]] = {}
     for origin in strays.values():
         if origin.store_id == found.store_id:
-            by_task.setdefault(resource_of(origin.tenant, origin.task), []).append(origin)
-    if not by_task:
+            for task in (origin.task, ""):
+                by_name.setdefault(resource_of(origin.tenant, task), []).append(origin)
+    if not by_name:
         return set()
     query = select(_audit.revision, _audit.resource, _audit.action, _audit.digest)
-    query = query.where(_is_change, _audit.action.in_(("delete_task", "delete_version")))
+    query = query.where(_is_change, _audit.action.in_(("delete_tenant", "delete_task", "delete_version")))
     return {
         origin.key
         for revision, resource, action, digest in connection.execute(query)
-        for origin in by_task.get(resource, ())
-        if revision > origin.revision and (action == "delete_task" or digest == origin.digest)
+        for origin in by_name.get(resource, ())
+        if revision > origin.revision and (action != "delete_version" or digest == origin.digest)
     }
 
 

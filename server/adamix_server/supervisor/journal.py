@@ -17,6 +17,7 @@ from adamix_server.access.entries import Entry
 from adamix_server.access.sums import Sums, add
 from adamix_server.catalog import audit, usage
 from adamix_server.catalog.database import Database
+from adamix_server.catalog.keys import note_used
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.channel.supervisor_frames import Account
 from adamix_server.limits.audit import MAX_UNWRITTEN_ENTRIES
@@ -119,6 +120,7 @@ class Journal:
         with database.write() as connection:
             audit.append(connection, entries)
             usage.add(connection, sums)
+            note_used(connection, keys)
 
     def _expire(self, database: Database) -> None:
         """One step; the next one soon if there may be more."""

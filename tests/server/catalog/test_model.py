@@ -16,6 +16,7 @@ from adamix.errors import Aborted, AdamixError, FailedPrecondition, InvalidReque
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import registration
 
 TENANTS = st.sampled_from(["one", "two"])
 TASKS = st.sampled_from(["a", "b"])
@@ -52,6 +53,8 @@ class CatalogMachine(RuleBasedStateMachine):
     @initialize()
     def recovered(self) -> None:
         recover(self.store)
+        for tenant in ("one", "two"):
+            self.catalog.tenants.create(tenant)
 
     @rule(tenant=TENANTS, task=TASKS, data=DATA, make_live=st.booleans(), request_id=REQUEST_IDS)
     def register(self, tenant: str, task: str, data: bytes, make_live: bool, request_id: str) -> None:
@@ -61,7 +64,7 @@ class CatalogMachine(RuleBasedStateMachine):
 
         def register() -> tuple[VersionRow, bool]:
             return self.catalog.register(
-                tenant, task, digest, self.manifest_json, len(data), self.here, make_live, request_id
+                registration(tenant, task, digest, self.manifest_json, len(data), self.here, make_live, request_id)
             )
 
         if (tenant, request_id) in self.answers:

@@ -47,6 +47,7 @@ def rebuilt(catalog: Catalog, store: Path, here: str) -> dict[tuple[str, str], T
 
 def test_every_task_and_version_comes_back(catalog: Catalog, store: Path, here: str, elsewhere: str) -> None:
     add = WRITER["add"]
+    catalog.tenants.create("other")
     for tenant, task, seed in ((ME, "a", 0), (ME, "b", 2), ("other", "a", 0), (ME, "a", 4)):
         add(catalog, tenant, task, seed)
     add(catalog, ME, "a", 6, make_live=False)

@@ -24,7 +24,7 @@ STORES = Path(__file__).with_name("old_stores")
 ME = "default"
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, 2, 3, 4])
 def old_schema(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
@@ -79,9 +79,12 @@ def test_all_steps_from_nothing_lead_to_what_a_new_one_is(tmp_path: Path) -> Non
         patch.setattr(Database, "_create", from_nothing)
         Database(path).close()
     found, new = content_of(path), content_of(tmp_path / "new" / CATALOG_FILE)
-    # Each store has an id of its own.
+    # Each store has an id of its own, and a first tenant of its own.
     ids = {content["rows"].pop("identity")[0][1] for content in (found, new)}
     assert len(ids) == 2
+    for content in (found, new):
+        ((tenant, etag, created_us, updated_us, *shares),) = content["rows"].pop("tenants")
+        assert (tenant, len(etag), created_us == updated_us, shares) == (ME, 16, True, [1, "interactive", "{}"])
     assert found == new
 
 

@@ -1,23 +1,13 @@
 """What calls leave behind, over a real port: an entry of each control call, and what was used."""
 
-import asyncio
-from collections import Counter
-from pathlib import Path
-
-import grpc.aio
 import pytest
 
-from adamix_protos.v1 import adapters_pb2 as pb
-from adamix_protos.v1 import inference_pb2, server_pb2
 from adamix_server.access.entries import Entry
 from adamix_server.access.sums import Sums, add
 from adamix_server.catalog.audit import EntryRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel.supervisor_frames import Account, Drained
-from adamix_testing.adapters import MakeAdapter
 from adamix_testing.harness import Harness, StartServing
-from adamix_testing.refusals import refusal
-from adamix_testing.uploads import upload
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def _carry_over() -> tuple[int, str]:
             "INVALID_ARGUMENT" if is_failure else "OK",
             detail[:64] if is_failure else "",
             "" if is_failure else detail,
-            action,
+            "" if is_failure else action,
             revision_,
         )
         encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

@@ -18,8 +18,9 @@ from adamix.files.manifest import BackboneSpec, check_size
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.api.resource_names import version_name
 from adamix_server.blobs.local import Temporary
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.rows import Registration, VersionRow
 from adamix_server.frontend import convert
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView, to_the_end
 from adamix_server.frontend.control import upload
 from adamix_server.frontend.control.adapter_root import AdapterRoot
@@ -91,7 +92,7 @@ class Registrations:
                 self._view.availability.check_sizes(verdict.tensor_sizes)
                 self._check_manifest(tenant, task, verdict)
             except InvalidAdapter as error:
-                await self._remember_failure(tenant, task, error)
+                log.info("an adapter was refused: %s", error.message, extra={"task": task, "reason": error.reason})
                 raise
             if header.validate_only:
                 return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
@@ -155,26 +156,24 @@ class Registrations:
     async def _commit(
         self, tenant: str, task: str, verdict: Verdict, path: Path, header: adapters_pb2.RegisterAdapterHeader
     ) -> tuple[VersionRow, bool]:
-        make_live = header.make_live if header.HasField("make_live") else True
-        digest, request_id = verdict.digest, header.request_id
-        asked = partial(self._catalog.is_answered, tenant, task, digest, make_live, request_id)
-        register = partial(
-            self._catalog.register,
-            tenant,
-            task,
-            digest,
-            verdict.manifest_json,
-            verdict.num_bytes,
-            self._view.spec.fingerprint,
-            make_live,
-            request_id,
+        digest = verdict.digest
+        registration = Registration(
+            tenant=tenant,
+            task=task,
+            digest=digest,
+            manifest_json=verdict.manifest_json,
+            num_bytes=verdict.num_bytes,
+            backbone_fingerprint=self._view.spec.fingerprint,
+            make_live=header.make_live if header.HasField("make_live") else True,
+            request_id=header.request_id,
         )
-        if bool(request_id) and await self._view.run(asked):
+        register = partial(self._catalog.register, registration, calls.current().actor)
+        if bool(registration.request_id) and await self._view.run(partial(self._catalog.is_answered, registration)):
             return await self._view.change(register)
         await self._view.run(partial(self._catalog.blobs.put, path, digest))
         self._view.availability.loaded(digest)
         try:
-            if make_live:
+            if registration.make_live:
                 await self._residency.bring(digest, verdict.num_bytes)
             return await self._view.change(register)
         except Exception:
@@ -187,13 +186,6 @@ class Registrations:
             await self._view.run(partial(self._catalog.discard, digest))
         except AdamixError as error:
             log.warning("the bytes of a failed registration stay: %s", error.message, extra={"digest": digest})
-
-    async def _remember_failure(self, tenant: str, task: str, refused: InvalidAdapter) -> None:
-        log.info("an adapter was refused: %s", refused.message, extra={"task": task, "reason": refused.reason})
-        try:
-            await self._view.run(partial(self._catalog.record_failure, tenant, task, refused.reason))
-        except AdamixError as error:
-            log.warning("the refusal was not recorded: %s", error.message)
 
     def _validated(self, tenant: str, task: str, verdict: Verdict) -> adapters_pb2.Version:
         return adapters_pb2.Version(
