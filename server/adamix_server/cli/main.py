@@ -115,6 +115,7 @@ def serve(
             "--accept-catalog", help="Go on with the catalog that is there, though it is not the one the store had."
         ),
     ] = False,
+    audit_days: Annotated[int, typer.Option(help="Days for which the audit is kept.")] = ServerConfig.audit_days,
     threads: Annotated[int, typer.Option(help="Threads of the engine.  [0: one per core]")] = EngineSettings.threads,
     engine_stall_s: Annotated[
         float,
@@ -158,6 +159,7 @@ def serve(
             drain_delay_s=drain_delay,
             drain_grace_s=drain_grace,
             log_level=log_level,  # type: ignore[arg-type]
+            audit_days=audit_days,
             accept_catalog=accept_catalog,
         )
         from adamix_server.supervisor import supervisor

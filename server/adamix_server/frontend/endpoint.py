@@ -25,6 +25,7 @@ from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.sessions import Sessions
+from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.entrance import Entrance
 from adamix_server.frontend.health import HealthServicer
@@ -32,6 +33,7 @@ from adamix_server.frontend.inference.open_inference import OpenInferenceService
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.calls import (
     CONNECTION_AGE_S,
     CONNECTION_GRACE_S,
@@ -87,6 +89,8 @@ class Endpoint:
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
         entrance: the port's certificate, and who recognises callers.
+        witness: sees calls end that are to be written down.
+        meter: counts what callers use.
 
     Attributes:
         address: with the real port.
@@ -107,6 +111,8 @@ class Endpoint:
         with_reflection: bool,
         shares_port: bool,
         entrance: Entrance,
+        witness: Witness | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
@@ -114,7 +120,13 @@ class Endpoint:
         self._sessions = Sessions(entrance.basis)
         gate = Gate(entrance.identify)
         self._boundary = boundary = Boundary(
-            admission, recorder, proxies=entrance.proxies, gate=gate, sessions=self._sessions
+            admission,
+            recorder,
+            proxies=entrance.proxies,
+            gate=gate,
+            sessions=self._sessions,
+            witness=witness,
+            meter=meter,
         )
         inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)

@@ -31,11 +31,15 @@ from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
 from adamix_server.frontend.boundary.sessions import Sessions
+from adamix_server.frontend.boundary.witness import Witness
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
 _DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/")
 _UPLOADS = ("/adamix.v1.AdapterService/RegisterAdapter",)
+# Where things are changed, and looked at by those who may.
+_AUDITED = ("/adamix.v1.AdapterService/", "/adamix.v1.AdminService/", "/adamix.v1.ServerService/Drain")
 # What tells whether the server lives. Room is kept for it, and its small messages have places of their own.
 _SIGNS_OF_LIFE = (
     "/grpc.health.v1.Health/Check",
@@ -63,6 +67,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
         gate: lets calls in; None lets everyone in.
         sessions: of the streams; None where credentials do not end.
+        witness: sees calls end that are to be written down.
+        meter: counts what callers use.
     """
 
     def __init__(
@@ -73,6 +79,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         proxies: Sequence[Network] = (),
         gate: Gate | None = None,
         sessions: Sessions | None = None,
+        witness: Witness | None = None,
+        meter: Meter | None = None,
     ) -> None:
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
@@ -91,6 +99,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             origins(proxies),
             gate or Gate(),
             sessions or Sessions(),
+            witness or Witness(),
+            meter or Meter(),
         )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
@@ -146,6 +156,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             is_kept=is_sign_of_life,
             is_quiet=is_operators or name.startswith(_DATA_PLANE),
             is_stream=is_stream,
+            is_audited=name.startswith(_AUDITED),
         )
 
     def _unknown(self, name: str) -> Handler:

@@ -32,6 +32,8 @@ from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
 from adamix_server.frontend.boundary.sessions import Session, Sessions
+from adamix_server.frontend.boundary.witness import Witness
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.messages import MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -61,6 +63,7 @@ class Method:
         is_kept: there is room for its calls when there is none for others.
         is_quiet: called so often that a line of log a call would cost more than the call.
         is_stream: of messages, one way or both: it may outlive its caller's credential.
+        is_audited: each of its calls is written down, however it ends.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Method:
     is_kept: bool
     is_quiet: bool
     is_stream: bool
+    is_audited: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class Books:
     origin: Callable[[str], Origin]
     gate: Gate
     sessions: Sessions
+    witness: Witness
+    meter: Meter
 
 
 class Enclosure:
@@ -135,14 +141,18 @@ class Enclosure:
         self.departure.task.add_done_callback(self._gone)
         # All of this before a byte of its message is read.
         try:
-            self._call.principal = self._books.gate.admit(self._method.name, self._context)
+            gate = self._books.gate
+            self._call.principal = gate.identify(self._method.name, self._context)
+            gate.check(self._method.name, self._call.principal)
             self._admit()
         except AdamixError as refusal:
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
+            self._books.meter.rejected(self._call.tenant, refusal.reason)
             await self._end(refusal)
         if self._method.is_stream:
             recognise = partial(self._books.gate.admit, self._method.name, self._context)
             self._session = self._books.sessions.open(self._call, recognise)
+        self._books.meter.called(self._call.principal)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
             await self._timer.__aenter__()
@@ -167,6 +177,8 @@ class Enclosure:
                 self._books.sessions.close(self._session)
         if self._session is not None and self._session.error is not None:
             error = await self._ended_by(self._session, self._session.error, error)
+        if self._method.is_audited and isinstance(error, AdamixError) and error.code is Code.RESOURCE_EXHAUSTED:
+            self._books.meter.rejected(self._call.tenant, error.reason)
         await self._end(error)
 
     def receiver(self, parse: Parse) -> Receiver:
@@ -228,7 +240,7 @@ class Enclosure:
                     extra={"request_id": self._call.request_id, "method": self._method.label},
                 )
                 known = status.internal(self._call.request_id, known)
-            self._record(known.code.name)
+            self._record(known.code.name, known.reason)
             if known is error:
                 # Nothing of a message is kept while the status waits to be sent.
                 _forget_frames(error)
@@ -263,7 +275,9 @@ class Enclosure:
             self._aborted = aborted
             raise
 
-    def _record(self, code: str) -> None:
+    def _record(self, code: str, reason: str = "") -> None:
+        if self._method.is_audited or self._books.witness.is_turned_away(code):
+            self._books.witness.saw(self._call, self._method.label, code, reason)
         seconds = time.monotonic() - self._start
         self._books.recorder.inc("adamix_requests_total", self._method.label, code)
         self._books.recorder.observe("adamix_request_seconds", self._method.label, value=seconds)

@@ -111,7 +111,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             if _first_error(items) is None:
                 await stages.infer(items, call.tenant)
         results = _read(items, head)
-        stages.record(items, time.monotonic() - start)
+        stages.record(items, call.tenant, time.monotonic() - start)
         if (failed := _first_error(items)) is not None:
             index, error = failed
             raise _of_tensor(error, index)

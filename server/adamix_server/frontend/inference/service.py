@@ -50,7 +50,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         response = inference_pb2.PredictResponse()
         for item in items:
             stages.write(item, response.predictions.add(), call, return_logits=return_logits)
-        stages.record(items, time.monotonic() - start)
+        stages.record(items, call.tenant, time.monotonic() - start)
         _fail_if_all_failed_alike(items, call)
         timings = [item.event.timing for item in items if item.event is not None]
         convert.fill_timing(response.timing, timings, tokenize_s)

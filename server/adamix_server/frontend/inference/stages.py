@@ -23,6 +23,7 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
+from adamix_server.frontend.usage import Meter
 from adamix_server.frontend.visibility import NO_TASK, visible
 from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
@@ -66,11 +67,14 @@ class Item:
 class Stages:
     """The stages and the parts of the front end that own them."""
 
-    def __init__(self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, recorder: Recorder) -> None:
+    def __init__(
+        self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, recorder: Recorder, meter: Meter
+    ) -> None:
         self.view = view
         self._tokenizer = tokenizer
         self._link = link
         self._recorder = recorder
+        self._meter = meter
 
     def read(self, message: inference_pb2.PredictInput, field: str, principal: Principal, deadline: float) -> Item:
         """An input with its version and content, or with what is wrong with them.
@@ -148,9 +152,11 @@ class Stages:
         """Send every input that has tokens to the engine; what each of them waits for. Cancelling tells the engine."""
         ready: list[Item] = []
         rows: list[Row] = []
+        num_tokens = 0
         for item in items:
             if item.tokens is not None and item.version is not None and item.error is None:
                 ready.append(item)
+                num_tokens += len(item.tokens)
                 rows.append(
                     Row(
                         id=self._link.next_id(),
@@ -164,11 +170,13 @@ class Stages:
         if not ready:
             return []
         try:
-            return list(zip(ready, self._link.submit(rows), strict=True))
+            waiting = list(zip(ready, self._link.submit(rows), strict=True))
         except AdamixError as error:
             for item in ready:
                 item.error = error
             return []
+        self._meter.computed(tenant, num_tokens)
+        return waiting
 
     async def infer(self, items: Iterable[Item], tenant: str) -> None:
         """Submit, and wait for the engine's event on every input."""
@@ -204,7 +212,7 @@ class Stages:
         if item.version is not None:
             prediction.version = item.version.digest
 
-    def record(self, items: Iterable[Item], seconds: float) -> None:
+    def record(self, items: Iterable[Item], tenant: str, seconds: float) -> None:
         """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for.
 
         What they say of the versions that they are for is remembered.
@@ -219,6 +227,7 @@ class Stages:
                     availability.loaded(item.version.digest)
             if item.error is not None and item.error.code in _REJECTIONS:
                 self._recorder.inc("adamix_rejected_total", item.error.reason)
+                self._meter.rejected(tenant, item.error.reason)
             # A task that was deleted meanwhile must not get its series back.
             if item.version is not None and item.name in tasks:
                 answered[item.name] += 1

@@ -232,7 +232,7 @@ class PredictStream:
         self._stages.write(item, response.prediction, self._call, return_logits=entry.return_logits)
         if item.event is not None:
             convert.fill_timing(response.timing, [item.event.timing], entry.tokenize_s)
-        self._stages.record((item,), time.monotonic() - entry.start)
+        self._stages.record((item,), self._call.tenant, time.monotonic() - entry.start)
         return response
 
     async def _wait(self) -> None:

@@ -1,0 +1,144 @@
+"""`adamix audit`: what was written down of a store, and whether it is still what was written.
+
+Thin, as the other commands. This form works on a directory, also one that a server uses, and changes nothing.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adamix.errors import InvalidConfig
+from adamix_server.cli.store import plain, progress, say
+
+if TYPE_CHECKING:
+    from adamix_server.catalog.audit import EntryRow
+    from adamix_server.catalog.audit_chain import Reading
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_AGE = re.compile(r"(\d{1,9})([smhd])")
+_KNOWN = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
+
+
+def list_store(store: Path, *, tenant: str | None, since: str, limit: int, as_json: bool) -> None:
+    """Print the newest entries of a store, the newest last."""
+    from itertools import islice
+
+    since_us = read_since(since)
+    entries = list(islice(_newest(_reading(store), tenant, since_us), limit))[::-1]
+    if as_json:
+        typer.echo(json.dumps({"entries": [to_json(entry) for entry in entries]}))
+    else:
+        Console().print(to_table(entries))
+
+
+def verify_store(store: Path, *, known: str = "", as_json: bool) -> None:
+    """Print whether the chain of a store's audit is whole. Raises typer.Exit if it is not."""
+    from adamix_server.catalog.audit_chain import verify
+
+    noted: tuple[int, str] | None = None
+    if known:
+        if (found := _KNOWN.fullmatch(known)) is None:
+            raise InvalidConfig(f"--known {known}: say ID:HASH, as --verify has printed it", field="known")
+        noted = int(found[1]), found[2]
+    with progress("entries") as on_entry:
+        verified = verify(_reading(store), noted, lambda done: on_entry(done, 0))
+    if as_json:
+        typer.echo(json.dumps(plain(verified) | {"ok": verified.fault is None}))
+    elif verified.fault is None:
+        whole = f"{verified.entries:,} entries: the chain is whole, up to {verified.last_id}:{verified.last_hash}"
+        Console().print(whole, highlight=False, soft_wrap=True)
+    if verified.fault is not None:
+        say(f"the chain is broken: {verified.fault.told}; the {verified.entries:,} entries before are as written")
+        raise typer.Exit(1)
+
+
+def read_since(text: str) -> int:
+    """`30m`, `1h`, `7d` before now, or an ISO time, in microseconds since 1970 UTC; 0 of an empty text.
+
+    Raises InvalidConfig.
+    """
+    if not text:
+        return 0
+    if (age := _AGE.fullmatch(text)) is not None:
+        return max(0, time.time_ns() // 1_000 - int(age[1]) * _UNITS_S[age[2]] * 1_000_000)
+    try:
+        # A time without a zone is this machine's.
+        return max(0, int(datetime.fromisoformat(text).astimezone().timestamp() * 1e6))
+    except (ValueError, OverflowError, OSError):
+        raise InvalidConfig(
+            f"--since {text}: say an age such as 30m, 1h or 7d, or a time such as 2026-11-30T12:00", field="since"
+        ) from None
+
+
+def to_json(entry: "EntryRow") -> dict[str, Any]:
+    """An entry as proto3 JSON writes `adamix.v1.AuditEntry`, with its names of fields."""
+    from adamix_server.catalog.rows import to_datetime
+
+    moment = to_datetime(entry.time_us)
+    fraction = f".{moment:%f}" if moment.microsecond else ""
+    fraction = fraction.removesuffix("000")
+    return {
+        "id": str(entry.id),
+        "time": f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z",
+        "principal": entry.principal,
+        "peer": entry.peer,
+        "method": entry.what,
+        "resource": entry.resource,
+        "digest": entry.digest,
+        "code": entry.code,
+        "reason": entry.reason,
+        "detail": entry.detail,
+        "hash": entry.hash,
+    }
+
+
+def to_table(entries: "list[EntryRow]") -> Table:
+    """For people."""
+    from adamix_server.catalog.rows import to_datetime
+
+    table = Table("id", "time (UTC)", "who", "from", "what", "on", "outcome", "detail")
+    for entry in entries:
+        table.add_row(
+            str(entry.id),
+            f"{to_datetime(entry.time_us):%Y-%m-%d %H:%M:%S}",
+            escape(entry.principal),
+            escape(entry.peer),
+            escape(entry.what.rpartition("/")[2]),
+            escape(entry.resource) + (f" {entry.digest[:12]}" if entry.digest else ""),
+            escape(f"{entry.code} {entry.reason}".strip()),
+            escape(entry.detail),
+        )
+    return table
+
+
+def _newest(read: "Reading", tenant: str | None, since_us: int) -> "Iterator[EntryRow]":
+    from adamix_server.catalog.audit import read_page
+
+    token = ""
+    while True:
+        page = read_page(read, tenant, since_us=since_us, page_size=1000, page_token=token)
+        yield from page.rows
+        if not (token := page.next_page_token):
+            return
+
+
+def _reading(store: Path) -> "Reading":
+    """Transactions on the catalog of a store, which leave all of its files as they are. Raises FailedPrecondition."""
+    from adamix_server.catalog.backup import no_store
+    from adamix_server.catalog.database import is_absent, reading
+    from adamix_server.catalog.lineage import CATALOG_FILE
+
+    path = store / CATALOG_FILE
+    if is_absent(path):
+        raise no_store()
+    return partial(reading, path)
