@@ -1,4 +1,4 @@
-"""The way of an input: read (which task, which version, what content), tokenize, infer, write.
+"""The way of an input: read (which task, which version, what content), admit, tokenize, infer, write.
 
 Every RPC that predicts goes this way, whatever it looks like on the wire. An input that fails a stage keeps its error
 and skips the rest; the others do not notice. Knows no device, no file and no stream.
@@ -22,6 +22,7 @@ from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
+from adamix_server.frontend.inference.feeding import Feeding, Place
 from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
 from adamix_server.frontend.usage import Meter
 from adamix_server.frontend.visibility import NO_TASK, visible
@@ -57,6 +58,13 @@ class Item:
     event: Event | None = None
     error: AdamixError | None = None
 
+    @property
+    def size(self) -> int:
+        """In tokens; of a text what is likely, since only tokenising it would tell."""
+        if self.tokens is not None:
+            return len(self.tokens)
+        return 0 if self.text is None else self.text.likely_tokens
+
     @classmethod
     def of(cls, asked: str, deadline: float) -> "Item":
         """An input for the task that the caller names `asked`, whatever its length."""
@@ -68,11 +76,18 @@ class Stages:
     """The stages and the parts of the front end that own them."""
 
     def __init__(
-        self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, recorder: Recorder, meter: Meter
+        self,
+        view: CatalogView,
+        tokenizer: Tokenizer,
+        link: EngineLink,
+        feeding: Feeding,
+        recorder: Recorder,
+        meter: Meter,
     ) -> None:
         self.view = view
         self._tokenizer = tokenizer
         self._link = link
+        self._feeding = feeding
         self._recorder = recorder
         self._meter = meter
 
@@ -132,6 +147,40 @@ class Stages:
                 item.resource = version_name(*name, digest)
         return name
 
+    def admit(self, items: Sequence[Item], tenant: str) -> Place:
+        """A place in the queue for the inputs of one call, all of one deadline; to be entered as a context.
+
+        Those for which there is none get the error that says why: all of them, before any of them is tokenised.
+        """
+        sizes = [item.size for item in items if item.error is None]
+        if sizes:
+            try:
+                return self._feeding.admit(tenant, sum(sizes), len(sizes), items[0].deadline)
+            except AdamixError as error:
+                for item in items:
+                    item.error = item.error or error
+        return self._feeding.nowhere(tenant)
+
+    def check(self, items: Iterable[Item], tenant: str) -> None:
+        """Give inputs of a stream the errors of those that may not be queued, or would be answered too late."""
+        size = 0
+        for item in items:
+            if item.error is None:
+                try:
+                    self._feeding.check(tenant, size + item.size, item.deadline)
+                    size += item.size
+                except AdamixError as error:
+                    item.error = error
+
+    async def place(self, items: Iterable[Item], tenant: str) -> Place:
+        """A place for inputs of a stream, no more than a call may have, as soon as they may wait for room together."""
+        sizes = [item.size for item in items if item.error is None]
+        return await self._feeding.place(tenant, sum(sizes), len(sizes)) if sizes else self._feeding.nowhere(tenant)
+
+    async def fed(self, futures: Sequence[asyncio.Future[Event]], tenant: str) -> None:
+        """Return when none of these waits for room."""
+        await self._feeding.fed(tenant, futures)
+
     async def tokenize(self, items: Iterable[Item]) -> None:
         """Token ids for every input that has a text."""
         pending = [(item, item.text) for item in items if item.text is not None and item.error is None]
@@ -148,8 +197,11 @@ class Stages:
             else:
                 item.tokens = result
 
-    def submit(self, items: Iterable[Item], tenant: str) -> list[tuple[Item, asyncio.Future[Event]]]:
-        """Send every input that has tokens to the engine; what each of them waits for. Cancelling tells the engine."""
+    def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
+        """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
+
+        Cancelling one ends its wait, here or in the engine.
+        """
         ready: list[Item] = []
         rows: list[Row] = []
         num_tokens = 0
@@ -160,7 +212,7 @@ class Stages:
                 rows.append(
                     Row(
                         id=self._link.next_id(),
-                        tenant=tenant,
+                        tenant=place.tenant,
                         digest=item.version.digest,
                         token_ids=item.tokens.ids,
                         type_ids=item.tokens.type_ids,
@@ -170,17 +222,17 @@ class Stages:
         if not ready:
             return []
         try:
-            waiting = list(zip(ready, self._link.submit(rows), strict=True))
+            waiting = list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
             for item in ready:
                 item.error = error
             return []
-        self._meter.computed(tenant, num_tokens)
+        self._meter.computed(place.tenant, num_tokens)
         return waiting
 
-    async def infer(self, items: Iterable[Item], tenant: str) -> None:
+    async def infer(self, items: Iterable[Item], place: Place) -> None:
         """Submit, and wait for the engine's event on every input."""
-        waiting = self.submit(items, tenant)
+        waiting = self.submit(items, place)
         try:
             # One after the other, since most of a call is answered by one step of the engine: the first await then
             # pays for all. `asyncio.gather` would run a callback for each.
@@ -218,6 +270,7 @@ class Stages:
         What they say of the versions that they are for is remembered.
         """
         answered: Counter[Name] = Counter()
+        refused: Counter[str] = Counter()
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
             if item.version is not None:
@@ -225,12 +278,15 @@ class Stages:
                     availability.failed(item.version.digest, item.error)
                 elif not availability.is_clean:
                     availability.loaded(item.version.digest)
-            if item.error is not None and item.error.code in _REJECTIONS:
-                self._recorder.inc("adamix_rejected_total", item.error.reason)
-                self._meter.rejected(tenant, item.error.reason)
+            if item.error is not None and _is_refusal(item.error):
+                refused[item.error.reason] += 1
             # A task that was deleted meanwhile must not get its series back.
             if item.version is not None and item.name in tasks:
                 answered[item.name] += 1
+        for reason, count in refused.items():
+            self._recorder.inc("adamix_rejected_total", reason, by=count)
+            self._recorder.inc("adamix_tenant_rejected_total", tenant, reason, by=count)
+            self._meter.rejected(tenant, reason, count)
         for name, count in answered.items():
             self._recorder.inc("adamix_task_requests_total", *name, by=count)
             self._recorder.observe("adamix_task_seconds", *name, value=seconds)
@@ -249,6 +305,10 @@ class Stages:
                 item.tokens = check_ids(message.token_ids.ids, vocab_size, max_tokens, f"{field}.token_ids")
             case _:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
+
+
+def _is_refusal(error: AdamixError) -> bool:
+    return error.code in _REJECTIONS or error.reason == "DEADLINE_UNREACHABLE"
 
 
 def settle(item: Item, event: Event) -> None:
