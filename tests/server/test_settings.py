@@ -99,7 +99,12 @@ def test_settings_reach_a_child_as_they_were_given(tmp_path: Path) -> None:
         log_level="debug",
     )
     # The directory may have gone since the server was started: a front end that is replaced goes on without it.
-    settings = FrontEndSettings(adapter_root=tmp_path / "gone", tokenizer_threads=5, trusted_proxies=("10.0.0.0/8",))
+    settings = FrontEndSettings(
+        adapter_root=tmp_path / "gone",
+        tokenizer_threads=5,
+        trusted_proxies=("10.0.0.0/8",),
+        default_quotas={"max_tasks": 100},
+    )
     front_end = msgspec.structs.replace(start_front_end(tmp_path, tmp_path / "tokenizer.json"), settings=settings)
     assert to_child.decode(to_child.encode(engine)) == engine
     assert to_child.decode(to_child.encode(front_end)) == front_end

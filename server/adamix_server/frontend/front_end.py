@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
+from adamix_server.access.quotas import Quotas
 from adamix_server.access.refusal import RefusalKind
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
@@ -178,7 +179,10 @@ class FrontEnd:
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
         fingerprint = hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False)
+        quotas = Quotas(**self._start.settings.default_quotas)
+        catalog = await asyncio.to_thread(
+            Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False, default_quotas=quotas
+        )
         availability = Availability(catalog.blobs, hello.limits.arena_bytes, hello.dtype)
         view = CatalogView(catalog, hello.spec, self._agreement, availability)
         closing.callback(view.close)
