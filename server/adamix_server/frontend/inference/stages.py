@@ -42,6 +42,7 @@ class Item:
         resource: the name of what it asks for, as far as it is known.
         task: the bare id, once the version is known.
         text: what to tokenize; None for an input that came as token ids.
+        num_tokens: once they are known.
     """
 
     asked: str
@@ -51,6 +52,7 @@ class Item:
     version: VersionRow | None = None
     text: Text | None = None
     tokens: Tokens | None = None
+    num_tokens: int = 0
     event: Event | None = None
     error: AdamixError | None = None
 
@@ -139,17 +141,15 @@ class Stages:
             if isinstance(result, AdamixError):
                 item.error = result
             else:
-                item.tokens = result
+                item.tokens, item.num_tokens = result, len(result)
 
     def submit(self, items: Iterable[Item], tenant: str) -> list[tuple[Item, asyncio.Future[Event]]]:
         """Send every input that has tokens to the engine; what each of them waits for. Cancelling tells the engine."""
         ready: list[Item] = []
         rows: list[Row] = []
-        num_tokens = 0
         for item in items:
             if item.tokens is not None and item.version is not None and item.error is None:
                 ready.append(item)
-                num_tokens += len(item.tokens)
                 rows.append(
                     Row(
                         id=self._link.next_id(),
@@ -163,13 +163,11 @@ class Stages:
         if not ready:
             return []
         try:
-            waiting = list(zip(ready, self._link.submit(rows), strict=True))
+            return list(zip(ready, self._link.submit(rows), strict=True))
         except AdamixError as error:
             for item in ready:
                 item.error = error
             return []
-        self._meter.computed(tenant, num_tokens)
-        return waiting
 
     async def infer(self, items: Iterable[Item], tenant: str) -> None:
         """Submit, and wait for the engine's event on every input."""
@@ -211,6 +209,7 @@ class Stages:
         What they say of the versions that they are for is remembered.
         """
         answered: Counter[str] = Counter()
+        num_tokens = 0
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
             if item.version is not None:
@@ -221,9 +220,12 @@ class Stages:
             if item.error is not None and item.error.code in _REJECTIONS:
                 self._recorder.inc("adamix_rejected_total", item.error.reason)
                 self._meter.rejected(tenant, item.error.reason)
+            if item.event is not None:
+                num_tokens += item.num_tokens
             # A task that was deleted meanwhile must not get its series back.
             if item.version is not None and (tenant, item.task) in tasks:
                 answered[item.task] += 1
+        self._meter.computed(tenant, num_tokens)
         for task, count in answered.items():
             self._recorder.inc("adamix_task_requests_total", tenant, task, by=count)
             self._recorder.observe("adamix_task_seconds", tenant, task, value=seconds)
@@ -240,6 +242,7 @@ class Stages:
             case "token_ids":
                 vocab_size = self.view.spec.vocab_size
                 item.tokens = check_ids(message.token_ids.ids, vocab_size, max_tokens, f"{field}.token_ids")
+                item.num_tokens = len(item.tokens)
             case _:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
 
