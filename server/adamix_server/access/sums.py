@@ -7,7 +7,7 @@ class Sums(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Of one tenant, since the last ones.
 
     Attributes:
-        input_tokens: that the engine was asked to compute.
+        input_tokens: of the inputs that were answered.
         rejected: refused inputs and calls, by reason.
     """
 

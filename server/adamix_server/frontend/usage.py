@@ -40,7 +40,7 @@ class Meter:
                 self._keys.add(principal.key_id)
 
     def computed(self, tenant: str, input_tokens: int, generated_tokens: int = 0) -> None:
-        """Tokens that the engine was asked to compute, or gave."""
+        """Tokens of inputs that were answered, and of answers."""
         with self._lock:
             counts = self._of(tenant)
             counts.input_tokens += input_tokens

@@ -46,6 +46,7 @@ class Item:
         name: (tenant, task) of what answers it, once the version is known. The tenant is that of the task, not of the
             caller, if the task is lent.
         text: what to tokenize; None for an input that came as token ids.
+        num_tokens: once they are known.
     """
 
     asked: str
@@ -55,6 +56,7 @@ class Item:
     version: VersionRow | None = None
     text: Text | None = None
     tokens: Tokens | None = None
+    num_tokens: int = 0
     event: Event | None = None
     error: AdamixError | None = None
 
@@ -195,7 +197,7 @@ class Stages:
             if isinstance(result, AdamixError):
                 item.error = result
             else:
-                item.tokens = result
+                item.tokens, item.num_tokens = result, len(result)
 
     def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
         """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
@@ -204,11 +206,9 @@ class Stages:
         """
         ready: list[Item] = []
         rows: list[Row] = []
-        num_tokens = 0
         for item in items:
             if item.tokens is not None and item.version is not None and item.error is None:
                 ready.append(item)
-                num_tokens += len(item.tokens)
                 rows.append(
                     Row(
                         id=self._link.next_id(),
@@ -222,13 +222,11 @@ class Stages:
         if not ready:
             return []
         try:
-            waiting = list(zip(ready, self._feeding.submit(place, rows), strict=True))
+            return list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
             for item in ready:
                 item.error = error
             return []
-        self._meter.computed(place.tenant, num_tokens)
-        return waiting
 
     async def infer(self, items: Iterable[Item], place: Place) -> None:
         """Submit, and wait for the engine's event on every input."""
@@ -271,6 +269,7 @@ class Stages:
         """
         answered: Counter[Name] = Counter()
         refused: Counter[str] = Counter()
+        num_tokens = 0
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
             if item.version is not None:
@@ -280,9 +279,14 @@ class Stages:
                     availability.loaded(item.version.digest)
             if item.error is not None and _is_refusal(item.error):
                 refused[item.error.reason] += 1
+            if item.event is not None:
+                num_tokens += item.num_tokens
             # A task that was deleted meanwhile must not get its series back.
             if item.version is not None and item.name in tasks:
                 answered[item.name] += 1
+        if num_tokens:
+            self._meter.computed(tenant, num_tokens)
+            self._recorder.inc("adamix_tenant_tokens_total", tenant, "input", by=num_tokens)
         for reason, count in refused.items():
             self._recorder.inc("adamix_rejected_total", reason, by=count)
             self._recorder.inc("adamix_tenant_rejected_total", tenant, reason, by=count)
@@ -303,6 +307,7 @@ class Stages:
             case "token_ids":
                 vocab_size = self.view.spec.vocab_size
                 item.tokens = check_ids(message.token_ids.ids, vocab_size, max_tokens, f"{field}.token_ids")
+                item.num_tokens = len(item.tokens)
             case _:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
 
