@@ -12,6 +12,7 @@ import pytest
 
 from adamix.files.manifest import BackboneSpec
 from adamix_server.channel.supervisor_frames import StartFrontEnd
+from adamix_server.config import FrontEndSettings
 from adamix_testing import catalogs
 from adamix_testing.adapters import MakeAdapter, adapter_bytes
 from adamix_testing.catalogs import Seed
@@ -81,9 +82,16 @@ async def start_serving(
             prepare: Callable[[FakeEngine], None] = lambda engine: None,
             adapter_root: Path | None = None,
             callers: Callers | None = None,
+            settings: FrontEndSettings | None = None,
         ) -> Harness:
             front_end = serving(
-                store, tokenizer_file, spec, prepare=prepare, adapter_root=adapter_root, callers=callers
+                store,
+                tokenizer_file,
+                spec,
+                prepare=prepare,
+                adapter_root=adapter_root,
+                callers=callers,
+                settings=settings,
             )
             return await stack.enter_async_context(front_end)
 

@@ -113,6 +113,7 @@ async def serving(
     prepare: Callable[[FakeEngine], None] = lambda engine: None,
     adapter_root: Path | None = None,
     callers: Callers | None = None,
+    settings: FrontEndSettings | None = None,
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
 
@@ -121,7 +122,7 @@ async def serving(
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
     prepare(engine)
-    settings = FrontEndSettings(adapter_root=adapter_root)
+    settings = settings or FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
     enter = open_entrance if callers is None else callers.enter
     front_end = FrontEnd(start, supervisor, connect=engine.connect, enter=enter)
@@ -149,4 +150,5 @@ class StartServing(Protocol):
         prepare: Callable[[FakeEngine], None] = ...,
         adapter_root: Path | None = None,
         callers: Callers | None = None,
+        settings: FrontEndSettings | None = None,
     ) -> Harness: ...
