@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
+from adamix_server.cli import audit as audit_commands
 from adamix_server.cli import store as store_commands
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.config import AccessSettings, EngineSettings, FrontEndSettings, ServerConfig, TlsSettings
@@ -41,6 +42,7 @@ def _publisher(address: str, task: str | None) -> "Publisher":
 # The method trains; where its adapters go is this package's part.
 publishing.offer(_publisher)
 app.add_typer(store_commands.app, name="store")
+app.command()(audit_commands.audit)
 
 
 @app.command()
