@@ -4,6 +4,7 @@ Command-line flags read their defaults from here; the supervisor hands the parts
 """
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
@@ -141,6 +142,7 @@ class FrontEndSettings:
             share of their own.
         access: who is let in.
         tls: None answers unencrypted.
+        default_quotas: of tenants that set none of their own, by name (`access.quotas`, which checks them).
     """
 
     adapter_root: Path | None = None
@@ -149,6 +151,7 @@ class FrontEndSettings:
     trusted_proxies: tuple[str, ...] = ()
     access: AccessSettings = field(default_factory=AccessSettings)
     tls: TlsSettings | None = None
+    default_quotas: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self)

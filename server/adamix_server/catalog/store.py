@@ -5,7 +5,7 @@ its change survives a crash, and when it raises, nothing has changed. The method
 executor thread, any number at once. Knows nothing of the wire, of devices, or of what the weights mean.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sqlalchemy import Connection, delete, func, insert, select
@@ -24,7 +24,7 @@ from adamix_server.catalog.keys import Keys
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.paging import bytes_of_task, check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_page, read_record, read_tasks
+from adamix_server.catalog.reading import read_ids, read_page, read_record, read_tasks
 from adamix_server.catalog.rows import (
     Page,
     Registration,
@@ -341,15 +341,22 @@ class Catalog:
         with self._database.read() as connection:
             return self._read_task(connection, changes.find_task(connection, tenant, task))
 
-    def list_tasks(self, tenant: str, page_size: int = 0, page_token: str = "") -> Page[TaskRow]:
-        """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token."""
+    def list_tasks(
+        self,
+        tenant: str,
+        page_size: int = 0,
+        page_token: str = "",
+        is_listed: Callable[[str], bool] | None = None,
+    ) -> Page[TaskRow]:
+        """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token.
+
+        Args:
+            is_listed: whether a task of this id is; None for all. Of others not even the token tells.
+        """
         listing = ("tasks", check_name(tenant, "tenant"))
         size, key = check_page_size(page_size), read_token(page_token, listing, str)
-        query = select(_tasks.id).where(_tasks.tenant == tenant).order_by(_tasks.task).limit(size + 1)
-        if key is not None:
-            query = query.where(_tasks.task > key[0])
         with self._database.read() as connection:
-            ids = list(connection.scalars(query))
+            ids = read_ids(connection, tenant, "" if key is None else str(key[0]), size + 1, is_listed)
             found = read_tasks(connection, self._backbone, ids[:size], self._snapshots.known)
         rows = tuple(found[task_id] for task_id in ids[:size])
         rows = rows[: count_that_fit(map(bytes_of_task, rows))]

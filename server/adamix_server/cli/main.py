@@ -17,7 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
+from adamix_server.access.quotas import parse_quotas
 from adamix_server.cli import audit as audit_commands
+from adamix_server.cli import keys as key_commands
 from adamix_server.cli import store as store_commands
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.config import AccessSettings, EngineSettings, FrontEndSettings, ServerConfig, TlsSettings
@@ -42,6 +44,7 @@ def _publisher(address: str, task: str | None) -> "Publisher":
 # The method trains; where its adapters go is this package's part.
 publishing.offer(_publisher)
 app.add_typer(store_commands.app, name="store")
+app.add_typer(key_commands.app, name="keys")
 app.command()(audit_commands.audit)
 
 
@@ -105,6 +108,13 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow an address other machines can reach, without TLS or keys.")
     ] = False,
+    default_quota: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE, a limit of tenants that set none of their own, e.g. max_tasks=100; repeatable.  "
+            "[default: none]"
+        ),
+    ] = None,
     drain_delay: Annotated[
         float, typer.Option(help="Seconds between reporting unhealthy and refusing calls.")
     ] = ServerConfig.drain_delay_s,
@@ -151,6 +161,7 @@ def serve(
                     jwt_tenant_claim=jwt_tenant_claim,
                 ),
                 tls=TlsSettings.of(tls_cert, tls_key, client_ca),
+                default_quotas=parse_quotas(default_quota or (), "--default-quota").to_map(),
             ),
             listen=listen,
             store=store,

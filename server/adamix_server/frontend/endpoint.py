@@ -97,6 +97,7 @@ class Endpoint:
 
     Raises:
         InvalidConfig: the address cannot be bound (`ADDRESS_IN_USE`).
+        FailedPrecondition: a service has a method for which no right is set (`METHOD_WITHOUT_RIGHT`).
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
+from adamix_server.access.quotas import Quotas
 from adamix_server.access.refusal import RefusalKind
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
@@ -54,7 +55,8 @@ from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
-from adamix_server.frontend.entrance import open_entrance
+from adamix_server.frontend.entrance import OpenEntrance, open_entrance
+from adamix_server.frontend.inference.feeding import Feeding
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.inference.stages import Stages
@@ -62,6 +64,7 @@ from adamix_server.frontend.inference.tokenization import Tokenizer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.frontend.store_watch import StoreWatch
+from adamix_server.frontend.tenancy import Tenancy
 from adamix_server.frontend.usage import Meter
 from adamix_server.telemetry.metrics import Recorder
 
@@ -108,6 +111,7 @@ class FrontEnd:
         pipe: to the supervisor.
         connect: (address, generation, engine id) -> channel to an engine.
         validate: judges uploads.
+        enter: opens what stands at the port.
     """
 
     def __init__(
@@ -117,10 +121,12 @@ class FrontEnd:
         *,
         connect: Connect = channel.connect,
         validate: Validate = validate_in_child,
+        enter: OpenEntrance = open_entrance,
     ) -> None:
         self._start = start
         self._pipe = pipe
         self._validate = validate
+        self._enter = enter
         self._recorder = Recorder()
         self._witness, self._meter = Witness(), Meter()
         self._link = EngineLink(connect)
@@ -143,7 +149,9 @@ class FrontEnd:
                     return 0
             try:
                 view = await self._open(closing)
-                await closing.enter_async_context(_running(self._keep_fresh(view), self._keep_reporting()))
+                await closing.enter_async_context(
+                    _running(self._keep_fresh(view), self._keep_reporting(), self._keep_shares_told(view))
+                )
                 while not self._agreement.is_admitted:
                     if not await self._go_on():
                         return 0
@@ -171,7 +179,10 @@ class FrontEnd:
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
         fingerprint = hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False)
+        quotas = Quotas(**self._start.settings.default_quotas)
+        catalog = await asyncio.to_thread(
+            Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False, default_quotas=quotas
+        )
         availability = Availability(catalog.blobs, hello.limits.arena_bytes, hello.dtype)
         view = CatalogView(catalog, hello.spec, self._agreement, availability)
         closing.callback(view.close)
@@ -184,13 +195,13 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        stages = Stages(view, tokenizer, link, recorder, self._meter)
+        stages = Stages(view, tokenizer, link, Feeding(link, Tenancy(view)), recorder, self._meter)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
         shares, places = Shares(lambda: link.is_asked, recorder), UploadPlaces(settings.max_upload_s, recorder)
         registrations = Registrations(view, residency, shares, self._validate, root)
-        entrance = await asyncio.to_thread(open_entrance, settings, lambda: view.snapshot.access, self._refused)
+        entrance = await asyncio.to_thread(self._enter, settings, lambda: view.snapshot.access, self._refused)
         endpoint = Endpoint(
             start.listen,
             (
@@ -377,6 +388,18 @@ class FrontEnd:
             # Every task is looked at where a snapshot was left out: not on the loop.
             for tenant, task in await asyncio.to_thread(newest.gone_since, known):
                 self._recorder.remove_task(tenant, task)
+            known = newest
+
+    async def _keep_shares_told(self, view: CatalogView) -> None:
+        """Tell the engine what tenants are among others: first, and whenever that changes."""
+        tenancy, known = Tenancy(view), view.snapshot
+        shares = tenancy.uncommon()
+        self._link.tell_shares(shares)
+        while True:
+            newest = await view.changed(known)
+            if newest.access is not known.access and (now := tenancy.uncommon()) != shares:
+                shares = now
+                self._link.tell_shares(shares)
             known = newest
 
     async def _receive(self, timeout_s: float | None = None) -> ToChild | None:

@@ -6,48 +6,42 @@ It is written for its owner alone to read, before it counts; its path is logged,
 import logging
 import os
 from pathlib import Path
-from typing import Any, Protocol
 
 from adamix.errors import StoreFull
 from adamix_server.access import api_keys
-from adamix_server.access.principal import SERVER, Actor
-from adamix_server.access.rights import ROLES, Right
+from adamix_server.access.rights import ROLES
+from adamix_server.catalog.store import Catalog
 from adamix_server.config import DEFAULT_TENANT
 
 log = logging.getLogger(__name__)
 
 FILE = "operator.key"
+# Keys are the same from everywhere.
+_NO_BACKBONE = "0" * 64
 
 
-class Keys(Protocol):
-    """What the catalog knows of keys."""
-
-    def has_operator(self) -> bool: ...
-
-    def create(
-        self, tenant: str, key: api_keys.ApiKey, *, rights: frozenset[Right], display_name: str, by: Actor
-    ) -> Any: ...
-
-
-def ensure_operator_key(store: Path, keys: Keys) -> bool:
-    """Make a key of the role operator if there is none; whether one was made.
+def ensure_operator_key(store: Path) -> None:
+    """Make a key of the role operator if there is none in force.
 
     Raises:
-        StoreFull: the file cannot be written.
+        StoreFull: there is no room for it.
         AdamixError: as the catalog does.
     """
-    if keys.has_operator():
-        return False
-    text, key = api_keys.make()
-    path = store / FILE
+    catalog = Catalog(store, backbone_fingerprint=_NO_BACKBONE, make=False)
     try:
-        _write(path, text + "\n")
-    except OSError as error:
-        raise StoreFull(f"{path} cannot be written: {error.strerror}") from None
-    # In this order: a kill in between leaves a key that nobody knows, and the next start makes another.
-    keys.create(DEFAULT_TENANT, key, rights=ROLES["operator"], display_name="first operator key", by=SERVER)
+        if catalog.keys.has_operator():
+            return
+        text, key = api_keys.make()
+        path = store / FILE
+        try:
+            _write(path, text + "\n")
+        except OSError as error:
+            raise StoreFull(f"{path} cannot be written: {error.strerror}") from None
+        # In this order: a kill in between leaves a key that nobody knows, and the next start makes another.
+        catalog.keys.create(DEFAULT_TENANT, key, rights=ROLES["operator"], display_name="first operator key")
+    finally:
+        catalog.close()
     log.warning("made the first operator key; keep its file safe", extra={"path": str(path), "key": key.id})
-    return True
 
 
 def _write(path: Path, text: str) -> None:

@@ -46,6 +46,7 @@ from adamix_server.supervisor.child import Child
 from adamix_server.supervisor.engine_watch import LOST_AFTER, EngineWatch, Progress
 from adamix_server.supervisor.journal import Journal
 from adamix_server.supervisor.keeper import Keeper
+from adamix_server.supervisor.operator_key import ensure_operator_key
 from adamix_server.supervisor.probes import Fitness, Probes
 from adamix_server.telemetry.exposition import Exposition
 from adamix_server.telemetry.metrics import Recorder
@@ -145,6 +146,8 @@ class Supervisor:
             recovered = recover(self._config.store, accept_catalog=self._config.accept_catalog)
             for digest in recovered.missing:
                 log.error("a registered adapter is missing from the store", extra={"digest": digest})
+            if "keys" in self._config.front_end.access.auth:
+                ensure_operator_key(self._config.store)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self.stop)
             self._journal.start()

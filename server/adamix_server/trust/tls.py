@@ -41,11 +41,12 @@ def read_pair(settings: TlsSettings, now: dt.datetime | None = None) -> TlsPair:
     leaf = _certificates(certificate, "--tls-cert", str(settings.cert))[0]
     try:
         private = load_pem_private_key(key, password=None)
+        is_its_key = _public_bytes(private) == _public_bytes(leaf)
     except TypeError:
         raise wrong("--tls-key", f"{settings.key} is encrypted, and nobody is here to ask for its password") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise wrong("--tls-key", f"{settings.key} holds no private key in PEM") from None
-    if _public_bytes(private) != _public_bytes(leaf):
+        raise wrong("--tls-key", f"{settings.key} holds no private key in PEM that is of use here") from None
+    if not is_its_key:
         raise wrong("--tls-key", f"{settings.key} is not the key of the first certificate in {settings.cert}")
     now = now or dt.datetime.now(dt.UTC)
     if now >= leaf.not_valid_after_utc:
@@ -64,7 +65,7 @@ def read_pair(settings: TlsSettings, now: dt.datetime | None = None) -> TlsPair:
 def _certificates(data: bytes, flag: str, path: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise wrong(flag, f"{path} holds no certificate in PEM, or a damaged one") from None
 
 

@@ -21,6 +21,7 @@ from adamix_server.channel.engine_frames import (
     Reply,
     Row,
     Submit,
+    TenantShares,
     Timing,
     Value,
     WireError,
@@ -51,6 +52,7 @@ class FakeEngine:
         self.submits: list[Submit] = []
         self.cancelled: list[int] = []
         self.controls: list[Control] = []
+        self.shares: list[TenantShares] = []
         self.control_error: AdamixError | None = None
         self.in_use: set[str] = set()
         self.on_device: set[str] = set()
@@ -105,6 +107,8 @@ class FakeEngine:
             case Cancel():
                 self.cancelled.extend(frame.ids)
                 self.answer([row for row in self.held if row.id in frame.ids])
+            case TenantShares():
+                self.shares.append(frame)
             case Control():
                 # Asked every second, whatever else happens.
                 if frame.op != "pins":

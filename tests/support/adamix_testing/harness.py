@@ -19,10 +19,12 @@ from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMov
 from adamix_server.client import Client
 from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
+from adamix_server.frontend.entrance import open_entrance
 from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.catalogs import make_store
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
+from adamix_testing.identities import Callers
 
 Result = TypeVar("Result")
 
@@ -110,14 +112,20 @@ async def serving(
     *,
     prepare: Callable[[FakeEngine], None] = lambda engine: None,
     adapter_root: Path | None = None,
+    callers: Callers | None = None,
+    settings: FrontEndSettings | None = None,
 ) -> AsyncIterator[Harness]:
-    """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
+    """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
+
+    It knows `callers` by their words (`identities.said`); without them it asks nobody.
+    """
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
     prepare(engine)
-    settings = FrontEndSettings(adapter_root=adapter_root)
+    settings = settings or FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
-    front_end = FrontEnd(start, supervisor, connect=engine.connect)
+    enter = open_entrance if callers is None else callers.enter
+    front_end = FrontEnd(start, supervisor, connect=engine.connect, enter=enter)
     running = asyncio.create_task(front_end.run())
     supervisor.tell(engine.up())
     ready = await supervisor.expect(Ready)
@@ -137,5 +145,10 @@ class StartServing(Protocol):
     """The fixture `start_serving`: starts a front end that serves until the test ends."""
 
     async def __call__(
-        self, *, prepare: Callable[[FakeEngine], None] = ..., adapter_root: Path | None = None
+        self,
+        *,
+        prepare: Callable[[FakeEngine], None] = ...,
+        adapter_root: Path | None = None,
+        callers: Callers | None = None,
+        settings: FrontEndSettings | None = None,
     ) -> Harness: ...

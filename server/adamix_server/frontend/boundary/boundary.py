@@ -5,6 +5,8 @@ would else hold a message, and run nothing of ours, until all of it has come. So
 message (`enclosure.py`), and a malformed message is answered in our words. One answer is returned, several are written
 one at a time (`sending.py`). A method that a servicer does not define, or that nobody knows, is UNIMPLEMENTED.
 
+A method that `access/rights.py` does not know keeps the server from starting.
+
 Knows gRPC; of services it knows only which methods are whose.
 """
 
@@ -17,6 +19,8 @@ from typing import Any
 
 import grpc
 
+from adamix.errors import FailedPrecondition
+from adamix_server.access import rights
 from adamix_server.api import status
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
@@ -108,7 +112,15 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Counts of their calls begin at 0. Else nothing: they are the same methods, for servers that keep a queue
         for each.
+
+        Raises:
+            FailedPrecondition: nobody has said which right one of them needs (`METHOD_WITHOUT_RIGHT`).
         """
+        if unknown := rights.missing(f"/{service}/{name}" for name in handlers):
+            raise FailedPrecondition(
+                f"access/rights.py does not say which right is needed for {', '.join(unknown)}",
+                reason="METHOD_WITHOUT_RIGHT",
+            )
         for name, handler in handlers.items():
             if _is_defined(_behaviour(handler)):
                 self._books.recorder.inc("adamix_requests_total", f"{service}/{name}", "OK", by=0.0)
@@ -119,7 +131,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         if (enclosed := self._enclosed.get(method)) is not None:
             return enclosed
         for service in self._services:
-            if (handler := service.service(handler_call_details)) is not None:
+            # Also of services that were added without a word on their methods.
+            if method in rights.NEEDS and (handler := service.service(handler_call_details)) is not None:
                 self._enclosed[method] = self._enclose(method, handler)
                 return self._enclosed[method]
         # Not remembered: a caller can invent any number of names.

@@ -8,6 +8,7 @@ credentials nor methods.
 import asyncio
 import heapq
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from adamix_server.access.refusal import unauthenticated
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.patience import Wait
+
+log = logging.getLogger(__name__)
 
 # Between two looks at what streams stand on; they end within a second.
 LOOK_S = 0.25
@@ -124,6 +127,10 @@ class Sessions:
             principal = session.recognise()
         except AdamixError as error:
             session.end_with(error)
+        except Exception:
+            # Whoever cannot be recognised is nobody; and the others' streams must be looked at all the same.
+            log.exception("the caller of a stream could not be recognised again")
+            session.end_with(unauthenticated())
         else:
             if principal != session.call.principal:
                 session.end_with(unauthenticated())

@@ -1,4 +1,4 @@
-"""The way of an input: read (which task, which version, what content), tokenize, infer, write.
+"""The way of an input: read (which task, which version, what content), admit, tokenize, infer, write.
 
 Every RPC that predicts goes this way, whatever it looks like on the wire. An input that fails a stage keeps its error
 and skips the rest; the others do not notice. Knows no device, no file and no stream.
@@ -13,16 +13,19 @@ from typing import Any
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidRequest
 from adamix_protos.v1 import inference_pb2
+from adamix_server.access.principal import Principal
 from adamix_server.api import answers, status
 from adamix_server.api.resource_names import parse_task, task_name, version_name
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.rows import Name, VersionRow
 from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
+from adamix_server.frontend.inference.feeding import Feeding, Place
 from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
 from adamix_server.frontend.usage import Meter
+from adamix_server.frontend.visibility import NO_TASK, visible
 from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
 
@@ -40,7 +43,8 @@ class Item:
         asked: the task as the caller wrote it, cut where no task's name is as long.
         deadline: in seconds on CLOCK_MONOTONIC.
         resource: the name of what it asks for, as far as it is known.
-        task: the bare id, once the version is known.
+        name: (tenant, task) of what answers it, once the version is known. The tenant is that of the task, not of the
+            caller, if the task is lent.
         text: what to tokenize; None for an input that came as token ids.
         num_tokens: once they are known.
     """
@@ -48,13 +52,20 @@ class Item:
     asked: str
     deadline: float
     resource: str
-    task: str = ""
+    name: Name = NO_TASK
     version: VersionRow | None = None
     text: Text | None = None
     tokens: Tokens | None = None
     num_tokens: int = 0
     event: Event | None = None
     error: AdamixError | None = None
+
+    @property
+    def size(self) -> int:
+        """In tokens; of a text what is likely, since only tokenising it would tell."""
+        if self.tokens is not None:
+            return len(self.tokens)
+        return 0 if self.text is None else self.text.likely_tokens
 
     @classmethod
     def of(cls, asked: str, deadline: float) -> "Item":
@@ -67,32 +78,39 @@ class Stages:
     """The stages and the parts of the front end that own them."""
 
     def __init__(
-        self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, recorder: Recorder, meter: Meter
+        self,
+        view: CatalogView,
+        tokenizer: Tokenizer,
+        link: EngineLink,
+        feeding: Feeding,
+        recorder: Recorder,
+        meter: Meter,
     ) -> None:
         self.view = view
         self._tokenizer = tokenizer
         self._link = link
+        self._feeding = feeding
         self._recorder = recorder
         self._meter = meter
 
-    def read(self, message: inference_pb2.PredictInput, field: str, tenant: str, deadline: float) -> Item:
+    def read(self, message: inference_pb2.PredictInput, field: str, principal: Principal, deadline: float) -> Item:
         """An input with its version and content, or with what is wrong with them.
 
         Args:
             message: as it came.
             field: where it stood in the request.
-            tenant: the caller's.
+            principal: who asks.
             deadline: of this input.
         """
         item = Item.of(message.task, deadline)
         try:
-            self.resolve(item, message.version, tenant, f"{field}.task", f"{field}.version")
+            self.resolve(item, message.version, principal, f"{field}.task", f"{field}.version")
             self._take(item, message, field)
         except AdamixError as error:
             item.error = error
         return item
 
-    def resolve(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> VersionRow:
+    def resolve(self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str) -> VersionRow:
         """Find the version that answers `item.asked`: the one with `digest`, or the live one where that is empty.
 
         Raises:
@@ -101,31 +119,69 @@ class Stages:
             FailedPrecondition: nothing answers it on this backbone, or not by a prediction.
             InvalidAdapter: this server can never load what does (`ADAPTER_TOO_LARGE_FOR_SERVER`).
         """
-        task = self._name(item, digest, tenant, task_field, version_field)
-        version = self.view.resolve(tenant, task, digest)
+        name = self._name(item, digest, principal, task_field, version_field)
+        version = self.view.resolve(*name, digest)
         if version.head.type not in answers.PREDICT_HEADS:
             raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
-        item.task, item.version = task, version
+        item.name, item.version = name, version
         return version
 
-    def unavailable_reason(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> str:
+    def unavailable_reason(
+        self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str
+    ) -> str:
         """Why what `resolve` would find cannot be answered; empty if nothing is known against it.
 
         Raises:
             InvalidRequest, NotFound: as `resolve`.
         """
-        task = self._name(item, digest, tenant, task_field, version_field)
-        return self.view.unavailable_reason(tenant, task, digest)
+        name = self._name(item, digest, principal, task_field, version_field)
+        return self.view.unavailable_reason(*name, digest)
 
-    def _name(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> str:
-        """The bare id of a task. Raises InvalidRequest."""
-        task = parse_task(item.asked, tenant, task_field)
-        item.resource = task_name(tenant, task)
+    def _name(self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str) -> Name:
+        """What the input is for, as it is looked up. Raises InvalidRequest."""
+        asked = parse_task(item.asked, principal.tenant, task_field)
+        item.resource = task_name(*asked)
+        snapshot = self.view.snapshot
+        name = visible(asked, principal, snapshot.access.grants)
         if digest:
             check_digest(digest, version_field)
-            if (tenant, task) in self.view.snapshot.tasks:
-                item.resource = version_name(tenant, task, digest)
-        return task
+            if name in snapshot.tasks:
+                item.resource = version_name(*name, digest)
+        return name
+
+    def admit(self, items: Sequence[Item], tenant: str) -> Place:
+        """A place in the queue for the inputs of one call, all of one deadline; to be entered as a context.
+
+        Those for which there is none get the error that says why: all of them, before any of them is tokenised.
+        """
+        sizes = [item.size for item in items if item.error is None]
+        if sizes:
+            try:
+                return self._feeding.admit(tenant, sum(sizes), len(sizes), items[0].deadline)
+            except AdamixError as error:
+                for item in items:
+                    item.error = item.error or error
+        return self._feeding.nowhere(tenant)
+
+    def check(self, items: Iterable[Item], tenant: str) -> None:
+        """Give inputs of a stream the errors of those that may not be queued, or would be answered too late."""
+        size = 0
+        for item in items:
+            if item.error is None:
+                try:
+                    self._feeding.check(tenant, size + item.size, item.deadline)
+                    size += item.size
+                except AdamixError as error:
+                    item.error = error
+
+    async def place(self, items: Iterable[Item], tenant: str) -> Place:
+        """A place for inputs of a stream, no more than a call may have, as soon as they may wait for room together."""
+        sizes = [item.size for item in items if item.error is None]
+        return await self._feeding.place(tenant, sum(sizes), len(sizes)) if sizes else self._feeding.nowhere(tenant)
+
+    async def fed(self, futures: Sequence[asyncio.Future[Event]], tenant: str) -> None:
+        """Return when none of these waits for room."""
+        await self._feeding.fed(tenant, futures)
 
     async def tokenize(self, items: Iterable[Item]) -> None:
         """Token ids for every input that has a text."""
@@ -143,8 +199,11 @@ class Stages:
             else:
                 item.tokens, item.num_tokens = result, len(result)
 
-    def submit(self, items: Iterable[Item], tenant: str) -> list[tuple[Item, asyncio.Future[Event]]]:
-        """Send every input that has tokens to the engine; what each of them waits for. Cancelling tells the engine."""
+    def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
+        """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
+
+        Cancelling one ends its wait, here or in the engine.
+        """
         ready: list[Item] = []
         rows: list[Row] = []
         for item in items:
@@ -153,7 +212,7 @@ class Stages:
                 rows.append(
                     Row(
                         id=self._link.next_id(),
-                        tenant=tenant,
+                        tenant=place.tenant,
                         digest=item.version.digest,
                         token_ids=item.tokens.ids,
                         type_ids=item.tokens.type_ids,
@@ -163,15 +222,15 @@ class Stages:
         if not ready:
             return []
         try:
-            return list(zip(ready, self._link.submit(rows), strict=True))
+            return list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
             for item in ready:
                 item.error = error
             return []
 
-    async def infer(self, items: Iterable[Item], tenant: str) -> None:
+    async def infer(self, items: Iterable[Item], place: Place) -> None:
         """Submit, and wait for the engine's event on every input."""
-        waiting = self.submit(items, tenant)
+        waiting = self.submit(items, place)
         try:
             # One after the other, since most of a call is answered by one step of the engine: the first await then
             # pays for all. `asyncio.gather` would run a callback for each.
@@ -208,7 +267,8 @@ class Stages:
 
         What they say of the versions that they are for is remembered.
         """
-        answered: Counter[str] = Counter()
+        answered: Counter[Name] = Counter()
+        refused: Counter[str] = Counter()
         num_tokens = 0
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
@@ -217,18 +277,23 @@ class Stages:
                     availability.failed(item.version.digest, item.error)
                 elif not availability.is_clean:
                     availability.loaded(item.version.digest)
-            if item.error is not None and item.error.code in _REJECTIONS:
-                self._recorder.inc("adamix_rejected_total", item.error.reason)
-                self._meter.rejected(tenant, item.error.reason)
+            if item.error is not None and _is_refusal(item.error):
+                refused[item.error.reason] += 1
             if item.event is not None:
                 num_tokens += item.num_tokens
             # A task that was deleted meanwhile must not get its series back.
-            if item.version is not None and (tenant, item.task) in tasks:
-                answered[item.task] += 1
-        self._meter.computed(tenant, num_tokens)
-        for task, count in answered.items():
-            self._recorder.inc("adamix_task_requests_total", tenant, task, by=count)
-            self._recorder.observe("adamix_task_seconds", tenant, task, value=seconds)
+            if item.version is not None and item.name in tasks:
+                answered[item.name] += 1
+        if num_tokens:
+            self._meter.computed(tenant, num_tokens)
+            self._recorder.inc("adamix_tenant_tokens_total", tenant, "input", by=num_tokens)
+        for reason, count in refused.items():
+            self._recorder.inc("adamix_rejected_total", reason, by=count)
+            self._recorder.inc("adamix_tenant_rejected_total", tenant, reason, by=count)
+            self._meter.rejected(tenant, reason, count)
+        for name, count in answered.items():
+            self._recorder.inc("adamix_task_requests_total", *name, by=count)
+            self._recorder.observe("adamix_task_seconds", *name, value=seconds)
 
     def _take(self, item: Item, message: inference_pb2.PredictInput, field: str) -> None:
         """The content of an input: a text to tokenize, or token ids, which are taken as they are."""
@@ -245,6 +310,10 @@ class Stages:
                 item.num_tokens = len(item.tokens)
             case _:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
+
+
+def _is_refusal(error: AdamixError) -> bool:
+    return error.code in _REJECTIONS or error.reason == "DEADLINE_UNREACHABLE"
 
 
 def settle(item: Item, event: Event) -> None:

@@ -314,7 +314,7 @@ async def test_an_engine_that_dies_fails_its_inputs_and_not_the_stream(
     stream.cancel()
 
 
-async def test_overload_fails_what_does_not_fit(
+async def test_inputs_that_do_not_fit_wait_for_those_before_them(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
     seed("sst2", make_adapter())
@@ -324,13 +324,17 @@ async def test_overload_fails_what_does_not_fit(
 
     harness = await start_serving(prepare=prepare)
     stream = harness.inference.PredictStream()
-    for id_ in ("a", "b", "c"):
+    for id_ in ("a", "b", "c", "d", "e"):
         await stream.write(message(id_))
-    answer = await stream.read()
-    assert answer.id == "c"
-    assert reason(answer.prediction.error) == "OVERLOADED"
-    harness.engine.answer_all()
-    assert {(await stream.read()).id, (await stream.read()).id} == {"a", "b"}
+    answered = []
+    for held in (2, 2, 1):
+        await harness.until(lambda held=held: len(harness.engine.held) == held)
+        harness.engine.answer_all()
+        for _ in range(held):
+            answer = await stream.read()
+            assert answer.prediction.WhichOneof("result") == "classification"
+            answered.append(answer.id)
+    assert answered == ["a", "b", "c", "d", "e"]
     stream.cancel()
 
 
@@ -398,8 +402,13 @@ async def test_whatever_happens_every_message_has_one_answer_and_nothing_stays(
         await asyncio.gather(*(one(is_given_up=number % 3 == 0) for number in range(24)))
     answers.cancel()
     engine.answer_all()
-    await harness.until(lambda: (link._connection._inputs, link._connection._tokens) == credit)
-    assert link._connection._waiting == link._connection._rows == {}
+    assert link.moving is not None
+    room = link.moving.room
+    await harness.until(lambda: (room.free_inputs, room.free_tokens) == credit)
+    assert (room.inputs, room.tokens) == (0, 0)
+    assert link.moving._waiting == link.moving._rows == link.moving._held == {}
+    feeding: Any = getattr(link.on_room, "__self__", None)
+    assert (feeding._lines, feeding._admitted, feeding._waiting.inputs) == ({}, {}, 0)
     await harness.until(lambda: not harness.front_end._agreement._readings)
     # Whether the queue was ever full depends on the machine's speed; another test asserts what happens then.
     assert answered.keys() >= {"OK", "NO_SLOT", "ID_IN_USE", "TEXT_EMPTY", "TEXT_TOO_LONG", "DEADLINE_EXCEEDED"}

@@ -102,12 +102,12 @@ def _read(pem: bytes) -> _Shown | None:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         subject = certificate.subject.rfc4514_string()
-        try:
-            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-        except x509.ExtensionNotFound:
-            uris = []
-    except ValueError:
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        uris = []
+        for extension in certificate.extensions:
+            if isinstance(extension.value, x509.SubjectAlternativeName):
+                uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType):
         return None
     spiffe_ids = [uri for uri in uris if uri.startswith("spiffe://")]
     if spiffe_ids and len(uris) != 1:
@@ -115,6 +115,6 @@ def _read(pem: bytes) -> _Shown | None:
     return _Shown(
         spiffe_ids[0] if spiffe_ids else "",
         subject,
-        certificate.not_valid_before_utc.timestamp(),
-        certificate.not_valid_after_utc.timestamp(),
+        begin.timestamp(),
+        end.timestamp(),
     )

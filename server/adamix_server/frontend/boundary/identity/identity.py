@@ -79,6 +79,10 @@ class Identity:
             return self._principal(context)
         except Refusal as refusal:
             self._on_refused(refusal.kind, refusal.name)
+        except Exception as error:  # noqa: BLE001 - libraries read what strangers write: nobody comes in by their errors
+            # By its kind alone: its words may hold what was sent.
+            log.error("a credential could not be judged", extra={"error": type(error).__name__})  # noqa: TRY400
+            self._on_refused("malformed", "")
         raise unauthenticated()
 
     def basis(self) -> tuple[object, object]:
@@ -99,6 +103,9 @@ class Identity:
                 tokens.keys = await asyncio.to_thread(read_jwks, path)
             except InvalidConfig as error:
                 log.error("the issuer's keys stay as they were: %s", error.message)  # noqa: TRY400 - the trace says nothing
+            except Exception:
+                # The next file may be a better one.
+                log.exception("the issuer's keys stay as they were")
             else:
                 log.info("the issuer's keys were read again", extra={"keys": len(tokens.keys)})
 

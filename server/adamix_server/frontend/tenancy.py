@@ -1,0 +1,65 @@
+"""What each tenant is among others and what it may have, by the newest snapshot and the server's defaults.
+
+Two dict look-ups on the data path. Knows neither who calls nor what is used of anything.
+"""
+
+from adamix_server.access.quotas import DEFAULT_SHARES, NO_QUOTAS, Quotas, Shares
+from adamix_server.catalog.access import NO_ACCESS, Access
+from adamix_server.channel.engine_frames import TenantShare
+from adamix_server.frontend.catalog_view import CatalogView
+
+
+class Tenancy:
+    """The tenants of a catalog as its view sees them. Belongs to one event loop.
+
+    Args:
+        default_quotas: of tenants that set none of their own, by name.
+    """
+
+    def __init__(self, view: CatalogView, default_quotas: Quotas = NO_QUOTAS) -> None:
+        self._view = view
+        self._default_quotas = default_quotas
+        # Values made of the rows of one revision. Only tenants that there are get one.
+        self._access: Access = NO_ACCESS
+        self._shares: dict[str, Shares] = {}
+        self._quotas: dict[str, Quotas] = {}
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is more than one tenant that could call."""
+        return len(self._view.snapshot.access.tenants) > 1
+
+    def shares(self, tenant: str) -> Shares:
+        """Its weight and class; those of anybody for a tenant that there is not."""
+        access = self._newest()
+        if (known := self._shares.get(tenant)) is not None:
+            return known
+        if (row := access.tenants.get(tenant)) is None:
+            return DEFAULT_SHARES
+        shares = self._shares[tenant] = Shares(weight=row.weight, service_class=row.service_class)
+        return shares
+
+    def quotas(self, tenant: str) -> Quotas:
+        """Its hard limits, each its own or else the server's default."""
+        access = self._newest()
+        if (known := self._quotas.get(tenant)) is not None:
+            return known
+        if (row := access.tenants.get(tenant)) is None:
+            return self._default_quotas
+        quotas = self._quotas[tenant] = row.quotas.over(self._default_quotas)
+        return quotas
+
+    def uncommon(self) -> list[TenantShare]:
+        """All tenants that are not of weight 1 and interactive, as an engine is told of them."""
+        return [
+            TenantShare(tenant=row.tenant, weight=row.weight, service_class=row.service_class)
+            for row in self._view.snapshot.access.tenants.values()
+            if (row.weight, row.service_class) != (DEFAULT_SHARES.weight, DEFAULT_SHARES.service_class)
+        ]
+
+    def _newest(self) -> Access:
+        access = self._view.snapshot.access
+        if access is not self._access:
+            self._access = access
+            self._shares, self._quotas = {}, {}
+        return access
