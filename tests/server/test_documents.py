@@ -63,6 +63,7 @@ def flags_of() -> dict[str, set[str]]:
         ("serve", "serving.md"),
         ("register", "serving.md"),
         ("predict", "serving.md"),
+        ("audit", "serving.md"),
         ("store backup", "backup.md"),
         ("store restore", "backup.md"),
         ("store rebuild", "backup.md"),

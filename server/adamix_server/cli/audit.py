@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from adamix.cli import JsonFlag, exit_codes
 from adamix.errors import InvalidConfig
 from adamix_server.cli.store import plain, progress, say
 
@@ -27,6 +28,27 @@ if TYPE_CHECKING:
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _AGE = re.compile(r"(\d{1,9})([smhd])")
 _KNOWN = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
+
+
+def audit(
+    store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog; a server may use it.")],
+    tenant: Annotated[str, typer.Option(help="Only entries of this tenant.  [default: all]")] = "",
+    since: Annotated[
+        str, typer.Option(help="Only newer entries: an age such as 30m, 1h or 7d, or a time.  [default: all]")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, help="The newest ones alone, so many.")] = 100,
+    verify: Annotated[bool, typer.Option("--verify", help="Check that nothing was changed, removed or added.")] = False,
+    known: Annotated[
+        str, typer.Option(help="With --verify: ID:HASH as it was printed earlier; the entry must still have that hash.")
+    ] = "",
+    json_: JsonFlag = False,
+) -> None:
+    """Who did what, when, and how it ended. With --verify, the exit code is 1 if the audit is not as it was written."""
+    with exit_codes():
+        if verify:
+            verify_store(store, known=known, as_json=json_)
+        else:
+            list_store(store, tenant=tenant or None, since=since, limit=limit, as_json=json_)
 
 
 def list_store(store: Path, *, tenant: str | None, since: str, limit: int, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
 from adamix_server.access.quotas import parse_quotas
+from adamix_server.cli import audit as audit_commands
 from adamix_server.cli import keys as key_commands
 from adamix_server.cli import store as store_commands
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
@@ -44,6 +45,7 @@ def _publisher(address: str, task: str | None) -> "Publisher":
 publishing.offer(_publisher)
 app.add_typer(store_commands.app, name="store")
 app.add_typer(key_commands.app, name="keys")
+app.command()(audit_commands.audit)
 
 
 @app.command()

@@ -55,6 +55,8 @@ class Journal:
         self._left_out = 0
         self._usage: dict[str, Sums] = {}
         self._keys: dict[str, str] = {}
+        # The days that are written already: a key is told of every second that it is used in.
+        self._written_keys: dict[str, str] = {}
         self._database: Database | None = None
         self._said = ""
         self._expire_at = 0.0
@@ -88,12 +90,15 @@ class Journal:
         with self._changed:
             entries, self._entries = self._entries, []
             sums, self._usage = self._usage, {}
-            keys, self._keys = self._keys, {}
+            keys = dict(self._keys.items() - self._written_keys.items())
+            self._keys = {}
             left_out, self._left_out = self._left_out, 0
         try:
             database = self._opened()
             if entries or left_out or sums or keys:
                 self._write(database, entries, left_out, list(sums.values()), keys)
+            today = max(keys.values(), default="")
+            self._written_keys = {key: day for key, day in self._written_keys.items() if day >= today} | keys
             self._expire(database)
             self._said = ""
         except AdamixError as error:

@@ -33,7 +33,12 @@ def test_half_a_pair_of_surrogates_is_no_character() -> None:
 
 
 @pytest.mark.parametrize("before", ["", "x" * 500, "é", "Bearer ", "tenants/acme/tasks/"])
-@pytest.mark.parametrize("text", [KEY, KEY[:40], KEY + "more", KEY.replace("_", "_x", 1), TOKEN, TOKEN[:30]])
+@pytest.mark.parametrize(
+    "text",
+    [KEY, KEY[:40], KEY + "more", KEY.replace("_", "_x", 1), TOKEN, TOKEN[:30]],
+    # Each process makes a key of its own.
+    ids=["key", "part of a key", "key and more", "key without an id", "token", "part of a token"],
+)
 def test_no_secret_is_written_down(before: str, text: str) -> None:
     said = Entry.of(1, resource=before + text, detail=f"{before}{text} {text}", principal=text)
     for part in (said.resource, said.detail, said.principal):

@@ -8,7 +8,7 @@ asyncio task, so a context variable is as local as an argument. Knows neither gr
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from adamix_server.access.principal import ANYONE, Actor, Principal
+from adamix_server.access.principal import ANYONE, SERVER, Actor, Principal
 from adamix_server.frontend.boundary.rooms import Origin
 
 NOWHERE = Origin("")
@@ -63,3 +63,9 @@ def find() -> Call | None:
 def current() -> Call:
     """The call this task answers. LookupError outside of one."""
     return _current.get()
+
+
+def actor() -> Actor:
+    """Who makes the call this task answers; the server itself outside of one."""
+    call = find()
+    return SERVER if call is None else call.actor

@@ -47,7 +47,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def CreateTenant(self, request: pb.CreateTenantRequest, _context: Any) -> pb.CreateTenantResponse:
         tenant = _new_tenant(request)
         create = partial(
-            self._catalog.tenants.create, tenant, **tenant_changes.of_new(request.tenant), by=calls.current().actor
+            self._catalog.tenants.create, tenant, **tenant_changes.of_new(request.tenant), by=calls.actor()
         )
         return pb.CreateTenantResponse(tenant=convert.to_tenant(await self._change(create)))
 
@@ -65,14 +65,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def UpdateTenant(self, request: pb.UpdateTenantRequest, _context: Any) -> pb.UpdateTenantResponse:
         tenant = its_tenant(parse_tenant(request.tenant.name, "tenant.name"), self._access, "tenant.name")
-        row = await self._change(partial(self._update, tenant, request, calls.current().actor))
+        row = await self._change(partial(self._update, tenant, request, calls.actor()))
         return pb.UpdateTenantResponse(tenant=convert.to_tenant(row))
 
     async def DeleteTenant(self, request: pb.DeleteTenantRequest, _context: Any) -> pb.DeleteTenantResponse:
         tenant = its_tenant(parse_tenant(request.tenant), self._access)
-        delete = partial(
-            self._catalog.tenants.delete, tenant, etag=request.etag, force=request.force, by=calls.current().actor
-        )
+        delete = partial(self._catalog.tenants.delete, tenant, etag=request.etag, force=request.force, by=calls.actor())
         await self._change(delete)
         self._reclaimer.request()
         return pb.DeleteTenantResponse()
@@ -98,7 +96,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             display_name=request.display_name,
             expire_time_us=request.expire_time.ToMicroseconds() if request.HasField("expire_time") else None,
             certificate_name=request.certificate_name,
-            by=calls.current().actor,
+            by=calls.actor(),
         )
         row = await self._change(create)
         return pb.CreateKeyResponse(key=convert.to_key(row), secret=secret)
@@ -117,7 +115,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         # Its own it may always end.
         if row.id != principal.key_id:
             check_may_give(principal, self._access, row.rights, row.task_pattern, row.networks)
-        revoke = partial(self._catalog.keys.revoke, row.id, tenant=row.tenant, by=calls.current().actor)
+        revoke = partial(self._catalog.keys.revoke, row.id, tenant=row.tenant, by=calls.actor())
         row = await self._change(revoke, must_be_seen=True)
         return pb.RevokeKeyResponse(key=convert.to_key(row))
 
@@ -127,13 +125,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if tenant not in self._access.tenants:
             calls.current().resource = tenant_name(tenant)
             raise tenant_not_found()
-        row = await self._change(partial(self._catalog.grants.add, owner, task, tenant, by=calls.current().actor))
+        row = await self._change(partial(self._catalog.grants.add, owner, task, tenant, by=calls.actor()))
         return pb.GrantTaskResponse(grant=convert.to_grant(row))
 
     async def RevokeGrant(self, request: pb.RevokeGrantRequest, _context: Any) -> pb.RevokeGrantResponse:
         owner, task = self._task(request.task)
         tenant = parse_tenant(request.tenant)
-        await self._change(partial(self._catalog.grants.remove, owner, task, tenant, by=calls.current().actor))
+        await self._change(partial(self._catalog.grants.remove, owner, task, tenant, by=calls.actor()))
         return pb.RevokeGrantResponse()
 
     async def ListGrants(self, request: pb.ListGrantsRequest, _context: Any) -> pb.ListGrantsResponse:

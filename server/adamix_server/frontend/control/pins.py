@@ -129,7 +129,7 @@ class Residency:
             manifest_json = await self._manifest(tenant, task, digest)
             with self._doubted_on_error(digest):
                 await self._pin_in_engine(digest, version.num_bytes)
-                change = partial(self._view.catalog.set_pinned, tenant, task, digest, True, by=calls.current().actor)
+                change = partial(self._view.catalog.set_pinned, tenant, task, digest, True, by=calls.actor())
                 version = await self._view.change(change)
         return convert.to_version(version, manifest_json, await self._settle_soon(digest))
 
@@ -140,7 +140,7 @@ class Residency:
             NotFound: no such version.
         """
         manifest_json = await self._manifest(tenant, task, digest)
-        change = partial(self._view.catalog.set_pinned, tenant, task, digest, False, by=calls.current().actor)
+        change = partial(self._view.catalog.set_pinned, tenant, task, digest, False, by=calls.actor())
         version = await self._view.change(change)
         return convert.to_version(version, manifest_json, await self._settle_soon(digest))
 

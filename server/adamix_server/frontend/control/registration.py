@@ -167,7 +167,7 @@ class Registrations:
             make_live=header.make_live if header.HasField("make_live") else True,
             request_id=header.request_id,
         )
-        register = partial(self._catalog.register, registration, calls.current().actor)
+        register = partial(self._catalog.register, registration, calls.actor())
         if bool(registration.request_id) and await self._view.run(partial(self._catalog.is_answered, registration)):
             return await self._view.change(register)
         await self._view.run(partial(self._catalog.blobs.put, path, digest))

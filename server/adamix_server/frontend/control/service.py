@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
-from adamix_server.access.principal import Actor
 from adamix_server.catalog.pointer import check_split
 from adamix_server.catalog.rows import Name, TaskRow, check_same_form
 from adamix_server.frontend import convert
@@ -100,7 +99,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> adapters_pb2.DeleteTaskResponse:
         tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
-            await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag, by=_actor()))
+            await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag, by=calls.actor()))
         self._reclaimer.request()
         return adapters_pb2.DeleteTaskResponse()
 
@@ -110,7 +109,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
             version = tenant, task, request.digest
-            await self._view.change(partial(self._catalog.delete_version, *version, request.etag, by=_actor()))
+            await self._view.change(partial(self._catalog.delete_version, *version, request.etag, by=calls.actor()))
         self._reclaimer.request()
         return adapters_pb2.DeleteVersionResponse()
 
@@ -126,7 +125,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             with self._view.reading():
                 await asyncio.gather(*(self._residency.bring(row.digest, row.num_bytes) for row in versions))
         async with self._shares.calls.turn():
-            change = partial(self._catalog.set_traffic, tenant, task, split, request.etag, by=_actor())
+            change = partial(self._catalog.set_traffic, tenant, task, split, request.etag, by=calls.actor())
             row = await self._view.change(change)
             (message,) = await converted([row], self._to_task)
         return adapters_pb2.SetTrafficResponse(task=message)
@@ -134,7 +133,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
         tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
-            row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag, by=_actor()))
+            row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag, by=calls.actor()))
             (message,) = await converted([row], self._to_task)
         return adapters_pb2.RollbackResponse(task=message)
 
@@ -209,7 +208,3 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
 
     def _to_task(self, row: TaskRow) -> adapters_pb2.Task:
         return convert.to_task(row, self._view.availability.reason_of_task(row))
-
-
-def _actor() -> Actor:
-    return calls.current().actor
