@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from adamix.cli import JsonFlag, exit_codes, stderr
 from adamix.errors import InvalidConfig
@@ -104,7 +104,7 @@ def list_(
     """List the keys of a tenant, the last made first, also those that are revoked. No secret is told."""
     with exit_codes(), connect(server, api_key_file) as client:
         found = client.keys(tenant)
-        table = Table("id", "role", "tasks", "networks", "name", "created", "ends", "last used")
+        table = Table(Column("id", no_wrap=True), "role", "tasks", "networks", "name", "created", "ends", "last used")
         for key in found:
             ends = f"revoked {day_and_time(key.revoke_time)}" if key.revoke_time else day_and_time(key.expire_time)
             table.add_row(

@@ -9,13 +9,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+_PIPE_CHARS = 240
+
 
 def show(document: Mapping[str, Any], text: str | Table, *, as_json: bool) -> None:
     """Print one of the two on stdout."""
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        Console().print(text, highlight=False, soft_wrap=isinstance(text, str))
+        console = Console()
+        # Whoever reads it from a file or a pipe has lines of any length.
+        width = None if console.is_terminal else _PIPE_CHARS
+        console.print(text, highlight=False, soft_wrap=isinstance(text, str), width=width)
 
 
 def day_and_time(time: datetime | None, never: str = "") -> str:

@@ -80,7 +80,10 @@ class Grant(_Told):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEntry(_Told):
-    """Who did what, and how it ended. `hash` is over this entry and the hash of the one before."""
+    """Who did what, and how it ended. `hash` is over this entry and the hash of the one before.
+
+    `action` and `revision` are those of a change of the catalog, else empty and 0.
+    """
 
     id: int
     time: datetime
@@ -93,6 +96,9 @@ class AuditEntry(_Told):
     reason: str
     detail: str
     hash: str
+    tenant: str
+    action: str
+    revision: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +181,9 @@ def to_entry(message: admin_pb2.AuditEntry) -> AuditEntry:
         reason=message.reason,
         detail=message.detail,
         hash=message.hash,
+        tenant=message.tenant,
+        action=message.action,
+        revision=message.revision,
     )
 
 

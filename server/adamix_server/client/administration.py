@@ -154,8 +154,8 @@ class Administration:
 
     def audit(
         self, tenant: str = "", *, since: datetime | None = None, after_id: int = 0, limit: int | None = None
-    ) -> list[AuditEntry]:
-        """What was written down, the newest first; after the entry with `after_id`, the oldest first.
+    ) -> Iterator[AuditEntry]:
+        """What was written down, the newest first; after the entry with `after_id`, the oldest first; page by page.
 
         Args:
             tenant: `ALL_TENANTS` for all, which is an operator's to ask.
@@ -165,7 +165,7 @@ class Administration:
         request = admin_pb2.ListAuditRequest(tenant=tenant, since=_timestamp(since), after_id=after_id)
         request.page_size = 0 if limit is None else limit
         pages = self._pages(lambda link: link.admin.ListAudit, request)
-        return [to_entry(message) for message in islice((each for page in pages for each in page.entries), limit)]
+        return map(to_entry, islice((each for page in pages for each in page.entries), limit))
 
     def usage(self, tenant: str = "") -> Usage:
         """What a tenant has used; some seconds late."""

@@ -70,6 +70,9 @@ def to_entry(row: EntryRow) -> admin_pb2.AuditEntry:
         reason=row.reason,
         detail=row.detail,
         hash=row.hash,
+        tenant=row.tenant,
+        action=row.action,
+        revision=row.revision,
     )
 
 
