@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from adamix.errors import Aborted, InvalidRequest, PermissionDenied
 from adamix_protos.v1 import admin_pb2 as pb
 from adamix_protos.v1 import admin_pb2_grpc
@@ -94,7 +96,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             task_pattern=request.task_pattern,
             networks=networks,
             display_name=request.display_name,
-            expire_time_us=request.expire_time.ToMicroseconds() if request.HasField("expire_time") else None,
+            expire_time_us=_microseconds(request.expire_time) if request.HasField("expire_time") else None,
             certificate_name=request.certificate_name,
             by=calls.actor(),
         )
@@ -148,7 +150,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         read = partial(
             self._catalog.audit_log.page,
             self._audited(request.tenant),
-            since_us=min(request.since.ToMicroseconds(), _MAX_TIME_US),
+            since_us=min(max(0, _microseconds(request.since)), _MAX_TIME_US),
             after_id=request.after_id,
             page_size=request.page_size,
             page_token=request.page_token,
@@ -207,6 +209,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Change the catalog, when it is this call's turn. Raises as `CatalogView.change`."""
         async with self._shares.calls.turn():
             return await self._view.change(work, must_be_seen=must_be_seen)
+
+
+def _microseconds(time: Timestamp) -> int:
+    """Since 1970 UTC, of what may be no valid time."""
+    return time.seconds * 1_000_000 + time.nanos // 1_000
 
 
 def _new_tenant(request: pb.CreateTenantRequest) -> str:
