@@ -88,9 +88,8 @@ async def test_a_new_tenant_has_the_defaults(server: Harness) -> None:
     assert not found.quotas
 
 
-@pytest.mark.parametrize(
-    ("request_", "expected"),
-    [
+async def test_a_tenant_that_cannot_be(server: Harness) -> None:
+    for request, expected in (
         (pb.CreateTenantRequest(), "TENANT_MISSING"),
         (pb.CreateTenantRequest(id="UPPER"), "ID_INVALID"),
         (pb.CreateTenantRequest(id="a", tenant=pb.Tenant(name="tenants/b")), "ID_INVALID"),
@@ -100,10 +99,9 @@ async def test_a_new_tenant_has_the_defaults(server: Harness) -> None:
         (pb.CreateTenantRequest(id="a", tenant=pb.Tenant(quotas={"max_tasks": -1})), "QUOTA_INVALID"),
         (pb.CreateTenantRequest(id="a", tenant=pb.Tenant(quotas={"max_tasks": (1 << 63) - 1})), "QUOTA_INVALID"),
         (pb.CreateTenantRequest(id="a", tenant=pb.Tenant(quotas={"nothing": 1})), "QUOTA_INVALID"),
-    ],
-)
-async def test_a_tenant_that_cannot_be(server: Harness, request_: pb.CreateTenantRequest, expected: str) -> None:
-    assert await refusal(server.admin.CreateTenant(request_, metadata=OPERATOR)) == (INVALID, expected)
+    ):
+        answer = await refusal(server.admin.CreateTenant(request, metadata=OPERATOR))
+        assert answer == (INVALID, expected), request
 
 
 async def test_a_mask_says_what_is_changed_and_what_is_taken_back(server: Harness) -> None:
@@ -188,9 +186,8 @@ async def test_a_key_is_told_once_and_then_only_what_it_is(server: Harness, spec
     assert again.revoke_time == revoked.revoke_time
 
 
-@pytest.mark.parametrize(
-    ("request_", "expected"),
-    [
+async def test_a_key_that_cannot_be(server: Harness) -> None:
+    for request, expected in (
         (pb.CreateKeyRequest(), "RIGHTS_EMPTY"),
         (pb.CreateKeyRequest(role="king"), "ROLE_UNKNOWN"),
         (pb.CreateKeyRequest(rights=["fly"]), "RIGHT_UNKNOWN"),
@@ -199,10 +196,9 @@ async def test_a_key_is_told_once_and_then_only_what_it_is(server: Harness, spec
         (pb.CreateKeyRequest(role="caller", networks=["10.0.0.1/8"]), "NETWORK_INVALID"),
         (pb.CreateKeyRequest(role="caller", expire_time=Timestamp(seconds=5)), "EXPIRE_TIME_INVALID"),
         (pb.CreateKeyRequest(role="caller", expire_time=Timestamp(seconds=(1 << 63) - 1)), "EXPIRE_TIME_INVALID"),
-    ],
-)
-async def test_a_key_that_cannot_be(server: Harness, request_: pb.CreateKeyRequest, expected: str) -> None:
-    assert await refusal(server.admin.CreateKey(request_, metadata=OWNER)) == (INVALID, expected)
+    ):
+        answer = await refusal(server.admin.CreateKey(request, metadata=OWNER))
+        assert answer == (INVALID, expected), request
 
 
 async def test_nobody_gives_or_ends_a_key_with_more_than_it_has(server: Harness, callers: Callers) -> None:
