@@ -16,6 +16,7 @@ from adamix_server.access import api_keys
 from adamix_server.access.principal import Principal
 from adamix_server.access.rights import ROLES
 from adamix_server.catalog.store import Catalog
+from adamix_server.channel.supervisor_frames import Drained, Stats
 from adamix_server.config import AccessSettings, FrontEndSettings
 from adamix_server.frontend import catalog_view
 from adamix_testing.adapters import MakeAdapter
@@ -295,6 +296,25 @@ async def test_a_lent_task_answers_and_one_taken_back_does_not(
     assert (await refusal(ask()))[0] is NOT_FOUND
     again = admin.RevokeGrant(pb.RevokeGrantRequest(task="support-a", tenant="other"), metadata=OWNER)
     assert (await refusal(again))[0] is NOT_FOUND
+
+
+async def test_tokens_are_counted_for_who_asks(
+    start_serving: StartServing, callers: Callers, seed: Seed, make_adapter: MakeAdapter
+) -> None:
+    seed("support-a", make_adapter(seed=1), tenant="acme")
+    seed("own", make_adapter(seed=1), tenant="other")
+    server = await start_serving(callers=callers)
+    await server.admin.GrantTask(pb.GrantTaskRequest(task="support-a", tenant="other"), metadata=OWNER)
+    inputs = [inference_pb2.PredictInput(task=task, text="w1 w2") for task in ("tenants/acme/tasks/support-a", "no")]
+    await server.inference.Predict(inference_pb2.PredictRequest(inputs=inputs), metadata=said("other"))
+    server.drain()
+    tokens = dict[tuple[str, ...], float]()
+    while not isinstance(frame := await server.supervisor.from_child.get(), Drained):
+        for sample in frame.samples if isinstance(frame, Stats) else ():
+            if sample.name == "adamix_tenant_tokens_total":
+                tokens[sample.labels] = tokens.get(sample.labels, 0.0) + sample.values[0]
+    # Two words, and the tokens of BERT around them; what was refused is not counted.
+    assert tokens == {("other", "input"): 4.0}
 
 
 async def test_a_tenant_goes_with_its_tasks_only_by_force_and_default_stays(
