@@ -88,6 +88,7 @@ async def test_each_control_call_leaves_one_entry(
         ("RegisterAdapter", "tenants/default/tasks/bad", "INVALID_ARGUMENT"),
     ]
     assert (entries[2].reason, entries[5].reason) == ("NOT_FOUND", "TRUNCATED")
+    assert [len(entry.digest) for entry in entries] == [0, 0, 0, 0, 64, 0]
     assert {entry.tenant for entry in entries} == {"default"}
     assert all(entry.peer.startswith("ipv4:127.0.0.1:") for entry in entries)
     rows = stored(harness, spec)[1:]
