@@ -79,6 +79,8 @@ def verify_store(store: Path, *, known: str = "", as_json: bool) -> None:
     elif verified.fault is None:
         whole = f"{verified.entries:,} entries: the chain is whole, up to {verified.last_id}:{verified.last_hash}"
         Console().print(whole, highlight=False, soft_wrap=True)
+    if noted is not None and noted[0] < verified.first_id - 1:
+        say(f"entry {noted[0]} was removed for its age: its hash is known no more")
     if verified.fault is not None:
         say(f"the chain is broken: {verified.fault.told}; the {verified.entries:,} entries before are as written")
         raise typer.Exit(1)
