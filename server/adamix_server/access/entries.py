@@ -4,9 +4,9 @@ Whoever makes one says it with `Entry.of`, which takes nothing that is longer th
 not printed, and no secret: what a caller wrote where a name belongs may be its key. Pure.
 """
 
-import re
-
 import msgspec
+
+from adamix_server.access.redaction import without_secrets
 
 # Of each text of an entry; what is longer is cut.
 MAX_NAME_CHARS = 256
@@ -22,9 +22,6 @@ _MAX_CHARS = {
     "reason": 64,
     "detail": MAX_DETAIL_CHARS,
 }
-# What comes after the public id of a key, whole or not; and a signed token, of which nothing is public.
-_KEY = re.compile(r"(adx_(?:[a-z2-7]{12}_)?)\w+")
-_TOKEN = re.compile(r"eyJ[\w-]*(\.[\w-]*){0,2}")
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -62,7 +59,7 @@ def to_printable(text: str, max_chars: int) -> str:
     """`text` without secrets, on one line and no longer than that."""
     if len(text) > max_chars or not text.isascii() or not text.isprintable() or "adx_" in text or "eyJ" in text:
         # Before it is cut: half a secret is one.
-        text = _TOKEN.sub("eyJ…", _KEY.sub(r"\1…", text))
+        text = without_secrets(text)
         text = "".join(letter if letter.isprintable() else "?" for letter in text[: max_chars + 1])
         if len(text) > max_chars:
             text = text[: max_chars - 1] + "…"

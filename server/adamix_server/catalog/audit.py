@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
+from adamix_server.access.chain import COLUMNS, link
 from adamix_server.access.entries import Entry
 from adamix_server.catalog import schema
-from adamix_server.catalog.audit_chain import COLUMNS, Reading, Verified, link, read_ends, verify, write_ends
+from adamix_server.catalog.audit_chain import Reading, Verified, read_ends, verify, write_ends
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.paging import check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.rows import Page

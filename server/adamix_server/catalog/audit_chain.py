@@ -6,7 +6,6 @@ one row: the oldest entries are removed for their age, and the hash of the last 
 not what they mean.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -15,25 +14,10 @@ import msgspec
 from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import OperationalError
 
+from adamix_server.access.chain import COLUMNS, link
 from adamix_server.catalog import schema
 from adamix_server.catalog.database import corrupt
 
-# The content of an entry, in the order in which it is hashed; the hash follows.
-COLUMNS = (
-    "id",
-    "time_us",
-    "tenant",
-    "principal",
-    "peer",
-    "method",
-    "resource",
-    "digest",
-    "code",
-    "reason",
-    "detail",
-    "action",
-    "revision",
-)
 # In one reading, so that a server can go on writing and its log does not grow.
 _AT_ONCE = 10_000
 # How far from its place an entry is looked for.
@@ -46,7 +30,6 @@ _Row = Sequence[Any]
 How = Literal["changed", "removed", "inserted", "reordered", "cut off", "not the known one"]
 
 _rows = select(*(schema.audit.c[name] for name in (*COLUMNS, "hash"))).order_by(schema.audit.c.id)
-_encode = msgspec.json.Encoder().encode
 
 
 class Ends(msgspec.Struct, frozen=True):
@@ -95,17 +78,6 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     last_id: int
     last_hash: str
     fault: Fault | None = None
-
-
-def link(before: str, content: Sequence[Any]) -> str:
-    """The hash of an entry, in hex.
-
-    Args:
-        before: hash of the entry before it.
-        content: its columns.
-    """
-    # As JSON, since no two contents have the same.
-    return hashlib.sha256(before.encode("ascii", "replace") + _encode(content)).hexdigest()
 
 
 def read_ends(connection: Connection) -> Ends:

@@ -1,6 +1,7 @@
 """`adamix audit`: what was written down of a store, and whether it is still what was written.
 
-Thin, as the other commands. This form works on a directory, also one that a server uses, and changes nothing.
+Thin, as the other commands. It asks a server; or, with `--store`, looks into a directory, also one that a server uses,
+and changes nothing.
 """
 
 import json
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from adamix.cli import JsonFlag, exit_codes
 from adamix.errors import InvalidConfig
+from adamix_server.cli import audit_of_server
+from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.store import plain, progress, say
 
 if TYPE_CHECKING:
@@ -31,59 +32,76 @@ _KNOWN = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
 
 
 def audit(
-    store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog; a server may use it.")],
-    tenant: Annotated[str, typer.Option(help="Only entries of this tenant.  [default: all]")] = "",
+    tenant: Annotated[str, typer.Option(help="Only entries of this tenant.  [default: all that may be seen]")] = "",
     since: Annotated[
         str, typer.Option(help="Only newer entries: an age such as 30m, 1h or 7d, or a time.  [default: all]")
     ] = "",
     limit: Annotated[int, typer.Option(min=1, help="The newest ones alone, so many.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", help="Then each as it is written, until Ctrl-C.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Check that nothing was changed, removed or added.")] = False,
     known: Annotated[
         str, typer.Option(help="With --verify: ID:HASH as it was printed earlier; the entry must still have that hash.")
     ] = "",
+    store: Annotated[
+        Path | None, typer.Option(help="Ask no server, but look into its store, which it may use meanwhile.")
+    ] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Who did what, when, and how it ended. With --verify, the exit code is 1 if the audit is not as it was written."""
+    """Who did what, when, and how it ended. With --verify, the exit code is 1 if the audit is not as it was written.
+
+    With --follow and --json, one document a line.
+    """
     with exit_codes():
-        if verify:
-            verify_store(store, known=known, as_json=json_)
+        noted, since_us = _read_known(known), read_since(since)
+        if store is None:
+            with connect(server, api_key_file) as client:
+                if verify:
+                    audit_of_server.verify(client, noted, as_json=json_)
+                else:
+                    audit_of_server.show(client, tenant, since_us, limit, follows=follow, as_json=json_)
+        elif follow:
+            raise InvalidConfig("--follow asks a server, and --store asks none", field="follow")
+        elif verify:
+            verify_store(store, known=noted, as_json=json_)
         else:
-            list_store(store, tenant=tenant or None, since=since, limit=limit, as_json=json_)
+            list_store(store, tenant=tenant or None, since_us=since_us, limit=limit, as_json=json_)
 
 
-def list_store(store: Path, *, tenant: str | None, since: str, limit: int, as_json: bool) -> None:
+def list_store(store: Path, *, tenant: str | None, since_us: int, limit: int, as_json: bool) -> None:
     """Print the newest entries of a store, the newest last."""
     from itertools import islice
 
-    since_us = read_since(since)
     entries = list(islice(_newest(_reading(store), tenant, since_us), limit))[::-1]
-    if as_json:
-        typer.echo(json.dumps({"entries": [to_json(entry) for entry in entries]}))
-    else:
-        Console().print(to_table(entries))
+    audit_of_server.print_entries([to_json(entry) for entry in entries], as_json=as_json)
 
 
-def verify_store(store: Path, *, known: str = "", as_json: bool) -> None:
+def verify_store(store: Path, *, known: tuple[int, str] | None = None, as_json: bool) -> None:
     """Print whether the chain of a store's audit is whole. Raises typer.Exit if it is not."""
     from adamix_server.catalog.audit_chain import verify
 
-    noted: tuple[int, str] | None = None
-    if known:
-        if (found := _KNOWN.fullmatch(known)) is None:
-            raise InvalidConfig(f"--known {known}: say ID:HASH, as --verify has printed it", field="known")
-        noted = int(found[1]), found[2]
     with progress("entries") as on_entry:
-        verified = verify(_reading(store), noted, lambda done: on_entry(done, 0))
+        verified = verify(_reading(store), known, lambda done: on_entry(done, 0))
     if as_json:
         typer.echo(json.dumps(plain(verified) | {"ok": verified.fault is None}))
     elif verified.fault is None:
         whole = f"{verified.entries:,} entries: the chain is whole, up to {verified.last_id}:{verified.last_hash}"
         Console().print(whole, highlight=False, soft_wrap=True)
-    if noted is not None and noted[0] < verified.first_id - 1:
-        say(f"entry {noted[0]} was removed for its age: its hash is known no more")
+    if known is not None and known[0] < verified.first_id - 1:
+        say(f"entry {known[0]} was removed for its age: its hash is known no more")
     if verified.fault is not None:
         say(f"the chain is broken: {verified.fault.told}; the {verified.entries:,} entries before are as written")
         raise typer.Exit(1)
+
+
+def _read_known(text: str) -> tuple[int, str] | None:
+    """An entry's id and hash; None of an empty text. Raises InvalidConfig."""
+    if not text:
+        return None
+    if (found := _KNOWN.fullmatch(text)) is None:
+        raise InvalidConfig(f"--known {text}: say ID:HASH, as --verify has printed it", field="known")
+    return int(found[1]), found[2]
 
 
 def read_since(text: str) -> int:
@@ -123,26 +141,10 @@ def to_json(entry: "EntryRow") -> dict[str, Any]:
         "reason": entry.reason,
         "detail": entry.detail,
         "hash": entry.hash,
+        "tenant": entry.tenant,
+        "action": entry.action,
+        "revision": str(entry.revision),
     }
-
-
-def to_table(entries: "list[EntryRow]") -> Table:
-    """For people."""
-    from adamix_server.catalog.rows import to_datetime
-
-    table = Table("id", "time (UTC)", "who", "from", "what", "on", "outcome", "detail")
-    for entry in entries:
-        table.add_row(
-            str(entry.id),
-            f"{to_datetime(entry.time_us):%Y-%m-%d %H:%M:%S}",
-            escape(entry.principal),
-            escape(entry.peer),
-            escape(entry.what.rpartition("/")[2]),
-            escape(entry.resource) + (f" {entry.digest[:12]}" if entry.digest else ""),
-            escape(f"{entry.code} {entry.reason}".strip()),
-            escape(entry.detail),
-        )
-    return table
 
 
 def _newest(read: "Reading", tenant: str | None, since_us: int) -> "Iterator[EntryRow]":

@@ -45,6 +45,7 @@ from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_server.frontend.control.admin import AdminServicer
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations, Validate
@@ -216,6 +217,7 @@ class FrontEnd:
             (
                 InferenceServicer(stages, admission),
                 AdapterServicer(view, registrations, residency, reclaimer, watch, shares, places),
+                AdminServicer(view, reclaimer, shares),
                 ServerInfoServicer(link, partial(self._pipe.send, DrainWanted())),
                 OpenInferenceServicer(stages, self._readiness),
             ),

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adamix.errors import DataLoss, InvalidRequest
+from adamix_server.access.chain import COLUMNS
 from adamix_server.access.entries import Entry
 from adamix_server.catalog import audit, audit_chain
 from adamix_server.catalog.audit import AuditLog, EntryRow
-from adamix_server.catalog.audit_chain import COLUMNS, Verified
+from adamix_server.catalog.audit_chain import Verified
 from adamix_server.catalog.database import Database
 
 DAY_US = 86_400_000_000

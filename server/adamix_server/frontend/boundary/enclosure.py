@@ -22,6 +22,7 @@ import grpc.aio
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded
 from adamix_server.access.principal import NOBODY
+from adamix_server.access.redaction import without_secrets
 from adamix_server.api import status
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
@@ -305,7 +306,7 @@ class Enclosure:
                     "code": code,
                     "seconds": round(seconds, 6),
                     "tenant": self._call.tenant,
-                    "resource": self._call.resource,
+                    "resource": without_secrets(self._call.resource),
                     "peer": self._call.origin.connection,
                 },
             )
