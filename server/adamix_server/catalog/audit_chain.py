@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from adamix_server.access.chain import COLUMNS, link
 from adamix_server.catalog import schema
+from adamix_server.catalog.database import corrupt
 
 # In one reading, so that a server can go on writing and its log does not grow.
 _AT_ONCE = 10_000
@@ -80,9 +81,13 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_ends(connection: Connection) -> Ends:
+    """Raises DataLoss (`CATALOG_CORRUPT`): somebody has removed them."""
     ends = schema.audit_ends.c
     columns = ends.removed_id, ends.removed_hash, ends.last_id, ends.last_hash
-    return Ends(*connection.execute(select(*columns).where(ends.id == 1)).one())
+    found = connection.execute(select(*columns).where(ends.id == 1)).one_or_none()
+    if found is None:
+        raise corrupt()
+    return Ends(*found)
 
 
 def write_ends(connection: Connection, **ends: int | str) -> None:
@@ -97,7 +102,8 @@ def verify(
 
     Args:
         read: opens transactions; each is short.
-        known: id and hash of an entry as somebody noted them earlier.
+        known: id and hash of an entry as somebody noted them earlier. Of one that was removed for its age nothing can
+            be said, unless it was the last one.
         on_entry: called with how many entries were looked at, now and then.
     """
     entries, last_id, last_hash, first_id = 0, -1, "", 0
@@ -107,6 +113,9 @@ def verify(
             if last_id < ends.removed_id:
                 # At the beginning, or where the oldest have been removed up to here and beyond.
                 last_id, last_hash = ends.removed_id, ends.removed_hash
+                if known is not None and known[0] == last_id and known[1] != last_hash:
+                    fault: Fault | None = Fault(id=last_id, how="not the known one")
+                    return Verified(entries=0, first_id=0, last_id=last_id, last_hash=last_hash, fault=fault)
             rows = _read(connection, last_id)
         first_id = first_id or (int(rows[0][0]) if rows else 0)
         for place, row in enumerate(rows):
@@ -121,7 +130,7 @@ def verify(
                 )
             last_id, last_hash, entries = last_id + 1, row[-1], entries + 1
             if known is not None and last_id == known[0] and last_hash != known[1]:
-                fault: Fault | None = Fault(id=last_id, how="not the known one")
+                fault = Fault(id=last_id, how="not the known one")
                 return Verified(entries=entries, first_id=first_id, last_id=last_id, last_hash=last_hash, fault=fault)
         on_entry(entries)
         if len(rows) < _AT_ONCE:

@@ -88,6 +88,8 @@ def verify_store(store: Path, *, known: tuple[int, str] | None = None, as_json: 
     elif verified.fault is None:
         whole = f"{verified.entries:,} entries: the chain is whole, up to {verified.last_id}:{verified.last_hash}"
         Console().print(whole, highlight=False, soft_wrap=True)
+    if known is not None and known[0] < verified.first_id - 1:
+        say(f"entry {known[0]} was removed for its age: its hash is known no more")
     if verified.fault is not None:
         say(f"the chain is broken: {verified.fault.told}; the {verified.entries:,} entries before are as written")
         raise typer.Exit(1)

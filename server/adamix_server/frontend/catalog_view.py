@@ -24,6 +24,7 @@ from adamix_server.catalog.store import Catalog
 from adamix_server.frontend.availability import Availability
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.pool_threads import outcome
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +64,14 @@ class CatalogView:
     async def run(self, work: Callable[[], T]) -> T:
         """Run something that blocks, such as a method of the catalog, in the pool; its CPU time is the call's.
 
+        Cancelled before its turn, it is not begun; later, this ends with it, so that nobody has work done for nothing.
+
         Raises:
             AdamixError: also for what the operating system refuses on the way: no room, no descriptor, a store that is
                 gone.
         """
         metered = partial(_metered, partial(_translated, work), calls.find())
-        return await asyncio.get_running_loop().run_in_executor(self._pool, metered)
+        return await outcome(self._pool.submit(metered))
 
     async def change(self, work: Callable[[], T], *, must_be_seen: bool = False) -> T:
         """Run a mutation of the catalog to its end, and return when every front end sees it.
@@ -96,7 +99,7 @@ class CatalogView:
     async def refresh(self) -> None:
         """Take the catalog's newest snapshot."""
         read = partial(_metered, self._read, calls.find())
-        newest = await asyncio.get_running_loop().run_in_executor(self._reader, read)
+        newest = await outcome(self._reader.submit(read))
         # Two refreshes may end in any order.
         if newest.revision > self._snapshot.revision:
             self._snapshot = newest

@@ -5,6 +5,7 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -95,6 +96,7 @@ class Endpoint:
         entrance: the port's certificate, and who recognises callers.
         witness: sees calls end that are to be written down.
         meter: counts what callers use.
+        is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
         address: with the real port.
@@ -117,6 +119,7 @@ class Endpoint:
         entrance: Entrance,
         witness: Witness | None = None,
         meter: Meter | None = None,
+        is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
@@ -131,6 +134,7 @@ class Endpoint:
             sessions=self._sessions,
             witness=witness,
             meter=meter,
+            is_shared=is_shared,
         )
         inference, adapters, admin, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)

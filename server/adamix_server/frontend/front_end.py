@@ -100,8 +100,13 @@ class _Parts:
 
 
 async def validate_in_child(path: Path, spec: BackboneSpec, expected_digest: str) -> Verdict:
-    """Judge an uploaded file in a process of its own. Raises InvalidAdapter."""
-    return await validate_async(path, spec, expected_digest=expected_digest)
+    """Judge an uploaded file in a process of its own, whose CPU time is the call's. Raises InvalidAdapter."""
+    call = calls.current()
+
+    def spent(seconds: float) -> None:
+        call.work_s += seconds
+
+    return await validate_async(path, spec, expected_digest=expected_digest, spent=spent)
 
 
 class FrontEnd:
@@ -200,7 +205,11 @@ class FrontEnd:
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
-        shares, places = Shares(lambda: link.is_asked, recorder), UploadPlaces(settings.max_upload_s, recorder)
+
+        def is_shared() -> bool:
+            return link.is_asked
+
+        shares, places = Shares(is_shared, recorder), UploadPlaces(settings.max_upload_s, recorder)
         registrations = Registrations(view, residency, shares, self._validate, root)
         entrance = await asyncio.to_thread(self._enter, settings, lambda: view.snapshot.access, self._refused)
         endpoint = Endpoint(
@@ -220,6 +229,7 @@ class FrontEnd:
             entrance=entrance,
             witness=self._witness,
             meter=self._meter,
+            is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
 

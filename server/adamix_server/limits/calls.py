@@ -24,6 +24,14 @@ MAX_KEPT_CALLS = chapter.limit(
     note="RetryInfo",
     proof="server/frontend/boundary/test_receiving.py::test_room_is_kept_for_signs_of_life",
 )
+MAX_OTHER_CALLS_PER_S = chapter.limit(
+    60,
+    "",
+    "calls of one connection that are no predictions, a second, while predictions run",
+    None,
+    note="the others wait; not over a unix socket",
+    proof="server/frontend/boundary/test_pace.py::test_so_many_at_once_and_then_at_a_steady_rate",
+)
 MAX_READING = chapter.limit(
     64,
     "",

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adamix.errors import InvalidRequest
+from adamix.errors import DataLoss, InvalidRequest
 from adamix_server.access.chain import COLUMNS
 from adamix_server.access.entries import Entry
 from adamix_server.catalog import audit, audit_chain
@@ -235,6 +235,22 @@ class TestWhatWasDone:
         assert log.verify().fault is None
         assert fault(log.verify((noted.last_id, noted.last_hash))) == (5, "not the known one")
         assert fault(log.verify((8, "0" * 64))) == (7, "cut off")
+
+    def test_the_last_one_that_was_removed_may_have_been_noted(self, log: AuditLog) -> None:
+        log.append(entries(5))
+        noted = log.verify()
+        log.append(entries(2, since_us=9 * DAY_US))
+        log.expire(1, 9 * DAY_US)
+        assert log.verify((noted.last_id, noted.last_hash)).fault is None
+        assert fault(log.verify((5, "0" * 64))) == (5, "not the known one")
+        assert log.verify((4, "0" * 64)).fault is None, "nothing is left to compare it with"
+
+    def test_a_chain_without_its_ends_is_damaged(self, log: AuditLog, edit: Edit) -> None:
+        log.append(entries(1))
+        edit("DELETE FROM audit_ends")
+        for work in (log.verify, lambda: log.append(entries(1))):
+            with pytest.raises(DataLoss, match="the catalog is damaged"):
+                work()
 
 
 def start_anew(database: Database) -> None:

@@ -126,7 +126,7 @@ def test_a_time_is_an_age_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_entry_is_written_as_its_message_is(time_us: int) -> None:
     texts = {name: f"{name}é" for name in ("principal", "peer", "method", "resource", "digest", "code", "reason")}
     row = EntryRow(id=7, time_us=time_us, tenant="acme", detail="", action="", revision=3, hash="f" * 64, **texts)
-    message = admin_pb2.AuditEntry(id=7, hash=row.hash, **texts)
+    message = admin_pb2.AuditEntry(id=7, hash=row.hash, tenant="acme", revision=3, **texts)
     message.time.FromMicroseconds(time_us)
     expected = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True

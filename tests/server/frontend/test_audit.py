@@ -88,6 +88,7 @@ async def test_each_control_call_leaves_one_entry(
         ("RegisterAdapter", "tenants/default/tasks/bad", "INVALID_ARGUMENT"),
     ]
     assert (entries[2].reason, entries[5].reason) == ("NOT_FOUND", "TRUNCATED")
+    assert [len(entry.digest) for entry in entries] == [0, 0, 0, 0, 64, 0]
     assert {entry.tenant for entry in entries} == {"default"}
     assert all(entry.peer.startswith("ipv4:127.0.0.1:") for entry in entries)
     rows = stored(harness, spec)[1:]
@@ -112,18 +113,12 @@ async def test_use_is_counted(harness: Harness) -> None:
     assert usage == {"default": Sums(tenant="default", calls=3, input_tokens=tokens)}
 
 
-async def test_what_is_refused_is_counted_by_reason(
-    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
-) -> None:
-    seed("sst2", make_adapter(seed=1))
-
-    def no_credit(engine: Any) -> None:
-        engine.credit = (0, 0)
-
-    harness = await start_serving(prepare=no_credit)
+async def test_what_is_refused_is_counted_by_reason(harness: Harness) -> None:
+    harness.kill_engine(back_in_s=60)
+    await harness.until(lambda: not harness.front_end._link.is_up)
     request = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="sst2", text="w1")] * 3)
     code, reason = await refusal(harness.inference.Predict(request))
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_RESTARTING")
     _, usage, _ = await accounted(harness)
     assert usage == {"default": Sums(tenant="default", calls=1, rejected={reason: 3})}
 

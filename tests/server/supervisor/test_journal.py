@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from adamix.errors import InvalidRequest, NotFound
+from adamix_server.access import api_keys
 from adamix_server.access.entries import Entry
 from adamix_server.access.sums import Sums
 from adamix_server.catalog import audit
 from adamix_server.catalog.audit import AuditLog
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.recovery import recover
+from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.usage import UsageLog
 from adamix_server.channel.supervisor_frames import Account
 from adamix_server.limits.audit import MAX_UNWRITTEN_ENTRIES
@@ -71,6 +74,28 @@ def test_what_is_told_is_written_once(journal: Journal, log: AuditLog, database:
     journal.take(told(usage=[used]))
     journal.write()
     assert UsageLog(database).read("default").input_tokens == 21
+
+
+def test_a_key_is_noted_with_the_last_day(journal: Journal, store: Path) -> None:
+    catalog = Catalog(store, backbone_fingerprint="a" * 64)
+    _, key = api_keys.make()
+    catalog.keys.create("default", key, rights=["infer"])
+    noted = []
+    for day in ("2026-11-29", "2026-11-29", "2026-11-30", "2026-11-28"):
+        journal.take(Account(entries=[], usage=[], keys={key.id: day, "gone": day}))
+        journal.write()
+        noted.append(catalog.keys.last_used([key.id, "gone"]))
+    assert noted == [{key.id: day} for day in ("2026-11-29", "2026-11-29", "2026-11-30", "2026-11-30")]
+    catalog.close()
+
+
+def test_nobody_uses_for_a_tenant_that_is_not_there(database: Database) -> None:
+    usage = UsageLog(database)
+    usage.add([Sums(tenant="nobody", calls=3, rejected={"X": 1})])
+    with pytest.raises(NotFound, match="tenant not found"):
+        usage.read("nobody")
+    with pytest.raises(InvalidRequest):
+        usage.read("../x")
 
 
 def test_a_thread_writes_and_the_last_words_too(

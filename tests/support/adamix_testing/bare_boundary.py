@@ -77,11 +77,16 @@ class PlayedAdapters(adapters_pb2_grpc.AdapterServiceServicer):
 class BareBoundary:
     """A server of played servicers, and connections to it."""
 
-    def __init__(self, bounds: Bounds = BOUNDS, listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        bounds: Bounds = BOUNDS,
+        listen: str = "127.0.0.1:0",
+        is_shared: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.servicer = PlayedServicer()
         self.admission = Admission(bounds)
         self.recorder = Recorder()
-        self.boundary = Boundary(self.admission, self.recorder, bounds)
+        self.boundary = Boundary(self.admission, self.recorder, bounds, is_shared=is_shared)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(PlayedAdapters(), self.boundary)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(Readiness(), ()), self.boundary)

@@ -26,6 +26,7 @@ from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
 from adamix_server.frontend.boundary.enclosure import Books, Context, Enclosure, Method
 from adamix_server.frontend.boundary.gate import Gate
+from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
@@ -37,6 +38,8 @@ from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
 _DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/")
+# Those of it that compute; the others tell about the server or a model.
+_DATA_CALLS = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/ModelInfer")
 _UPLOADS = ("/adamix.v1.AdapterService/RegisterAdapter",)
 # Where things are changed, and looked at by those who may.
 _AUDITED = ("/adamix.v1.AdapterService/", "/adamix.v1.AdminService/", "/adamix.v1.ServerService/Drain")
@@ -69,6 +72,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         sessions: of the streams; None where credentials do not end.
         witness: sees calls end that are to be written down.
         meter: counts what callers use.
+        is_shared: whether data calls run now; other calls then come at a steady rate.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         sessions: Sessions | None = None,
         witness: Witness | None = None,
         meter: Meter | None = None,
+        is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
@@ -91,6 +96,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self._calls = places(bounds.reading, bounds.seats)
         self._uploads = places(bounds.reading_uploads, bounds.upload_seats)
         self._signs = places(bounds.reading_kept, 0, replace(bounds, patience_s=bounds.kept_patience_s))
+        self._pace = Pace(is_shared)
         self._books = Books(
             admission,
             recorder,
@@ -152,6 +158,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             label,
             default_timeout_s,
             places,
+            pace=None if name.startswith(_DATA_CALLS) else self._pace,
+            is_upload=name in _UPLOADS,
             answers_while_draining=is_operators,
             is_kept=is_sign_of_life,
             is_quiet=is_operators or name.startswith(_DATA_PLANE),
@@ -163,7 +171,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         method = self._method(name, "unknown", math.inf)
 
         async def answer(_requests: AsyncIterator[bytes], context: Context) -> None:
-            async with Enclosure(self._books, method, context):
+            async with Enclosure(self._books, method, context) as enclosure:
+                await enclosure.pace()
                 raise status.unimplemented("this method")
 
         # A stream on both sides accepts a call of any kind.

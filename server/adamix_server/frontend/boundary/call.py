@@ -20,8 +20,9 @@ class Call:
 
     `deadline` is in seconds on CLOCK_MONOTONIC and infinite for streams without a total deadline. `resource` is the
     name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND. `work_s`
-    are the CPU seconds that it has had, as far as they are counted: of the control plane. `detail` is for the audit
-    alone: what its caller is not told. `actor` is who the catalog is told has changed something.
+    are the CPU seconds that it has had, as far as they are counted: of the control plane. `digest` is of the version
+    that it asks for, if it says so; `detail` is for the audit alone: what its caller is not told. `actor` is who the
+    catalog is told has changed something.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class Call:
     resource: str = ""
     origin: Origin = NOWHERE
     work_s: float = 0.0
+    digest: str = ""
     detail: str = ""
     _actor: Actor | None = field(default=None, init=False, repr=False)
 

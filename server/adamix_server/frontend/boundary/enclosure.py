@@ -28,6 +28,7 @@ from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.gate import Gate
+from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
@@ -60,6 +61,8 @@ class Method:
         label: in metrics and logs.
         default_timeout_s: of a call without a deadline; infinite for one without a total limit.
         places: to receive its messages in.
+        pace: at which its messages are received, of an upload the first one; None for as fast as they come.
+        is_upload: its messages are parts of one file.
         answers_while_draining: an operator asks this until the end.
         is_kept: there is room for its calls when there is none for others.
         is_quiet: called so often that a line of log a call would cost more than the call.
@@ -71,6 +74,8 @@ class Method:
     label: str
     default_timeout_s: float
     places: Places
+    pace: Pace | None
+    is_upload: bool
     answers_while_draining: bool
     is_kept: bool
     is_quiet: bool
@@ -185,8 +190,16 @@ class Enclosure:
     def receiver(self, parse: Parse) -> Receiver:
         """The call's messages. To be asked for once."""
         books = self._books
-        self._receiver = Receiver(self._context, self._call.origin, self._method.places, books.messages, parse)
+        method, origin = self._method, self._call.origin
+        self._receiver = Receiver(
+            self._context, origin, method.places, books.messages, parse, method.pace, is_upload=method.is_upload
+        )
         return self._receiver
+
+    async def pace(self) -> None:
+        """Wait until the call may be looked at: of one whose messages nobody reads."""
+        if (pace := self._method.pace) is not None:
+            await pace.turn(self._call.origin)
 
     def _admit(self) -> None:
         """Raises Unavailable or Overloaded."""

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from adamix.errors import InvalidRequest, Overloaded
 from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import COPIES, SMALL_BYTES, UNKNOWN_FLOOR_BYTES, Bounds
+from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places, Refused, uncounted
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.limits.messages import MAX_MESSAGE_BYTES
@@ -66,11 +67,25 @@ class Receiver:
         places: to read in.
         messages: the room of all calls.
         parse: bytes -> message, as the stubs of protobuf give it. Raises DecodeError.
+        pace: at which messages are received; None for as fast as they come.
+        is_upload: only its first message is subject to that.
     """
 
-    __slots__ = ("_context", "_held", "_is_first", "_messages", "_origin", "_parse", "_places")
+    __slots__ = ("_context", "_held", "_is_first", "_is_upload", "_messages", "_origin", "_pace", "_parse", "_places")
 
-    def __init__(self, context: Context, origin: Origin, places: Places, messages: Messages, parse: Parse) -> None:
+    def __init__(
+        self,
+        context: Context,
+        origin: Origin,
+        places: Places,
+        messages: Messages,
+        parse: Parse,
+        pace: Pace | None = None,
+        *,
+        is_upload: bool = False,
+    ) -> None:
+        self._pace = pace
+        self._is_upload = is_upload
         self._context = context
         self._origin = origin
         self._places = places
@@ -93,6 +108,8 @@ class Receiver:
         if self._held:
             self.close()
         places, origin = self._places, self._origin
+        if self._pace is not None and (self._is_first or not self._is_upload):
+            await self._pace.turn(origin)
         place = places.take(origin, is_first=self._is_first) or await places.turn(origin, is_first=self._is_first)
         is_small = None
         try:

@@ -89,6 +89,7 @@ class Witness:
                         peer=peer,
                         method=method,
                         resource=call.resource,
+                        digest=call.digest,
                         code=code,
                         reason=reason,
                         detail=call.detail,

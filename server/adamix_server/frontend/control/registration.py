@@ -4,6 +4,10 @@ The order is what keeps it crash-safe: bytes to a temporary file, judged in a ch
 brought to the engine's host memory, and only then one transaction that makes the version visible. Until that
 transaction nothing has changed for anybody. Everything that blocks runs in the catalog's thread pool. A file of the
 operator's adapter root goes the same way, from its copy on.
+
+Beside data calls it waits for its share before its bytes are read, and the work of the child is its own. Bytes that are
+a version of this very task already were judged when they became one. They are not judged again but stored again, which
+repairs them where they were damaged; of what other tasks or tenants have, nothing is learnt by sending it.
 """
 
 import asyncio
@@ -34,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # Each keeps a thread of the catalog's pool until it ends.
 MAX_COPIES = 2
+# CPU seconds of judging the smallest file: a process that loads its libraries.
+JUDGEMENT_S = 0.15
 
 # (path, spec, expected digest) -> verdict; `control.validation` in a server, something quicker in a test.
 Validate = Callable[[Path, BackboneSpec, str], Awaitable[Verdict]]
@@ -86,14 +92,14 @@ class Registrations:
             check_request_id(header.request_id, "header.request_id")
         async with AsyncExitStack() as closing:
             receive = self._copied if header.file else self._uploaded
-            temporary = await receive(header, requests, place, closing)
-            try:
-                verdict = await self._judge(temporary.path, temporary.digest, header.expected_digest)
-                self._view.availability.check_sizes(verdict.tensor_sizes)
-                self._check_manifest(tenant, task, verdict)
-            except InvalidAdapter as error:
-                log.info("an adapter was refused: %s", error.message, extra={"task": task, "reason": error.reason})
-                raise
+            async with self._shares.registrations.prepaid(JUDGEMENT_S):
+                place.restart()
+                temporary = await receive(header, requests, place, closing)
+                try:
+                    verdict = await self._judged(tenant, task, temporary, header.expected_digest)
+                except InvalidAdapter as error:
+                    log.info("an adapter was refused: %s", error.message, extra={"task": task, "reason": error.reason})
+                    raise
             if header.validate_only:
                 return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
             async with self._shares.orders.turn(is_bounded=True):
@@ -139,12 +145,33 @@ class Registrations:
             await self._view.run(partial(self._root.copy, header.file, temporary))
         return temporary
 
-    async def _judge(self, path: Path, digest: str, expected_digest: str) -> Verdict:
+    async def _judged(self, tenant: str, task: str, temporary: Temporary, expected_digest: str) -> Verdict:
+        digest = temporary.digest
         if expected_digest and digest != expected_digest:
             raise InvalidAdapter(
                 f"the bytes that arrived have the digest {digest}, not the expected one", reason="DIGEST_MISMATCH"
             )
-        return await self._validate(path, self._view.spec, digest)
+        if (known := await self._known(tenant, task, digest)) is not None:
+            return known
+        verdict = await self._validate(temporary.path, self._view.spec, digest)
+        self._view.availability.check_sizes(verdict.tensor_sizes)
+        self._check_manifest(tenant, task, verdict)
+        return verdict
+
+    async def _known(self, tenant: str, task: str, digest: str) -> Verdict | None:
+        """What was said of the same bytes when they became a version of the task; None where they are to be judged.
+
+        They are where something speaks against the version, which a judgement may find the words for, such as a head
+        that is no longer supported.
+        """
+        try:
+            version = self._view.snapshot.task(tenant, task).version(digest)
+            if version.backbone_fingerprint != self._view.spec.fingerprint or self._view.availability.reason(version):
+                return None
+            record = await self._view.run(partial(self._catalog.get_version, tenant, task, digest))
+        except NotFound:
+            return None
+        return Verdict(digest=digest, manifest_json=record.manifest_json, num_bytes=record.num_bytes, tensor_sizes=())
 
     def _check_manifest(self, tenant: str, task: str, verdict: Verdict) -> None:
         """Raise InvalidAdapter (`MANIFEST_TOO_LARGE`), unless the task has the version: larger ones were taken once."""

@@ -141,7 +141,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self, request: adapters_pb2.LoadVersionRequest, _context: Any
     ) -> adapters_pb2.LoadVersionResponse:
         tenant, task = self._task(request.task)
-        digest = check_digest(request.digest)
+        digest = _digest(request.digest)
         async with self._shares.orders.turn():
             version = await self._residency.load(tenant, task, digest)
         return adapters_pb2.LoadVersionResponse(version=version)
@@ -150,7 +150,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self, request: adapters_pb2.UnloadVersionRequest, _context: Any
     ) -> adapters_pb2.UnloadVersionResponse:
         tenant, task = self._task(request.task)
-        digest = check_digest(request.digest)
+        digest = _digest(request.digest)
         async with self._shares.orders.turn():
             version = await self._residency.unload(tenant, task, digest)
         return adapters_pb2.UnloadVersionResponse(version=version)
@@ -159,7 +159,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self, request: adapters_pb2.PinVersionRequest, _context: Any
     ) -> adapters_pb2.PinVersionResponse:
         tenant, task = self._task(request.task)
-        act, digest = self._residency.pin if request.pinned else self._residency.unpin, check_digest(request.digest)
+        act, digest = self._residency.pin if request.pinned else self._residency.unpin, _digest(request.digest)
         async with self._shares.orders.turn():
             version = await act(tenant, task, digest)
         return adapters_pb2.PinVersionResponse(version=version)
@@ -208,3 +208,9 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
 
     def _to_task(self, row: TaskRow) -> adapters_pb2.Task:
         return convert.to_task(row, self._view.availability.reason_of_task(row))
+
+
+def _digest(value: str) -> str:
+    """The digest of a request, also for who looks at the call when it has ended. Raises InvalidRequest."""
+    digest = calls.current().digest = check_digest(value)
+    return digest

@@ -2,9 +2,13 @@
 
 Both planes share one interpreter, and a list of a thousand rows costs it as much as dozens of predictions. So only a
 few control calls are at work at once, and a connection has at most half of those places; the others wait, the oldest
-first. While data calls run, all control calls together get a twentieth of a core: who has had more than a moment of it
-waits until its share has made up for that. Among those that wait, the connection that has had the least comes first, so
-that one that calls without pause shuts nobody out. Without data calls nobody waits for that.
+first. While data calls run, all control calls together get a twenty-fifth of a core: who has had more than a moment
+of it waits until its share has made up for that. Among those that wait, the connection that has had the least comes
+first, so that one that calls without pause shuts nobody out. Without data calls nobody waits for that.
+
+Registrations cost a hundred times as much as other calls, most of it in a process of their own. So they have a share of
+their own, and wait for it before their bytes are read: neither does one hold up a look at a task, nor does one that
+waits keep a place from anybody.
 
 Knows neither gRPC nor what the calls do; what they have cost stands in `Call.work_s`.
 """
@@ -23,8 +27,9 @@ from adamix_server.frontend.boundary import call as calls
 from adamix_server.limits.control import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
 from adamix_server.telemetry.metrics import Recorder
 
-# Of one core, beside data calls.
-SHARE = 0.05
+# Of one core, beside data calls: of all control calls, and besides of registrations, until they are to be committed.
+SHARE = 0.04
+REGISTRATION_SHARE = 0.1
 # CPU seconds that a connection, and all of them, may be ahead of their share.
 MAX_AHEAD_S = 0.1
 MAX_ALL_AHEAD_S = 0.3
@@ -35,15 +40,20 @@ _LOOK_S = 0.1
 
 
 class Accounts:
-    """How far ahead of its share everybody is, in CPU seconds. Pure: the time comes from outside."""
+    """How far ahead of its share everybody is, in CPU seconds. Pure: the time comes from outside.
 
-    def __init__(self) -> None:
+    Args:
+        share: of one core, for all together.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
         self._ahead_s: dict[str, float] = {}
         self._settled_at = 0.0
 
     def settle(self, now: float, *, is_shared: bool) -> None:
         """Grant the share of the time since the last call, in equal parts; all there is while nobody else wants any."""
-        granted_s = (now - self._settled_at) * SHARE if is_shared else math.inf
+        granted_s = (now - self._settled_at) * self.share if is_shared else math.inf
         self._settled_at = now
         for count, (who, ahead_s) in enumerate(sorted(self._ahead_s.items(), key=lambda item: item[1])):
             part_s = min(ahead_s, granted_s / (len(self._ahead_s) - count))
@@ -52,7 +62,8 @@ class Accounts:
         self._ahead_s = {who: ahead_s for who, ahead_s in self._ahead_s.items() if ahead_s > 0}
 
     def spend(self, who: str, seconds: float) -> None:
-        self._ahead_s[who] = self._ahead_s.get(who, 0.0) + seconds
+        """Charge `who`; what was charged too much, negative, ends at nothing."""
+        self._ahead_s[who] = max(self._ahead_s.get(who, 0.0) + seconds, 0.0)
 
     def ahead_s(self, who: str) -> float:
         return self._ahead_s.get(who, 0.0)
@@ -60,7 +71,7 @@ class Accounts:
     def wait_s(self, who: str) -> float:
         """Seconds until `who` may begin something, at the soonest; 0 for now."""
         all_s = sum(self._ahead_s.values())
-        return max(all_s - MAX_ALL_AHEAD_S, self.ahead_s(who) - MAX_AHEAD_S, 0.0) / SHARE
+        return max(all_s - MAX_ALL_AHEAD_S, self.ahead_s(who) - MAX_AHEAD_S, 0.0) / self.share
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +129,27 @@ class Turns:
             self.charge(call.origin.connection, call.work_s - before_s + CALL_S)
             self._look()
 
+    @asynccontextmanager
+    async def prepaid(self, expected_s: float) -> AsyncIterator[None]:
+        """Wait for a share of the block's work, without a place for its length and however many wait already.
+
+        Args:
+            expected_s: CPU seconds that it will probably cost. They are charged before it begins, so that not all that
+                wait begin at once, and corrected by what it did cost.
+        """
+        call = calls.current()
+        connection = call.origin.connection
+        await self._enter(connection, is_bounded=True)
+        self._at_work[connection] -= 1
+        self._accounts.spend(connection, expected_s)
+        before_s = call.work_s
+        self._look()
+        try:
+            yield
+        finally:
+            self._accounts.spend(connection, call.work_s - before_s + CALL_S - expected_s)
+            self._look()
+
     def charge(self, connection: str, seconds: float) -> None:
         """What a connection has had outside of a turn, or in one."""
         self._cost_s += 0.1 * (seconds - self._cost_s)
@@ -153,7 +185,11 @@ class Turns:
     def _retry_s(self, connection: str) -> float:
         """Until those that wait have had their turn, one after the other or as the share allows."""
         count = len(self._waiting)
-        paced_s = self._accounts.wait_s(connection) + count * self._cost_s / SHARE if self._is_shared() else 0.0
+        paced_s = (
+            self._accounts.wait_s(connection) + count * self._cost_s / self._accounts.share
+            if self._is_shared()
+            else 0.0
+        )
         return retry.within(max(count * self._turn_s / MAX_CONTROL_CALLS, paced_s))
 
     def _look(self) -> None:
@@ -185,9 +221,11 @@ class Shares:
     Attributes:
         calls: that read the catalog or change it.
         orders: to the engine, which may take it long; calls do not wait for them.
+        registrations: of which `prepaid` is used, until they order something.
     """
 
     def __init__(self, is_shared: Callable[[], bool], recorder: Recorder) -> None:
-        accounts = Accounts()
+        accounts = Accounts(SHARE)
         self.calls = Turns(accounts, is_shared, recorder)
         self.orders = Turns(accounts, is_shared, recorder)
+        self.registrations = Turns(Accounts(REGISTRATION_SHARE), is_shared, recorder)

@@ -124,6 +124,10 @@ class Upload:
         finally:
             self._scope = None
 
+    def restart(self) -> None:
+        """Count the time for all of it from now on: until now it was the server that waited."""
+        self._ends_at = asyncio.get_running_loop().time() + self._places.max_s
+
     async def wait_for(self, message: Awaitable[T]) -> T:
         """What the client sends next. Raises DeadlineExceeded if nothing comes (`UPLOAD_IDLE`)."""
         self._waiting_since = self._clock()

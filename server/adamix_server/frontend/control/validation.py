@@ -23,7 +23,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,14 +42,13 @@ if TYPE_CHECKING:
 # Each may take memory in proportion to the largest file, so two at a time; further files wait.
 MAX_CHILDREN = 2
 MAX_MESSAGE_CHARS = 512
+# A child is nice: on a machine that is busy it waits longer than it computes.
+_PATIENCE = 4.0
 
 # Address space of the child: its libraries (about 110 MiB), a header at its limit, and per byte of the file the file
 # itself, one tensor in fp32 and the temporaries of its check (a bf16 byte becomes two, three times).
 _FIXED_BYTES = 256 << 20
 _BYTES_PER_FILE_BYTE = 8
-
-# About a tenth of what a process has that is not nice, where both want the same core.
-_NICENESS = 10
 
 _LENGTH_BYTES = 8
 
@@ -65,7 +64,8 @@ _OWN_FAULTS = frozenset(
 )
 _interruptions = retry.Lasting()
 
-_MODULE = "adamix_server.frontend.control.validation"
+# -I: neither the environment nor the working directory can add code. -B: it may not write files.
+_COMMAND = (sys.executable, "-I", "-B", "-m", "adamix_server.frontend.control.validation")
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
 
 
+# Is told CPU seconds.
+Spent = Callable[[float], None]
 _Answer = Verdict | _Refusal | _Trouble
 _decoder: msgspec.json.Decoder[_Answer] = msgspec.json.Decoder(_Answer)
 
@@ -112,6 +114,7 @@ def validate(
     *,
     expected_digest: str | None = None,
     timeout_s: float = VALIDATION_TIMEOUT_S,
+    spent: Spent = lambda _seconds: None,
 ) -> Verdict:
     """Judge one file. At most two run at once in a process; the wait for a turn does not count.
 
@@ -119,15 +122,17 @@ def validate(
         path: a regular file, not a symbolic link. Nobody may write to it meanwhile.
         spec: of the backbone the adapter has to fit.
         expected_digest: sha256 in hex the file must have.
-        timeout_s: wall-clock seconds for the child.
+        timeout_s: CPU seconds for the child. It is given four times as long by the clock, since others come first.
+        spent: is told, from another thread, the CPU seconds that the child has had, also where it gave no verdict.
 
     Raises:
         InvalidAdapter: with the check the file failed as `reason`; `VALIDATOR_TIMEOUT` or `VALIDATOR_CRASHED` if the
             child came to no verdict because of the file.
-        Unavailable: the child was ended from outside, or could not be started (`VALIDATION_INTERRUPTED`).
+        Unavailable: the child was ended from outside, could not be started, or got no processor
+            (`VALIDATION_INTERRUPTED`).
         AdamixError: the file is not there any more, or what the machine lacks, as `from_os_error` says.
     """
-    return _start(path, spec, expected_digest, timeout_s).result()
+    return _start(path, spec, expected_digest, timeout_s, spent).result()
 
 
 async def validate_async(
@@ -136,16 +141,19 @@ async def validate_async(
     *,
     expected_digest: str | None = None,
     timeout_s: float = VALIDATION_TIMEOUT_S,
+    spent: Spent = lambda _seconds: None,
 ) -> Verdict:
-    """`validate` for an event loop. Cancelled before its turn, it starts nothing."""
-    import asyncio
+    """`validate` for an event loop. Cancelled before its turn, it starts nothing; later, it ends with the child."""
+    from adamix_server.frontend.pool_threads import outcome
 
-    return await asyncio.wrap_future(_start(path, spec, expected_digest, timeout_s))
+    return await outcome(_start(path, spec, expected_digest, timeout_s, spent))
 
 
-def _start(path: Path, spec: BackboneSpec, expected_digest: str | None, timeout_s: float) -> "Future[Verdict]":
+def _start(
+    path: Path, spec: BackboneSpec, expected_digest: str | None, timeout_s: float, spent: Spent
+) -> "Future[Verdict]":
     order = _Order(path=os.fsencode(path), spec=spec, expected_digest=expected_digest, timeout_s=timeout_s)
-    return _turns().submit(_ask_child, order)
+    return _turns().submit(_ask_child, order, spent)
 
 
 @functools.cache
@@ -156,22 +164,20 @@ def _turns() -> "ThreadPoolExecutor":
     return ThreadPoolExecutor(MAX_CHILDREN, thread_name_prefix="validation")
 
 
-def _ask_child(order: _Order) -> Verdict:
+def _ask_child(order: _Order, spent: Spent) -> Verdict:
+    from adamix_server.frontend.control import metered_child
+
     try:
-        child = subprocess.run(
-            # -I: neither the environment nor the working directory can add code. -B: it may not write files.
-            [sys.executable, "-I", "-B", "-m", _MODULE],
-            input=msgspec.json.encode(order),
-            capture_output=True,
-            timeout=order.timeout_s,
-            check=False,
-            cwd="/",
-            env=_environment(os.environ),
-            # A Ctrl-C for the server is not for the child.
-            start_new_session=True,
+        child = metered_child.run(
+            _COMMAND,
+            msgspec.json.encode(order),
+            timeout_s=_PATIENCE * order.timeout_s,
+            environment=_environment(os.environ),
+            spent=spent,
         )
     except subprocess.TimeoutExpired:
-        raise _too_slow(order.timeout_s) from None
+        # Its own limit would have ended a child that computes: this one waited, for the processor or for the disk.
+        raise _interrupted() from None
     except OSError as error:
         # No process, no memory for one, or no descriptors for its pipes. The file has done nothing yet.
         from adamix_server.blobs.os_errors import shortage
@@ -222,7 +228,9 @@ def _without_verdict(status: int, said: bytes, timeout_s: float) -> AdamixError:
 
 
 def _too_slow(timeout_s: float) -> InvalidAdapter:
-    return InvalidAdapter(f"the file could not be checked within {timeout_s:g} s", reason="VALIDATOR_TIMEOUT")
+    return InvalidAdapter(
+        f"the file could not be checked within {timeout_s:g} s of processor time", reason="VALIDATOR_TIMEOUT"
+    )
 
 
 def _crashed() -> InvalidAdapter:
@@ -246,8 +254,6 @@ def _environment(parent: Mapping[str, str]) -> dict[str, str]:
 
 def main() -> None:
     """The child. Anything but an InvalidAdapter ends it with a traceback, which the parent reports as a crash."""
-    # A judgement takes a core for its time, which calls that run meanwhile are not to miss.
-    os.nice(_NICENESS)
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
     sys.stdout.buffer.write(_BEGUN)
     sys.stdout.buffer.flush()
@@ -313,8 +319,8 @@ def _read(order: _Order) -> bytes:
     if info.st_size > MAX_FILE_BYTES:
         raise InvalidAdapter(f"file is over {MAX_FILE_BYTES >> 20} MiB", reason="TOO_LARGE")
     _limit(resource.RLIMIT_AS, _FIXED_BYTES + _BYTES_PER_FILE_BYTE * info.st_size)
-    # The parent's clock ends the child; this one counts when the parent is gone. At the soft limit the kernel sends
-    # SIGXCPU, which says whose fault it was; at the hard one SIGKILL, which says nothing.
+    # At the soft limit the kernel sends SIGXCPU, which says whose fault it was; at the hard one SIGKILL, which says
+    # nothing.
     _limit(resource.RLIMIT_CPU, math.ceil(order.timeout_s), spare=1)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, 16)

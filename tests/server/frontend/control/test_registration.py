@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import math
 import pickle
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,13 @@ from adamix.errors import DataLoss, StoreFull, Unavailable
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MIXTURE_FORMAT, encode_tensors
 from adamix_protos.v1 import adapters_pb2 as pb
-from adamix_protos.v1 import inference_pb2
+from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2
 from adamix_server.blobs.local import Temporary
 from adamix_server.catalog.store import Catalog
+from adamix_server.frontend import front_end
+from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.control import registration, shares
+from adamix_server.frontend.control.validation import Verdict
 from adamix_server.limits.control import MAX_WAITING_UPLOAD_BYTES
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -387,3 +393,147 @@ async def test_lists_are_paged(start_serving: StartServing, seed: Seed, make_ada
     assert [version.residency for version in versions.versions] == [pb.RESIDENCY_HOST] * 2
     bad = pb.ListTasksRequest(page_token="nonsense")
     assert (await refusal(harness.adapters.ListTasks(bad)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The digests of what was judged in a child, one after the other."""
+    digests: list[str] = []
+    judge = front_end.validate_async
+
+    async def noted(path: Path, spec: BackboneSpec, *, expected_digest: str, **kwargs: Any) -> Verdict:
+        digests.append(expected_digest)
+        return await judge(path, spec, expected_digest=expected_digest, **kwargs)
+
+    monkeypatch.setattr(front_end, "validate_async", noted)
+    return digests
+
+
+async def test_bytes_that_the_task_has_are_not_judged_again_and_everything_else_is_as_it_was(
+    harness: Harness, make_adapter: MakeAdapter, judged: list[str]
+) -> None:
+    first, second = make_adapter(seed=1), make_adapter(seed=2)
+    told = (await harness.adapters.RegisterAdapter(upload(first))).version
+    other = (await harness.adapters.RegisterAdapter(upload(second))).version
+    assert judged == [digest_of(first), digest_of(second)]
+    # Not made live: nothing changes.
+    again = await harness.adapters.RegisterAdapter(upload(first, make_live=False))
+    assert again.already_exists
+    assert (again.version.name, again.version.live) == (told.name, False)
+    assert (again.version.manifest_json, again.version.num_bytes) == (told.manifest_json, told.num_bytes)
+    assert await live_version(harness) == digest_of(second)
+    # Made live, under an id, and again under it.
+    for _ in range(2):
+        again = await harness.adapters.RegisterAdapter(upload(first, request_id="r", expected_digest=digest_of(first)))
+        assert (again.already_exists, again.version.live) == (True, True)
+    assert await live_version(harness) == digest_of(first)
+    dry = await harness.adapters.RegisterAdapter(upload(second, validate_only=True))
+    assert (dry.version.state, dry.version.manifest_json) == (pb.VERSION_STATE_VALIDATING, other.manifest_json)
+    found = await refusal(harness.adapters.RegisterAdapter(upload(first, expected_digest="0" * 64)))
+    assert found == (grpc.StatusCode.INVALID_ARGUMENT, "DIGEST_MISMATCH")
+    found = await refusal(harness.adapters.RegisterAdapter(upload(second, request_id="r")))
+    assert found == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+    assert len(judged) == 2
+    assert harness.temporaries() == []
+
+
+async def test_what_others_have_is_judged_and_so_is_what_the_task_had_or_has_for_another_backbone(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, judged: list[str]
+) -> None:
+    data, foreign = make_adapter(seed=1), make_adapter(seed=2, fingerprint="c" * 64)
+    seed("sst2", data, tenant="other")
+    seed("elsewhere", data)
+    seed("moved", foreign)
+    harness = await start_serving()
+    for _ in range(2):
+        assert not (await harness.adapters.RegisterAdapter(upload(data))).already_exists
+        await harness.adapters.DeleteTask(pb.DeleteTaskRequest(task="sst2"))
+    assert judged == [digest_of(data)] * 2
+    found = await refusal(harness.adapters.RegisterAdapter(upload(foreign, "moved")))
+    assert found == (grpc.StatusCode.INVALID_ARGUMENT, "BACKBONE_MISMATCH")
+    assert len(judged) == 3
+
+
+async def test_bytes_that_the_task_has_repair_what_is_stored(
+    harness: Harness, make_adapter: MakeAdapter, judged: list[str]
+) -> None:
+    data = make_adapter()
+    await harness.adapters.RegisterAdapter(upload(data))
+    blob = harness.store / "blobs" / "sha256" / digest_of(data)[:2] / digest_of(data)
+    blob.chmod(0o600)
+    blob.write_bytes(b"damaged")
+    await harness.adapters.RegisterAdapter(upload(data))
+    assert blob.read_bytes() == data
+    blob.unlink()
+    await harness.adapters.RegisterAdapter(upload(data))
+    assert blob.read_bytes() == data
+    assert len(judged) == 1
+
+
+async def test_a_version_that_something_speaks_against_is_judged(
+    harness: Harness, make_adapter: MakeAdapter, judged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_adapter()
+    await harness.adapters.RegisterAdapter(upload(data))
+    monkeypatch.setattr(Availability, "reason", lambda _, _version: "WRONG_HEAD")
+    await harness.adapters.RegisterAdapter(upload(data))
+    assert len(judged) == 2
+
+
+@asynccontextmanager
+async def beside_data_calls(harness: Harness) -> AsyncIterator[None]:
+    """While the block runs, the engine has something to do."""
+    harness.engine.hold = True
+    request = inference_pb2.PredictRequest(inputs=[inference_pb2.PredictInput(task="busy", text="w1")])
+    predicting = asyncio.ensure_future(harness.inference.Predict(request))
+    await harness.until(lambda: bool(harness.engine.held))
+    try:
+        yield
+    finally:
+        harness.engine.hold = False
+        harness.engine.answer_all()
+        await predicting
+
+
+async def test_beside_data_calls_a_loop_of_registrations_waits_before_its_bytes_are_read_and_nobody_else_does(
+    start_serving: StartServing,
+    seed: Seed,
+    make_adapter: MakeAdapter,
+    judged: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Only what the child has had makes anybody wait: all the rest costs less than it may be ahead.
+    monkeypatch.setattr(shares, "REGISTRATION_SHARE", 1e-9)
+    monkeypatch.setattr(shares, "MAX_AHEAD_S", 0.04)
+    monkeypatch.setattr(shares, "MAX_ALL_AHEAD_S", math.inf)
+    monkeypatch.setattr(registration, "JUDGEMENT_S", 0.0)
+    seed("busy", make_adapter())
+    harness = await start_serving()
+    bad = make_adapter(bad=float("nan"))
+    async with beside_data_calls(harness):
+        found = await refusal(harness.adapters.RegisterAdapter(upload(bad)))
+        assert found == (grpc.StatusCode.INVALID_ARGUMENT, "NON_FINITE")
+        again = asyncio.ensure_future(harness.adapters.RegisterAdapter(upload(make_adapter(seed=2))))
+        # Its connection's other calls have a share of their own.
+        await harness.adapters.GetTask(pb.GetTaskRequest(task="busy"))
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(harness.address, options=own) as channel:
+            others = adapters_pb2_grpc.AdapterServiceStub(channel)
+            await others.RegisterAdapter(upload(make_adapter(seed=3)))
+        assert not again.done()
+        assert len(judged) == 2
+        assert harness.temporaries() == []
+    assert (await again).version.live
+
+
+async def test_beside_data_calls_what_a_task_has_costs_next_to_nothing(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "REGISTRATION_SHARE", 1e-9)
+    monkeypatch.setattr(shares, "MAX_AHEAD_S", 0.14)
+    data = make_adapter()
+    seed("busy", data)
+    harness = await start_serving()
+    async with beside_data_calls(harness):
+        for _ in range(3):
+            assert (await harness.adapters.RegisterAdapter(upload(data, "busy", validate_only=True))).version.digest

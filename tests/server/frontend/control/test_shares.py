@@ -33,7 +33,7 @@ class Scene:
     def __init__(self, *, is_shared: bool = False) -> None:
         self.now = 0.0
         self.is_shared = is_shared
-        self.turns = Turns(Accounts(), lambda: self.is_shared, Recorder(), lambda: self.now)
+        self.turns = Turns(Accounts(SHARE), lambda: self.is_shared, Recorder(), lambda: self.now)
         self.at_work: list[tuple[str, asyncio.Event]] = []
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -53,6 +53,22 @@ class Scene:
             calls.enter(call)
             end = asyncio.Event()
             async with self.turns.turn(is_bounded=is_bounded):
+                self.at_work.append((connection, end))
+                await end.wait()
+                call.work_s += work_s
+                self.at_work.remove((connection, end))
+
+        self.tasks.append(asyncio.create_task(run()))
+        return self.tasks[-1]
+
+    def prepaid(self, connection: str, expected_s: float, work_s: float) -> asyncio.Task[None]:
+        """A call that has paid in advance, and stays at work until the test ends it."""
+
+        async def run() -> None:
+            call = Call("id", "method", math.inf, origin=Origin(connection))
+            calls.enter(call)
+            end = asyncio.Event()
+            async with self.turns.prepaid(expected_s):
                 self.at_work.append((connection, end))
                 await end.wait()
                 call.work_s += work_s
@@ -199,6 +215,31 @@ async def test_who_waits_for_its_share_goes_on_when_data_calls_end() -> None:
         await waiting
 
 
+async def test_who_pays_in_advance_keeps_no_place_and_begins_nothing_beyond_its_share() -> None:
+    async with Scene(is_shared=True) as scene:
+        for _ in range(MAX_CONTROL_CALLS):
+            scene.prepaid("a", MAX_AHEAD_S / 2, 0.0)
+        await settle()
+        # Those that begin before any of them has cost something.
+        assert scene.connections() == ["a"] * 3
+        scene.call("b")
+        await settle()
+        assert scene.connections() == ["a"] * 3 + ["b"]
+
+
+@pytest.mark.parametrize(("work_s", "is_next"), [(0.0, True), (MAX_AHEAD_S, False)])
+async def test_what_was_paid_in_advance_is_corrected_by_what_it_did_cost(work_s: float, is_next: bool) -> None:
+    async with Scene(is_shared=True) as scene:
+        scene.prepaid("a", MAX_AHEAD_S + 0.1, work_s + 0.001)
+        await settle()
+        scene.prepaid("a", 0.0, 0.0)
+        await settle()
+        assert len(scene.at_work) == 1
+        scene.end_first()
+        await settle()
+        assert scene.connections() == ["a"] * is_next
+
+
 async def test_a_loop_of_control_calls_waits_beside_data_calls_and_nobody_else_does(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +265,7 @@ async def test_a_loop_of_control_calls_waits_beside_data_calls_and_nobody_else_d
 
 def simulate(loops: list[Looping], seconds: float) -> dict[str, float]:
     """What each of these, which call without pause, one after the other, gets of so many seconds beside data calls."""
-    accounts, had, now = Accounts(), dict.fromkeys((who for who, _ in loops), 0.0), 0.0
+    accounts, had, now = Accounts(SHARE), dict.fromkeys((who for who, _ in loops), 0.0), 0.0
     while now < seconds:
         accounts.settle(now, is_shared=True)
         ready = sorted((accounts.ahead_s(who), index) for index, (who, _) in enumerate(loops))

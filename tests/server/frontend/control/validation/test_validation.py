@@ -8,18 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from adamix.errors import AdamixError, Code, InvalidAdapter
+from adamix.errors import AdamixError, Code, InvalidAdapter, Unavailable
 from adamix.files.adapter_file import decode, encode
 from adamix.files.manifest import BackboneSpec, Manifest
 from adamix.files.tensors import Dtype, TensorData, canonical_json
-from adamix_server.frontend.control import validation
+from adamix_server.frontend.control import metered_child, validation
 from adamix_server.frontend.control.validation import MAX_CHILDREN, Verdict, validate, validate_async
 
 Stored = Callable[[bytes], Path]
@@ -69,31 +70,67 @@ async def test_several_files_at_once_are_each_judged(
 async def test_no_more_children_run_at_once_than_allowed(
     monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes
 ) -> None:
-    running, most, lock, run = 0, 0, threading.Lock(), subprocess.run
+    running, most, lock, run = 0, 0, threading.Lock(), metered_child.run
 
-    def counted(*args: object, **kwargs: object) -> object:
+    def counted(*args: Any, **kwargs: Any) -> "subprocess.CompletedProcess[bytes]":
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
         try:
-            return run(*args, **kwargs)  # type: ignore[call-overload]
+            return run(*args, **kwargs)
         finally:
             with lock:
                 running -= 1
 
-    monkeypatch.setattr(subprocess, "run", counted)
+    monkeypatch.setattr(metered_child, "run", counted)
     path = stored(valid)
     await asyncio.gather(*(validate_async(path, spec) for _ in range(2 * MAX_CHILDREN + 1)))
     assert most == MAX_CHILDREN
 
 
-def test_a_child_that_hangs_is_a_timeout(stored: Stored, spec: BackboneSpec, valid: bytes) -> None:
-    with pytest.raises(InvalidAdapter, match=r"within 0\.001 s") as caught:
+def test_a_child_has_so_much_processor_time(stored: Stored, spec: BackboneSpec, valid: bytes) -> None:
+    endless = (
+        "import os, sys\n"
+        "from adamix_server.frontend.control import validation\n"
+        "order = validation._Order(path=os.fsencode(sys.argv[1]), spec=None, expected_digest=None, timeout_s=1.0)\n"
+        "validation._read(order)\n"
+        "while True: pass\n"
+    )
+    child = subprocess.run([sys.executable, "-c", endless, str(stored(valid))], check=False, capture_output=True)
+    assert child.returncode == -signal.SIGXCPU
+    assert validation._without_verdict(child.returncode, b"\n", 1.0).reason == "VALIDATOR_TIMEOUT"
+
+
+def test_a_child_that_gets_no_processor_says_nothing_of_the_file(
+    stored: Stored, spec: BackboneSpec, valid: bytes
+) -> None:
+    with pytest.raises(Unavailable) as caught:
         validate(stored(valid), spec, timeout_s=0.001)
-    assert caught.value.reason == "VALIDATOR_TIMEOUT"
+    assert caught.value.reason == "VALIDATION_INTERRUPTED"
+    assert caught.value.retry_after_s is not None
 
 
+@pytest.mark.parametrize("program", ["print('not a verdict')", "import time; time.sleep(600)"])
+def test_what_a_child_has_cost_is_told_also_where_it_gives_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes, program: str
+) -> None:
+    monkeypatch.setattr(validation, "_COMMAND", [sys.executable, "-I", "-S", "-c", BURN + program])
+    told: list[float] = []
+    with pytest.raises((InvalidAdapter, Unavailable)):
+        validate(stored(valid), spec, timeout_s=0.5, spent=told.append)
+    assert len(told) == 1
+    assert told[0] >= 0.05
+
+
+def test_what_a_verdict_has_cost_is_told(stored: Stored, spec: BackboneSpec, valid: bytes) -> None:
+    told: list[float] = []
+    validate(stored(valid), spec, spent=told.append)
+    # It has at least loaded its libraries.
+    assert told[0] > 0.01
+
+
+BURN = "import time\nwhile time.process_time() < 0.05: pass\n"
 INTERRUPTED = (Code.UNAVAILABLE, "VALIDATION_INTERRUPTED")
 CRASHED = (Code.INVALID_ARGUMENT, "VALIDATOR_CRASHED")
 
@@ -145,10 +182,7 @@ def test_a_child_without_a_verdict_is_about_the_file_or_about_the_machine(
     monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes, end: str
 ) -> None:
     program, expected = ENDS[end]
-    run = subprocess.run
-    monkeypatch.setattr(
-        subprocess, "run", lambda _, **kwargs: run([sys.executable, "-I", "-S", "-c", program], **kwargs)
-    )
+    monkeypatch.setattr(validation, "_COMMAND", [sys.executable, "-I", "-S", "-c", program])
     with pytest.raises(AdamixError) as caught:
         validate(stored(valid), spec)
     error = caught.value
@@ -179,7 +213,7 @@ def test_a_child_that_cannot_be_started_says_nothing_of_the_file(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(metered_child, "Child", refuse)
     with pytest.raises(AdamixError) as caught:
         validate(stored(valid), spec)
     assert (caught.value.code, caught.value.reason) == expected
@@ -197,10 +231,7 @@ def test_what_a_refusal_quotes_is_printable_and_short(
     monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes
 ) -> None:
     program = """print('{"type":"_Refusal","reason":"R","message":"a\\\\u001b[31m\\\\u202e\\\\n' + 'x' * 9999 + '"}')"""
-    run = subprocess.run
-    monkeypatch.setattr(
-        subprocess, "run", lambda _, **kwargs: run([sys.executable, "-I", "-S", "-c", program], **kwargs)
-    )
+    monkeypatch.setattr(validation, "_COMMAND", [sys.executable, "-I", "-S", "-c", program])
     with pytest.raises(InvalidAdapter) as caught:
         validate(stored(valid), spec)
     assert caught.value.message.startswith("a?[31m??x")
@@ -211,15 +242,16 @@ def test_the_child_gets_no_secret_of_the_parents_environment(
     monkeypatch: pytest.MonkeyPatch, stored: Stored, spec: BackboneSpec, valid: bytes
 ) -> None:
     seen: dict[str, str] = {}
-    run = subprocess.run
+    run = metered_child.run
 
-    def watched(*args: object, **kwargs: object) -> object:
-        seen.update(kwargs["env"])  # type: ignore[call-overload]
-        return run(*args, **kwargs)  # type: ignore[call-overload]
+    def watched(*args: Any, environment: Mapping[str, str], **kwargs: Any) -> "subprocess.CompletedProcess[bytes]":
+        seen.update(environment)
+        return run(*args, environment=environment, **kwargs)
 
     monkeypatch.setenv("ADAMIX_TEST_SECRET", "s3cret")
-    monkeypatch.setattr(subprocess, "run", watched)
+    monkeypatch.setattr(metered_child, "run", watched)
     validate(stored(valid), spec)
+    assert seen
     assert "s3cret" not in seen.values()
 
 
