@@ -5,13 +5,14 @@ they have in common: a front end keeps a row of each of tens of thousands of key
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Select, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, select
 
-from adamix_server.access.quotas import NO_QUOTAS, Quotas
+from adamix_server.access.quotas import NO_QUOTAS, QUOTA_NAMES, Quotas
 from adamix_server.access.rights import RIGHTS, Right
 from adamix_server.catalog import schema
 from adamix_server.catalog.access import Access, GrantRow, KeyRow, TenantRow
@@ -75,10 +76,8 @@ class AccessMaps:
         for owner, name in changed["grant"]:
             task, _, tenant = name.partition("/")
             grants[owner, task, tenant] = None
-        owned = tuple_(_tasks.tenant, _tasks.task, _grants.tenant)
-        for row in _read(connection, select_grants, owned, grants):
-            grant = to_grant(row)
-            grants[_name_of(grant)] = grant
+        for row in _read_grants(connection, grants):
+            grants[row.owner, row.task, row.tenant] = to_grant(row)
         return AccessMaps(
             self._tenants.changed(tenants),
             self._keys.changed(keys),
@@ -100,8 +99,15 @@ class AccessMaps:
 NO_ACCESS_MAPS = AccessMaps(PartedMap.of(()), PartedMap.of(()), PartedMap.of(()), PartedMap.of(()))
 
 
+def grants_of(tenant: str) -> ColumnElement[bool]:
+    """Of `select_grants`: those of a tenant's tasks, and those to it."""
+    mine = select(_tasks.id).where(_tasks.tenant == tenant)
+    return _grants.task_id.in_(mine) | (_grants.tenant == tenant)
+
+
 def to_tenant(row: Row[Any]) -> TenantRow:
-    quotas = _quotas.decode(row.quotas)
+    # A newer adamix may know others; a server that cannot read its tenants would be of no use to any.
+    quotas = {name: value for name, value in _quotas.decode(row.quotas).items() if name in QUOTA_NAMES}
     return TenantRow(
         tenant=sys.intern(row.tenant),
         etag=row.etag,
@@ -156,6 +162,20 @@ def _is_certificate(row: KeyRow) -> bool:
 
 def _name_of(row: GrantRow) -> Grant:
     return row.owner, row.task, row.tenant
+
+
+def _read_grants(connection: Connection, wanted: Iterable[Grant]) -> Iterator[Row[Any]]:
+    """Those that there are, and perhaps others of the same tasks."""
+    by_owner: defaultdict[str, list[Grant]] = defaultdict(list)
+    for grant in wanted:
+        by_owner[grant[0]].append(grant)
+    for owner, grants in by_owner.items():
+        for start in range(0, len(grants), _ROWS_PER_QUERY):
+            some = grants[start : start + _ROWS_PER_QUERY]
+            # Not as triples, for which SQLite would look at every grant there is.
+            tasks, tenants = {task for _, task, _ in some}, {tenant for _, _, tenant in some}
+            query = select_grants.where(_tasks.tenant == owner, _tasks.task.in_(tasks), _grants.tenant.in_(tenants))
+            yield from connection.execute(query)
 
 
 def _read(

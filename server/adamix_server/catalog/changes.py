@@ -78,11 +78,6 @@ def make_tenant(connection: Connection, tenant: str) -> None:
     connection.execute(row.on_conflict_do_nothing())
 
 
-def has_task(connection: Connection, tenant: str, task: str) -> bool:
-    query = select(_tasks.id).where(_tasks.tenant == tenant, _tasks.task == task)
-    return connection.execute(query).first() is not None
-
-
 def find_or_make_task(connection: Connection, tenant: str, task: str) -> int:
     """The row id of a task, of a tenant that exists; it is made if it does not exist."""
     now = now_us()

@@ -10,7 +10,7 @@ from adamix.errors import InvalidRequest, NotFound, Overloaded
 from adamix_server.access.principal import SERVER, Actor
 from adamix_server.catalog import changes, schema
 from adamix_server.catalog.access import GrantRow
-from adamix_server.catalog.access_reading import select_grants, to_grant
+from adamix_server.catalog.access_reading import grants_of, select_grants, to_grant
 from adamix_server.catalog.changes import Change, grant_name
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
@@ -79,7 +79,7 @@ class Grants:
         listing = ("grants", check_name(tenant, "tenant"))
         size, key = check_page_size(page_size), read_token(page_token, listing, str, str, str)
         name = _tasks.tenant, _tasks.task, _grants.tenant
-        query = select_grants.where((_tasks.tenant == tenant) | (_grants.tenant == tenant))
+        query = select_grants.where(grants_of(tenant))
         if key is not None:
             query = query.where(tuple_(*name) > tuple_(*key))
         with self._database.read() as connection:

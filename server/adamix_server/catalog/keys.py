@@ -103,8 +103,8 @@ class Keys:
             changes.check_tenant(connection, tenant)
             if _find(connection, key_id) is not None:
                 raise FailedPrecondition("there is a key with this id", reason="KEY_EXISTS")
-            in_force = (_keys.certificate_name == certificate_name) & _keys.revoke_time_us.is_(None)
-            if certificate_name and connection.execute(select(_keys.id).where(in_force)).first() is not None:
+            taken = select(_keys.id).where(_keys.certificate_name == certificate_name, schema.of_certificate_in_force)
+            if certificate_name and connection.execute(taken).first() is not None:
                 raise FailedPrecondition(
                     "there is a key for this certificate; revoke it first", reason="CERTIFICATE_TAKEN"
                 )

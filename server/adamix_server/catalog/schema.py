@@ -221,12 +221,8 @@ keys = Table(
     Index("keys_of_tenant", "tenant", "id"),
     sqlite_autoincrement=True,
 )
-Index(
-    "one_key_of_certificate",
-    keys.c.certificate_name,
-    unique=True,
-    sqlite_where=(keys.c.certificate_name != literal_column("''")) & keys.c.revoke_time_us.is_(None),
-)
+of_certificate_in_force = (keys.c.certificate_name != literal_column("''")) & keys.c.revoke_time_us.is_(None)
+Index("one_key_of_certificate", keys.c.certificate_name, unique=True, sqlite_where=of_certificate_in_force)
 
 # The last day (`YYYY-MM-DD`, UTC) on which a key was used. Noted late and outside of revisions: nobody is served by it.
 key_uses = Table(

@@ -115,7 +115,7 @@ class Catalog:
         with self._traces.changing(registered) as connection:
             if request_id and (known := retries.recall(connection, tenant, request_id, asked)) is not None:
                 return _as_it_was(registration, known), known.already_exists
-            quotas = stored_quotas.read_quotas(connection, tenant, self._default_quotas)
+            stored_quotas.check_registration(connection, registration, self._default_quotas)
             # A purge removes blobs under the same lock: what is there now, stays.
             if not self.blobs.exists(digest):
                 raise Unavailable(
@@ -124,12 +124,9 @@ class Catalog:
                     # At once: nothing has to pass first.
                     retry_after_s=retry.MIN_S,
                 )
-            if not changes.has_task(connection, tenant, task):
-                stored_quotas.check_new_task(connection, tenant, quotas)
             task_id = changes.find_or_make_task(connection, tenant, task)
             exists = digest in changes.ready_versions(connection, task_id)
             if not exists:
-                stored_quotas.check_new_version(connection, registration, task_id, quotas)
                 connection.execute(
                     insert(schema.versions).values(
                         task_id=task_id,
@@ -169,6 +166,14 @@ class Catalog:
         with self._database.read() as connection:
             answered = retries.recall(connection, registration.tenant, registration.request_id, _asked(registration))
             return answered is not None
+
+    def check_room(self, registration: Registration) -> None:
+        """What `register` would say of the tenant and its quotas now, before anything is done for it.
+
+        Raises NotFound, QuotaExceeded.
+        """
+        with self._database.read() as connection:
+            stored_quotas.check_registration(connection, registration, self._default_quotas)
 
     def set_traffic(
         self, tenant: str, task: str, shares: Iterable[tuple[str, int]], etag: str = "", *, by: Actor = SERVER
@@ -228,8 +233,7 @@ class Catalog:
             if pinned and version.backbone_fingerprint != self._backbone:
                 raise _for_another_backbone(digest)
             if pinned and not version.pinned:
-                quotas = stored_quotas.read_quotas(connection, tenant, self._default_quotas)
-                stored_quotas.check_new_pin(connection, tenant, quotas)
+                stored_quotas.check_new_pin(connection, tenant, self._default_quotas)
             if changes.set_pin(connection, task_id, digest, pinned):
                 changes.record(connection, tenant, task, "pin" if pinned else "unpin", digest, by=by)
             return self._read_task(connection, task_id).version(digest)

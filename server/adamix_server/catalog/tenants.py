@@ -11,7 +11,7 @@ from adamix_server.access.principal import SERVER, Actor
 from adamix_server.access.quotas import NO_QUOTAS, Quotas, ServiceClass, check_quotas, check_weight
 from adamix_server.catalog import changes, schema
 from adamix_server.catalog.access import TenantRow
-from adamix_server.catalog.access_reading import select_grants, select_tenants, to_tenant
+from adamix_server.catalog.access_reading import grants_of, select_grants, select_tenants, to_tenant
 from adamix_server.catalog.changes import Change, grant_name
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lifecycle import State
@@ -23,7 +23,7 @@ from adamix_server.config import DEFAULT_TENANT
 from adamix_server.names import check_name, tenant_not_found
 
 _tenants, _tasks, _versions = schema.tenants.c, schema.tasks.c, schema.versions.c
-_keys, _grants, _requests = schema.keys.c, schema.grants.c, schema.requests.c
+_keys, _requests = schema.keys.c, schema.requests.c
 
 _CLASSES: tuple[ServiceClass, ...] = ("interactive", "batch")
 
@@ -186,7 +186,7 @@ def _columns(weight: int, service_class: ServiceClass, quotas: Quotas) -> dict[s
 def _all_of(connection: Connection, tenant: str) -> list[Change]:
     """What snapshots have of a tenant besides its tasks: itself, its keys, and the grants of its tasks and to it."""
     keys = connection.scalars(select(_keys.key_id).where(_keys.tenant == tenant))
-    grants = connection.execute(select_grants.where((_tasks.tenant == tenant) | (_grants.tenant == tenant)))
+    grants = connection.execute(select_grants.where(grants_of(tenant)))
     return [
         ("tenant", tenant, tenant),
         *(("key", tenant, key_id) for key_id in keys),

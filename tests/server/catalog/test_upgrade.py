@@ -14,6 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from adamix.errors import DataLoss, FailedPrecondition, StoreFull
+from adamix_server.access.quotas import NO_QUOTAS
 from adamix_server.catalog import exchange, schema, upgrade
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lineage import CATALOG_FILE
@@ -86,6 +87,34 @@ def test_all_steps_from_nothing_lead_to_what_a_new_one_is(tmp_path: Path) -> Non
         ((tenant, etag, created_us, updated_us, *shares),) = content["rows"].pop("tenants")
         assert (tenant, len(etag), created_us == updated_us, shares) == (ME, 16, True, [1, "interactive", "{}"])
     assert found == new
+
+
+def test_every_tenant_is_there_as_anybody_and_so_is_the_first_one(old_store: Path, old_schema: int, here: str) -> None:
+    with sqlite3.connect(old_store / CATALOG_FILE) as connection:
+        known = dict(connection.execute("SELECT tenant, create_time_us FROM tenants"))
+    connection.close()
+    assert known.keys() == {ME, "other"}
+    recover(old_store)
+    catalog = Catalog(old_store, backbone_fingerprint=here)
+    snapshot = catalog.snapshot()
+    catalog.close()
+    rows = snapshot.access.tenants
+    assert {name: row.create_time_us for name, row in rows.items()} == known
+    assert {(row.weight, row.service_class, row.quotas) for row in rows.values()} == {(1, "interactive", NO_QUOTAS)}
+    assert len({row.etag for row in rows.values()}) == 2
+    assert (len(snapshot.access.keys), len(snapshot.access.grants)) == (0, 0)
+
+
+def test_one_that_had_no_task_yet_gets_its_first_tenant(store: Path, here: str) -> None:
+    shutil.copytree(STORES / "schema_4", store)
+    with sqlite3.connect(store / CATALOG_FILE) as connection:
+        for table in ("versions", "traffic", "pins", "tasks", "requests", "tenants"):
+            connection.execute(f"DELETE FROM {table}")
+    connection.close()
+    recover(store)
+    catalog = Catalog(store, backbone_fingerprint=here)
+    assert list(catalog.snapshot().access.tenants) == [ME]
+    catalog.close()
 
 
 def test_the_old_file_is_kept_as_it_was(old_store: Path, old_schema: int) -> None:

@@ -197,6 +197,8 @@ class Registrations:
         register = partial(self._catalog.register, registration, calls.actor())
         if bool(registration.request_id) and await self._view.run(partial(self._catalog.is_answered, registration)):
             return await self._view.change(register)
+        # Asked again when it is registered. Who may have no more is not to put others out of host memory.
+        await self._view.run(partial(self._catalog.check_room, registration))
         await self._view.run(partial(self._catalog.blobs.put, path, digest))
         self._view.availability.loaded(digest)
         try:
