@@ -82,6 +82,13 @@ METRICS: dict[str, Metric] = {
             ("tenant", "reason"),
             per_tenant=True,
         ),
+        Metric(
+            "adamix_tenant_tokens_total",
+            "counter",
+            "Tokens of a tenant's answered inputs, and those generated for it.",
+            ("tenant", "kind"),
+            per_tenant=True,
+        ),
         Metric("adamix_task_requests_total", "counter", "Inputs per task.", ("tenant", "task"), per_task=True),
         Metric(
             "adamix_task_seconds",

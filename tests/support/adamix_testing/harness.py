@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from adamix.files.manifest import BackboneSpec
-from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
+from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMoving, EngineStalled, Ready, StartFrontEnd
 from adamix_server.client import Client
 from adamix_server.client.connection import channel_options
@@ -46,6 +46,7 @@ class Harness:
         self.channel = grpc.aio.insecure_channel(address, options=channel_options())
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
 
     def drain(self, delay_s: float = 0.0, grace_s: float = 5.0) -> None:

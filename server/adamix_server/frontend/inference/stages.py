@@ -25,6 +25,7 @@ from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.feeding import Feeding, Place
 from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, likely_tokens
+from adamix_server.frontend.usage import Meter
 from adamix_server.frontend.visibility import NO_TASK, visible
 from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
@@ -46,6 +47,7 @@ class Item:
         name: (tenant, task) of what answers it, once the version is known. The tenant is that of the task, not of the
             caller, if the task is lent.
         text: what to tokenize; None for an input that came as token ids.
+        num_tokens: once they are known.
     """
 
     asked: str
@@ -55,6 +57,7 @@ class Item:
     version: VersionRow | None = None
     text: Text | None = None
     tokens: Tokens | None = None
+    num_tokens: int = 0
     event: Event | None = None
     error: AdamixError | None = None
 
@@ -76,6 +79,7 @@ class Stages:
         feeding: Feeding,
         quota: Quota,
         recorder: Recorder,
+        meter: Meter,
     ) -> None:
         self.view = view
         self._tokenizer = tokenizer
@@ -83,6 +87,7 @@ class Stages:
         self._feeding = feeding
         self._quota = quota
         self._recorder = recorder
+        self._meter = meter
 
     def read(self, message: inference_pb2.PredictInput, field: str, principal: Principal, deadline: float) -> Item:
         """An input with its version and content, or with what is wrong with them.
@@ -187,7 +192,7 @@ class Stages:
             if isinstance(result, AdamixError):
                 item.error = result
             else:
-                item.tokens = result
+                item.tokens, item.num_tokens = result, len(result)
 
     async def charge(self, items: Iterable[Item], place: Place) -> None:
         """Charge the tenant the tokens of one call's inputs; all get the error that says why it may not have them."""
@@ -279,7 +284,8 @@ class Stages:
             tenant: that asked; the tasks may be another's.
         """
         answered: Counter[Name] = Counter()
-        refused: dict[str, int] = {}
+        refused: Counter[str] = Counter()
+        num_tokens = 0
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
             if item.version is not None:
@@ -288,13 +294,19 @@ class Stages:
                 elif not availability.is_clean:
                     availability.loaded(item.version.digest)
             if item.error is not None and _is_refusal(item.error):
-                refused[item.error.reason] = refused.get(item.error.reason, 0) + 1
+                refused[item.error.reason] += 1
+            if item.event is not None:
+                num_tokens += item.num_tokens
             # A task that was deleted meanwhile must not get its series back.
             if item.version is not None and item.name in tasks:
                 answered[item.name] += 1
+        if num_tokens:
+            self._meter.computed(tenant, num_tokens)
+            self._recorder.inc("adamix_tenant_tokens_total", tenant, "input", by=num_tokens)
         for reason, count in refused.items():
             self._recorder.inc("adamix_rejected_total", reason, by=count)
             self._recorder.inc("adamix_tenant_rejected_total", tenant, reason, by=count)
+            self._meter.rejected(tenant, reason, count)
         for name, count in answered.items():
             self._recorder.inc("adamix_task_requests_total", *name, by=count)
             self._recorder.observe("adamix_task_seconds", *name, value=seconds)
@@ -311,6 +323,7 @@ class Stages:
             case "token_ids":
                 vocab_size = self.view.spec.vocab_size
                 item.tokens = check_ids(message.token_ids.ids, vocab_size, max_tokens, f"{field}.token_ids")
+                item.num_tokens = len(item.tokens)
             case _:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
 
