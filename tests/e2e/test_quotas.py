@@ -64,7 +64,9 @@ def quotas(server: Server, spec: BackboneSpec, limits: Quotas) -> Iterator[None]
         catalog.close()
 
 
-def test_a_rate_is_kept_over_all_front_ends(server: Server, clients: list[Client], spec: BackboneSpec) -> None:
+def test_a_rate_is_kept_over_all_front_ends(
+    server: Server, clients: list[Client], spec: BackboneSpec, eventually: Eventually
+) -> None:
     rate, seconds = 2_000, 3.0
 
     def flood(client: Client) -> int:
@@ -84,6 +86,8 @@ def test_a_rate_is_kept_over_all_front_ends(server: Server, clients: list[Client
         elapsed_s = time.monotonic() - began
     most = rate * elapsed_s + rate + FRONT_ENDS * LEASE_S * rate + TOKENS
     assert rate * seconds / 2 < admitted <= most
+    reason = "QUOTA_INPUT_TOKENS_PER_S"
+    eventually(lambda: server.metric("adamix_rejected_total", reason=reason) > 0, "refusals among the metrics")
 
 
 def test_a_slot_is_found_wherever_it_is_and_comes_back_from_a_front_end_that_was_killed(

@@ -244,6 +244,7 @@ class Borrower:
         account.free += units
         if isinstance(account.limit, int):
             account.used -= 1
+            account.used_at = now
         self._serve(account, now)
         if isinstance(account.limit, Flow):
             # More than a lease came back: the others need not wait until this front end is idle.

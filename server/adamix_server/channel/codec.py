@@ -13,6 +13,7 @@ import msgspec
 
 from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit, TenantShares
 from adamix_server.channel.supervisor_frames import (
+    Account,
     Agreed,
     Asks,
     Beat,
@@ -38,7 +39,7 @@ from adamix_server.channel.supervisor_frames import (
 ToEngine = Submit | Cancel | Control | TenantShares
 FromEngine = Hello | Emit | Credit | Reply
 
-# Supervisor -> child, and back: words, and statistics, which are made when they are sent.
+# Supervisor -> child, and back: words, and what is counted, which is made when it is sent.
 ToChild = (
     StartEngine
     | StartFrontEnd
@@ -52,7 +53,7 @@ ToChild = (
     | Drain
 )
 Word = Ready | Fatal | Beat | Seen | Asks | Health | DrainWanted | Drained
-FromChild = Word | Stats
+FromChild = Word | Stats | Account
 
 F = TypeVar("F")
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from adamix_server.access.entries import Entry
 from adamix_server.access.leases import Ask, Loan, joined
+from adamix_server.access.sums import Sums
 from adamix_server.channel.engine_frames import Frame, Hello
 from adamix_server.config import EngineSettings, FrontEndSettings, LogLevel
 
@@ -199,6 +201,18 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     name: str
     labels: tuple[str, ...]
     values: list[float]
+
+
+class Account(Frame, frozen=True, kw_only=True):
+    """Front end -> supervisor, every second: what is to be written down since the last one, made when it is sent.
+
+    `entries` are for the audit; `usage` and `keys` (id of a key -> the day on which it was used, `YYYY-MM-DD`) are
+    added to what is known.
+    """
+
+    entries: list[Entry]
+    usage: list[Sums]
+    keys: dict[str, str]
 
 
 class Stats(Frame, frozen=True):

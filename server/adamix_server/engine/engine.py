@@ -27,6 +27,7 @@ from adamix_server.channel.engine_frames import (
     Hello,
     Reply,
     Submit,
+    TenantShare,
     TenantShares,
     Timing,
     Value,
@@ -35,7 +36,8 @@ from adamix_server.channel.engine_frames import (
 from adamix_server.engine.credit import QueueRoom
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Batch, Request
-from adamix_server.engine.residency.loader import AdapterLoader
+from adamix_server.engine.residency.claims import Claims
+from adamix_server.engine.residency.loader import AdapterLoader, in_use
 from adamix_server.engine.residency.orders import Orders
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.engine.token_rate import TokenRate
@@ -95,6 +97,7 @@ class Engine:
         self._largest_batch_before = 0
         # What front ends asked of adapters besides requests.
         self._orders = Orders(adapters)
+        self._claims = Claims(lambda digest: adapters.residency(digest) == "store")
         # The requests that have ended in this step, each with its final event.
         self._outbox: dict[Peer, list[tuple[Request, Event]]] = {}
         self._draining = False
@@ -162,6 +165,7 @@ class Engine:
             case Submit(rows=rows):
                 now = time.monotonic()
                 for row in rows:
+                    self._claims.note(row.digest, row.tenant)
                     self._scheduler.add(Request(row, peer, now, self._adapters.hold(row.digest)))
             case Cancel(ids=ids):
                 for request_id in ids:
@@ -169,13 +173,7 @@ class Engine:
                         self._finish(request, Cancelled("the caller is gone"))
             case TenantShares(shares=shares):
                 # All front ends read the same catalog: whose word is the newest knows best.
-                weights = {each.tenant: min(max(each.weight, 1), MAX_WEIGHT) for each in shares}
-                self._scheduler.set_shares(
-                    {
-                        each.tenant: Shares(weight=weights[each.tenant], service_class=each.service_class)
-                        for each in shares
-                    }
-                )
+                self._scheduler.set_shares({each.tenant: _shares(each) for each in shares})
             case Control(op="hello"):
                 self._channel.send(peer, self.hello)
                 self._channel.send(peer, self._first_credit(peer))
@@ -184,19 +182,42 @@ class Engine:
 
     def _control(self, peer: Peer, frame: Control) -> None:
         value: Value = None
+        if frame.tenant and frame.op in ("load", "activate", "pin"):
+            self._claims.note(frame.digest, frame.tenant)
         match frame.op:
+            case "unload" if frame.tenant and self._is_shared(frame):
+                # Its requests, too, if it has some; as if nobody else had any.
+                error = in_use() if frame.tenant in self._tenants_of(frame.digest) else None
+                self._reply(peer, frame.call, value="store", error=error)
+                return
             case "load" | "activate" | "pin" | "unpin" | "unload":
                 self._orders.place(frame.op, frame.digest, (peer, frame.call))
                 return
             case "pins":
                 value = self._adapters.pinned()
             case "residencies":
-                value = [self._adapters.residency(digest) for digest in frame.digests]
+                value = [self._residency(digest, frame.tenant) for digest in frame.digests]
             case "in_use":
                 value = [digest for digest in frame.digests if self._adapters.is_held(digest)]
             case "report":
                 value = self._load()
         self._reply(peer, frame.call, value=value)
+
+    def _residency(self, digest: str, tenant: str) -> str:
+        """Where an adapter is, for a tenant (empty: for the server)."""
+        return self._adapters.residency(digest) if not tenant or self._claims.has(digest, tenant) else "store"
+
+    def _is_shared(self, frame: Control) -> bool:
+        """Whether others than the tenant that unloads an adapter need it. The tenant will be told that it is gone."""
+        tenants = self._tenants_of(frame.digest)
+        if frame.tenant not in tenants:
+            self._claims.drop(frame.digest, frame.tenant)
+        # What the tenant itself has pinned, its front end refuses to unload.
+        return frame.is_kept or self._adapters.is_pinned(frame.digest) or bool(tenants - {frame.tenant})
+
+    def _tenants_of(self, digest: str) -> set[str]:
+        """Those that have requests for an adapter."""
+        return {request.row.tenant for request in self._scheduler.of(digest)}
 
     def _first_credit(self, peer: Peer) -> Credit:
         inputs, tokens = self._room.grant(peer)
@@ -318,6 +339,10 @@ class Engine:
             self._largest_batch_before, self._largest_batch = self._largest_batch, 0
             self._adapters.report()
             self._on_stats()
+
+
+def _shares(share: TenantShare) -> Shares:
+    return Shares(weight=min(max(share.weight, 1), MAX_WEIGHT), service_class=share.service_class)
 
 
 def _final_event(request: Request, outcome: NDArray[np.float32] | AdamixError) -> Event:

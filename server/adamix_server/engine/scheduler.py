@@ -22,7 +22,7 @@ from adamix_server.engine.tenants import LATELY_S, Tenants
 
 # Deadlines of requests that are gone are cleared away once they outnumber the queue by this many.
 _SPARE_DEADLINES = 1024
-# A short batch is so much work: beside somebody with more than so many full batches queued, others wait for short ones.
+# Beside somebody with more than so many full batches queued, others wait for short ones: of so much work.
 SHORT_S = 0.04
 HOG_BATCHES = 2
 # A batch is never shorter for that than one usual text: what a batch takes beside its tokens would be all it takes.

@@ -1,6 +1,7 @@
 """Two service classes share a device: `batch` takes what `interactive` leaves, and is owed a part of all tokens. Pure.
 
-While interactive work came lately, batches end where they are still short, so that what comes next waits little.
+In a batch, what the batch class is owed comes first, then interactive work, then the batch class again. While
+interactive work came lately, batches end where they are still short, so that what comes next waits little.
 """
 
 from adamix_server.engine.fair import Chosen, FairQueue

@@ -42,6 +42,10 @@ class Entrance:
     keep_fresh: Callable[[], Awaitable[None]] = _nothing
 
 
+# As `open_entrance`.
+OpenEntrance = Callable[[FrontEndSettings, Callable[[], Access], Callable[[RefusalKind, str], None]], Entrance]
+
+
 def open_entrance(
     settings: FrontEndSettings, access: Callable[[], Access], on_refused: Callable[[RefusalKind, str], None]
 ) -> Entrance:

@@ -23,6 +23,7 @@ from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
 from adamix_server.channel.codec import ToChild, Word
 from adamix_server.channel.supervisor_frames import (
+    Account,
     Agreed,
     Drain,
     Drained,
@@ -44,8 +45,10 @@ from adamix_server.frontend.borrowing import Borrowing
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.quota import Quota
+from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_server.frontend.control.admin import AdminServicer
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations, Validate
@@ -56,7 +59,7 @@ from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
-from adamix_server.frontend.entrance import open_entrance
+from adamix_server.frontend.entrance import OpenEntrance, open_entrance
 from adamix_server.frontend.inference.feeding import Feeding
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
@@ -66,6 +69,7 @@ from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.frontend.store_watch import StoreWatch
 from adamix_server.frontend.tenancy import Tenancy
+from adamix_server.frontend.usage import Meter
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -83,6 +87,8 @@ class Pipe(Protocol):
     def send(self, frame: Word) -> None: ...
 
     def report(self, drain: Callable[[], list[Sample]]) -> None: ...
+
+    def account(self, make: Callable[[], Account]) -> None: ...
 
     async def receive(self) -> ToChild | None: ...
 
@@ -114,6 +120,7 @@ class FrontEnd:
         pipe: to the supervisor.
         connect: (address, generation, engine id) -> channel to an engine.
         validate: judges uploads.
+        enter: opens what stands at the port.
     """
 
     def __init__(
@@ -123,11 +130,14 @@ class FrontEnd:
         *,
         connect: Connect = channel.connect,
         validate: Validate = validate_in_child,
+        enter: OpenEntrance = open_entrance,
     ) -> None:
         self._start = start
         self._pipe = pipe
         self._validate = validate
+        self._enter = enter
         self._recorder = Recorder()
+        self._witness, self._meter = Witness(), Meter()
         self._link = EngineLink(connect)
         self._readiness = Readiness(ENGINE_RESTARTING)
         self._agreement = Party()
@@ -196,13 +206,13 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        tenancy = Tenancy(view)
+        tenancy = Tenancy(view, Quotas(**settings.default_quotas))
         if (borrowing := self._borrowing) is None:
             quota = Quota(tenancy.quotas)
         else:
             quota = Quota(tenancy.quotas, borrowing.holder, borrowing.poke)
             closing.callback(borrowing.close)
-        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder)
+        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder, self._meter)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
@@ -212,12 +222,13 @@ class FrontEnd:
 
         shares, places = Shares(is_shared, recorder), UploadPlaces(settings.max_upload_s, recorder)
         registrations = Registrations(view, residency, shares, self._validate, root)
-        entrance = await asyncio.to_thread(open_entrance, settings, lambda: view.snapshot.access, self._refused)
+        entrance = await asyncio.to_thread(self._enter, settings, lambda: view.snapshot.access, self._refused)
         endpoint = Endpoint(
             start.listen,
             (
                 InferenceServicer(stages, admission),
                 AdapterServicer(view, registrations, residency, reclaimer, watch, shares, places),
+                AdminServicer(view, reclaimer, shares),
                 ServerInfoServicer(link, partial(self._pipe.send, DrainWanted())),
                 OpenInferenceServicer(stages, self._readiness),
             ),
@@ -228,13 +239,17 @@ class FrontEnd:
             shares_port=start.shares_port,
             entrance=entrance,
             quota=quota,
+            witness=self._witness,
+            meter=self._meter,
             is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
 
-    def _refused(self, kind: RefusalKind, _name: str) -> None:
-        """A credential does not count."""
+    def _refused(self, kind: RefusalKind, name: str) -> None:
+        """A credential does not count: why is told to operators alone."""
         self._recorder.inc("adamix_auth_failures_total", kind)
+        if (call := calls.find()) is not None:
+            call.detail = f"{kind} {name}".strip()
 
     async def _go_on(self) -> bool:
         """Do what the supervisor says next, before there is a port; False if this process is to end."""
@@ -329,6 +344,7 @@ class FrontEnd:
         if not draining.result():
             log.warning("calls were cancelled at the end of the grace period", extra={"grace_s": order.grace_s})
         self._pipe.report(self._recorder.drain)
+        self._pipe.account(partial(self._account, is_last=True))
         self._pipe.send(Drained())
 
     async def _listen_while_draining(self) -> None:
@@ -337,13 +353,19 @@ class FrontEnd:
             pass
 
     async def _beat(self) -> None:
-        """Every second: metrics to the supervisor, and a look at the link."""
+        """Every second: metrics and what is to be written down to the supervisor, and a look at the link."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self._pipe.report(self._recorder.drain)
+            self._pipe.account(self._account)
             if not self._link.is_up:
                 self._look_at_link()
                 await self._connect()
+
+    def _account(self, *, is_last: bool = False) -> Account:
+        """What is to be written down since the last one. In any thread."""
+        usage, keys = self._meter.drain()
+        return Account(entries=self._witness.drain(is_last=is_last), usage=usage, keys=keys)
 
     def _report_health(self) -> tuple[str, ...]:
         """Tell the supervisor whether this front end serves, as its callers are told; what it was told."""

@@ -23,6 +23,7 @@ from adamix_server.catalog.recovery import recover
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.engine_frames import Hello
 from adamix_server.channel.supervisor_frames import (
+    Account,
     Asks,
     Beat,
     Drain,
@@ -44,6 +45,7 @@ from adamix_server.limits.operators import MAX_PROBE_CONNECTIONS
 from adamix_server.port import cannot_listen, held_port
 from adamix_server.supervisor.child import Child
 from adamix_server.supervisor.engine_watch import LOST_AFTER, EngineWatch, Progress
+from adamix_server.supervisor.journal import Journal
 from adamix_server.supervisor.keeper import Keeper
 from adamix_server.supervisor.lending import Lending
 from adamix_server.supervisor.operator_key import ensure_operator_key
@@ -98,6 +100,7 @@ class Supervisor:
         self._books = Books()
         self._lending = Lending(lambda name, loans: self._front_ends[name].send(loans))
         self._fitness = Fitness()
+        self._journal = Journal(config.store, config.audit_days)
         self.metrics_address = ""
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
@@ -150,8 +153,12 @@ class Supervisor:
                 ensure_operator_key(self._config.store)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self.stop)
-            async with self._probes():
-                await self._supervise()
+            self._journal.start()
+            try:
+                async with self._probes():
+                    await self._supervise()
+            finally:
+                self._journal.close()
 
     def stop(self) -> None:
         """Drain and end; called again, end at once.
@@ -253,6 +260,8 @@ class Supervisor:
                 self._registry.apply(name, samples)
                 # Of the supervisor itself, which says whatever all of them have to say.
                 self._registry.apply(SUPERVISOR, self._recorder.drain())
+            case Account():
+                self._journal.take(frame)
             case Beat(last_step=last_step):
                 self._watch.beat(last_step)
             case Seen():

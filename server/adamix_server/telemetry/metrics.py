@@ -24,9 +24,9 @@ LOG_RECORDS_DROPPED = "adamix_log_records_dropped_total"
 # What a child keeps for a supervisor that does not listen now: so many tasks apart, and the ends of so many; so many
 # tenants.
 MAX_WAITING_TASKS = 4_096
+MAX_WAITING_TENANTS = 4_096
 # So many tenants have series of their own in a gauge that has one for each.
 MAX_TENANTS_IN_GAUGE = 1_000
-MAX_WAITING_TENANTS = 4_096
 OTHER = "other"
 
 
@@ -80,6 +80,13 @@ METRICS: dict[str, Metric] = {
             "counter",
             "Inputs and calls of a tenant that were refused.",
             ("tenant", "reason"),
+            per_tenant=True,
+        ),
+        Metric(
+            "adamix_tenant_tokens_total",
+            "counter",
+            "Tokens of a tenant's answered inputs, and those generated for it.",
+            ("tenant", "kind"),
             per_tenant=True,
         ),
         Metric("adamix_task_requests_total", "counter", "Inputs per task.", ("tenant", "task"), per_task=True),
@@ -149,10 +156,10 @@ class Recorder:
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, _Labels], list[float]] = {}
         self._tasks: set[_Labels] = set()
+        self._tenants_apart: set[str] = set()
         # Gauges that are set as a whole, and of which tenants the last drain told.
         self._tenant_gauges: dict[str, Mapping[str, float]] = {}
         self._told_gauges: dict[str, Mapping[str, float]] = {}
-        self._tenants_apart: set[str] = set()
         # A dictionary for its order: the oldest are forgotten first.
         self._ended: dict[_Labels, None] = {}
 
@@ -212,9 +219,9 @@ class Recorder:
         with self._lock:
             ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
+            self._tasks, self._tenants_apart = set(), set()
             told, self._told_gauges = self._told_gauges, dict(self._tenant_gauges)
             tenants = self._told_gauges
-            self._tasks, self._tenants_apart = set(), set()
         return [
             *(Sample(name=name, labels=labels, values=[]) for labels in ended for name in _PER_TASK),
             *(

@@ -7,11 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from adamix_server.access.entries import Entry
 from adamix_server.access.leases import Ask, Flow, Loan
+from adamix_server.access.sums import Sums
 from adamix_server.channel.codec import Codec, NotAFrame, from_child, from_engine, to_child, to_engine
 from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Reply, Row, Submit
 from adamix_server.channel.pipe import SupervisorPipe, pack
 from adamix_server.channel.supervisor_frames import (
+    Account,
     Agreed,
     Asks,
     Drain,
@@ -71,6 +74,11 @@ DIRECTIONS: dict[str, tuple[Codec[Any], list[Any]]] = {
             DrainWanted(),
             Drained(),
             Stats(samples=[]),
+            Account(
+                entries=[Entry.of(5, tenant="acme", detail="é")],
+                usage=[Sums(tenant="acme", calls=1, rejected={"QUEUE_FULL": 2})],
+                keys={"abcdefghijkl": "2026-11-30"},
+            ),
         ],
     ),
 }

@@ -19,6 +19,7 @@ from adamix_testing.catalogs import Seed
 from adamix_testing.event_loop import clean_loop
 from adamix_testing.fake_engine import FakeEngine
 from adamix_testing.harness import Harness, StartServing, serving, start_front_end
+from adamix_testing.identities import Callers
 from adamix_testing.manifests import make_spec
 from adamix_testing.word_tokenizers import BERT_SPECIAL, bert_words
 
@@ -80,10 +81,17 @@ async def start_serving(
             *,
             prepare: Callable[[FakeEngine], None] = lambda engine: None,
             adapter_root: Path | None = None,
+            callers: Callers | None = None,
             settings: FrontEndSettings | None = None,
         ) -> Harness:
             front_end = serving(
-                store, tokenizer_file, spec, prepare=prepare, adapter_root=adapter_root, settings=settings
+                store,
+                tokenizer_file,
+                spec,
+                prepare=prepare,
+                adapter_root=adapter_root,
+                callers=callers,
+                settings=settings,
             )
             return await stack.enter_async_context(front_end)
 

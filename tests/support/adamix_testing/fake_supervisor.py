@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.engine_frames import Frame
-from adamix_server.channel.supervisor_frames import Agreed, Asks, Sample, Seen, Stats
+from adamix_server.channel.supervisor_frames import Account, Agreed, Asks, Sample, Seen, Stats
 
 Kind = TypeVar("Kind", bound=Frame)
 
@@ -30,6 +30,9 @@ class FakeSupervisor:
 
     def report(self, drain: Callable[[], list[Sample]]) -> None:
         self.send(Stats(samples=drain()))
+
+    def account(self, make: Callable[[], Account]) -> None:
+        self.send(make())
 
     async def receive(self) -> ToChild | None:
         return await self._to_child.get()

@@ -12,17 +12,22 @@ from typing import Protocol, TypeVar
 
 import grpc.aio
 import msgspec
+import pytest
 
 from adamix.files.manifest import BackboneSpec
-from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
+from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMoving, EngineStalled, Ready, StartFrontEnd
 from adamix_server.client import Client
 from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
+from adamix_server.frontend import front_end as front_ends
+from adamix_server.frontend.control.validation import Verdict, judge
+from adamix_server.frontend.entrance import open_entrance
 from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.catalogs import make_store
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
+from adamix_testing.identities import Callers
 
 Result = TypeVar("Result")
 
@@ -41,6 +46,7 @@ class Harness:
         self.channel = grpc.aio.insecure_channel(address, options=channel_options())
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
 
     def drain(self, delay_s: float = 0.0, grace_s: float = 5.0) -> None:
@@ -110,13 +116,15 @@ async def serving(
     *,
     prepare: Callable[[FakeEngine], None] = lambda engine: None,
     adapter_root: Path | None = None,
+    callers: Callers | None = None,
+    settings: FrontEndSettings | None = None,
     number: int = 0,
     front_ends: int = 1,
-    settings: FrontEndSettings | None = None,
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
 
-    It takes itself for that of a `number` of several `front_ends`.
+    It knows `callers` by their words (`identities.said`); without them it asks nobody. It takes itself for that of a
+    `number` of several `front_ends`.
     """
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
@@ -125,7 +133,8 @@ async def serving(
     start = msgspec.structs.replace(
         start_front_end(store, tokenizer), settings=settings, reflection=True, number=number, front_ends=front_ends
     )
-    front_end = FrontEnd(start, supervisor, connect=engine.connect)
+    enter = open_entrance if callers is None else callers.enter
+    front_end = FrontEnd(start, supervisor, connect=engine.connect, enter=enter)
     running = asyncio.create_task(front_end.run())
     supervisor.tell(engine.up())
     ready = await supervisor.expect(Ready)
@@ -141,6 +150,15 @@ async def serving(
         assert await running == 0
 
 
+def judge_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads are judged in this process, by the same checks: for tests of many uploads, and of nothing about it."""
+
+    async def judged(path: Path, spec: BackboneSpec, *, expected_digest: str, **_: object) -> Verdict:
+        return judge(await asyncio.to_thread(path.read_bytes), spec, expected_digest)
+
+    monkeypatch.setattr(front_ends, "validate_async", judged)
+
+
 class StartServing(Protocol):
     """The fixture `start_serving`: starts a front end that serves until the test ends."""
 
@@ -149,5 +167,6 @@ class StartServing(Protocol):
         *,
         prepare: Callable[[FakeEngine], None] = ...,
         adapter_root: Path | None = None,
+        callers: Callers | None = None,
         settings: FrontEndSettings | None = None,
     ) -> Harness: ...

@@ -5,6 +5,8 @@ would else hold a message, and run nothing of ours, until all of it has come. So
 message (`enclosure.py`), and a malformed message is answered in our words. One answer is returned, several are written
 one at a time (`sending.py`). A method that a servicer does not define, or that nobody knows, is UNIMPLEMENTED.
 
+A method that `access/rights.py` does not know keeps the server from starting.
+
 Knows gRPC; of services it knows only which methods are whose.
 """
 
@@ -17,6 +19,8 @@ from typing import Any
 
 import grpc
 
+from adamix.errors import FailedPrecondition
+from adamix_server.access import rights
 from adamix_server.api import status
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
@@ -29,6 +33,8 @@ from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
 from adamix_server.frontend.boundary.sessions import Sessions
+from adamix_server.frontend.boundary.witness import Witness
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -36,6 +42,8 @@ _DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/
 # Those of it that compute; the others tell about the server or a model.
 _DATA_CALLS = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/ModelInfer")
 _UPLOADS = ("/adamix.v1.AdapterService/RegisterAdapter",)
+# Where things are changed, and looked at by those who may.
+_AUDITED = ("/adamix.v1.AdapterService/", "/adamix.v1.AdminService/", "/adamix.v1.ServerService/Drain")
 # What tells whether the server lives. Room is kept for it, and its small messages have places of their own.
 _SIGNS_OF_LIFE = (
     "/grpc.health.v1.Health/Check",
@@ -64,6 +72,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         gate: lets calls in; None lets everyone in.
         quota: of tenants; None where nobody has any.
         sessions: of the streams; None where credentials do not end.
+        witness: sees calls end that are to be written down.
+        meter: counts what callers use.
         is_shared: whether data calls run now; other calls then come at a steady rate.
     """
 
@@ -76,6 +86,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         gate: Gate | None = None,
         quota: Quota | None = None,
         sessions: Sessions | None = None,
+        witness: Witness | None = None,
+        meter: Meter | None = None,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         def refused(reason: str) -> None:
@@ -102,6 +114,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             gate or Gate(),
             quota or Quota(),
             sessions or Sessions(),
+            witness or Witness(),
+            meter or Meter(),
         )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
@@ -113,7 +127,15 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Counts of their calls begin at 0. Else nothing: they are the same methods, for servers that keep a queue
         for each.
+
+        Raises:
+            FailedPrecondition: nobody has said which right one of them needs (`METHOD_WITHOUT_RIGHT`).
         """
+        if unknown := rights.missing(f"/{service}/{name}" for name in handlers):
+            raise FailedPrecondition(
+                f"access/rights.py does not say which right is needed for {', '.join(unknown)}",
+                reason="METHOD_WITHOUT_RIGHT",
+            )
         for name, handler in handlers.items():
             if _is_defined(_behaviour(handler)):
                 self._books.recorder.inc("adamix_requests_total", f"{service}/{name}", "OK", by=0.0)
@@ -124,7 +146,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         if (enclosed := self._enclosed.get(method)) is not None:
             return enclosed
         for service in self._services:
-            if (handler := service.service(handler_call_details)) is not None:
+            # Also of services that were added without a word on their methods.
+            if method in rights.NEEDS and (handler := service.service(handler_call_details)) is not None:
                 self._enclosed[method] = self._enclose(method, handler)
                 return self._enclosed[method]
         # Not remembered: a caller can invent any number of names.
@@ -150,6 +173,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             is_kept=is_sign_of_life,
             is_quiet=is_operators or name.startswith(_DATA_PLANE),
             is_stream=is_stream,
+            is_audited=name.startswith(_AUDITED),
         )
 
     def _unknown(self, name: str) -> Handler:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from adamix_server.access.quotas import MAX_QUOTA, NO_QUOTAS, Quotas
 from adamix_server.access.rights import NEEDS
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel.supervisor_frames import Asks, Refresh
+from adamix_server.config import FrontEndSettings
 from adamix_server.frontend.boundary.quota import CALLS, COUNTED, STREAMS, UPLOADS, Quota
 from adamix_server.limits.quotas import LENDER_SILENCE_S
 from adamix_server.supervisor.lending import Lending
+from adamix_testing import harness as harnesses
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, serving
@@ -407,3 +410,11 @@ async def test_registrations_beyond_the_quota_are_refused_before_a_byte_of_them(
 
 async def _is_refused(harness: Harness) -> bool:
     return not await _is_answered(harness)
+
+
+async def test_tenants_that_set_no_quota_have_the_servers(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        harnesses, "FrontEndSettings", partial(FrontEndSettings, default_quotas={"concurrent_calls": 0})
+    )
+    await servers.start(1)
+    assert await _outcome(servers.front_ends[0]) == "QUOTA_CONCURRENT_CALLS"

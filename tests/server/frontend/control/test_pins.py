@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Overloaded, Unavailable
 from adamix.files.manifest import BackboneSpec, HeadSpec
 from adamix_protos.v1 import adapters_pb2 as pb
+from adamix_server.access.principal import Actor
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.rows import VersionRecord, VersionRow
 from adamix_server.channel.engine_frames import Control
@@ -345,7 +346,10 @@ class SlowWorld:
         row = self.resolve(tenant, task, digest)
         return VersionRecord(**msgspec.structs.asdict(row), manifest_json="{}")
 
-    def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool) -> VersionRow:
+    def check_pin(self, tenant: str) -> None:
+        pass
+
+    def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool, *, by: Actor) -> VersionRow:
         if pinned:
             self.pins.add(task)
         else:
@@ -353,8 +357,10 @@ class SlowWorld:
         return self.resolve(tenant, task, digest)
 
     # The link.
-    async def control(self, op: str, digest: str) -> str:
+    async def control(self, op: str, digest: str = "", *, digests: Sequence[str] = (), tenant: str = "") -> Any:
         await self.a_while()
+        if op == "residencies":
+            return ["device"] * len(digests)
         self.kept = {"pin": True, "unpin": False}[op]
         await self.a_while()
         return "device"

@@ -73,14 +73,14 @@ class Scene:
         self.engine.answer([row for row in self.engine.held if not names or self._names[row.id] in names])
         await settle()
 
-    def says(self, **queue: Any) -> None:
-        """The engine's word about its queue, and nothing else."""
+    def says(self, room: tuple[int, int] = (0, 0), **queue: Any) -> None:
+        """The engine's word about its queue, and so many inputs and tokens of credit."""
         self.engine.emit(
             Credit(
                 engine_id=ENGINE_ID,
                 generation=self.engine.generation,
-                inputs=0,
-                tokens=0,
+                inputs=room[0],
+                tokens=room[1],
                 queue=QueueState(**queue),
             )
         )
@@ -154,22 +154,19 @@ async def test_a_single_input_does_not_begin_to_wait_and_does_not_overtake(start
 
 
 async def test_tenants_take_turns_the_oldest_input_of_each_first(start: Start) -> None:
-    scene = await start("a", "b", "c", inputs=9, tokens=1000)
-    scene.call("a", *names("a", 9))
-    scene.call("b", *names("b", 9))
-    scene.call("c", *names("c", 2))
-    answered = 0
-    while len(sent := await scene.sent()) > answered:
-        await scene.answer(sent[answered])
-        answered += 1
-    assert sorted(sent) == sorted([*names("a", 9), *names("b", 9), *names("c", 2)])
-    for each in "abc":
-        own = [name for name in sent if name[0] == each]
-        assert own == sorted(own)
-    # The first to come did not keep the others from theirs.
-    assert sent.index("b0") < 8
-    assert sent.index("c1") < sent.index("a8")
-    scene.assert_nothing_is_left(9, 1000)
+    scene = await start("a", "b", "z", inputs=1, tokens=32)
+    scene.call("z", "z")
+    scene.call("a", *names("a", 5))
+    scene.call("b", *names("b", 5))
+    # Whether room appears for one at a time, or for all at once.
+    for last in ("z", "a0", "b0", "a1"):
+        await scene.answer(last)
+    assert await scene.sent() == ["z", "a0", "b0", "a1", "b1"]
+    scene.says(room=(100, 1000))
+    await settle()
+    assert (await scene.sent())[5:] == ["a2", "b2", "a3", "b3", "a4", "b4"]
+    await scene.answer()
+    scene.assert_nothing_is_left(101, 1032)
 
 
 async def test_a_tenant_has_its_share_and_others_find_room(start: Start) -> None:
@@ -203,6 +200,14 @@ async def test_refused_callers_of_a_tenant_are_told_to_come_one_after_the_other(
         told.append(caught.value.retry_after_s)
     # 50 tokens at 100 a second each, and a batch of 64 before they are free.
     assert told == pytest.approx([1.14, 1.64, 2.14], rel=0.02)
+
+
+async def test_of_so_many_tenants_refused_callers_are_remembered(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamix_server.frontend.inference.feeding._MAX_TURNS", 2)
+    scene = await start(*"abcd", inputs=40, tokens=1000)
+    for tenant in "abcd":
+        assert reason_of(lambda tenant=tenant: [scene.call(tenant, "x") for _ in range(40)]) == "TENANT_QUEUE_FULL"
+    assert list(scene.feeding._turns) == ["c", "d"]
 
 
 async def test_so_many_inputs_wait_and_no_more(start: Start) -> None:
@@ -239,6 +244,14 @@ async def test_who_gives_up_leaves_the_line_at_once(start: Start) -> None:
     scene.assert_nothing_is_left(1, 32)
 
 
+async def test_who_gives_up_before_it_has_left_makes_room_at_once(start: Start) -> None:
+    scene = await start("default", inputs=1, tokens=32)
+    (gone,) = scene.call("default", "gone")
+    scene.call("default", "a", "b")
+    gone.cancel()
+    assert await scene.sent() == ["a"]
+
+
 async def test_a_place_that_is_not_used_is_given_back(start: Start) -> None:
     scene = await start("default", inputs=2, tokens=32)
     with scene.feeding.admit("default", 20, 1, NEVER):
@@ -250,11 +263,10 @@ async def test_a_place_that_is_not_used_is_given_back(start: Start) -> None:
 
 async def test_room_that_is_given_back_is_given_to_who_waits(start: Start) -> None:
     scene = await start("default", inputs=2, tokens=32)
+    # Its text turns out to be empty, and nothing else is under way that could make room.
     with scene.feeding.admit("default", 20, 1, NEVER):
-        scene.call("default", "a", "b", tokens=10)
-        assert await scene.sent() == ["a"]
-        # Its text turns out to be empty, and nothing else is under way that could make room.
-        await scene.answer()
+        scene.call("default", "a", "b", tokens=16)
+        assert await scene.sent() == []
     assert await scene.sent() == ["a", "b"]
     await scene.answer()
     with scene.feeding.admit("default", 20, 2, NEVER) as place:
@@ -279,6 +291,19 @@ async def test_an_input_longer_than_it_seemed_waits_or_is_refused(start: Start) 
     assert await scene.sent() == ["b", "c"]
     await scene.answer()
     scene.assert_nothing_is_left(10, 32)
+
+
+async def test_room_of_an_engine_that_is_gone_is_none_of_the_next(start: Start) -> None:
+    scene = await start("default", inputs=4, tokens=64)
+    with scene.feeding.admit("default", 40, 2, NEVER) as place:
+        scene.link.engine_down(EngineDown(generation=1, engine_id=ENGINE_ID))
+        await scene.up(2, 32)
+        scene.feeding.submit(place, scene.rows("default", "a", "b", tokens=20))
+    assert await scene.sent() == ["a"]
+    await scene.answer()
+    await scene.answer()
+    assert await scene.sent() == ["a", "b"]
+    scene.assert_nothing_is_left(2, 32)
 
 
 async def test_what_waits_ends_with_the_engine_and_outlives_a_stall(start: Start) -> None:
@@ -328,6 +353,18 @@ async def test_a_deadline_that_can_be_met_exactly_is_admitted(start: Start, monk
         pass
     with scene.feeding.admit("b", 100, 1, now + 0.25):
         pass
+    # And its weight is not yet among those that the engine knew of.
+    scene.says(tokens_per_s=1000.0, queued_tokens=5000, active_weight=1.0, tenants={"a": 500, "b": 0})
+    await settle()
+    now = connection.queue_time
+    scene.call("b", "y", tokens=100)
+    wait_s = (1.5 * (2 * 100 + 100) + 1.5 * 64) / 1000
+    with scene.feeding.admit("b", 100, 1, now + wait_s + 1e-6):
+        pass
+    assert reason_of(lambda: scene.feeding.admit("b", 100, 1, now + wait_s - 1e-6)) == "DEADLINE_UNREACHABLE"
+    scene.says(tokens_per_s=1000.0)
+    await settle()
+    now = connection.queue_time
     # Of inputs of a stream each has its own deadline; those that are refused are not before the others.
     refusals = scene.feeding.refusals("b", [100, 100, 100], [now + 0.25, now + 0.25, now + 0.4])
     assert [error is not None for error in refusals] == [False, True, False]
