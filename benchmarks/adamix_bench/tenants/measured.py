@@ -102,7 +102,7 @@ class _Servers:
     def tell(self) -> None:
         """What else a reader of the numbers needs."""
         if "stage" in self.__dict__:
-            self._report.facts["generator_cpu_share"] = self.stage.generator_cpu
+            self._report.facts["costs_of_scenarios"] = self.stage.costs
 
     def _measure_knee(self, stage: ServerStage) -> None:
         for _ in range(_MOST_DOUBLINGS):

@@ -118,7 +118,7 @@ class Proof:
         kinds = [(2.0, POISSON, 0.0, 1), (5.0, BURSTS, 0.5, 1)]
         if self._sizes.all_rows:
             kinds += [(5.0, POISSON, 0.0, 1), (2.0, BURSTS, 0.0, 1), (5.0, BURSTS, 0.0, 1), (2.0, POISSON, 0.5, 1)]
-            kinds += [(5.0, POISSON, 0.0, SEVERAL), (5.0, BURSTS, 0.0, SEVERAL)]
+            kinds += [(times, cv, 0.0, SEVERAL) for times in (2.0, 5.0) for cv in (POISSON, BURSTS)]
         for times, cv, retries, tenants in kinds:
             scenario = scenarios.overload(seconds, times, cv, retries, tenants)
             trace = self._run(scenario)

@@ -96,13 +96,13 @@ class ServerStage:
 
     Attributes:
         knee: tokens a second; a guess until it is measured.
+        costs: by scenario: processor seconds of each process, and what they were spent on.
     """
 
     def __init__(self, server: Running, load: LoadProcess, texts: Texts, seed: int, knee: float) -> None:
         self.server = server
         self.knee = knee
-        self.generator_cpu: dict[str, float] = {}
-        self.batches: list[tuple[int, float]] = []
+        self.costs: dict[str, dict[str, float]] = {}
         self._load = load
         self._texts = texts
         self._seed = seed
@@ -112,9 +112,18 @@ class ServerStage:
         """Raises AdamixError if the server cannot be brought to it, or does not answer."""
         if scenario.loads_s:
             raise Unavailable("how long an adapter takes to load can only be chosen with --simulate")
+        before = self.server.processes.cpu_s()
         outcome = self.send(scenario)
-        self.generator_cpu[scenario.name] = outcome.cpu_s / scenario.seconds
-        self.batches += outcome.batches
+        after = self.server.processes.cpu_s()
+        spent = {role: after[role] - before[role] for role in before}
+        tokens = sum(call.answered for call in outcome.calls)
+        self.costs[scenario.name] = {
+            "engine_cpu_s": spent["engine"],
+            "front_ends_cpu_s": spent["front ends"],
+            "generator_cpu_s": outcome.cpu_s,
+            "generator_most_late_s": outcome.most_late_s,
+            "answered_tokens": float(tokens),
+        }
         failed = [call for call in outcome.calls if call.outcome == "failed"]
         if len(failed) > len(outcome.calls) / 2:
             raise AdamixError(f"the server fails: {failed[0].reason}")
