@@ -42,22 +42,28 @@ def measure(
     tokens = sum(map(tokens_of, draw_templates(caller, 0))) / NUM_TEMPLATES
     caller = replace(caller, knees=_CALLS_PER_S * tokens / with_keys.knee)
     ways = {
-        "keys": lambda: _turn(with_keys, caller, load, sizes.cost_calls),
+        "quotas": lambda: _turn(with_keys, caller, load, sizes.cost_calls),
+        "keys": lambda: _turn(with_keys, replace(caller, tenant="victim"), load, sizes.cost_calls),
         "none": lambda: _turn(without, replace(caller, tenant=DEFAULT_TENANT), load, sizes.cost_calls),
     }
     found = in_turns(
         ways, sizes.cost_turns, lambda turn, _: say(f"cost: turn {turn} of {sizes.cost_turns}"), there_and_back=True
     )
-    keys, none = found["keys"], found["none"]
-    own = Spread(tuple(a.front_end_us - b.front_end_us for a, b in zip(keys, none, strict=True)))
-    engine = Spread(tuple(b.engine_us / a.engine_us for a, b in zip(keys, none, strict=True)))
-    note = f"of {Spread(tuple(turn.front_end_us for turn in keys)).median:.0f} us a call"
+    quotas, keys, none = found["quotas"], found["keys"], found["none"]
+    own, some = (
+        Spread(tuple(a.front_end_us - b.front_end_us for a, b in zip(each, none, strict=True)))
+        for each in (quotas, keys)
+    )
+    engine = Spread(tuple(b.engine_us / a.engine_us for a, b in zip(quotas, none, strict=True)))
+    note = f"of {Spread(tuple(turn.front_end_us for turn in quotas)).median:.0f} us a call"
     what = "identity, right, quota and fairness: processor time of a call, us"
     report.add("cost.front-end", what, own, _TARGET_US, at_least=False, note=note)
+    report.add("cost.no-quotas", "the same of a tenant that has no quotas", some)
     report.add("cost.engine", "retention of the engine: its time for a call without tenants, over that with", engine)
     report.parts["cost_us"] = own.median
     report.parts["cost"] = {
         "front_end_us": own.to_json(),
+        "without_quotas_us": some.to_json(),
         "engine_retention": engine.to_json(),
         "call_us": {name: [turn.front_end_us for turn in turns] for name, turns in found.items()},
     }

@@ -31,6 +31,7 @@ _METHOD = "/adamix.v1.InferenceService/Predict"
 _CONNECT_S = 20.0
 # Who is refused so often gives up.
 _MOST_TRIES = 8
+_MOST_REASON = 120
 
 
 @dataclass
@@ -181,7 +182,7 @@ def _judged(error: grpc.aio.AioRpcError) -> tuple[Kind, str, float | None]:
             return _kind_of(found), found.reason, found.retry_after_s
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "expired", "", None
-    return "failed", error.code().name, None
+    return "failed", f"{error.code().name} {error.details() or ''}"[:_MOST_REASON].strip(), None
 
 
 def _kind_of(error: AdamixError) -> Kind:
