@@ -17,7 +17,7 @@ from adamix_server.config import DEFAULT_TENANT
 
 METERED = "metered"
 # Far from what the machine can do, so that no call waits for another.
-_CALLS_PER_S = 100.0
+_CALLS_PER_S = 150.0
 _TARGET_US = 60.0
 
 

@@ -56,8 +56,8 @@ QUICK = Sizes(
     idle_s=2,
     rate_s=4,
     many_tasks=100,
-    cost_calls=150,
-    cost_turns=2,
+    cost_calls=120,
+    cost_turns=3,
     all_rows=False,
 )
 FULL = Sizes(
@@ -71,8 +71,8 @@ FULL = Sizes(
     idle_s=60,
     rate_s=60,
     many_tasks=1000,
-    cost_calls=1000,
-    cost_turns=9,
+    cost_calls=200,
+    cost_turns=21,
     all_rows=True,
 )
 SIMULATED_QUICK = Sizes(
