@@ -4,6 +4,7 @@ Command-line flags read their defaults from here; the supervisor hands the parts
 """
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
@@ -14,6 +15,8 @@ DEFAULT_TENANT = "default"
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+# How a server learns who calls: it asks nobody; or by API keys, by tokens of an issuer, by certificates.
+AuthKind = Literal["none", "keys", "jwt", "mtls"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,75 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TlsSettings:
+    """Files in PEM, read again when they change.
+
+    Attributes:
+        cert: the server's certificate, then those up to its CA; `key` is its private key, without a password.
+        client_ca: every caller must have a certificate that is signed by one of these; None asks for none.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+    @classmethod
+    def of(cls, cert: Path | None, key: Path | None, client_ca: Path | None) -> "TlsSettings | None":
+        """What these flags ask for together. Raises InvalidConfig."""
+        if cert is not None and key is not None:
+            return cls(cert=cert, key=key, client_ca=client_ca)
+        if cert is not None or key is not None:
+            raise InvalidConfig("--tls-cert and --tls-key are given together", field="tls_cert")
+        if client_ca is not None:
+            raise InvalidConfig("--client-ca needs --tls-cert and --tls-key as well", field="client_ca")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessSettings:
+    """Who is let in. Raises InvalidConfig on values that do not go together.
+
+    Attributes:
+        auth: what callers show, each kind once; `none` stands alone, and lets everyone do everything.
+        jwt_jwks: file with the public keys of the issuer of tokens, read again when it changes.
+        jwt_issuer, jwt_audience: what a token's `iss` is, and its `aud` has.
+        jwt_tenant_claim: names the claim that is the tenant's id.
+    """
+
+    auth: tuple[AuthKind, ...] = ("none",)
+    jwt_jwks: Path | None = None
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_tenant_claim: str = "tenant"
+
+    def __post_init__(self) -> None:
+        kinds = get_args(AuthKind)
+        if unknown := [kind for kind in self.auth if kind not in kinds]:
+            raise InvalidConfig(f"--auth: {unknown[0]!r} is none of {', '.join(kinds)}", field="auth")
+        if not self.auth or len(set(self.auth)) < len(self.auth) or ("none" in self.auth and len(self.auth) > 1):
+            raise InvalidConfig(
+                f"--auth: say none alone, or some of {', '.join(kinds[1:])}, each once, with commas", field="auth"
+            )
+        given = {
+            "--jwt-jwks": self.jwt_jwks is not None,
+            "--jwt-issuer": bool(self.jwt_issuer),
+            "--jwt-audience": bool(self.jwt_audience),
+        }
+        if "jwt" in self.auth and not all(given.values()):
+            missing = next(flag for flag, is_given in given.items() if not is_given)
+            raise InvalidConfig(f"--auth jwt needs {missing} as well", field=_field(missing))
+        if "jwt" not in self.auth and any(given.values()):
+            flag = next(flag for flag, is_given in given.items() if is_given)
+            raise InvalidConfig(f"{flag} is of use only with jwt in --auth", field=_field(flag))
+        if not self.jwt_tenant_claim:
+            raise InvalidConfig("--jwt-tenant-claim must name a claim", field="jwt_tenant_claim")
+
+    @property
+    def asks_nobody(self) -> bool:
+        return self.auth == ("none",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontEndSettings:
     """How a front end answers. Raises InvalidConfig on a value that cannot work.
 
@@ -68,15 +140,28 @@ class FrontEndSettings:
         max_upload_s: for receiving all of an adapter file.
         trusted_proxies: networks that many callers come from, such as those of a load balancer: their addresses have no
             share of their own.
+        access: who is let in.
+        tls: None answers unencrypted.
+        default_quotas: of tenants that set none of their own, by name (`access.quotas`, which checks them).
     """
 
     adapter_root: Path | None = None
     tokenizer_threads: Annotated[int, Within(1, 256)] = 2
     max_upload_s: Annotated[float, Within(1, 600)] = 600.0
     trusted_proxies: tuple[str, ...] = ()
+    access: AccessSettings = field(default_factory=AccessSettings)
+    tls: TlsSettings | None = None
+    default_quotas: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self)
+        has_client_ca = self.tls is not None and self.tls.client_ca is not None
+        if "mtls" in self.access.auth and not has_client_ca:
+            raise InvalidConfig("--auth mtls needs --tls-cert, --tls-key and --client-ca", field="client_ca")
+        if has_client_ca and "mtls" not in self.access.auth:
+            raise InvalidConfig(
+                "--client-ca asks every caller for a certificate; say so with mtls in --auth", field="client_ca"
+            )
         for network in self.trusted_proxies:
             try:
                 ipaddress.ip_network(network)
@@ -96,7 +181,8 @@ class ServerConfig:
         front_ends: front-end processes, which share the port; one answers about 1,000 calls a second.
         metrics_listen: `host:port` of probes and metrics; port 0 takes a free one, None has none.
         metrics_port: the same on 127.0.0.1, by its port alone.
-        insecure: allow an address that other machines can reach.
+        insecure: allow an address that other machines can reach, to callers that nobody asks who they are, or without
+            TLS.
         drain_delay_s: between reporting unhealthy and refusing calls.
         drain_grace_s: what running calls are given to end.
         log_level: of every process.
@@ -117,7 +203,21 @@ class ServerConfig:
     accept_catalog: bool = False
 
     def __post_init__(self) -> None:
-        _check_reachable("--listen", self.listen, "has neither TLS nor keys", insecure=self.insecure)
+        front_end = self.front_end
+        if front_end.access.asks_nobody:
+            _check_reachable(
+                "--listen",
+                self.listen,
+                "lets everybody there do everything; say --auth keys with --tls-cert and --tls-key,",
+                insecure=self.insecure,
+            )
+        elif front_end.tls is None:
+            _check_reachable(
+                "--listen",
+                self.listen,
+                "would let keys and texts be read on the way; give --tls-cert and --tls-key,",
+                insecure=self.insecure,
+            )
         if self.metrics_listen is not None:
             if self.metrics_port is not None:
                 raise InvalidConfig(
@@ -126,7 +226,7 @@ class ServerConfig:
                     field="metrics_port",
                 )
             # It tells the names of tenants and tasks to whoever asks.
-            _check_reachable("--metrics-listen", self.metrics_listen, "asks nobody for a key", insecure=self.insecure)
+            _check_reachable("--metrics-listen", self.metrics_listen, "asks nobody for a key;", insecure=self.insecure)
         _check(self)
         # Asked here alone: a front end that is replaced goes on without a directory that has gone meanwhile.
         root = self.front_end.adapter_root
@@ -153,14 +253,18 @@ def _check(settings: object) -> None:
 
 def _check_reachable(flag: str, address: str, want: str, *, insecure: bool) -> None:
     """Raise InvalidConfig if other machines can reach an address and nobody said that they may."""
-    field = flag.removeprefix("--").replace("-", "_")
-    host, _ = split_address(address, field)
+    host, _ = split_address(address, _field(flag))
     if not is_loopback(host) and not insecure:
         raise InvalidConfig(
-            f"{flag} {address} is reachable from other machines and {want}; listen on 127.0.0.1 or say --insecure",
+            f"{flag} {address} is reachable from other machines and {want} listen on 127.0.0.1 or say --insecure",
             reason="INSECURE_ADDRESS",
-            field=field,
+            field=_field(flag),
         )
+
+
+def _field(flag: str) -> str:
+    """The setting that a flag is."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def split_address(address: str, field: str = "listen") -> tuple[str, int]:

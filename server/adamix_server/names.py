@@ -50,5 +50,9 @@ def task_not_found() -> NotFound:
     return NotFound("task not found")
 
 
+def tenant_not_found() -> NotFound:
+    return NotFound("tenant not found", reason="TENANT_NOT_FOUND")
+
+
 def version_not_found() -> NotFound:
     return NotFound("version not found")

@@ -9,7 +9,7 @@ import pytest
 from adamix.errors import InvalidConfig
 from adamix_server.channel.codec import to_child
 from adamix_server.channel.supervisor_frames import StartEngine
-from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
+from adamix_server.config import AccessSettings, EngineSettings, FrontEndSettings, ServerConfig, TlsSettings
 from adamix_testing.harness import start_front_end
 
 
@@ -99,7 +99,70 @@ def test_settings_reach_a_child_as_they_were_given(tmp_path: Path) -> None:
         log_level="debug",
     )
     # The directory may have gone since the server was started: a front end that is replaced goes on without it.
-    settings = FrontEndSettings(adapter_root=tmp_path / "gone", tokenizer_threads=5, trusted_proxies=("10.0.0.0/8",))
+    settings = FrontEndSettings(
+        adapter_root=tmp_path / "gone",
+        tokenizer_threads=5,
+        trusted_proxies=("10.0.0.0/8",),
+        default_quotas={"max_tasks": 100},
+    )
     front_end = msgspec.structs.replace(start_front_end(tmp_path, tmp_path / "tokenizer.json"), settings=settings)
     assert to_child.decode(to_child.encode(engine)) == engine
     assert to_child.decode(to_child.encode(front_end)) == front_end
+
+
+@pytest.mark.parametrize(
+    ("auth", "more", "words"),
+    [
+        ((), {}, "say none alone"),
+        (("none", "keys"), {}, "say none alone"),
+        (("keys", "keys"), {}, "each once"),
+        (("password",), {}, "'password' is none of none, keys, jwt, mtls"),
+        (("jwt",), {}, "--auth jwt needs --jwt-jwks"),
+        (("jwt",), {"jwt_jwks": Path("j"), "jwt_issuer": "i"}, "--auth jwt needs --jwt-audience"),
+        (("keys",), {"jwt_issuer": "i"}, "--jwt-issuer is of use only with jwt"),
+        (("keys",), {"jwt_tenant_claim": ""}, "must name a claim"),
+    ],
+)
+def test_ways_to_be_known_go_together_or_not(auth: tuple[Any, ...], more: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        AccessSettings(auth=auth, **more)
+
+
+def test_certificates_are_asked_for_by_name() -> None:
+    cert, key, ca = Path("cert"), Path("key"), Path("ca")
+    assert TlsSettings.of(None, None, None) is None
+    assert TlsSettings.of(cert, key, ca) == TlsSettings(cert=cert, key=key, client_ca=ca)
+    with pytest.raises(InvalidConfig, match="given together"):
+        TlsSettings.of(cert, None, None)
+    with pytest.raises(InvalidConfig, match="--client-ca needs --tls-cert"):
+        TlsSettings.of(None, None, ca)
+    with pytest.raises(InvalidConfig, match="--auth mtls needs --tls-cert, --tls-key and --client-ca"):
+        FrontEndSettings(access=AccessSettings(auth=("mtls",)), tls=TlsSettings.of(cert, key, None))
+    with pytest.raises(InvalidConfig, match="say so with mtls in --auth"):
+        FrontEndSettings(access=AccessSettings(auth=("keys",)), tls=TlsSettings.of(cert, key, ca))
+
+
+def test_an_address_that_others_reach_needs_keys_and_tls_or_a_word() -> None:
+    engine, tls = EngineSettings(backbone="x"), TlsSettings(cert=Path("c"), key=Path("k"))
+    keys = AccessSettings(auth=("keys",))
+
+    def serve(listen: str, front_end: FrontEndSettings, *, insecure: bool = False) -> ServerConfig:
+        return ServerConfig(engine=engine, listen=listen, front_end=front_end, insecure=insecure)
+
+    with pytest.raises(InvalidConfig, match="lets everybody there do everything; say --auth keys with --tls-cert"):
+        serve("0.0.0.0:1", FrontEndSettings(tls=tls))
+    with pytest.raises(InvalidConfig, match="would let keys and texts be read on the way; give --tls-cert") as said:
+        serve("0.0.0.0:1", FrontEndSettings(access=keys))
+    assert (said.value.reason, said.value.field) == ("INSECURE_ADDRESS", "listen")
+    assert serve("0.0.0.0:1", FrontEndSettings(access=keys, tls=tls))
+    for front_end in (FrontEndSettings(), FrontEndSettings(access=keys), FrontEndSettings(tls=tls)):
+        assert serve("127.0.0.1:1", front_end)
+        assert serve("0.0.0.0:1", front_end, insecure=True)
+
+
+def test_a_front_end_is_told_who_is_let_in() -> None:
+    start = start_front_end(Path("store"), Path("tokenizer"))
+    access = AccessSettings(auth=("keys", "mtls"))
+    tls = TlsSettings(cert=Path("c"), key=Path("k"), client_ca=Path("ca"))
+    start = msgspec.structs.replace(start, settings=FrontEndSettings(access=access, tls=tls))
+    assert to_child.decode(to_child.encode(start)) == start

@@ -25,6 +25,7 @@ from adamix_server.catalog.database import Database
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.pointer import Pointer
+from adamix_server.catalog.rows import Registration
 from adamix_server.catalog.store import Catalog
 from adamix_server.config import DEFAULT_TENANT
 
@@ -84,7 +85,16 @@ def fill_store(store: Path, spec: BackboneSpec, tasks: Iterable[SynthTask], on_t
         digest = hashlib.sha256(task.data).hexdigest()
         manifest = canonical_json(task.manifest.to_json())
         catalog.blobs.put(task.data, digest)
-        catalog.register(DEFAULT_TENANT, task.name, digest, manifest, len(task.data), spec.fingerprint)
+        catalog.register(
+            Registration(
+                tenant=DEFAULT_TENANT,
+                task=task.name,
+                digest=digest,
+                manifest_json=manifest,
+                num_bytes=len(task.data),
+                backbone_fingerprint=spec.fingerprint,
+            )
+        )
 
     left = iter(tasks)
     try:
@@ -116,7 +126,7 @@ def fill_names(store: Path, spec: BackboneSpec, task: SynthTask, numbers: range)
     database = Database(store / CATALOG_FILE)
     try:
         with database.write() as connection:
-            # The first one the usual way, with its tenant; the others take the ids after it.
+            # The first one the usual way; the others take the ids after it.
             first = changes.find_or_make_task(connection, DEFAULT_TENANT, task_name(numbers[0]))
             ids = range(first, first + len(numbers))
             columns = {"tenant": DEFAULT_TENANT, "create_time_us": now, "update_time_us": now}

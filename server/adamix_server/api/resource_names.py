@@ -4,11 +4,11 @@ Pure functions. What an id may look like is decided in `names`.
 """
 
 from adamix.errors import InvalidRequest
-from adamix_server.names import check_name, task_not_found
+from adamix_server.names import check_name
 
 
-def parse_task(name: str, tenant: str, field: str = "task") -> str:
-    """The task id in `name`: a bare id, or a full name within the caller's own tenant.
+def parse_task(name: str, tenant: str, field: str = "task") -> tuple[str, str]:
+    """(tenant, task) that `name` says: a bare id is of the caller's own tenant. Whose it may be is not asked here.
 
     Args:
         name: as the caller wrote it.
@@ -17,21 +17,17 @@ def parse_task(name: str, tenant: str, field: str = "task") -> str:
 
     Raises:
         InvalidRequest: no name, or not an id.
-        NotFound: a name in another tenant, with the words for an unknown task.
     """
     if not name:
         raise InvalidRequest(f"{field} is missing", reason="TASK_MISSING", field=field)
     if "/" not in name:
-        return check_name(name, field)
+        return tenant, check_name(name, field)
     parts = name.split("/", 4)
     if len(parts) != 4 or (parts[0], parts[2]) != ("tenants", "tasks"):
         raise InvalidRequest(
             f"{field} is neither a task id nor tenants/TENANT/tasks/TASK", reason="ID_INVALID", field=field
         )
-    owner, task = check_name(parts[1], field), check_name(parts[3], field)
-    if owner != tenant:
-        raise task_not_found()
-    return task
+    return check_name(parts[1], field), check_name(parts[3], field)
 
 
 def task_name(tenant: str, task: str) -> str:

@@ -9,7 +9,7 @@ from adamix_server.access.quotas import NO_QUOTAS, Quotas, ServiceClass
 from adamix_server.access.rights import Right
 
 
-class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
+class TenantRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One tenant. `etag` changes with every change of it; `quotas` are its own alone, without the server's defaults."""
 
     tenant: str
@@ -21,7 +21,7 @@ class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
     quotas: Quotas = NO_QUOTAS
 
 
-class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
+class KeyRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One API key, or the name of a certificate that stands for one.
 
     Attributes:
@@ -44,7 +44,7 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     certificate_name: str
 
 
-class GrantRow(msgspec.Struct, frozen=True, kw_only=True):
+class GrantRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task of `owner`, lent to `tenant` for answers."""
 
     owner: str

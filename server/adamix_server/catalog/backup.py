@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, file_digest, stored
@@ -17,6 +17,7 @@ from adamix_server.blobs.os_errors import store_errors
 from adamix_server.catalog import lineage, schema
 from adamix_server.catalog.database import LOG_SUFFIXES, Database, is_absent, reading
 from adamix_server.catalog.exchange import copy_catalog, put_in_place, set_aside, workplace
+from adamix_server.catalog.key_endings import Endings, end_keys, endings_of, loses_keys, read_endings
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
@@ -38,6 +39,9 @@ class Copied(msgspec.Struct, frozen=True, kw_only=True):
         missing: digests whose bytes the store itself has lost; only of a backup.
         set_aside: the name of the catalog of before, below the store or the backup; empty if there was none, or, of a
             backup, none that names what the store has neither in service nor deleted.
+        tenants, keys: how many there are; keys that are not revoked.
+        revocations: how many keys were in force in a backup and have been revoked since; only of what was restored,
+            and None if the catalog of before could not be asked.
     """
 
     store_id: str
@@ -47,8 +51,11 @@ class Copied(msgspec.Struct, frozen=True, kw_only=True):
     blobs: int
     num_bytes: int
     copied: int
+    tenants: int
+    keys: int
     missing: tuple[str, ...] = ()
     set_aside: str = ""
+    revocations: int | None = 0
 
 
 class _Contents(msgspec.Struct, frozen=True):
@@ -56,6 +63,8 @@ class _Contents(msgspec.Struct, frozen=True):
     keys: frozenset[Key]
     sizes: dict[str, int]
     origins: dict[Key, Origin]
+    endings: Endings
+    tenants: int
 
     def told(self, copied: int, missing: Iterable[str] = (), set_aside: str = "") -> Copied:
         return Copied(
@@ -66,6 +75,8 @@ class _Contents(msgspec.Struct, frozen=True):
             blobs=len(self.sizes),
             num_bytes=sum(self.sizes.values()),
             copied=copied,
+            tenants=self.tenants,
+            keys=len(self.endings.ids - self.endings.revoked),
             missing=tuple(sorted(missing)),
             set_aside=set_aside,
         )
@@ -109,7 +120,7 @@ def backup(store: Path, to: Path, on_blob: OnBlob = lambda _done, _total: None) 
                 known = missing
                 catalog.unlink()
             origins.put_all(contents.origins.values())
-            name = set_aside(to) if _names_more(to / CATALOG_FILE, contents.keys | gone) else ""
+            name = set_aside(to) if _names_more(to / CATALOG_FILE, contents, gone) else ""
             with store_errors():
                 put_in_place(catalog, to)
                 # After the catalog: one that is ahead of the file is normal.
@@ -157,7 +168,8 @@ def restore(store: Path, source: Path, on_blob: OnBlob = lambda _done, _total: N
                     raise _incomplete(1)
                 copied += 1
             origins = Origins(store / ORIGINS_DIRECTORY)
-            identity = _continued(database, store, contents, origins)
+            endings = endings_of(store / CATALOG_FILE, contents.identity.store_id)
+            identity, ended = _continued(database, store, contents, origins, endings)
             origins.put_all(contents.origins.values())
         finally:
             database.close()
@@ -166,7 +178,12 @@ def restore(store: Path, source: Path, on_blob: OnBlob = lambda _done, _total: N
         name = set_aside(store)
         put_in_place(directory / CATALOG_FILE, store)
     told = contents.told(copied, set_aside=name)
-    return msgspec.structs.replace(told, revision=identity.revision)
+    return msgspec.structs.replace(
+        told,
+        revision=identity.revision,
+        keys=told.keys - ended,
+        revocations=None if endings is None and told.keys else ended,
+    )
 
 
 def _opened(store: Path) -> lineage.Identity:
@@ -214,13 +231,16 @@ def _check_target(to: Path, source: lineage.Identity) -> None:
         )
 
 
-def _names_more(catalog: Path, keys: Set[Key]) -> bool:
-    """Whether the catalog of a backup names versions that are not in `keys`, or may do so."""
+def _names_more(catalog: Path, contents: _Contents, gone: Set[Key]) -> bool:
+    """Whether the catalog of a backup has versions or keys that another one neither has nor knows the end of, or may
+    have some.
+    """
     if is_absent(catalog):
         return False
     try:
         with reading(catalog, is_copy=True) as connection:
-            return not lineage.registered(connection) <= keys
+            is_covered = lineage.registered(connection) <= contents.keys | gone
+            return not is_covered or loses_keys(connection, contents.endings)
     except AdamixError:
         return True
 
@@ -259,7 +279,8 @@ def _read(connection: Connection, there: Origins) -> _Contents:
     for key in keys:
         if (origin := there.read(key)) is not None:
             origins[key] = origin
-    return _Contents(identity, frozenset(keys), dict(sizes.all()), origins)
+    tenants = connection.scalar(select(func.count()).select_from(schema.tenants))
+    return _Contents(identity, frozenset(keys), dict(sizes.all()), origins, read_endings(connection), int(tenants or 0))
 
 
 def _deleted(connection: Connection, contents: _Contents, there: Origins) -> set[Key]:
@@ -311,13 +332,18 @@ def _incomplete(number: int) -> DataLoss:
     )
 
 
-def _continued(database: Database, store: Path, contents: _Contents, origins: Origins) -> lineage.Identity:
-    """Bring a restored catalog beyond all that its store has had, so that what it replaces stays an older one."""
+def _continued(
+    database: Database, store: Path, contents: _Contents, origins: Origins, endings: Endings | None
+) -> tuple[lineage.Identity, int]:
+    """Bring a restored catalog beyond all that its store has had, so that what it replaces stays an older one; and end
+    the keys that the store has ended since. Gives the number of these, too.
+    """
     known = read_store_file(store)
     with database.write() as connection:
         strays = lineage.strays_of(connection, origins, set(origins.keys()))
         had = [origin.revision for origin in strays.values()]
         had += [known.revision] if known is not None else []
         newest = max(*had, contents.identity.revision) + 1 if had else contents.identity.revision
+        ended = 0 if endings is None else end_keys(connection, endings)
         lineage.settle(connection, contents.identity.store_id, newest)
-        return lineage.read_identity(connection)
+        return lineage.read_identity(connection), ended

@@ -1,35 +1,39 @@
 """The steps mutations are made of. Each runs inside a write transaction of its caller.
 
 A mutation finds its task (and checks the etag), changes rows or the pointer, and ends with `record`, which gives the
-change its revision, the task its new etag, the change log its rows and the audit its own. The change log is for
-readers that want the difference; the audit is for people.
+change its revision, the task its new etag, the change log its rows and the audit its own; one of tenants, keys or
+grants ends with `record_access`. The change log is for readers that want the difference; the audit is for people.
 """
 
-import secrets
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Literal, get_args
 
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from adamix.errors import Aborted
+from adamix_server.access.principal import SERVER, Actor
 from adamix_server.catalog import schema
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Pointer
 from adamix_server.catalog.rows import Action
 from adamix_server.limits.control import MAX_LOGGED_REVISIONS
-from adamix_server.names import check_name, task_not_found
+from adamix_server.names import check_name, task_not_found, tenant_not_found
 
 MAX_DETAIL_CHARS = 512
 # A refused upload costs its sender nothing: of each tenant only so many are remembered.
 MAX_FAILURES_PER_TENANT = 1_000
 
 
-# What a row of the change log names: a task, or a digest that a task has got a version with.
-Kind = Literal["task", "version"]
+# What a row of the change log names: a task, a digest that a task has got a version with, a tenant, a key by its id, or
+# a grant by `grant_name`.
+Kind = Literal["task", "version", "tenant", "key", "grant"]
+# (kind, tenant, name)
+Change = tuple[Kind, str, str]
 
-_tasks, _versions, _traffic, _pins, _audit, _log = (
+_tenants, _tasks, _versions, _traffic, _pins, _audit, _log = (
+    schema.tenants.c,
     schema.tasks.c,
     schema.versions.c,
     schema.traffic.c,
@@ -62,10 +66,23 @@ def find_task(connection: Connection, tenant: str, task: str, etag: str = "") ->
     return int(found.id)
 
 
-def find_or_make_task(connection: Connection, tenant: str, task: str) -> int:
-    """The row id of a task that is made, with its tenant, if it does not exist."""
+def check_tenant(connection: Connection, tenant: str) -> None:
+    """Raises InvalidRequest on a malformed id, and NotFound (`TENANT_NOT_FOUND`)."""
+    check_name(tenant, "tenant")
+    if connection.execute(select(_tenants.tenant).where(_tenants.tenant == tenant)).first() is None:
+        raise tenant_not_found()
+
+
+def make_tenant(connection: Connection, tenant: str) -> None:
+    """Make a tenant with the shares and quotas of anybody, if it does not exist."""
     now = now_us()
-    connection.execute(sqlite_insert(schema.tenants).values(tenant=tenant, create_time_us=now).on_conflict_do_nothing())
+    row = sqlite_insert(schema.tenants).values(tenant=tenant, create_time_us=now, update_time_us=now)
+    connection.execute(row.on_conflict_do_nothing())
+
+
+def find_or_make_task(connection: Connection, tenant: str, task: str) -> int:
+    """The row id of a task, of a tenant that exists; it is made if it does not exist."""
+    now = now_us()
     connection.execute(
         sqlite_insert(schema.tasks)
         .values(tenant=tenant, task=task, etag="", create_time_us=now, update_time_us=now)
@@ -127,38 +144,69 @@ def move_pointer(connection: Connection, task_id: int, backbone: str, change: Ca
 
 
 def record(
-    connection: Connection, tenant: str, task: str, action: Action, digest: str | None = None, detail: str = ""
+    connection: Connection,
+    tenant: str,
+    task: str,
+    action: Action,
+    digest: str | None = None,
+    detail: str = "",
+    *,
+    by: Actor = SERVER,
+    also: Iterable[Change] = (),
 ) -> None:
-    """Give a change its revision, its task a new etag, and write it down."""
-    connection.execute(update(schema.state).values(revision=schema.state.c.revision + 1))
-    revision = read_revision(connection)
-    _log_change(connection, revision, "task", tenant, task)
+    """Give a change of a task its revision, the task a new etag, and write it down.
+
+    Args:
+        also: what else changed with it.
+    """
+    changed: list[Change] = [("task", tenant, task), *also]
     if action == "register" and digest is not None:
-        _log_change(connection, revision, "version", tenant, digest)
-    connection.execute(delete(schema.changes).where(_log.revision <= revision - MAX_LOGGED_REVISIONS))
-    # Random, not counted: an etag must not repeat when a deleted task is made again, nor tell of other tenants.
+        changed.append(("version", tenant, digest))
+    revision = _log_changes(connection, changed)
     connection.execute(
         update(schema.tasks)
         .where(_tasks.tenant == tenant, _tasks.task == task)
-        .values(etag=secrets.token_hex(8), update_time_us=now_us())
+        .values(etag=schema.new_etag(), update_time_us=now_us())
     )
-    _write_audit(connection, revision, tenant, task, action, digest, detail)
+    _write_audit(connection, revision, tenant, task, action, digest, detail, by)
 
 
-def changed_since(connection: Connection, revision: int, kind: Kind) -> set[tuple[str, str]] | None:
-    """The (tenant, name) of all that changed after a revision; None if the log does not go back so far.
+def record_access(
+    connection: Connection,
+    tenant: str,
+    action: Action,
+    changed: Iterable[Change],
+    *,
+    task: str = "",
+    detail: str = "",
+    by: Actor = SERVER,
+) -> None:
+    """Give a change of a tenant, of its keys or of its grants a revision, and write it down."""
+    _write_audit(connection, _log_changes(connection, changed), tenant, task, action, None, detail, by)
+
+
+def grant_name(task: str, tenant: str) -> str:
+    """A grant, as the change log names it among those of the task's owner."""
+    return f"{task}/{tenant}"
+
+
+def changed_since(connection: Connection, revision: int) -> Mapping[Kind, Set[tuple[str, str]]] | None:
+    """The (tenant, name) of all that changed after a revision, by kind; None if the log does not go back so far.
 
     It goes back if it has every revision since: whatever was dropped, by whomever, none is missed.
     """
     newest = read_revision(connection)
+    changed: dict[Kind, set[tuple[str, str]]] = {kind: set() for kind in get_args(Kind)}
     if revision == newest:
-        return set()
+        return changed
     rows = connection.execute(
         select(_log.revision, _log.kind, _log.tenant, _log.name).where(_log.revision > revision)
     ).all()
     if len({row.revision for row in rows}) != newest - revision:
         return None
-    return {(row.tenant, row.name) for row in rows if row.kind == kind}
+    for _, kind, tenant, name in rows:
+        changed[kind].add((tenant, name))
+    return changed
 
 
 def forget_changes(connection: Connection) -> None:
@@ -166,9 +214,9 @@ def forget_changes(connection: Connection) -> None:
     connection.execute(delete(schema.changes))
 
 
-def record_failure(connection: Connection, tenant: str, task: str, reason: str) -> None:
+def record_failure(connection: Connection, tenant: str, task: str, reason: str, *, by: Actor = SERVER) -> None:
     """Write a refusal down, and drop the oldest of the tenant's. Changes nothing that is served."""
-    _write_audit(connection, read_revision(connection), tenant, task, "fail", None, reason)
+    _write_audit(connection, read_revision(connection), tenant, task, "fail", None, reason, by)
     failures = (_audit.tenant == tenant) & (_audit.action == "fail")
     oldest_kept = (
         select(_audit.id)
@@ -181,12 +229,28 @@ def record_failure(connection: Connection, tenant: str, task: str, reason: str) 
     connection.execute(delete(schema.audit).where(failures, _audit.id < oldest_kept))
 
 
-def _log_change(connection: Connection, revision: int, kind: Kind, tenant: str, name: str) -> None:
-    connection.execute(insert(schema.changes).values(revision=revision, kind=kind, tenant=tenant, name=name))
+def _log_changes(connection: Connection, changed: Iterable[Change]) -> int:
+    """Take the next revision and note what changed with it; forget the oldest. Gives the revision."""
+    connection.execute(update(schema.state).values(revision=schema.state.c.revision + 1))
+    revision = read_revision(connection)
+    rows = [
+        {"revision": revision, "kind": kind, "tenant": tenant, "name": name}
+        for kind, tenant, name in dict.fromkeys(changed)
+    ]
+    connection.execute(insert(schema.changes), rows)
+    connection.execute(delete(schema.changes).where(_log.revision <= revision - MAX_LOGGED_REVISIONS))
+    return revision
 
 
 def _write_audit(
-    connection: Connection, revision: int, tenant: str, task: str, action: Action, digest: str | None, detail: str
+    connection: Connection,
+    revision: int,
+    tenant: str,
+    task: str,
+    action: Action,
+    digest: str | None,
+    detail: str,
+    by: Actor,  # noqa: ARG001 - the table has no column for it
 ) -> None:
     connection.execute(
         insert(schema.audit).values(

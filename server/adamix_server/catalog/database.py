@@ -25,6 +25,7 @@ from adamix_server import retry
 from adamix_server.blobs.directories import make_directory
 from adamix_server.blobs.os_errors import from_os_error, no_memory, store_errors, store_full, store_lost, store_readonly
 from adamix_server.catalog import schema
+from adamix_server.config import DEFAULT_TENANT
 
 _BUSY_TIMEOUT_MS = 5_000
 # Beside the file, with the changes that it has not taken in yet.
@@ -203,6 +204,9 @@ class Database:
             schema.metadata.create_all(connection)
             connection.execute(insert(schema.state).values(id=1, revision=0))
             connection.execute(insert(schema.identity).values(id=1, store_id=secrets.token_hex(16)))
+            now_us = time.time_ns() // 1_000
+            tenant = {"tenant": DEFAULT_TENANT, "create_time_us": now_us, "update_time_us": now_us}
+            connection.execute(insert(schema.tenants).values(tenant))
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             set_schema_version(connection, schema.SCHEMA_VERSION)
 

@@ -141,19 +141,21 @@ def origins_of(connection: Connection, wanted: Set[Key], store_id: str) -> Itera
 
 def deleted(connection: Connection, found: Identity, strays: Mapping[Key, Origin]) -> set[Key]:
     """Those whose version the catalog does not name because somebody deleted it, as the audit tells."""
+    # With those of a tenant under no task, as the audit has it of a tenant that is deleted.
     by_task: dict[tuple[str, str], list[Origin]] = {}
     for origin in strays.values():
         if origin.store_id == found.store_id:
-            by_task.setdefault((origin.tenant, origin.task), []).append(origin)
+            for task in (origin.task, ""):
+                by_task.setdefault((origin.tenant, task), []).append(origin)
     if not by_task:
         return set()
     query = select(_audit.revision, _audit.tenant, _audit.task, _audit.action, _audit.digest)
-    query = query.where(_audit.action.in_(("delete_task", "delete_version")))
+    query = query.where(_audit.action.in_(("delete_tenant", "delete_task", "delete_version")))
     return {
         origin.key
         for revision, tenant, task, action, digest in connection.execute(query)
         for origin in by_task.get((tenant, task), ())
-        if revision > origin.revision and (action == "delete_task" or digest == origin.digest)
+        if revision > origin.revision and (action != "delete_version" or digest == origin.digest)
     }
 
 

@@ -1,8 +1,9 @@
 """Makes a catalog anew of what registrations have left: adapter files, and the origins that say whose they are.
 
 What comes back: every task and version, in the order of their registrations, the last one that was to answer its task
-live, and what was live before it for going back to. What does not: traffic that was set otherwise, pins, the audit and
-remembered answers. So a person looks at what it says.
+live, and what was live before it for going back to; and every tenant that has one. What does not: traffic that was set
+otherwise, pins, the audit, remembered answers, and of tenants their weights, quotas, usage, grants and keys: of a key
+nothing is anywhere else. So a person looks at what it says.
 """
 
 from collections import Counter
@@ -197,6 +198,7 @@ def _fill(connection: Connection, found: _Found) -> int:
     lineage.settle(connection, store_id, found.revision)
     moved: set[Key] = set()
     for origin, file in found.registrations:
+        changes.make_tenant(connection, origin.tenant)
         task_id = changes.find_or_make_task(connection, origin.tenant, origin.task)
         connection.execute(
             insert(schema.versions).values(

@@ -25,7 +25,23 @@ Row = TypeVar("Row")
 # (tenant, task)
 Name = tuple[str, str]
 UnavailableReason = Literal["", "BACKBONE_CHANGED", "NO_LIVE_VERSION"]
-Action = Literal["register", "set_traffic", "rollback", "delete_task", "delete_version", "pin", "unpin", "fail"]
+Action = Literal[
+    "register",
+    "set_traffic",
+    "rollback",
+    "delete_task",
+    "delete_version",
+    "pin",
+    "unpin",
+    "fail",
+    "create_tenant",
+    "update_tenant",
+    "delete_tenant",
+    "create_key",
+    "revoke_key",
+    "add_grant",
+    "remove_grant",
+]
 
 # Heads whose labels are part of the answer.
 _LABELLED = frozenset({"classification", "multilabel"})
@@ -63,6 +79,26 @@ class VersionRecord(VersionRow, frozen=True, kw_only=True):
     """A version with all that is stored of it, for those who ask what versions there are. No snapshot holds one."""
 
     manifest_json: str
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to become a version of a task: a validated adapter whose blob is stored.
+
+    Attributes:
+        backbone_fingerprint: of the backbone in the manifest; the pointer of that backbone is the one set.
+        make_live: let this version alone answer the task.
+        request_id: the caller's id for this request; empty for none. A request whose id is known changes nothing and is
+            answered as it was the first time.
+    """
+
+    tenant: str
+    task: str
+    digest: str
+    manifest_json: str
+    num_bytes: int
+    backbone_fingerprint: str
+    make_live: bool = True
+    request_id: str = ""
 
 
 class Traffic(msgspec.Struct, frozen=True):

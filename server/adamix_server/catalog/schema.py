@@ -8,6 +8,8 @@ A new store is made from these tables. Older ones are brought to them by `migrat
 writes a migration there that leads to the same.
 """
 
+import secrets
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -25,12 +27,18 @@ from sqlalchemy import (
 )
 
 # Written into the database file (`PRAGMA user_version`): the number of the last migration.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # Of the catalogs of before it is not known of which store they are.
 FIRST_WITH_IDENTITY = 4
 APPLICATION_ID = 0x41444D58  # "ADMX"
 
 metadata = MetaData()
+
+
+def new_etag() -> str:
+    """Random, not counted: an etag must not repeat when what was deleted is made again, nor tell of other tenants."""
+    return secrets.token_hex(8)
+
 
 # One row. Every change of what is served adds one to `revision` and holds the row until it commits.
 state = Table(
@@ -48,11 +56,17 @@ identity = Table(
     Column("store_id", String(32), nullable=False),
 )
 
+# `default` is always there. `quotas`: those that somebody set, as JSON: {"<name>": number, …}.
 tenants = Table(
     "tenants",
     metadata,
     Column("tenant", String(63), primary_key=True),
+    Column("etag", String(16), nullable=False, default=new_etag),
     Column("create_time_us", BigInteger, nullable=False),
+    Column("update_time_us", BigInteger, nullable=False),
+    Column("weight", Integer, nullable=False, default=1),
+    Column("service_class", String(16), nullable=False, default="interactive"),
+    Column("quotas", Text, nullable=False, default="{}"),
 )
 
 tasks = Table(
@@ -160,4 +174,67 @@ requests = Table(
     UniqueConstraint("tenant", "request_id"),
     Index("requests_of_tenant", "tenant", "id"),
     sqlite_autoincrement=True,
+)
+
+# Who may call. `digest`: sha256 of the whole key, in hex; empty where a certificate stands for it. `rights` and
+# `networks` are words with spaces between. A key is never made anew under an id, and goes with its tenant.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key_id", String(12), nullable=False, unique=True),
+    Column("tenant", ForeignKey(tenants.c.tenant, ondelete="CASCADE"), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("rights", String(64), nullable=False),
+    Column("task_pattern", String(128), nullable=False),
+    Column("networks", Text, nullable=False),
+    Column("display_name", Text, nullable=False),
+    Column("certificate_name", Text, nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("expire_time_us", BigInteger),
+    Column("revoke_time_us", BigInteger),
+    Index("keys_of_tenant", "tenant", "id"),
+    sqlite_autoincrement=True,
+)
+of_certificate_in_force = (keys.c.certificate_name != literal_column("''")) & keys.c.revoke_time_us.is_(None)
+Index("one_key_of_certificate", keys.c.certificate_name, unique=True, sqlite_where=of_certificate_in_force)
+
+# The last day (`YYYY-MM-DD`, UTC) on which a key was used. Noted late and outside of revisions: nobody is served by it.
+key_uses = Table(
+    "key_uses",
+    metadata,
+    Column("key_id", ForeignKey(keys.c.key_id, ondelete="CASCADE"), primary_key=True),
+    Column("day", String(10), nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Tasks lent to other tenants, until the task or the tenant goes.
+grants = Table(
+    "grants",
+    metadata,
+    Column("task_id", ForeignKey(tasks.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.tenant, ondelete="CASCADE"), primary_key=True),
+    Column("create_time_us", BigInteger, nullable=False),
+    Index("grants_to_tenant", "tenant"),
+    sqlite_with_rowid=False,
+)
+
+# What tenants have used since `since_us`, and what they were refused by reason. Summed up outside of revisions.
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.tenant, ondelete="CASCADE"), primary_key=True),
+    Column("since_us", BigInteger, nullable=False),
+    Column("calls", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("generated_tokens", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+usage_rejected = Table(
+    "usage_rejected",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.tenant, ondelete="CASCADE"), primary_key=True),
+    Column("reason", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )

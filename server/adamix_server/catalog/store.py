@@ -5,38 +5,44 @@ its change survives a crash, and when it raises, nothing has changed. The method
 executor thread, any number at once. Knows nothing of the wire, of devices, or of what the weights mean.
 """
 
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from sqlalchemy import Connection, delete, func, insert, select, tuple_
+from sqlalchemy import Connection, delete, func, insert, select
 
 from adamix.errors import FailedPrecondition, Unavailable
 from adamix_server import retry
+from adamix_server.access.principal import SERVER, Actor
+from adamix_server.access.quotas import NO_QUOTAS, Quotas
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
-from adamix_server.catalog import changes, retries, schema
+from adamix_server.catalog import changes, retries, schema, stored_quotas
+from adamix_server.catalog.changes import Change, grant_name
+from adamix_server.catalog.grants import Grants
 from adamix_server.catalog.heads import check_manifest, read_served
+from adamix_server.catalog.keys import Keys
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.paging import bytes_of_task, check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_all, read_page, read_record, read_tasks
+from adamix_server.catalog.reading import IsListed, read_ids, read_names, read_page, read_record, read_tasks
 from adamix_server.catalog.rows import (
     AuditRow,
     Name,
     Page,
+    Registration,
     Snapshot,
     TaskRow,
     VersionRecord,
     VersionRow,
     check_same_form,
 )
-from adamix_server.catalog.task_map import TaskMap
+from adamix_server.catalog.snapshots import Snapshots
+from adamix_server.catalog.tenants import Tenants
 from adamix_server.catalog.traces import open_catalog
 from adamix_server.limits.control import MAX_PAGE_BYTES
 from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
 
 _tasks, _versions, _pins = schema.tasks.c, schema.versions.c, schema.pins.c
-_audit, _log = schema.audit.c, schema.changes.c
+_audit = schema.audit.c
 
 
 class Catalog:
@@ -50,23 +56,28 @@ class Catalog:
         store: the directory of `--store`, after `recovery.recover` has put it in order.
         backbone_fingerprint: of the backbone this server holds. Live pointers are kept per backbone.
         make: make what is not there. Only for who holds the store.
+        default_quotas: of tenants that set none of their own, by name.
 
     Attributes:
         blobs: the bytes that the rows point to.
+        tenants, keys, grants: who may call, and what for.
 
     Raises:
         FailedPrecondition, DataLoss: the store cannot be used (`database.Database`).
         Unavailable: it is not there (`STORE_LOST`).
     """
 
-    def __init__(self, store: Path, *, backbone_fingerprint: str, make: bool = True) -> None:
+    def __init__(
+        self, store: Path, *, backbone_fingerprint: str, make: bool = True, default_quotas: Quotas = NO_QUOTAS
+    ) -> None:
         self._backbone = check_digest(backbone_fingerprint, "backbone_fingerprint")
+        self._default_quotas = default_quotas
         self._database, self._traces = open_catalog(store, make=make)
+        self.tenants = Tenants(self._database, self._traces)
+        self.keys = Keys(self._database, self._traces)
+        self.grants = Grants(self._database, self._traces)
         self.blobs = BlobStore(store / BLOBS_DIRECTORY, make=make)
-        # What was last read, and its tasks.
-        self._snapshot: Snapshot | None = None
-        self._tasks = TaskMap.of(())
-        self._snapshot_lock = threading.Lock()
+        self._snapshots = Snapshots(self._database, self._backbone)
 
     def check(self) -> None:
         """Whether the store is still where it was; a look at two names. Raises Unavailable (`STORE_LOST`)."""
@@ -77,24 +88,8 @@ class Catalog:
         """Close the connections. The catalog must not be used afterwards."""
         self._database.close()
 
-    def register(
-        self,
-        tenant: str,
-        task: str,
-        digest: str,
-        manifest_json: str,
-        num_bytes: int,
-        backbone_fingerprint: str,
-        make_live: bool = True,
-        request_id: str = "",
-    ) -> tuple[VersionRow, bool]:
-        """Add a validated adapter, whose blob is stored, as a version of a task; makes the task if it is new.
-
-        Args:
-            backbone_fingerprint: of the backbone in the manifest; the pointer of that backbone is the one set.
-            make_live: let this version alone answer the task.
-            request_id: the caller's id for this request; empty for none. A request whose id is known changes nothing
-                and is answered as it was the first time.
+    def register(self, registration: Registration, by: Actor = SERVER) -> tuple[VersionRow, bool]:
+        """Add a version to a task; makes the task if it is new.
 
         Returns:
             The version, and whether the task already had it. If it had, only what `make_live` asks can change.
@@ -102,34 +97,24 @@ class Catalog:
         Raises:
             InvalidAdapter: the manifest is not one, or is for another backbone (`MANIFEST_INVALID`).
             InvalidRequest: the request id was used for something else (`REQUEST_ID_REUSED`).
+            NotFound: no such tenant (`TENANT_NOT_FOUND`).
+            QuotaExceeded: the tenant has as many tasks, versions of this one or bytes as it may have
+                (`stored_quotas`).
             Unavailable: the blob is not there (`BLOB_MISSING`), e.g. purged a moment ago; upload it again.
         """
+        tenant, task, digest = registration.tenant, registration.task, registration.digest
         check_name(tenant, "tenant")
         check_name(task, "task")
         check_digest(digest)
-        check_manifest(manifest_json, backbone_fingerprint)
-        if request_id:
+        check_manifest(registration.manifest_json, registration.backbone_fingerprint)
+        if request_id := registration.request_id:
             check_request_id(request_id)
-        asked = retries.Asked(task=task, digest=digest, make_live=make_live)
+        asked = _asked(registration)
         registered: list[tuple[VersionRow, bool]] = []
         with self._traces.changing(registered) as connection:
             if request_id and (known := retries.recall(connection, tenant, request_id, asked)) is not None:
-                # The version as it was then: by now it may have been changed or deleted.
-                head, max_length = read_served(manifest_json)
-                version = VersionRow(
-                    tenant=tenant,
-                    task=task,
-                    digest=digest,
-                    state=State.READY,
-                    create_time_us=known.create_time_us,
-                    num_bytes=num_bytes,
-                    backbone_fingerprint=backbone_fingerprint,
-                    head=head,
-                    max_length=max_length,
-                    live=known.live,
-                    pinned=known.pinned,
-                )
-                return version, known.already_exists
+                return _as_it_was(registration, known), known.already_exists
+            stored_quotas.check_registration(connection, registration, self._default_quotas)
             # A purge removes blobs under the same lock: what is there now, stays.
             if not self.blobs.exists(digest):
                 raise Unavailable(
@@ -147,19 +132,19 @@ class Catalog:
                         digest=digest,
                         state=State.READY,
                         create_time_us=changes.now_us(),
-                        num_bytes=num_bytes,
-                        backbone_fingerprint=backbone_fingerprint,
-                        manifest_json=manifest_json,
+                        num_bytes=registration.num_bytes,
+                        backbone_fingerprint=registration.backbone_fingerprint,
+                        manifest_json=registration.manifest_json,
                     )
                 )
-            moved = make_live and changes.move_pointer(
-                connection, task_id, backbone_fingerprint, lambda pointer: pointer.set(((digest, 1),))
+            moved = registration.make_live and changes.move_pointer(
+                connection, task_id, registration.backbone_fingerprint, lambda pointer: pointer.set(((digest, 1),))
             )
             if moved or not exists:
-                changes.record(connection, tenant, task, "register", digest, "live" if moved else "")
+                changes.record(connection, tenant, task, "register", digest, "live" if moved else "", by=by)
             version = self._read_task(connection, task_id).version(digest)
             if moved or not exists:
-                registered.append((version, make_live))
+                registered.append((version, registration.make_live))
             if request_id:
                 answered = retries.Answered(
                     create_time_us=version.create_time_us,
@@ -170,18 +155,28 @@ class Catalog:
                 retries.remember(connection, tenant, request_id, asked, answered)
             return version, exists
 
-    def is_answered(self, tenant: str, task: str, digest: str, make_live: bool, request_id: str) -> bool:
-        """Whether `register` with these arguments would change nothing, because it answered this very request before.
+    def is_answered(self, registration: Registration) -> bool:
+        """Whether `register` would change nothing, because it answered this very request before.
 
         Raises:
             InvalidRequest: the request id was used for something else (`REQUEST_ID_REUSED`).
         """
-        check_request_id(request_id)
-        asked = retries.Asked(task=task, digest=digest, make_live=make_live)
+        check_request_id(registration.request_id)
         with self._database.read() as connection:
-            return retries.recall(connection, tenant, request_id, asked) is not None
+            answered = retries.recall(connection, registration.tenant, registration.request_id, _asked(registration))
+            return answered is not None
 
-    def set_traffic(self, tenant: str, task: str, shares: Iterable[tuple[str, int]], etag: str = "") -> TaskRow:
+    def check_room(self, registration: Registration) -> None:
+        """What `register` would say of the tenant and its quotas now, before anything is done for it.
+
+        Raises NotFound, QuotaExceeded.
+        """
+        with self._database.read() as connection:
+            stored_quotas.check_registration(connection, registration, self._default_quotas)
+
+    def set_traffic(
+        self, tenant: str, task: str, shares: Iterable[tuple[str, int]], etag: str = "", *, by: Actor = SERVER
+    ) -> TaskRow:
         """Let these (digest, weight) answer a task on this server's backbone.
 
         Raises:
@@ -205,10 +200,10 @@ class Catalog:
                 check_same_form(task_row.version(digest) for digest, _ in split)
             if changes.move_pointer(connection, task_id, self._backbone, lambda pointer: pointer.set(split)):
                 detail = " ".join(f"{digest[:12]}={weight}" for digest, weight in split)
-                changes.record(connection, tenant, task, "set_traffic", detail=detail)
+                changes.record(connection, tenant, task, "set_traffic", detail=detail, by=by)
             return self._read_task(connection, task_id)
 
-    def rollback(self, tenant: str, task: str, etag: str = "") -> TaskRow:
+    def rollback(self, tenant: str, task: str, etag: str = "", *, by: Actor = SERVER) -> TaskRow:
         """Make what was live before the current traffic live again; twice goes back twice.
 
         Raises:
@@ -219,14 +214,15 @@ class Catalog:
         with self._traces.changing() as connection:
             task_id = changes.find_task(connection, tenant, task, etag)
             changes.move_pointer(connection, task_id, self._backbone, Pointer.back)
-            changes.record(connection, tenant, task, "rollback")
+            changes.record(connection, tenant, task, "rollback", by=by)
             return self._read_task(connection, task_id)
 
-    def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool) -> VersionRow:
+    def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool, *, by: Actor = SERVER) -> VersionRow:
         """Note that a version is to be kept on the device, or no longer. It is forgotten with the version.
 
         Raises:
             NotFound: the task, or the version.
+            QuotaExceeded: the tenant has pinned as many as it may (`QUOTA_PINNED_VERSIONS`).
             FailedPrecondition: a version for another backbone is to be pinned (`BACKBONE_CHANGED`).
         """
         check_digest(digest)
@@ -235,9 +231,17 @@ class Catalog:
             version = self._read_task(connection, task_id).version(digest)
             if pinned and version.backbone_fingerprint != self._backbone:
                 raise _for_another_backbone(digest)
+            if pinned and not version.pinned:
+                stored_quotas.check_new_pin(connection, tenant, self._default_quotas)
             if changes.set_pin(connection, task_id, digest, pinned):
-                changes.record(connection, tenant, task, "pin" if pinned else "unpin", digest)
+                changes.record(connection, tenant, task, "pin" if pinned else "unpin", digest, by=by)
             return self._read_task(connection, task_id).version(digest)
+
+    def check_pin(self, tenant: str) -> None:
+        """Raises QuotaExceeded (`QUOTA_PINNED_VERSIONS`) if `set_pinned` would pin no more for the tenant."""
+        with self._database.read() as connection:
+            quotas = stored_quotas.read_quotas(connection, tenant, self._default_quotas)
+            stored_quotas.check_new_pin(connection, tenant, quotas)
 
     def pinned(self) -> tuple[str, ...]:
         """Digests of all pinned versions for this server's backbone, each once, the longest pinned first."""
@@ -251,7 +255,7 @@ class Catalog:
         with self._database.read() as connection:
             return tuple(connection.scalars(query))
 
-    def delete_version(self, tenant: str, task: str, digest: str, etag: str = "") -> None:
+    def delete_version(self, tenant: str, task: str, digest: str, etag: str = "", *, by: Actor = SERVER) -> None:
         """Retire one version: no new request finds it. Its bytes stay until `purge`.
 
         Raises:
@@ -273,11 +277,11 @@ class Catalog:
             for backbone in pointers:
                 changes.move_pointer(connection, task_id, backbone, lambda pointer: pointer.without(digest))
             changes.retire(connection, task_id, digest)
-            changes.record(connection, tenant, task, "delete_version", digest)
+            changes.record(connection, tenant, task, "delete_version", digest, by=by)
         self._traces.forget([(tenant, task, digest)])
 
-    def delete_task(self, tenant: str, task: str, etag: str = "") -> None:
-        """Remove a task and retire all its versions. Their bytes stay until `purge`.
+    def delete_task(self, tenant: str, task: str, etag: str = "", *, by: Actor = SERVER) -> None:
+        """Remove a task with its grants, and retire all its versions. Their bytes stay until `purge`.
 
         Raises:
             NotFound: the task.
@@ -286,17 +290,24 @@ class Catalog:
         with self._traces.changing() as connection:
             task_id = changes.find_task(connection, tenant, task, etag)
             digests = changes.ready_versions(connection, task_id)
+            lent = connection.scalars(select(schema.grants.c.tenant).where(schema.grants.c.task_id == task_id))
+            grants: list[Change] = [("grant", tenant, grant_name(task, other)) for other in lent]
             changes.retire(connection, task_id)
             connection.execute(delete(schema.tasks).where(_tasks.id == task_id))
-            changes.record(connection, tenant, task, "delete_task")
+            changes.record(connection, tenant, task, "delete_task", by=by, also=grants)
         self._traces.forget((tenant, task, digest) for digest in digests)
 
-    def record_failure(self, tenant: str, task: str, reason: str) -> None:
+    def record_failure(self, tenant: str, task: str, reason: str, *, by: Actor = SERVER) -> None:
         """Remember, in the audit only, that an adapter was refused; the newest 1,000 of a tenant are kept."""
         check_name(tenant, "tenant")
         check_name(task, "task")
         with self._database.write() as connection:
-            changes.record_failure(connection, tenant, task, reason)
+            changes.record_failure(connection, tenant, task, reason, by=by)
+
+    def tasks_with(self, digest: str) -> tuple[Name, ...]:
+        """The tasks of all tenants that have a version in service with these bytes."""
+        with self._database.read() as connection:
+            return read_names(connection, check_digest(digest))
 
     def retired(self) -> tuple[str, ...]:
         """Digests of deleted versions, which wait for `purge`."""
@@ -319,8 +330,8 @@ class Catalog:
         mine = _versions.digest == digest
         with self._database.write() as connection:
             if unless_registered_since is not None:
-                registered = changes.changed_since(connection, unless_registered_since, "version")
-                if registered is None or any(digest == name for _, name in registered):
+                changed = changes.changed_since(connection, unless_registered_since)
+                if changed is None or any(digest == name for _, name in changed["version"]):
                     return False
             states = set(connection.scalars(select(_versions.state).where(mine)))
             if State.RETIRED in states:
@@ -351,16 +362,19 @@ class Catalog:
         with self._database.read() as connection:
             return self._read_task(connection, changes.find_task(connection, tenant, task))
 
-    def list_tasks(self, tenant: str, page_size: int = 0, page_token: str = "") -> Page[TaskRow]:
-        """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token."""
+    def list_tasks(
+        self, tenant: str, page_size: int = 0, page_token: str = "", is_listed: IsListed | None = None
+    ) -> Page[TaskRow]:
+        """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token.
+
+        Args:
+            is_listed: whether a task of this id is; None for all. Of others not even the token tells.
+        """
         listing = ("tasks", check_name(tenant, "tenant"))
         size, key = check_page_size(page_size), read_token(page_token, listing, str)
-        query = select(_tasks.id).where(_tasks.tenant == tenant).order_by(_tasks.task).limit(size + 1)
-        if key is not None:
-            query = query.where(_tasks.task > key[0])
         with self._database.read() as connection:
-            ids = list(connection.scalars(query))
-            found = read_tasks(connection, self._backbone, ids[:size], self._tasks)
+            ids = read_ids(connection, tenant, "" if key is None else str(key[0]), size + 1, is_listed)
+            found = read_tasks(connection, self._backbone, ids[:size], self._snapshots.known)
         rows = tuple(found[task_id] for task_id in ids[:size])
         rows = rows[: count_that_fit(map(bytes_of_task, rows))]
         return Page(rows, make_token(listing, [rows[-1].task]) if len(ids) > len(rows) else "")
@@ -399,21 +413,7 @@ class Catalog:
 
         The first call reads all; later ones only what has changed since, and return the same object if nothing has.
         """
-        with self._snapshot_lock, self._database.read() as connection:
-            known, revision = self._snapshot, changes.read_revision(connection)
-            if known is not None and known.revision == revision:
-                return known
-            changed = None if known is None else changes.changed_since(connection, known.revision, "task")
-            if known is None or changed is None:
-                self._tasks = TaskMap.of(read_all(connection, self._backbone))
-                self._snapshot = Snapshot(revision=revision, tasks=self._tasks)
-            else:
-                rows = dict.fromkeys(changed) | self._read_changed(connection, known.revision)
-                self._tasks = self._tasks.changed(rows)
-                self._snapshot = Snapshot(
-                    revision=revision, tasks=self._tasks, since=known.revision, touched=frozenset(changed)
-                )
-            return self._snapshot
+        return self._snapshots.newest()
 
     def audit(self, tenant: str, *, limit: int = 100) -> tuple[AuditRow, ...]:
         """What happened to a tenant's tasks, newest first."""
@@ -423,17 +423,32 @@ class Catalog:
             return tuple(AuditRow(**row) for row in connection.execute(query).mappings())
 
     def _read_task(self, connection: Connection, task_id: int) -> TaskRow:
-        return read_tasks(connection, self._backbone, [task_id], self._tasks)[task_id]
-
-    def _read_changed(self, connection: Connection, since: int) -> dict[Name, TaskRow]:
-        """Those tasks that changed after a revision and still exist, by name."""
-        logged = select(_log.tenant, _log.name).where(_log.revision > since, _log.kind == "task")
-        ids = connection.scalars(select(_tasks.id).where(tuple_(_tasks.tenant, _tasks.task).in_(logged)))
-        rows = read_tasks(connection, self._backbone, ids, self._tasks).values()
-        return {(row.tenant, row.task): row for row in rows}
+        return read_tasks(connection, self._backbone, [task_id], self._snapshots.known)[task_id]
 
 
 def _for_another_backbone(digest: str) -> FailedPrecondition:
     return FailedPrecondition(
         f"version {digest[:12]} was trained for another backbone than this server's", reason="BACKBONE_CHANGED"
+    )
+
+
+def _asked(registration: Registration) -> retries.Asked:
+    return retries.Asked(task=registration.task, digest=registration.digest, make_live=registration.make_live)
+
+
+def _as_it_was(registration: Registration, answered: retries.Answered) -> VersionRow:
+    """The version as it was when it was answered for: by now it may have been changed or deleted."""
+    head, max_length = read_served(registration.manifest_json)
+    return VersionRow(
+        tenant=registration.tenant,
+        task=registration.task,
+        digest=registration.digest,
+        state=State.READY,
+        create_time_us=answered.create_time_us,
+        num_bytes=registration.num_bytes,
+        backbone_fingerprint=registration.backbone_fingerprint,
+        head=head,
+        max_length=max_length,
+        live=answered.live,
+        pinned=answered.pinned,
     )

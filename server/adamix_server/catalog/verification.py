@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition
 from adamix_server.blobs.local import BLOBS_DIRECTORY, file_digest
@@ -41,6 +41,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
             which was accepted as it was.
     """
 
+    tenants: int
+    keys: int
     tasks: int
     versions: int
     blobs: int
@@ -52,11 +54,16 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Rows(msgspec.Struct, frozen=True):
-    """What a catalog names: READY versions, the sizes of their blobs, and digests that wait for their deletion."""
+    """What a catalog names: READY versions, the sizes of their blobs, and digests that wait for their deletion.
+
+    `tenants` and `api_keys` are numbers; keys that are not revoked.
+    """
 
     keys: frozenset[Key] = frozenset()
     sizes: dict[str, int] = {}
     retired: frozenset[str] = frozenset()
+    tenants: int = 0
+    api_keys: int = 0
 
 
 def verify(store: Path, on_blob: Callable[[int, int], None] = lambda _done, _total: None) -> Verified:
@@ -89,6 +96,8 @@ def verify(store: Path, on_blob: Callable[[int, int], None] = lambda _done, _tot
             problems.append(Problem(reason="ORIGIN_MISSING", name="/".join(key), advice=_START))
     files = {path.name for path in root.glob("sha256/??/*")}
     return Verified(
+        tenants=rows.tenants,
+        keys=rows.api_keys,
         tasks=len({key[:2] for key in rows.keys}),
         versions=len(rows.keys),
         blobs=len(rows.sizes),
@@ -129,7 +138,15 @@ def _read_rows(connection: Connection) -> _Rows:
     versions = schema.versions.c
     sizes = connection.execute(select(versions.digest, versions.num_bytes).where(schema.is_ready).distinct())
     retired = connection.scalars(select(versions.digest).where(schema.is_retired))
-    return _Rows(frozenset(lineage.registered(connection)), dict(sizes.all()), frozenset(retired))
+    tenants = connection.scalar(select(func.count()).select_from(schema.tenants))
+    in_force = select(func.count()).select_from(schema.keys).where(schema.keys.c.revoke_time_us.is_(None))
+    return _Rows(
+        frozenset(lineage.registered(connection)),
+        dict(sizes.all()),
+        frozenset(retired),
+        int(tenants or 0),
+        int(connection.scalar(in_force) or 0),
+    )
 
 
 def _problem(error: AdamixError) -> Problem:

@@ -17,33 +17,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
+from adamix_server.access.quotas import parse_quotas
+from adamix_server.cli import keys as key_commands
 from adamix_server.cli import store as store_commands
-from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig, split_address
+from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
+from adamix_server.config import AccessSettings, EngineSettings, FrontEndSettings, ServerConfig, TlsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adamix.experiments.release import Publisher
     from adamix_server.channel.engine_frames import Hello
-    from adamix_server.client import Client, Prediction
+    from adamix_server.client import Prediction
 
-DEFAULT_SERVER = "127.0.0.1:50051"
 # Packages that bring commands of their own, so that this one needs to import none of them.
 PLUGIN_GROUP = "adamix.commands"
 
 
-ServerOption = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="ADAMIX_SERVER")]
+def _publisher(address: str, task: str | None) -> "Publisher":
+    from adamix_server.cli import push
 
-
-def _connect(address: str, task: str | None) -> "Publisher":
-    from adamix_server.cli.push import connect
-
-    return connect(address, task)
+    return push.connect(address, task)
 
 
 # The method trains; where its adapters go is this package's part.
-publishing.offer(_connect)
+publishing.offer(_publisher)
 app.add_typer(store_commands.app, name="store")
+app.add_typer(key_commands.app, name="keys")
 
 
 @app.command()
@@ -84,7 +84,35 @@ def serve(
             help="Network whose addresses stand for many callers, e.g. 10.0.0.0/8; repeatable.  [default: none]"
         ),
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address other machines can reach.")] = False,
+    auth: Annotated[
+        str, typer.Option(help="What callers show: none, or some of keys, jwt, mtls, with commas.")
+    ] = "none",
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="The server's certificate in PEM, read again when it changes.  [default: none]")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM.  [default: none]")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="CA in PEM that callers' certificates are signed by.  [default: none]")
+    ] = None,
+    jwt_jwks: Annotated[
+        Path | None,
+        typer.Option(help="JWKS file of the issuer of tokens, read again when it changes.  [default: none]"),
+    ] = None,
+    jwt_issuer: Annotated[str, typer.Option(help="What `iss` of a token is.")] = "",
+    jwt_audience: Annotated[str, typer.Option(help="What `aud` of a token has.")] = "",
+    jwt_tenant_claim: Annotated[
+        str, typer.Option(help="The claim of a token that names the tenant.")
+    ] = AccessSettings.jwt_tenant_claim,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow an address other machines can reach, without TLS or keys.")
+    ] = False,
+    default_quota: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE, a limit of tenants that set none of their own, e.g. max_tasks=100; repeatable.  "
+            "[default: none]"
+        ),
+    ] = None,
     drain_delay: Annotated[
         float, typer.Option(help="Seconds between reporting unhealthy and refusing calls.")
     ] = ServerConfig.drain_delay_s,
@@ -122,6 +150,15 @@ def serve(
                 adapter_root=adapter_root,
                 max_upload_s=max_upload_seconds,
                 trusted_proxies=tuple(trusted_proxy or ()),
+                access=AccessSettings(
+                    auth=tuple(kind.strip() for kind in auth.split(",")),  # type: ignore[misc]
+                    jwt_jwks=jwt_jwks,
+                    jwt_issuer=jwt_issuer,
+                    jwt_audience=jwt_audience,
+                    jwt_tenant_claim=jwt_tenant_claim,
+                ),
+                tls=TlsSettings.of(tls_cert, tls_key, client_ca),
+                default_quotas=parse_quotas(default_quota or (), "--default-quota").to_map(),
             ),
             listen=listen,
             store=store,
@@ -160,10 +197,11 @@ def register(
     make_live: Annotated[bool, typer.Option(help="Answer with this version from now on.")] = True,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check the file and store nothing.")] = False,
     server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Upload an adapter as a new version of a task."""
-    with exit_codes(), _client(server) as client:
+    with exit_codes(), connect(server, api_key_file) as client:
         from adamix_server.client import ServerFile
 
         adapter = ServerFile(str(file)) if on_server else file
@@ -176,9 +214,9 @@ def register(
 
 
 @app.command()
-def tasks(server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False) -> None:
+def tasks(server: ServerOption = DEFAULT_SERVER, api_key_file: KeyFileOption = None, json_: JsonFlag = False) -> None:
     """List the tasks of a server."""
-    with exit_codes(), _client(server) as client:
+    with exit_codes(), connect(server, api_key_file) as client:
         found = client.tasks()
         table = Table("task", "head", "labels", "live version", "note")
         for task in found:
@@ -189,10 +227,13 @@ def tasks(server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False) -> Non
 
 @app.command()
 def versions(
-    task: Annotated[str, typer.Argument()], server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False
+    task: Annotated[str, typer.Argument()],
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    json_: JsonFlag = False,
 ) -> None:
     """List the versions of a task, newest first."""
-    with exit_codes(), _client(server) as client:
+    with exit_codes(), connect(server, api_key_file) as client:
         found = client.versions(task)
         table = Table("version", "state", "live", "bytes", "created", "residency", "pinned")
         for version in found:
@@ -210,10 +251,13 @@ def versions(
 
 @app.command()
 def rollback(
-    task: Annotated[str, typer.Argument()], server: ServerOption = DEFAULT_SERVER, json_: JsonFlag = False
+    task: Annotated[str, typer.Argument()],
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    json_: JsonFlag = False,
 ) -> None:
     """Make the version that was live before the current one live again."""
-    with exit_codes(), _client(server) as client:
+    with exit_codes(), connect(server, api_key_file) as client:
         result = client.rollback(task)
         _print({"task": _plain(result)}, f"{task}: {_shares(result.traffic, 64)}", as_json=json_)
 
@@ -225,10 +269,11 @@ def predict(
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
     version: Annotated[str, typer.Option(help="Ask this version instead of the live one.")] = "",
     server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Ask a task about texts. The exit code is 1 if any of them failed."""
-    with exit_codes(), _client(server) as client:
+    with exit_codes(), connect(server, api_key_file) as client:
         from adamix_server.client import Input
 
         inputs = [Input(task=task, text=item, truncate=truncate, version=version) for item in text]
@@ -245,13 +290,6 @@ def predict(
             failed = any(prediction.error is not None for prediction in predictions)
         if failed:
             raise typer.Exit(1)
-
-
-def _client(server: str) -> "Client":
-    from adamix_server.client import Client
-
-    split_address(server)  # gRPC takes anything: without a port it would ask port 443
-    return Client(server)
 
 
 def _shares(traffic: "Sequence[tuple[str, int]]", chars: int = 12) -> str:

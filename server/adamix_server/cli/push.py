@@ -13,8 +13,7 @@ from adamix.config import HeadConfig
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidRequest, NotFound
 from adamix.experiments.release import Published
 from adamix.files.manifest import BackboneSpec, TrainingRecord
-from adamix_server.client import Client
-from adamix_server.config import split_address
+from adamix_server.cli import connecting
 from adamix_server.names import check_name
 
 # Characters of a data set's name that a manifest keeps.
@@ -27,7 +26,7 @@ def connect(address: str, task: str | None = None) -> "Push":
     """The publisher that `--push ADDRESS`, with `--task` where there is one, stands for.
 
     Raises:
-        InvalidConfig: the address is not HOST:PORT, or the task is no id.
+        InvalidConfig: the address is not HOST:PORT, the task is no id, or what the environment says cannot be used.
         Unavailable: no server answers.
     """
     if task is not None:
@@ -48,14 +47,13 @@ class Push:
     """Registers adapters with one server, which is asked at once what it serves.
 
     Raises:
-        InvalidConfig: `address` is not HOST:PORT.
+        InvalidConfig: `address` is not HOST:PORT, or what the environment says cannot be used.
         Unavailable: no server answers.
     """
 
     def __init__(self, address: str) -> None:
-        split_address(address)
         self._address = address
-        with Client(address) as client:
+        with connecting.connect(address) as client:
             self._served = client.server_info().backbone
 
     def check(self, task: str, backbone: BackboneSpec, head: HeadConfig, *, is_generation: bool) -> None:
@@ -89,7 +87,7 @@ class Push:
         Raises:
             FailedPrecondition: a live version was measured on other data.
         """
-        with Client(self._address) as client:
+        with connecting.connect(self._address) as client:
             try:
                 live = [version for version in client.versions(task) if version.live]
             except NotFound:
@@ -112,14 +110,14 @@ class Push:
         return found
 
     def has(self, task: str, digest: str) -> bool:
-        with Client(self._address) as client:
+        with connecting.connect(self._address) as client:
             try:
                 return any(version.digest == digest for version in client.versions(task))
             except NotFound:
                 return False
 
     def publish(self, task: str, file: Path) -> Published:
-        with Client(self._address) as client:
+        with connecting.connect(self._address) as client:
             registered = client.register(task, file)
         return Published(registered.version.digest, registered.already_exists)
 

@@ -69,6 +69,13 @@ def restore(
             made = backups.restore(store, from_, on_file)
         aside = f"; the catalog of before is {made.set_aside}" if made.set_aside else ""
         _print(_plain(made), f"{_copied(made)} restored, {made.copied:,} files copied{aside}", as_json=json_)
+        if made.revocations is None:
+            _say(
+                "there was no catalog that could say which keys were revoked after the backup: those are valid again. "
+                f"Look at its {made.keys:,} keys, and revoke what should be"
+            )
+        elif made.revocations:
+            _say(f"{made.revocations:,} keys of the backup were revoked after it, and stay revoked")
 
 
 @app.command()
@@ -102,6 +109,11 @@ def rebuild(
         else:
             aside = f"; the one of before is {found.set_aside}" if found.set_aside else ""
             _say(f"the catalog is made anew{aside}. Look at what is live, and set traffic and pins as they were")
+            _say(
+                "tenants are back with their tasks, and the weights and quotas of anybody; keys and grants are not: "
+                "they were only in the catalog. Make an operator's key with `adamix keys create --store` before the "
+                "server starts, and new keys for everybody"
+            )
 
 
 @app.command()

@@ -19,6 +19,7 @@ from adamix.errors import AdamixError, Code, InvalidData, Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server.client import connection
 from adamix_server.client.connection import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, Connection
+from adamix_server.client.destination import Credentials, Pem, from_environment
 from adamix_server.client.values import (
     Input,
     Load,
@@ -50,7 +51,12 @@ class Client:
     """A connection to one server.
 
     Args:
-        address: `host:port`.
+        address: `host:port`; `grpcs://host:port` for TLS with the system's roots. None takes it, and the credentials
+            that are not given, from the environment: `ADAMIX_SERVER`, `ADAMIX_API_KEY`, and the files `ADAMIX_CA`,
+            `ADAMIX_CERT`, `ADAMIX_KEY`.
+        ca: file of certificates (or their PEM, as bytes) of which one has signed the server's; implies TLS.
+        cert, key: files (or PEM) of the client's own certificate and its key, for a server that asks for one.
+        api_key: or a token; it is not sent unencrypted to another machine.
         timeout_s: limit of each call but uploads, in seconds.
         keepalive_s: of silence after which the server is pinged, `math.inf` for never; it takes one ping in 10 s.
         keepalive_timeout_s: without an answer to a ping, after which the connection counts as dead and calls on it end.
@@ -59,24 +65,33 @@ class Client:
 
     Every method raises the AdamixError the server answered with, Unavailable when there is no server, and
     FailedPrecondition after `close` (`CLIENT_CLOSED`) or in a process forked since (`CLIENT_FORKED`: make a client
-    after the fork, in each process).
+    after the fork, in each process). Making one raises InvalidConfig for files that cannot be read, and for a key that
+    would go unencrypted to another machine (`INSECURE_ADDRESS`).
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
+        ca: Pem | None = None,
+        cert: Pem | None = None,
+        key: Pem | None = None,
+        api_key: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         keepalive_s: float = KEEPALIVE_S,
         keepalive_timeout_s: float = KEEPALIVE_TIMEOUT_S,
         channel_options: Mapping[str, str | int] | None = None,
     ) -> None:
+        credentials = Credentials(ca=ca, cert=cert, key=key, api_key=api_key)
+        if address is None:
+            address, told = from_environment()
+            credentials = credentials.over(told)
         self.address = address
         self._timeout_s = timeout_s
         options = connection.channel_options(
             keepalive_s=keepalive_s, keepalive_timeout_s=keepalive_timeout_s, extra=channel_options
         )
-        self._connection = Connection(address, options, keepalive_timeout_s)
+        self._connection = Connection(address, options, keepalive_timeout_s, credentials)
 
     def predict(
         self,

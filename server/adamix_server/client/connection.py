@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2_grpc
 from adamix.errors import AdamixError, Code, FailedPrecondition, Unavailable
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.api import status
+from adamix_server.client.destination import NO_CREDENTIALS, Credentials, Destination
 from adamix_server.limits.messages import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 
 # The server takes a ping every 10 s, and ends connections with more.
@@ -95,14 +96,25 @@ class Connection:
     """The way to one server. Safe to share between threads; of no use to a forked process.
 
     Args:
-        address: `host:port`.
+        address: `host:port`, or `grpcs://host:port` for TLS.
         options: of its channels.
         renewal_s: the shortest silence, and so the shortest time between two channels, for which deadlines that passed
             make one anew: a busy server that misses short ones is as silent as a dead one.
+        credentials: what it trusts and shows.
+
+    Raises:
+        InvalidConfig: as `Destination` does.
     """
 
-    def __init__(self, address: str, options: Sequence[tuple[str, Option]], renewal_s: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        options: Sequence[tuple[str, Option]],
+        renewal_s: float,
+        credentials: Credentials = NO_CREDENTIALS,
+    ) -> None:
         self.address = address
+        self._destination = Destination(address, credentials)
         self._options = options
         self._renewal_s = renewal_s
         self._lock = threading.Lock()
@@ -202,7 +214,15 @@ class Connection:
         return None
 
     def _connect(self) -> Link:
-        return Link(grpc.insecure_channel(self.address, options=self._options))
+        destination, options = self._destination, self._options
+        if (credentials := destination.channel_credentials()) is not None:
+            channel = grpc.secure_channel(destination.target, credentials, options)
+        else:
+            if destination.metadata:
+                # In clear it goes to this machine, and through nobody.
+                options = [*options, ("grpc.enable_http_proxy", 0)]
+            channel = grpc.insecure_channel(destination.target, options)
+        return Link(destination.over(channel))
 
     def _close_retired(self, link: Link) -> None:
         """Close a channel that is not in use any more once nothing runs on it."""

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
-from adamix.errors import AdamixError, FailedPrecondition
+from adamix.errors import AdamixError, FailedPrecondition, Unavailable
 from adamix.files.manifest import BackboneSpec
 from adamix_server.agreement import Bell, Party
 from adamix_server.blobs.os_errors import store_errors
@@ -34,6 +34,8 @@ _THREADS = 8
 # A front end that says nothing is replaced sooner than that, so this is only for what nobody has thought of.
 AGREEMENT_TIMEOUT_S = 30.0
 REREAD_S = 0.1
+# For calls to end that began before something was taken from their callers.
+LAST_CALLS_S = 1.0
 
 
 class CatalogView:
@@ -73,14 +75,31 @@ class CatalogView:
         metered = partial(_metered, partial(_translated, work), calls.find())
         return await outcome(self._pool.submit(metered))
 
-    async def change(self, work: Callable[[], T]) -> T:
+    async def change(self, work: Callable[[], T], *, must_be_seen: bool = False) -> T:
         """Run a mutation of the catalog to its end, and return when every front end sees it.
 
-        It is durable before that: if another front end cannot follow in time, a log line says so and no error.
+        It is durable before that: if a front end cannot follow in time, a log line says so and no error.
+
+        Args:
+            must_be_seen: for what takes something from somebody, and can be done again: then there is an error.
+
+        Raises:
+            Unavailable: `must_be_seen`, and a front end may not see it yet (`CHANGE_UNSEEN`). It is made all the same.
         """
-        result, revision = await to_the_end(self._change(work))
+        result, revision, is_read = await to_the_end(self._change(work))
         if not await self._agreement.all_serve(revision, AGREEMENT_TIMEOUT_S):
             log.error("a change was answered before every front end saw it", extra={"revision": revision})
+            is_read = False
+        if not must_be_seen:
+            return result
+        if not is_read:
+            raise Unavailable(
+                "the change is made, and a part of the server may not know of it yet; do it again, until it succeeds",
+                reason="CHANGE_UNSEEN",
+                retry_after_s=REREAD_S,
+            )
+        # Calls that came before it are answered before it is, unless they take long.
+        await self._agreement.none_uses_less(revision, LAST_CALLS_S)
         return result
 
     async def refresh(self) -> None:
@@ -167,8 +186,8 @@ class CatalogView:
             self.availability.learn_missing(newest)
         return newest
 
-    async def _change(self, work: Callable[[], T]) -> tuple[T, int]:
-        """The result, and a revision that has the change in it."""
+    async def _change(self, work: Callable[[], T]) -> tuple[T, int, bool]:
+        """The result, the revision that is served then, and whether that has the change in it."""
         result = await self.run(work)
         # From here on it is done. An error would make the client do it again: a rollback would go back twice.
         patience_s = AGREEMENT_TIMEOUT_S
@@ -178,12 +197,11 @@ class CatalogView:
             except AdamixError as error:
                 if patience_s <= 0:
                     log.warning("a change was answered before this front end could read it: %s", error.message)
-                    break
+                    return result, self._snapshot.revision, False
                 await asyncio.sleep(REREAD_S)
                 patience_s -= REREAD_S
             else:
-                break
-        return result, self._snapshot.revision
+                return result, self._snapshot.revision, True
 
 
 def _translated(work: Callable[[], T]) -> T:

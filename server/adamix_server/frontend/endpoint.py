@@ -4,9 +4,8 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 """
 
 import asyncio
-import ipaddress
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -25,7 +24,10 @@ from adamix_server.config import split_address
 from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
+from adamix_server.frontend.boundary.gate import Gate, everyone
+from adamix_server.frontend.boundary.sessions import Sessions
 from adamix_server.frontend.control.service import AdapterServicer
+from adamix_server.frontend.entrance import Entrance
 from adamix_server.frontend.health import HealthServicer
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
@@ -85,7 +87,7 @@ class Endpoint:
         with_reflection: let clients list the services.
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
-        trusted_proxies: networks whose addresses stand for many callers, and have no share of their own.
+        entrance: the port's certificate, and who recognises callers.
         is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
@@ -93,6 +95,7 @@ class Endpoint:
 
     Raises:
         InvalidConfig: the address cannot be bound (`ADDRESS_IN_USE`).
+        FailedPrecondition: a service has a method for which no right is set (`METHOD_WITHOUT_RIGHT`).
     """
 
     def __init__(
@@ -105,13 +108,22 @@ class Endpoint:
         *,
         with_reflection: bool,
         shares_port: bool,
-        trusted_proxies: Sequence[str] = (),
+        entrance: Entrance,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
-        proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
-        self._boundary = boundary = Boundary(admission, recorder, proxies=proxies, is_shared=is_shared)
+        self._entrance = entrance
+        self._sessions = Sessions(entrance.basis)
+        gate = Gate(entrance.identify)
+        self._boundary = boundary = Boundary(
+            admission,
+            recorder,
+            proxies=entrance.proxies,
+            gate=gate,
+            sessions=self._sessions,
+            is_shared=is_shared,
+        )
         inference, adapters, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, boundary)
@@ -133,13 +145,24 @@ class Endpoint:
         self._server.add_generic_rpc_handlers((boundary,))
         host, _ = split_address(listen)
         try:
-            port = self._server.add_insecure_port(listen)
+            if entrance.credentials is None:
+                port = self._server.add_insecure_port(listen)
+            else:
+                port = self._server.add_secure_port(listen, entrance.credentials)
         except RuntimeError:
             raise cannot_listen(listen) from None
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self) -> None:
         await self._server.start()
+
+    async def look_after_callers(self) -> None:
+        """Where callers are asked who they are, for ever: end streams with their credentials, and read again what
+        they are recognised by.
+        """
+        if self._entrance.identify is everyone:
+            return
+        await asyncio.gather(self._sessions.run(), self._entrance.keep_fresh())
 
     async def stop(self, grace_s: float, delay_s: float = 0.0) -> bool:
         """NOT_SERVING, refuse new calls after `delay_s`, let running ones end within `grace_s`, close the port.

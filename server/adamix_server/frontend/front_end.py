@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
+from adamix_server.access.quotas import Quotas
+from adamix_server.access.refusal import RefusalKind
 from adamix_server.agreement import Party
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
@@ -51,6 +53,7 @@ from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
+from adamix_server.frontend.entrance import OpenEntrance, open_entrance
 from adamix_server.frontend.inference.feeding import Feeding
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
@@ -108,6 +111,7 @@ class FrontEnd:
         pipe: to the supervisor.
         connect: (address, generation, engine id) -> channel to an engine.
         validate: judges uploads.
+        enter: opens what stands at the port.
     """
 
     def __init__(
@@ -117,10 +121,12 @@ class FrontEnd:
         *,
         connect: Connect = channel.connect,
         validate: Validate = validate_in_child,
+        enter: OpenEntrance = open_entrance,
     ) -> None:
         self._start = start
         self._pipe = pipe
         self._validate = validate
+        self._enter = enter
         self._recorder = Recorder()
         self._link = EngineLink(connect)
         self._readiness = Readiness(ENGINE_RESTARTING)
@@ -160,7 +166,8 @@ class FrontEnd:
             shown = self._report_health()
             store = StoreWatch(view.look, self._readiness)
             housekeeping = parts.reclaimer.run(), parts.residency.run(), self._keep_reported(shown)
-            async with _running(self._beat(), self._forget_deleted(view), store.run(), *housekeeping):
+            callers = parts.endpoint.look_after_callers()
+            async with _running(self._beat(), self._forget_deleted(view), store.run(), callers, *housekeeping):
                 self._pipe.send(Ready(address=parts.endpoint.address))
                 log.info("serving", extra={"address": parts.endpoint.address})
                 await self._follow(parts)
@@ -171,7 +178,10 @@ class FrontEnd:
         if (hello := self._link.hello) is None:
             raise RuntimeError("opened before there was an engine")
         fingerprint = hello.spec.fingerprint
-        catalog = await asyncio.to_thread(Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False)
+        quotas = Quotas(**self._start.settings.default_quotas)
+        catalog = await asyncio.to_thread(
+            Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False, default_quotas=quotas
+        )
         availability = Availability(catalog.blobs, hello.limits.arena_bytes, hello.dtype)
         view = CatalogView(catalog, hello.spec, self._agreement, availability)
         closing.callback(view.close)
@@ -184,7 +194,8 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        stages = Stages(view, tokenizer, link, Feeding(link, Tenancy(view)), recorder)
+        tenancy = Tenancy(view, Quotas(**settings.default_quotas), is_open=settings.access.asks_nobody)
+        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), recorder)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
@@ -194,6 +205,7 @@ class FrontEnd:
 
         shares, places = Shares(is_shared, recorder), UploadPlaces(settings.max_upload_s, recorder)
         registrations = Registrations(view, residency, shares, self._validate, root)
+        entrance = await asyncio.to_thread(self._enter, settings, lambda: view.snapshot.access, self._refused)
         endpoint = Endpoint(
             start.listen,
             (
@@ -207,10 +219,14 @@ class FrontEnd:
             recorder,
             with_reflection=start.reflection,
             shares_port=start.shares_port,
-            trusted_proxies=settings.trusted_proxies,
+            entrance=entrance,
             is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
+
+    def _refused(self, kind: RefusalKind, _name: str) -> None:
+        """A credential does not count."""
+        self._recorder.inc("adamix_auth_failures_total", kind)
 
     async def _go_on(self) -> bool:
         """Do what the supervisor says next, before there is a port; False if this process is to end."""

@@ -61,10 +61,11 @@ MAX_WAITING_UPLOAD_BYTES = 64 << 10
 VALIDATION_TIMEOUT_S = chapter.limit(
     30.0,
     "s",
-    "checking one adapter file, of which two are checked at once",
+    "processor time to check one adapter file, of which two are checked at once",
     Code.INVALID_ARGUMENT,
     "VALIDATOR_TIMEOUT",
-    proof="server/frontend/control/validation/test_validation.py::test_a_child_that_hangs_is_a_timeout",
+    note="after 120 s by the clock UNAVAILABLE `VALIDATION_INTERRUPTED`",
+    proof="server/frontend/control/validation/test_validation.py::test_a_child_has_so_much_processor_time",
 )
 MAX_TRAFFIC_SHARES = chapter.limit(
     16,

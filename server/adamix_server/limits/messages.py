@@ -22,6 +22,14 @@ MAX_METADATA_BYTES = chapter.limit(
     note="by the transport, without details",
     proof="server/frontend/test_limits.py::test_metadata",
 )
+MAX_CREDENTIAL_BYTES = chapter.limit(
+    8 << 10,
+    "bytes",
+    "the metadata entry `authorization`, of which a call has one",
+    Code.UNAUTHENTICATED,
+    "KEY_INVALID",
+    proof="server/frontend/boundary/identity/test_identity.py::test_a_credential_of_the_most_bytes_is_read",
+)
 MAX_INPUTS_PER_CALL = chapter.limit(
     64,
     "",
@@ -127,7 +135,8 @@ chapter.said(
 )
 chapter.said(
     "queue of the engine; each of F front ends may fill 1/F of it",
-    "4,096 inputs and 262,144 tokens (`max_queue_inputs`, `max_queue_tokens`)",
+    "8 s of work as measured, an eighth of its tokens in inputs; no more than 4,096 inputs and 262,144 tokens "
+    "(`max_queue_inputs`, `max_queue_tokens`), and no less than one text of full length",
     Code.RESOURCE_EXHAUSTED,
     "OVERLOADED",
     note="RetryInfo, at once",

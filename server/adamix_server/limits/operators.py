@@ -1,5 +1,6 @@
 """What probes, scrapes and the log may take."""
 
+from adamix.errors import Code
 from adamix_server.limits.table import Chapter, to_text
 
 chapter = Chapter()
@@ -54,4 +55,14 @@ MAX_WAITING_LOG_RECORDS = chapter.limit(
     more=f", or {to_text(MAX_WAITING_LOG_BYTES, 'bytes')}",
     note="dropped: counted by `adamix_log_records_dropped_total`, and said once in the log",
     proof="server/telemetry/test_log_writer.py::test_so_many_records_wait_and_no_more",
+)
+
+MAX_TRUST_FILE_BYTES = chapter.limit(
+    1 << 20,
+    "bytes",
+    "a file of certificates, keys or an issuer's keys (`--tls-cert`, `--tls-key`, `--client-ca`, `--jwt-jwks`)",
+    Code.INVALID_ARGUMENT,
+    "TRUST_FILE_INVALID",
+    note="at the start; of one that is exchanged later the last one stays in force, and the log says so",
+    proof="server/trust/test_files.py::test_a_file_of_the_most_bytes_is_read_and_one_more_is_not",
 )

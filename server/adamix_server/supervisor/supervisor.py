@@ -44,11 +44,13 @@ from adamix_server.port import cannot_listen, held_port
 from adamix_server.supervisor.child import Child
 from adamix_server.supervisor.engine_watch import LOST_AFTER, EngineWatch, Progress
 from adamix_server.supervisor.keeper import Keeper
+from adamix_server.supervisor.operator_key import ensure_operator_key
 from adamix_server.supervisor.probes import Fitness, Probes
 from adamix_server.telemetry.exposition import Exposition
 from adamix_server.telemetry.metrics import Recorder
 from adamix_server.telemetry.page_server import Bounds, PageServer
 from adamix_server.telemetry.registry import SUPERVISOR, Registry
+from adamix_server.trust.check import check_files
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +131,10 @@ class Supervisor:
         Raises:
             FailedPrecondition: the store is in use, its catalog is not the one it had, or a child cannot start (with
                 the child's own sentence).
-            InvalidConfig: the port is in use, or the one for metrics.
+            InvalidConfig: the port is in use, or the one for metrics; a certificate or a file of keys cannot be used.
             DataLoss: the catalog is damaged.
         """
+        check_files(self._config.front_end)
         with (
             StoreLock(self._config.store),
             _runtime_directory(self._config.store) as self._runtime,
@@ -140,6 +143,8 @@ class Supervisor:
             recovered = recover(self._config.store, accept_catalog=self._config.accept_catalog)
             for digest in recovered.missing:
                 log.error("a registered adapter is missing from the store", extra={"digest": digest})
+            if "keys" in self._config.front_end.access.auth:
+                ensure_operator_key(self._config.store)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self.stop)
             async with self._probes():
@@ -212,7 +217,8 @@ class Supervisor:
             settings=self._config.front_end,
             name=name,
             listen=self._listen,
-            reflection=is_loopback(split_address(self._listen)[0]),
+            # To whoever may see everything, and sits at this machine.
+            reflection=self._config.front_end.access.asks_nobody and is_loopback(split_address(self._listen)[0]),
             shares_port=self._config.front_ends > 1,
             store=self._config.store,
             tokenizer=self._tokenizer,

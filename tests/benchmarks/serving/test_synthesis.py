@@ -14,6 +14,7 @@ from adamix.files.tensors import canonical_json
 from adamix_bench.serving.synthesis import SynthTask, fill_names, fill_store, make_task, task_name
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import registration
 
 if TYPE_CHECKING:
     from adamix.backbones.backbone import Backbone
@@ -97,7 +98,7 @@ def test_one_file_under_many_names_is_what_registering_it_so_often_leaves(spec: 
     found = catalog.snapshot()
     digest, manifest = hashlib.sha256(task.data).hexdigest(), canonical_json(task.manifest.to_json())
     args = (digest, manifest, len(task.data), spec.fingerprint)
-    catalog.register("default", "by-hand", *args)
+    catalog.register(registration("default", "by-hand", *args))
     expected = catalog.get_task("default", "by-hand")
     assert ([name for _, name in sorted(first.tasks)], first.revision) == ([task_name(i) for i in range(3)], 3)
     assert ([name for _, name in sorted(found.tasks)], found.revision) == ([task_name(i) for i in range(7)], 7)

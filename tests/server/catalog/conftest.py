@@ -8,7 +8,7 @@ import pytest
 
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
-from adamix_testing.catalogs import make_manifest_json
+from adamix_testing.catalogs import make_manifest_json, make_tenant, registration
 
 HERE, ELSEWHERE = "a" * 64, "b" * 64
 
@@ -68,6 +68,9 @@ def add(catalog: Catalog) -> Add:
         digest = hashlib.sha256(data).hexdigest()
         catalog.blobs.put(data, digest)
         manifest_json = make_manifest_json(backbone, labels)
-        return catalog.register(tenant, task, digest, manifest_json, len(data), backbone, make_live, request_id)[0]
+        make_tenant(catalog, tenant)
+        return catalog.register(
+            registration(tenant, task, digest, manifest_json, len(data), backbone, make_live, request_id)
+        )[0]
 
     return add

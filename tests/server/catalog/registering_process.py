@@ -18,6 +18,7 @@ from adamix_server.catalog import changes
 from adamix_server.catalog.origins import Origins
 from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.store_file import Progress
+from adamix_testing.catalogs import registration
 
 TASKS = ("a", "b", "c")
 
@@ -61,7 +62,7 @@ def register_for_ever(store: Path, fingerprint: str, manifest_json: str, cycle: 
             for start in range(0, len(data), 1 << 16):
                 upload.write(data[start : start + (1 << 16)])
             catalog.blobs.put(upload.path, upload.digest)
-        catalog.register("default", task, digest, manifest_json, len(data), fingerprint)
+        catalog.register(registration("default", task, digest, manifest_json, len(data), fingerprint))
         say("ack", task, digest)
         i += 1
 

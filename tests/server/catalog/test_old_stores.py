@@ -19,7 +19,7 @@ WRITER = runpy.run_path(str(STORES / "write_store.py"))
 SOON_US = WRITER["STARTED_US"] + 180_000_000
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, 2, 3, 4])
 def schema(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 

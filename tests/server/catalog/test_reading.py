@@ -15,6 +15,7 @@ from adamix_server.catalog.paging import read_token
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.names import check_name
+from adamix_testing.catalogs import registration
 
 Add = Callable[..., VersionRow]
 
@@ -34,8 +35,8 @@ def test_malformed_ids_are_refused_everywhere(
     digest = digest_of(b"v1")
     catalog.blobs.put(b"v1", digest)
     for call in (
-        lambda: catalog.register(ME, name, digest, manifest_json(here), 2, here),
-        lambda: catalog.register(name, "t", digest, manifest_json(here), 2, here),
+        lambda: catalog.register(registration(ME, name, digest, manifest_json(here), 2, here)),
+        lambda: catalog.register(registration(name, "t", digest, manifest_json(here), 2, here)),
         lambda: catalog.get_task(ME, name),
         lambda: catalog.list_tasks(name),
         lambda: catalog.list_versions(ME, name),

@@ -47,6 +47,7 @@ def rebuilt(catalog: Catalog, store: Path, here: str) -> dict[tuple[str, str], T
 
 def test_every_task_and_version_comes_back(catalog: Catalog, store: Path, here: str, elsewhere: str) -> None:
     add = WRITER["add"]
+    catalog.tenants.create("other")
     for tenant, task, seed in ((ME, "a", 0), (ME, "b", 2), ("other", "a", 0), (ME, "a", 4)):
         add(catalog, tenant, task, seed)
     add(catalog, ME, "a", 6, make_live=False)
@@ -58,6 +59,9 @@ def test_every_task_and_version_comes_back(catalog: Catalog, store: Path, here: 
     before = catalog.snapshot().tasks
     after = rebuilt(catalog, store, here)
     assert after.keys() == before.keys()
+    tenants = Catalog(store, backbone_fingerprint=here)
+    assert [row.tenant for row in tenants.tenants.list().rows] == [ME, "other"]
+    tenants.close()
     for name, row in before.items():
         assert after[name].traffic == row.traffic
         assert after[name].ready == row.ready, "with their times, too"

@@ -9,13 +9,14 @@ import pytest
 
 from adamix.errors import InvalidRequest, Unavailable
 from adamix_server.catalog import changes, retries
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.rows import Registration, VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import make_manifest_json, registration
 
 Add = Callable[..., VersionRow]
 Register = Callable[..., tuple[VersionRow, bool]]
 
-ME = "default"
+ME, HERE = "default", "a" * 64
 
 
 def digest_of(data: bytes) -> str:
@@ -30,11 +31,17 @@ def register(catalog: Catalog, here: str, manifest_json: Callable[[str], str]) -
         task: str, data: bytes, request_id: str, *, make_live: bool = True, tenant: str = ME
     ) -> tuple[VersionRow, bool]:
         digest = digest_of(data)
-        if not catalog.is_answered(tenant, task, digest, make_live, request_id):
+        asked = registration(tenant, task, digest, manifest_json(here), len(data), here, make_live, request_id)
+        if not catalog.is_answered(asked):
             catalog.blobs.put(data, digest)
-        return catalog.register(tenant, task, digest, manifest_json(here), len(data), here, make_live, request_id)
+        return catalog.register(asked)
 
     return register
+
+
+def asked_before(tenant: str, request_id: str) -> Registration:
+    """What is asked again: b"v1" for the task t."""
+    return registration(tenant, "t", digest_of(b"v1"), make_manifest_json(HERE), 2, HERE, True, request_id)
 
 
 def test_a_retry_is_answered_alike_whatever_became_of_the_task(catalog: Catalog, register: Register, add: Add) -> None:
@@ -81,6 +88,7 @@ def test_an_id_stands_for_one_request(catalog: Catalog, register: Register) -> N
 
 def test_tenants_share_no_ids(catalog: Catalog, register: Register) -> None:
     register("t", b"v1", "once")
+    catalog.tenants.create("other")
     version, exists = register("t", b"v2", "once", tenant="other")
     assert (version.tenant, version.digest, exists) == ("other", digest_of(b"v2"), False)
 
@@ -89,7 +97,7 @@ def test_a_failure_is_not_remembered(
     catalog: Catalog, register: Register, here: str, manifest_json: Callable[[str], str]
 ) -> None:
     with pytest.raises(Unavailable):
-        catalog.register(ME, "t", digest_of(b"v1"), manifest_json(here), 2, here, True, "once")
+        catalog.register(registration(ME, "t", digest_of(b"v1"), manifest_json(here), 2, here, True, "once"))
     assert not register("t", b"v1", "once")[1]
     assert catalog.get_task(ME, "t").live[0].digest == digest_of(b"v1")
 
@@ -113,7 +121,7 @@ def test_answers_survive_a_restart(
 ) -> None:
     first = register("t", b"v1", "once")
     other = Catalog(store, backbone_fingerprint=here)
-    again = other.register(ME, "t", digest_of(b"v1"), manifest_json(here), 2, here, True, "once")
+    again = other.register(registration(ME, "t", digest_of(b"v1"), manifest_json(here), 2, here, True, "once"))
     other.close()
     assert again == first
 
@@ -132,9 +140,9 @@ def test_an_answer_is_kept_for_a_day(catalog: Catalog, register: Register, monke
     monkeypatch.setattr(changes, "now_us", lambda: now_us)
     register("t", b"v1", "once")
     now_us = start_us + 24 * 3600 * 1_000_000
-    assert catalog.is_answered(ME, "t", digest_of(b"v1"), True, "once")
+    assert catalog.is_answered(asked_before(ME, "once"))
     now_us += 1
-    assert not catalog.is_answered(ME, "t", digest_of(b"v1"), True, "once")
+    assert not catalog.is_answered(asked_before(ME, "once"))
     # The id is free again.
     assert register("u", b"v2", "once")[0].task == "u"
 
@@ -143,12 +151,13 @@ def test_only_so_many_answers_of_a_tenant_are_kept(
     catalog: Catalog, register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retries, "MAX_REQUEST_IDS_PER_TENANT", 3)
+    catalog.tenants.create("other")
     register("t", b"v1", "r0", tenant="other")
     for i in range(5):
         register("t", b"v1", f"r{i}")
-    kept = [catalog.is_answered(ME, "t", digest_of(b"v1"), True, f"r{i}") for i in range(5)]
+    kept = [catalog.is_answered(asked_before(ME, f"r{i}")) for i in range(5)]
     assert kept == [False, False, True, True, True]
-    assert catalog.is_answered("other", "t", digest_of(b"v1"), True, "r0")
+    assert catalog.is_answered(asked_before("other", "r0"))
 
 
 @pytest.mark.parametrize("request_id", ["a b", "a/b", "a\n", "é", "a" * 65, "\0"])

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from adamix_server.catalog import reading
 from adamix_server.catalog.lineage import CATALOG_FILE
+from adamix_server.catalog.parted_map import PartedMap
 from adamix_server.catalog.rows import TaskRow, VersionRow
 from adamix_server.catalog.store import Catalog
-from adamix_server.catalog.task_map import TaskMap
 
 Add = Callable[..., VersionRow]
 ME = "default"
@@ -39,7 +39,7 @@ def test_a_changed_map_is_what_a_changed_dict_is(
     first: dict[tuple[str, str], str], changes: list[dict[tuple[str, str], str | None]]
 ) -> None:
     expected = {name: row(name, etag) for name, etag in first.items()}
-    found = TaskMap.of(expected.values())
+    found = PartedMap.of(expected.items())
     for change in changes:
         before, known = found, dict(expected)
         rows = {name: None if etag is None else row(name, etag) for name, etag in change.items()}

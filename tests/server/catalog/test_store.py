@@ -10,6 +10,7 @@ from adamix.errors import Aborted, FailedPrecondition, InvalidAdapter, NotFound,
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.rows import Traffic, VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import registration
 
 Add = Callable[..., VersionRow]
 
@@ -41,7 +42,7 @@ class TestRegister:
     ) -> None:
         first = add("t", b"v1")
         before = catalog.get_task(ME, "t"), catalog.revision(), catalog.audit(ME)
-        again, exists = catalog.register(ME, "t", first.digest, manifest_json(here), 2, here)
+        again, exists = catalog.register(registration(ME, "t", first.digest, manifest_json(here), 2, here))
         assert exists
         assert again == first
         assert (catalog.get_task(ME, "t"), catalog.revision(), catalog.audit(ME)) == before
@@ -50,8 +51,9 @@ class TestRegister:
         self, catalog: Catalog, add: Add, here: str, manifest_json: Callable[[str], str]
     ) -> None:
         digest = add("t", b"v1").digest
+        catalog.tenants.create("other")
         for tenant, task in ((ME, "u"), ("other", "t")):
-            assert not catalog.register(tenant, task, digest, manifest_json(here), 2, here)[1]
+            assert not catalog.register(registration(tenant, task, digest, manifest_json(here), 2, here))[1]
 
     def test_a_version_that_stopped_being_live_becomes_live_again(self, catalog: Catalog, add: Add) -> None:
         first, second = add("t", b"v1"), add("t", b"v2")
@@ -81,7 +83,7 @@ class TestRegister:
         self, catalog: Catalog, here: str, manifest_json: Callable[[str], str]
     ) -> None:
         with pytest.raises(Unavailable) as caught:
-            catalog.register(ME, "t", digest_of(b"v1"), manifest_json(here), 2, here)
+            catalog.register(registration(ME, "t", digest_of(b"v1"), manifest_json(here), 2, here))
         assert caught.value.reason == "BLOB_MISSING"
         assert catalog.list_tasks(ME).rows == ()
 
@@ -90,14 +92,14 @@ class TestRegister:
         digest = digest_of(b"v1")
         catalog.blobs.put(b"v1", digest)
         with pytest.raises(InvalidAdapter) as caught:
-            catalog.register(ME, "t", digest, text, 2, here)
+            catalog.register(registration(ME, "t", digest, text, 2, here))
         assert caught.value.reason == "MANIFEST_INVALID"
 
     def test_the_fingerprint_must_be_the_manifests(
         self, catalog: Catalog, here: str, elsewhere: str, manifest_json: Callable[[str], str]
     ) -> None:
         with pytest.raises(InvalidAdapter):
-            catalog.register(ME, "t", digest_of(b"v1"), manifest_json(here), 2, elsewhere)
+            catalog.register(registration(ME, "t", digest_of(b"v1"), manifest_json(here), 2, elsewhere))
 
 
 class TestTraffic:

@@ -19,6 +19,7 @@ from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.store_file import Progress, StoreFile, read_store_file, write_store_file
+from adamix_testing.catalogs import registration
 
 Add = Callable[..., VersionRow]
 ME = "default"
@@ -187,7 +188,7 @@ def test_files_are_for_this_user_alone(store: Path, here: str, manifest_json: Ca
         catalog = Catalog(store, backbone_fingerprint=here)
         digest = hashlib.sha256(b"1").hexdigest()
         catalog.blobs.put(b"1", digest)
-        catalog.register(ME, "t", digest, manifest_json(here), 1, here)
+        catalog.register(registration(ME, "t", digest, manifest_json(here), 1, here))
         modes = {path.relative_to(store): stat.S_IMODE(path.stat().st_mode) for path in store.rglob("*")}
         catalog.close()
     finally:

@@ -14,6 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from adamix.errors import DataLoss, FailedPrecondition, StoreFull
+from adamix_server.access.quotas import NO_QUOTAS
 from adamix_server.catalog import exchange, schema, upgrade
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lineage import CATALOG_FILE
@@ -24,7 +25,7 @@ STORES = Path(__file__).with_name("old_stores")
 ME = "default"
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, 2, 3, 4])
 def old_schema(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
@@ -79,10 +80,41 @@ def test_all_steps_from_nothing_lead_to_what_a_new_one_is(tmp_path: Path) -> Non
         patch.setattr(Database, "_create", from_nothing)
         Database(path).close()
     found, new = content_of(path), content_of(tmp_path / "new" / CATALOG_FILE)
-    # Each store has an id of its own.
+    # Each store has an id of its own, and a first tenant of its own.
     ids = {content["rows"].pop("identity")[0][1] for content in (found, new)}
     assert len(ids) == 2
+    for content in (found, new):
+        ((tenant, etag, created_us, updated_us, *shares),) = content["rows"].pop("tenants")
+        assert (tenant, len(etag), created_us == updated_us, shares) == (ME, 16, True, [1, "interactive", "{}"])
     assert found == new
+
+
+def test_every_tenant_is_there_as_anybody_and_so_is_the_first_one(old_store: Path, old_schema: int, here: str) -> None:
+    with sqlite3.connect(old_store / CATALOG_FILE) as connection:
+        known = dict(connection.execute("SELECT tenant, create_time_us FROM tenants"))
+    connection.close()
+    assert known.keys() == {ME, "other"}
+    recover(old_store)
+    catalog = Catalog(old_store, backbone_fingerprint=here)
+    snapshot = catalog.snapshot()
+    catalog.close()
+    rows = snapshot.access.tenants
+    assert {name: row.create_time_us for name, row in rows.items()} == known
+    assert {(row.weight, row.service_class, row.quotas) for row in rows.values()} == {(1, "interactive", NO_QUOTAS)}
+    assert len({row.etag for row in rows.values()}) == 2
+    assert (len(snapshot.access.keys), len(snapshot.access.grants)) == (0, 0)
+
+
+def test_one_that_had_no_task_yet_gets_its_first_tenant(store: Path, here: str) -> None:
+    shutil.copytree(STORES / "schema_4", store)
+    with sqlite3.connect(store / CATALOG_FILE) as connection:
+        for table in ("versions", "traffic", "pins", "tasks", "requests", "tenants"):
+            connection.execute(f"DELETE FROM {table}")
+    connection.close()
+    recover(store)
+    catalog = Catalog(store, backbone_fingerprint=here)
+    assert list(catalog.snapshot().access.tenants) == [ME]
+    catalog.close()
 
 
 def test_the_old_file_is_kept_as_it_was(old_store: Path, old_schema: int) -> None:

@@ -12,12 +12,14 @@ import pytest
 
 from adamix.files.manifest import BackboneSpec
 from adamix_server.channel.supervisor_frames import StartFrontEnd
+from adamix_server.config import FrontEndSettings
 from adamix_testing import catalogs
 from adamix_testing.adapters import MakeAdapter, adapter_bytes
 from adamix_testing.catalogs import Seed
 from adamix_testing.event_loop import clean_loop
 from adamix_testing.fake_engine import FakeEngine
 from adamix_testing.harness import Harness, StartServing, serving, start_front_end
+from adamix_testing.identities import Callers
 from adamix_testing.manifests import make_spec
 from adamix_testing.word_tokenizers import BERT_SPECIAL, bert_words
 
@@ -76,9 +78,21 @@ async def start_serving(
     async with AsyncExitStack() as stack:
 
         async def start(
-            *, prepare: Callable[[FakeEngine], None] = lambda engine: None, adapter_root: Path | None = None
+            *,
+            prepare: Callable[[FakeEngine], None] = lambda engine: None,
+            adapter_root: Path | None = None,
+            callers: Callers | None = None,
+            settings: FrontEndSettings | None = None,
         ) -> Harness:
-            front_end = serving(store, tokenizer_file, spec, prepare=prepare, adapter_root=adapter_root)
+            front_end = serving(
+                store,
+                tokenizer_file,
+                spec,
+                prepare=prepare,
+                adapter_root=adapter_root,
+                callers=callers,
+                settings=settings,
+            )
             return await stack.enter_async_context(front_end)
 
         yield start

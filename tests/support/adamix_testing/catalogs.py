@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from adamix.errors import FailedPrecondition
 from adamix.files import adapter_file
 from adamix.files.manifest import HeadSpec
 from adamix.files.tensors import canonical_json
+from adamix_server.catalog.rows import Registration
 from adamix_server.catalog.store import Catalog
 from adamix_testing.manifests import make_manifest, make_spec
 
@@ -17,6 +20,35 @@ def make_manifest_json(fingerprint: str, labels: int = 2) -> str:
     """What the catalog keeps of a classifier on the backbone with this fingerprint."""
     head = HeadSpec(type="classification", pooling="mean", num_labels=labels)
     return canonical_json(make_manifest(make_spec(fingerprint=fingerprint), head).to_json())
+
+
+def registration(
+    tenant: str,
+    task: str,
+    digest: str,
+    manifest_json: str,
+    num_bytes: int,
+    backbone_fingerprint: str,
+    make_live: bool = True,
+    request_id: str = "",
+) -> Registration:
+    """What `Catalog.register` takes."""
+    return Registration(
+        tenant=tenant,
+        task=task,
+        digest=digest,
+        manifest_json=manifest_json,
+        num_bytes=num_bytes,
+        backbone_fingerprint=backbone_fingerprint,
+        make_live=make_live,
+        request_id=request_id,
+    )
+
+
+def make_tenant(catalog: Catalog, tenant: str) -> None:
+    """One that is there stays as it is."""
+    with suppress(FailedPrecondition):
+        catalog.tenants.create(tenant)
 
 
 def make_store(store: Path) -> None:
@@ -36,7 +68,9 @@ def register(
     catalog.blobs.put(data, digest)
     manifest = adapter_file.decode(data).manifest
     backbone = fingerprint or manifest.backbone.fingerprint
-    catalog.register(tenant, task, digest, json.dumps(manifest.to_json()), len(data), backbone)
+    make_tenant(catalog, tenant)
+    manifest_json = json.dumps(manifest.to_json())
+    catalog.register(registration(tenant, task, digest, manifest_json, len(data), backbone))
     catalog.close()
     return digest
 
@@ -48,7 +82,7 @@ def register_many(store: Path, tasks: Iterable[str], data: bytes, *, here: str) 
     catalog.blobs.put(data, digest)
     manifest_json = json.dumps(adapter_file.decode(data).manifest.to_json())
     for task in tasks:
-        catalog.register("default", task, digest, manifest_json, len(data), here)
+        catalog.register(registration("default", task, digest, manifest_json, len(data), here))
     catalog.close()
 
 

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import grpc.aio
 import msgspec
+import pytest
 
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
@@ -19,10 +20,14 @@ from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMov
 from adamix_server.client import Client
 from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
+from adamix_server.frontend import front_end as front_ends
+from adamix_server.frontend.control.validation import Verdict, judge
+from adamix_server.frontend.entrance import open_entrance
 from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.catalogs import make_store
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.fake_supervisor import FakeSupervisor
+from adamix_testing.identities import Callers
 
 Result = TypeVar("Result")
 
@@ -110,14 +115,20 @@ async def serving(
     *,
     prepare: Callable[[FakeEngine], None] = lambda engine: None,
     adapter_root: Path | None = None,
+    callers: Callers | None = None,
+    settings: FrontEndSettings | None = None,
 ) -> AsyncIterator[Harness]:
-    """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly."""
+    """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
+
+    It knows `callers` by their words (`identities.said`); without them it asks nobody.
+    """
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
     prepare(engine)
-    settings = FrontEndSettings(adapter_root=adapter_root)
+    settings = settings or FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
-    front_end = FrontEnd(start, supervisor, connect=engine.connect)
+    enter = open_entrance if callers is None else callers.enter
+    front_end = FrontEnd(start, supervisor, connect=engine.connect, enter=enter)
     running = asyncio.create_task(front_end.run())
     supervisor.tell(engine.up())
     ready = await supervisor.expect(Ready)
@@ -133,9 +144,23 @@ async def serving(
         assert await running == 0
 
 
+def judge_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads are judged in this process, by the same checks: for tests of many uploads, and of nothing about it."""
+
+    async def judged(path: Path, spec: BackboneSpec, *, expected_digest: str, **_: object) -> Verdict:
+        return judge(await asyncio.to_thread(path.read_bytes), spec, expected_digest)
+
+    monkeypatch.setattr(front_ends, "validate_async", judged)
+
+
 class StartServing(Protocol):
     """The fixture `start_serving`: starts a front end that serves until the test ends."""
 
     async def __call__(
-        self, *, prepare: Callable[[FakeEngine], None] = ..., adapter_root: Path | None = None
+        self,
+        *,
+        prepare: Callable[[FakeEngine], None] = ...,
+        adapter_root: Path | None = None,
+        callers: Callers | None = None,
+        settings: FrontEndSettings | None = None,
     ) -> Harness: ...

@@ -12,7 +12,7 @@ import pytest
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.engine_frames import Hello, Limits
 from adamix_server.channel.supervisor_frames import Drain, Drained, Ready, StartEngine, StartFrontEnd
-from adamix_server.config import EngineSettings, ServerConfig
+from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
 from adamix_server.supervisor import keeper
 from adamix_server.supervisor import supervisor as supervisors
 from adamix_server.supervisor.supervisor import Supervisor
@@ -138,10 +138,12 @@ def stage_of(
     *,
     front_ends: int = 1,
     stall_s: float = 10.0,
+    front_end: FrontEndSettings | None = None,
 ) -> Stage:
     """A stage whose children take the place of processes, with short pauses before a child is replaced."""
     config = ServerConfig(
         engine=EngineSettings(backbone="x", stall_s=stall_s),
+        front_end=front_end or FrontEndSettings(),
         store=directory / "store",
         listen="127.0.0.1:0",
         drain_delay_s=0,

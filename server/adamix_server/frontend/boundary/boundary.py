@@ -5,6 +5,8 @@ would else hold a message, and run nothing of ours, until all of it has come. So
 message (`enclosure.py`), and a malformed message is answered in our words. One answer is returned, several are written
 one at a time (`sending.py`). A method that a servicer does not define, or that nobody knows, is UNIMPLEMENTED.
 
+A method that `access/rights.py` does not know keeps the server from starting.
+
 Knows gRPC; of services it knows only which methods are whose.
 """
 
@@ -17,6 +19,8 @@ from typing import Any
 
 import grpc
 
+from adamix.errors import FailedPrecondition
+from adamix_server.access import rights
 from adamix_server.api import status
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
@@ -27,6 +31,7 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
+from adamix_server.frontend.boundary.sessions import Sessions
 from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -60,6 +65,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     Args:
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
         gate: lets calls in; None lets everyone in.
+        sessions: of the streams; None where credentials do not end.
         is_shared: whether data calls run now; other calls then come at a steady rate.
     """
 
@@ -70,6 +76,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
         gate: Gate | None = None,
+        sessions: Sessions | None = None,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         def refused(reason: str) -> None:
@@ -94,6 +101,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             Sending(bounds, recorder),
             origins(proxies),
             gate or Gate(),
+            sessions or Sessions(),
         )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
@@ -105,7 +113,15 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Counts of their calls begin at 0. Else nothing: they are the same methods, for servers that keep a queue
         for each.
+
+        Raises:
+            FailedPrecondition: nobody has said which right one of them needs (`METHOD_WITHOUT_RIGHT`).
         """
+        if unknown := rights.missing(f"/{service}/{name}" for name in handlers):
+            raise FailedPrecondition(
+                f"access/rights.py does not say which right is needed for {', '.join(unknown)}",
+                reason="METHOD_WITHOUT_RIGHT",
+            )
         for name, handler in handlers.items():
             if _is_defined(_behaviour(handler)):
                 self._books.recorder.inc("adamix_requests_total", f"{service}/{name}", "OK", by=0.0)
@@ -116,7 +132,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         if (enclosed := self._enclosed.get(method)) is not None:
             return enclosed
         for service in self._services:
-            if (handler := service.service(handler_call_details)) is not None:
+            # Also of services that were added without a word on their methods.
+            if method in rights.NEEDS and (handler := service.service(handler_call_details)) is not None:
                 self._enclosed[method] = self._enclose(method, handler)
                 return self._enclosed[method]
         # Not remembered: a caller can invent any number of names.
@@ -127,7 +144,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         for part in (self._calls, self._uploads, self._signs, self._books.sending):
             part.close()
 
-    def _method(self, name: str, label: str, default_timeout_s: float) -> Method:
+    def _method(self, name: str, label: str, default_timeout_s: float, *, is_stream: bool = False) -> Method:
         is_sign_of_life = name in _SIGNS_OF_LIFE
         places = self._uploads if name in _UPLOADS else self._signs if is_sign_of_life else self._calls
         is_operators = name.startswith(_OPERATORS)
@@ -141,6 +158,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             answers_while_draining=is_operators,
             is_kept=is_sign_of_life,
             is_quiet=is_operators or name.startswith(_DATA_PLANE),
+            is_stream=is_stream,
         )
 
     def _unknown(self, name: str) -> Handler:
@@ -159,25 +177,26 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         takes_many = handler.request_streaming
         behaviour = _defined(name, _behaviour(handler))
         if not handler.response_streaming:
-            method = self._method(name, name[1:], MAX_TIMEOUT_S if takes_many else DEFAULT_TIMEOUT_S)
+            timeout_s = MAX_TIMEOUT_S if takes_many else DEFAULT_TIMEOUT_S
+            method = self._method(name, name[1:], timeout_s, is_stream=takes_many)
 
             async def answer_one(_requests: AsyncIterator[bytes], context: Context) -> bytes:
                 async with Enclosure(books, method, context) as enclosure:
                     messages = enclosure.receiver(parse)
                     # A message is handed on without a name here, so that whoever gets it can let go of it.
-                    answer = await behaviour(messages if takes_many else await messages.one(), None)
+                    answer = await behaviour(messages if takes_many else await enclosure.only_message(messages), None)
                     response: bytes = serialize(answer)
                     await enclosure.departure.hold(response)
                 return response
 
             return grpc.stream_unary_rpc_method_handler(answer_one)
 
-        method = self._method(name, name[1:], math.inf)
+        method = self._method(name, name[1:], math.inf, is_stream=True)
 
         async def answer_many(_requests: AsyncIterator[bytes], context: Context) -> None:
             async with Enclosure(books, method, context) as enclosure:
                 messages, departure = enclosure.receiver(parse), enclosure.departure
-                answers = behaviour(messages if takes_many else await messages.one(), departure)
+                answers = behaviour(messages if takes_many else await enclosure.only_message(messages), departure)
                 if inspect.isawaitable(answers):
                     # Of a method that is not defined; the others are generators.
                     await answers

@@ -20,7 +20,7 @@ from typing import Any
 import grpc.aio
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded
-from adamix_server.access.principal import NOBODY
+from adamix_server.access.principal import NOBODY, Principal
 from adamix_server.api import status
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
@@ -31,6 +31,7 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
+from adamix_server.frontend.boundary.sessions import Basis, Session, Sessions, has_changed
 from adamix_server.limits.messages import MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -61,6 +62,7 @@ class Method:
         answers_while_draining: an operator asks this until the end.
         is_kept: there is room for its calls when there is none for others.
         is_quiet: called so often that a line of log a call would cost more than the call.
+        is_stream: of messages, one way or both: it may outlive its caller's credential.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Method:
     answers_while_draining: bool
     is_kept: bool
     is_quiet: bool
+    is_stream: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Books:
     sending: Sending
     origin: Callable[[str], Origin]
     gate: Gate
+    sessions: Sessions
 
 
 class Enclosure:
@@ -95,6 +99,7 @@ class Enclosure:
 
     __slots__ = (
         "_aborted",
+        "_basis",
         "_books",
         "_call",
         "_context",
@@ -103,6 +108,7 @@ class Enclosure:
         "_method",
         "_receiver",
         "_seat",
+        "_session",
         "_start",
         "_timer",
         "departure",
@@ -117,6 +123,8 @@ class Enclosure:
         self._is_admitted = False
         self._seat: Room | None = None
         self._receiver: Receiver | None = None
+        self._basis: Basis = ()
+        self._session: Session | None = None
         self._timer: asyncio.Timeout | None = None
         origin = books.origin(context.peer())
         remaining_s: float | None = context.time_remaining()
@@ -140,6 +148,9 @@ class Enclosure:
             if self._call.tenant:
                 self._books.recorder.inc("adamix_tenant_rejected_total", self._call.tenant, refusal.reason)
             await self._end(refusal)
+        self._basis = self._books.sessions.basis()
+        if self._method.is_stream:
+            self._session = self._books.sessions.open(self._call, self._recognise)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
             await self._timer.__aenter__()
@@ -160,6 +171,10 @@ class Enclosure:
                 self._receiver.close()
             if self._is_admitted:
                 self._books.admission.leave()
+            if self._session is not None:
+                self._books.sessions.close(self._session)
+        if self._session is not None and self._session.error is not None:
+            error = await self._ended_by(self._session, self._session.error, error)
         await self._end(error)
 
     def receiver(self, parse: Parse) -> Receiver:
@@ -177,6 +192,20 @@ class Enclosure:
             is_upload=method.is_upload,
         )
         return self._receiver
+
+    async def only_message(self, messages: Receiver) -> Any:
+        """The message of a call that has one. Raises as `Receiver.one`, and Unauthenticated.
+
+        Its caller may have held it back until its key was revoked: so many calls as may run could be kept in hand.
+        """
+        message = await messages.one()
+        if has_changed(self._books.sessions.basis(), self._basis):
+            self._call.principal = self._recognise()
+        return message
+
+    def _recognise(self) -> Principal:
+        """Who makes the call, asked once more. Raises Unauthenticated, PermissionDenied."""
+        return self._books.gate.admit(self._method.name, self._context)
 
     async def pace(self) -> None:
         """Wait until the call may be looked at: of one whose messages nobody reads."""
@@ -196,6 +225,15 @@ class Enclosure:
             if self._is_admitted:
                 books.admission.leave()
             raise
+
+    @staticmethod
+    async def _ended_by(session: Session, reason: AdamixError, error: BaseException | None) -> BaseException | None:
+        """What a stream ends with whose caller is known no more."""
+        if isinstance(error, asyncio.CancelledError):
+            # Its client may have left as well.
+            return reason if session.was_ended() else error
+        await session.settle()
+        return reason
 
     def _gone(self, _task: "asyncio.Task[None]") -> None:
         """grpc has sent the last byte, or was told that nobody reads it."""

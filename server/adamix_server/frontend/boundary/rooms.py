@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from adamix_server.config import is_loopback
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Of the free room: a connection may hold a quarter, all connections of one address a half.
 CONNECTION_SHARE = 4
@@ -41,16 +42,29 @@ def origin_of(peer: str, proxies: Sequence[Network]) -> Origin:
     kind, _, rest = peer.partition(":")
     if kind not in ("ipv4", "ipv6"):
         return Origin(peer, is_trusted=kind.startswith("unix"))
-    host = unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return Origin(peer, host)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    address = address_of(peer)
+    if address is None:
+        return Origin(peer, unquote(rest).rpartition(":")[0])
     if is_loopback(str(address)) or any(address in network for network in proxies):
         return Origin(peer)
     return Origin(peer, str(address))
+
+
+def address_of(peer: str) -> Address | None:
+    """The address of a peer as grpc names it; None if it has none, as over a unix socket."""
+    kind, _, rest = peer.partition(":")
+    return parse_address(unquote(rest).rpartition(":")[0]) if kind in ("ipv4", "ipv6") else None
+
+
+def parse_address(text: str) -> Address | None:
+    """An address with or without brackets and a zone, one of IPv4 in IPv6 as that of IPv4; None if it is none."""
+    try:
+        address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
 
 
 def origins(proxies: Sequence[Network]) -> Callable[[str], Origin]:

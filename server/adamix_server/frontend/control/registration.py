@@ -22,7 +22,7 @@ from adamix.files.manifest import BackboneSpec, check_size
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.api.resource_names import version_name
 from adamix_server.blobs.local import Temporary
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.rows import Registration, VersionRow
 from adamix_server.frontend import convert
 from adamix_server.frontend.catalog_view import CatalogView, to_the_end
 from adamix_server.frontend.control import upload
@@ -182,27 +182,27 @@ class Registrations:
     async def _commit(
         self, tenant: str, task: str, verdict: Verdict, path: Path, header: adapters_pb2.RegisterAdapterHeader
     ) -> tuple[VersionRow, bool]:
-        make_live = header.make_live if header.HasField("make_live") else True
-        digest, request_id = verdict.digest, header.request_id
-        asked = partial(self._catalog.is_answered, tenant, task, digest, make_live, request_id)
-        register = partial(
-            self._catalog.register,
-            tenant,
-            task,
-            digest,
-            verdict.manifest_json,
-            verdict.num_bytes,
-            self._view.spec.fingerprint,
-            make_live,
-            request_id,
+        digest = verdict.digest
+        registration = Registration(
+            tenant=tenant,
+            task=task,
+            digest=digest,
+            manifest_json=verdict.manifest_json,
+            num_bytes=verdict.num_bytes,
+            backbone_fingerprint=self._view.spec.fingerprint,
+            make_live=header.make_live if header.HasField("make_live") else True,
+            request_id=header.request_id,
         )
-        if bool(request_id) and await self._view.run(asked):
+        register = partial(self._catalog.register, registration)
+        if bool(registration.request_id) and await self._view.run(partial(self._catalog.is_answered, registration)):
             return await self._view.change(register)
+        # Asked again when it is registered. Who may have no more is not to put others out of host memory.
+        await self._view.run(partial(self._catalog.check_room, registration))
         await self._view.run(partial(self._catalog.blobs.put, path, digest))
         self._view.availability.loaded(digest)
         try:
-            if make_live:
-                await self._residency.bring(digest, verdict.num_bytes)
+            if registration.make_live:
+                await self._residency.bring(tenant, digest, verdict.num_bytes)
             return await self._view.change(register)
         except Exception:
             # Of any kind: bytes that nothing refers to would take up the disk until the server starts again.

@@ -15,7 +15,7 @@ from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
 from adamix_server.api import status
 from adamix_server.api.resource_names import parse_task, task_name
 from adamix_server.catalog.pointer import check_split
-from adamix_server.catalog.rows import TaskRow, check_same_form
+from adamix_server.catalog.rows import Name, TaskRow, check_same_form
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView
@@ -26,7 +26,8 @@ from adamix_server.frontend.control.registration import Registrations
 from adamix_server.frontend.control.shares import Shares
 from adamix_server.frontend.control.upload_places import UploadPlaces
 from adamix_server.frontend.control.watch import Change, Mark, Watch
-from adamix_server.names import check_digest
+from adamix_server.frontend.visibility import NO_TASK, visible
+from adamix_server.names import check_digest, task_not_found
 
 # Between so many rows other calls get on.
 ROWS_AT_ONCE = 16
@@ -68,19 +69,20 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def RegisterAdapter(self, requests: upload.Requests, _context: Any) -> adapters_pb2.RegisterAdapterResponse:
         with self._places.upload(calls.current().origin.connection) as place:
             header = await upload.read_header(requests, place)
-            tenant, task = _name(header.task, "header.task")
+            tenant, task = _new(header.task, "header.task")
             return await self._registrations.register(tenant, task, header, requests, place)
 
     async def GetTask(self, request: adapters_pb2.GetTaskRequest, _context: Any) -> adapters_pb2.GetTaskResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
             row = await self._view.run(partial(self._catalog.get_task, tenant, task))
             (message,) = await _converted([row], self._to_task)
         return adapters_pb2.GetTaskResponse(task=message)
 
     async def ListTasks(self, request: adapters_pb2.ListTasksRequest, _context: Any) -> adapters_pb2.ListTasksResponse:
-        tenant = calls.current().tenant
-        read = partial(self._catalog.list_tasks, tenant, request.page_size, request.page_token)
+        principal = calls.current().principal
+        size, token = request.page_size, request.page_token
+        read = partial(self._catalog.list_tasks, principal.tenant, size, token, principal.may_name)
         async with self._shares.calls.turn():
             page = await self._view.run(read)
             tasks = await _converted(page.rows, self._to_task)
@@ -89,11 +91,11 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def ListVersions(
         self, request: adapters_pb2.ListVersionsRequest, _context: Any
     ) -> adapters_pb2.ListVersionsResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         read = partial(self._catalog.list_versions, tenant, task, request.page_size, request.page_token)
         async with self._shares.calls.turn():
             page = await self._view.run(read)
-            where = await self._residency.where([row.digest for row in page.rows])
+            where = await self._residency.where(page.rows)
             pairs = list(zip(page.rows, where, strict=True))
             versions = await _converted(pairs, lambda pair: convert.to_version(pair[0], pair[0].manifest_json, pair[1]))
         return adapters_pb2.ListVersionsResponse(versions=versions, next_page_token=page.next_page_token)
@@ -101,7 +103,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def DeleteTask(
         self, request: adapters_pb2.DeleteTaskRequest, _context: Any
     ) -> adapters_pb2.DeleteTaskResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
             await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag))
         self._reclaimer.request()
@@ -110,7 +112,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def DeleteVersion(
         self, request: adapters_pb2.DeleteVersionRequest, _context: Any
     ) -> adapters_pb2.DeleteVersionResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
             await self._view.change(partial(self._catalog.delete_version, tenant, task, request.digest, request.etag))
         self._reclaimer.request()
@@ -119,21 +121,21 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def SetTraffic(
         self, request: adapters_pb2.SetTrafficRequest, _context: Any
     ) -> adapters_pb2.SetTrafficResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         split = check_split((share.digest, share.weight) for share in request.traffic)
         async with self._shares.orders.turn():
             # What cannot be served is refused before anything is loaded; the catalog decides, in its transaction.
             versions = [self._view.resolve(tenant, task, digest) for digest, _ in split]
             check_same_form(versions)
             with self._view.reading():
-                await asyncio.gather(*(self._residency.bring(row.digest, row.num_bytes) for row in versions))
+                await asyncio.gather(*(self._residency.bring(tenant, row.digest, row.num_bytes) for row in versions))
         async with self._shares.calls.turn():
             row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
             (message,) = await _converted([row], self._to_task)
         return adapters_pb2.SetTrafficResponse(task=message)
 
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
             row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
             (message,) = await _converted([row], self._to_task)
@@ -142,7 +144,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def LoadVersion(
         self, request: adapters_pb2.LoadVersionRequest, _context: Any
     ) -> adapters_pb2.LoadVersionResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         digest = check_digest(request.digest)
         async with self._shares.orders.turn():
             version = await self._residency.load(tenant, task, digest)
@@ -151,7 +153,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def UnloadVersion(
         self, request: adapters_pb2.UnloadVersionRequest, _context: Any
     ) -> adapters_pb2.UnloadVersionResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         digest = check_digest(request.digest)
         async with self._shares.orders.turn():
             version = await self._residency.unload(tenant, task, digest)
@@ -160,7 +162,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def PinVersion(
         self, request: adapters_pb2.PinVersionRequest, _context: Any
     ) -> adapters_pb2.PinVersionResponse:
-        tenant, task = _name(request.task)
+        tenant, task = self._task(request.task)
         act, digest = self._residency.pin if request.pinned else self._residency.unpin, check_digest(request.digest)
         async with self._shares.orders.turn():
             version = await act(tenant, task, digest)
@@ -169,11 +171,12 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def WatchTasks(
         self, _request: adapters_pb2.WatchTasksRequest, _context: Any
     ) -> AsyncIterator[adapters_pb2.WatchTasksResponse]:
-        tenant = calls.current().tenant
+        principal = calls.current().principal
+        tenant = principal.tenant
         # It begins with a look through all tasks, and with messages that are on their way before it can be gone.
         await self._pay(len(self._view.snapshot.tasks) * LOOK_S + WATCH_TURN_S)
         with self._watch.start() as snapshot:
-            async with aclosing(self._watch.follow(tenant, snapshot)) as changes:
+            async with aclosing(self._watch.follow(tenant, snapshot, principal.may_name)) as changes:
                 spent_s = 0.0
                 async for change in changes:
                     began = time.perf_counter()
@@ -183,6 +186,18 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
                     if spent_s > WATCH_TURN_S:
                         await self._pay(spent_s, is_bounded=True)
                         spent_s = 0.0
+
+    def _task(self, name: str) -> Name:
+        """(tenant, task) of a request for a task that is there; the call's resource from now on.
+
+        The catalog is not asked for what there is not, and so not for what the caller may not see: both end here.
+
+        Raises:
+            InvalidRequest, NotFound.
+        """
+        found = _name(name, "task")
+        self._view.snapshot.task(*found)
+        return found
 
     async def _pay(self, work_s: float, *, is_bounded: bool = False) -> None:
         """Wait for a watcher's turn, and charge it. Raises Overloaded as `Turns.turn`."""
@@ -210,11 +225,18 @@ async def _converted(rows: Sequence[Row], convert_one: Callable[[Row], Message])
     return messages
 
 
-def _name(name: str, field: str = "task") -> tuple[str, str]:
-    """(tenant, task) of a request; the call's resource from now on."""
+def _new(name: str, field: str) -> Name:
+    """(tenant, task) of a task that need not be there yet. Raises InvalidRequest, NotFound."""
+    if (found := _name(name, field)) == NO_TASK:
+        raise task_not_found()
+    return found
+
+
+def _name(name: str, field: str) -> Name:
+    """(tenant, task) of a request, as it is looked up; the call's resource from now on. Raises InvalidRequest."""
     call = calls.current()
     # Of a name as large as a message no more is kept than an error says of it.
     call.resource = status.clip(name, status.MAX_ERROR_BYTES)
-    task = parse_task(name, call.tenant, field)
-    call.resource = task_name(call.tenant, task)
-    return call.tenant, task
+    asked = parse_task(name, call.tenant, field)
+    call.resource = task_name(*asked)
+    return visible(asked, call.principal)

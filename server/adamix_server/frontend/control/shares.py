@@ -2,9 +2,9 @@
 
 Both planes share one interpreter, and a list of a thousand rows costs it as much as dozens of predictions. So only a
 few control calls are at work at once, and a connection has at most half of those places; the others wait, the oldest
-first. While data calls run, all control calls together get a twenty-fifth of a core: who has had more than a moment of it
-waits until its share has made up for that. Among those that wait, the connection that has had the least comes first, so
-that one that calls without pause shuts nobody out. Without data calls nobody waits for that.
+first. While data calls run, all control calls together get a twenty-fifth of a core: who has had more than a moment
+of it waits until its share has made up for that. Among those that wait, the connection that has had the least comes
+first, so that one that calls without pause shuts nobody out. Without data calls nobody waits for that.
 
 Registrations cost a hundred times as much as other calls, most of it in a process of their own. So they have a share of
 their own, and wait for it before their bytes are read: neither does one hold up a look at a task, nor does one that

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 # Each may take memory in proportion to the largest file, so two at a time; further files wait.
 MAX_CHILDREN = 2
 MAX_MESSAGE_CHARS = 512
+# A child is nice: on a machine that is busy it waits longer than it computes.
+_PATIENCE = 4.0
 
 # Address space of the child: its libraries (about 110 MiB), a header at its limit, and per byte of the file the file
 # itself, one tensor in fp32 and the temporaries of its check (a bf16 byte becomes two, three times).
@@ -120,13 +122,14 @@ def validate(
         path: a regular file, not a symbolic link. Nobody may write to it meanwhile.
         spec: of the backbone the adapter has to fit.
         expected_digest: sha256 in hex the file must have.
-        timeout_s: wall-clock seconds for the child.
+        timeout_s: CPU seconds for the child. It is given four times as long by the clock, since others come first.
         spent: is told, from another thread, the CPU seconds that the child has had, also where it gave no verdict.
 
     Raises:
         InvalidAdapter: with the check the file failed as `reason`; `VALIDATOR_TIMEOUT` or `VALIDATOR_CRASHED` if the
             child came to no verdict because of the file.
-        Unavailable: the child was ended from outside, or could not be started (`VALIDATION_INTERRUPTED`).
+        Unavailable: the child was ended from outside, could not be started, or got no processor
+            (`VALIDATION_INTERRUPTED`).
         AdamixError: the file is not there any more, or what the machine lacks, as `from_os_error` says.
     """
     return _start(path, spec, expected_digest, timeout_s, spent).result()
@@ -168,12 +171,13 @@ def _ask_child(order: _Order, spent: Spent) -> Verdict:
         child = metered_child.run(
             _COMMAND,
             msgspec.json.encode(order),
-            timeout_s=order.timeout_s,
+            timeout_s=_PATIENCE * order.timeout_s,
             environment=_environment(os.environ),
             spent=spent,
         )
     except subprocess.TimeoutExpired:
-        raise _too_slow(order.timeout_s) from None
+        # Its own limit would have ended a child that computes: this one waited, for the processor or for the disk.
+        raise _interrupted() from None
     except OSError as error:
         # No process, no memory for one, or no descriptors for its pipes. The file has done nothing yet.
         from adamix_server.blobs.os_errors import shortage
@@ -224,7 +228,9 @@ def _without_verdict(status: int, said: bytes, timeout_s: float) -> AdamixError:
 
 
 def _too_slow(timeout_s: float) -> InvalidAdapter:
-    return InvalidAdapter(f"the file could not be checked within {timeout_s:g} s", reason="VALIDATOR_TIMEOUT")
+    return InvalidAdapter(
+        f"the file could not be checked within {timeout_s:g} s of processor time", reason="VALIDATOR_TIMEOUT"
+    )
 
 
 def _crashed() -> InvalidAdapter:
@@ -313,8 +319,8 @@ def _read(order: _Order) -> bytes:
     if info.st_size > MAX_FILE_BYTES:
         raise InvalidAdapter(f"file is over {MAX_FILE_BYTES >> 20} MiB", reason="TOO_LARGE")
     _limit(resource.RLIMIT_AS, _FIXED_BYTES + _BYTES_PER_FILE_BYTE * info.st_size)
-    # The parent's clock ends the child; this one counts when the parent is gone. At the soft limit the kernel sends
-    # SIGXCPU, which says whose fault it was; at the hard one SIGKILL, which says nothing.
+    # At the soft limit the kernel sends SIGXCPU, which says whose fault it was; at the hard one SIGKILL, which says
+    # nothing.
     _limit(resource.RLIMIT_CPU, math.ceil(order.timeout_s), spare=1)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, 16)

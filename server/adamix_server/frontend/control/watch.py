@@ -12,7 +12,7 @@ a snapshot comes to be.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -79,14 +79,20 @@ class Watch:
             if not self._watchers:
                 self._compared = None  # nobody needs the old snapshots any more
 
-    async def follow(self, tenant: str, snapshot: Snapshot) -> AsyncGenerator[Change | Mark]:
+    async def follow(
+        self, tenant: str, snapshot: Snapshot, is_told: Callable[[str], bool]
+    ) -> AsyncGenerator[Change | Mark]:
         """Every task of `snapshot` that is the tenant's, by name, and SYNCHRONISED; then each change as it happens.
+
+        Args:
+            is_told: whether the watcher is to hear of a task of this id.
 
         Raises:
             Unavailable: the server drains (`DRAINING`).
         """
         for row in await asyncio.to_thread(_rows_of, tenant, snapshot):
-            yield Change(row.task, row)
+            if is_told(row.task):
+                yield Change(row.task, row)
         yield Mark.SYNCHRONISED
         loop = asyncio.get_running_loop()
         closed = asyncio.ensure_future(self._admission.closed())
@@ -94,7 +100,8 @@ class Watch:
             said_at = loop.time()
             while True:
                 newest = await self._next(snapshot, closed, said_at + HEARTBEAT_S - loop.time())
-                changes = self._compare(snapshot, newest).get(tenant, ())
+                of_tenant = self._compare(snapshot, newest).get(tenant, ())
+                changes = [change for change in of_tenant if is_told(change.task)]
                 for change in changes:
                     yield change
                 # Silent also where others' tasks change all the time.

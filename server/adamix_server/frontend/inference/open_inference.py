@@ -18,6 +18,7 @@ from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
 from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result, read
+from adamix_server.api.resource_names import task_name
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages
@@ -76,7 +77,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         call = calls.current()
         item = Item.of(request.name, call.deadline)
         try:
-            reason = self._stages.unavailable_reason(item, request.version, call.tenant, "name", "version")
+            reason = self._stages.unavailable_reason(item, request.version, call.principal, "name", "version")
         except NotFound:
             return pb.ModelReadyResponse(ready=False)
         finally:
@@ -86,10 +87,12 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, _context: Any) -> pb.ModelMetadataResponse:
         call, view = calls.current(), self._stages.view
         item, head = self._resolve(request.name, request.version, call, "name", "version")
-        row = view.snapshot.task(call.tenant, item.task)
+        tenant, task = item.name
+        row = view.snapshot.task(tenant, task)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
-            name=item.task,
+            # As it may be asked for again.
+            name=task if tenant == call.tenant else task_name(tenant, task),
             versions=[v.digest for v in row.ready if v.backbone_fingerprint == view.spec.fingerprint],
             platform="adamix",
             inputs=[tensor(name=TEXT, datatype="BYTES", shape=[-1])],
@@ -121,7 +124,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """An input without content for a model, and its head. Raises as `Stages.resolve` does."""
         item = Item.of(name, call.deadline)
         try:
-            version = self._stages.resolve(item, digest, call.tenant, name_field, version_field)
+            version = self._stages.resolve(item, digest, call.principal, name_field, version_field)
         finally:
             call.resource = item.resource
         return item, version.head

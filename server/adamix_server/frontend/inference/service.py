@@ -36,7 +36,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             )
         with stages.view.reading():
             items = [
-                stages.read(message, f"inputs[{index}]", call.tenant, call.deadline)
+                stages.read(message, f"inputs[{index}]", call.principal, call.deadline)
                 for index, message in enumerate(messages)
             ]
             return_logits = request.return_logits

@@ -13,9 +13,10 @@ from typing import Any
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidRequest
 from adamix_protos.v1 import inference_pb2
+from adamix_server.access.principal import Principal
 from adamix_server.api import answers, status
 from adamix_server.api.resource_names import parse_task, task_name, version_name
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.rows import Name, VersionRow
 from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.call import Call
@@ -23,6 +24,7 @@ from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.feeding import Feeding, Place
 from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, likely_tokens
+from adamix_server.frontend.visibility import NO_TASK, visible
 from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
 
@@ -40,14 +42,15 @@ class Item:
         asked: the task as the caller wrote it, cut where no task's name is as long.
         deadline: in seconds on CLOCK_MONOTONIC.
         resource: the name of what it asks for, as far as it is known.
-        task: the bare id, once the version is known.
+        name: (tenant, task) of what answers it, once the version is known. The tenant is that of the task, not of the
+            caller, if the task is lent.
         text: what to tokenize; None for an input that came as token ids.
     """
 
     asked: str
     deadline: float
     resource: str
-    task: str = ""
+    name: Name = NO_TASK
     version: VersionRow | None = None
     text: Text | None = None
     tokens: Tokens | None = None
@@ -73,24 +76,24 @@ class Stages:
         self._feeding = feeding
         self._recorder = recorder
 
-    def read(self, message: inference_pb2.PredictInput, field: str, tenant: str, deadline: float) -> Item:
+    def read(self, message: inference_pb2.PredictInput, field: str, principal: Principal, deadline: float) -> Item:
         """An input with its version and content, or with what is wrong with them.
 
         Args:
             message: as it came.
             field: where it stood in the request.
-            tenant: the caller's.
+            principal: who asks.
             deadline: of this input.
         """
         item = Item.of(message.task, deadline)
         try:
-            self.resolve(item, message.version, tenant, f"{field}.task", f"{field}.version")
+            self.resolve(item, message.version, principal, f"{field}.task", f"{field}.version")
             self._take(item, message, field)
         except AdamixError as error:
             item.error = error
         return item
 
-    def resolve(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> VersionRow:
+    def resolve(self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str) -> VersionRow:
         """Find the version that answers `item.asked`: the one with `digest`, or the live one where that is empty.
 
         Raises:
@@ -99,31 +102,35 @@ class Stages:
             FailedPrecondition: nothing answers it on this backbone, or not by a prediction.
             InvalidAdapter: this server can never load what does (`ADAPTER_TOO_LARGE_FOR_SERVER`).
         """
-        task = self._name(item, digest, tenant, task_field, version_field)
-        version = self.view.resolve(tenant, task, digest)
+        name = self._name(item, digest, principal, task_field, version_field)
+        version = self.view.resolve(*name, digest)
         if version.head.type not in answers.PREDICT_HEADS:
             raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
-        item.task, item.version = task, version
+        item.name, item.version = name, version
         return version
 
-    def unavailable_reason(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> str:
+    def unavailable_reason(
+        self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str
+    ) -> str:
         """Why what `resolve` would find cannot be answered; empty if nothing is known against it.
 
         Raises:
             InvalidRequest, NotFound: as `resolve`.
         """
-        task = self._name(item, digest, tenant, task_field, version_field)
-        return self.view.unavailable_reason(tenant, task, digest)
+        name = self._name(item, digest, principal, task_field, version_field)
+        return self.view.unavailable_reason(*name, digest)
 
-    def _name(self, item: Item, digest: str, tenant: str, task_field: str, version_field: str) -> str:
-        """The bare id of a task. Raises InvalidRequest."""
-        task = parse_task(item.asked, tenant, task_field)
-        item.resource = task_name(tenant, task)
+    def _name(self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str) -> Name:
+        """What the input is for, as it is looked up. Raises InvalidRequest."""
+        asked = parse_task(item.asked, principal.tenant, task_field)
+        item.resource = task_name(*asked)
+        snapshot = self.view.snapshot
+        name = visible(asked, principal, snapshot.access.grants)
         if digest:
             check_digest(digest, version_field)
-            if (tenant, task) in self.view.snapshot.tasks:
-                item.resource = version_name(tenant, task, digest)
-        return task
+            if name in snapshot.tasks:
+                item.resource = version_name(*name, digest)
+        return name
 
     def admit(self, items: Sequence[Item], tenant: str) -> Place:
         """A place in the queue for the inputs of one call, all of one deadline; to be entered as a context.
@@ -238,11 +245,12 @@ class Stages:
             prediction.version = item.version.digest
 
     def record(self, items: Iterable[Item], tenant: str, seconds: float) -> None:
-        """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for.
+        """Count a tenant's inputs that came to their end after `seconds`, by task and by the reason they were refused
+        for.
 
         What they say of the versions that they are for is remembered.
         """
-        answered: Counter[str] = Counter()
+        answered: Counter[Name] = Counter()
         refused: dict[str, int] = {}
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
@@ -254,14 +262,14 @@ class Stages:
             if item.error is not None and _is_refusal(item.error):
                 refused[item.error.reason] = refused.get(item.error.reason, 0) + 1
             # A task that was deleted meanwhile must not get its series back.
-            if item.version is not None and (tenant, item.task) in tasks:
-                answered[item.task] += 1
+            if item.version is not None and item.name in tasks:
+                answered[item.name] += 1
         for reason, count in refused.items():
             self._recorder.inc("adamix_rejected_total", reason, by=count)
             self._recorder.inc("adamix_tenant_rejected_total", tenant, reason, by=count)
-        for task, count in answered.items():
-            self._recorder.inc("adamix_task_requests_total", tenant, task, by=count)
-            self._recorder.observe("adamix_task_seconds", tenant, task, value=seconds)
+        for name, count in answered.items():
+            self._recorder.inc("adamix_task_requests_total", *name, by=count)
+            self._recorder.observe("adamix_task_seconds", *name, value=seconds)
 
     def _take(self, item: Item, message: inference_pb2.PredictInput, field: str) -> None:
         """The content of an input: a text to tokenize, or token ids, which are taken as they are."""

@@ -190,7 +190,7 @@ class PredictStream:
         else:
             reading = self._stages.view.reading()
             reading.__enter__()
-            item = self._stages.read(request.input, "input", self._call.tenant, deadline)
+            item = self._stages.read(request.input, "input", self._call.principal, deadline)
             entry = _Entry(entry_id, item, request.return_logits, now, owns_id=True, reading=reading)
             self._live_ids.add(request.id)
             entry.timer = self._loop.call_at(deadline, self._expire, entry)

@@ -1,8 +1,8 @@
 """Writes a store as the adamix it runs under writes one, and what that adamix answers from it.
 
 The stores beside it were written by it and are never written again: `schema_1` by the commit before
-ae3a30c, `schema_2` by e73c0bd, `schema_3` by c14ddd5. Only `answers` still runs, in `test_old_stores.py`: a store must
-say tomorrow what it said on the day it was written.
+ae3a30c, `schema_2` by e73c0bd, `schema_3` by c14ddd5, `schema_4` by b6b3c07. Only `answers` still runs, in
+`test_old_stores.py`: a store must say tomorrow what it said on the day it was written.
 
 Usage: write_store.py DIRECTORY
 """
@@ -24,6 +24,7 @@ from adamix.files.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecor
 from adamix.files.tensors import TensorData, canonical_json
 from adamix_server.catalog import changes
 from adamix_server.catalog.recovery import recover
+from adamix_server.catalog.rows import Registration
 from adamix_server.catalog.schema import SCHEMA_VERSION
 from adamix_server.catalog.store import Catalog
 
@@ -76,28 +77,38 @@ def adapter(seed: int, backbone: str = HERE) -> bytes:
     return encode(manifest, tensors)
 
 
-def arguments(tenant: str, task: str, seed: int, make_live: bool, backbone: str = HERE) -> tuple[Any, ...]:
-    """Of `Catalog.register`, without the request id."""
+def registration(
+    tenant: str, task: str, seed: int, make_live: bool, backbone: str = HERE, request_id: str = ""
+) -> Registration:
     data = adapter(seed, backbone)
-    digest, manifest = hashlib.sha256(data).hexdigest(), canonical_json(decode(data).manifest.to_json())
-    return tenant, task, digest, manifest, len(data), backbone, make_live
+    return Registration(
+        tenant=tenant,
+        task=task,
+        digest=hashlib.sha256(data).hexdigest(),
+        manifest_json=canonical_json(decode(data).manifest.to_json()),
+        num_bytes=len(data),
+        backbone_fingerprint=backbone,
+        make_live=make_live,
+        request_id=request_id,
+    )
 
 
 def add(catalog: Catalog, tenant: str, task: str, seed: int, make_live: bool = True, backbone: str = HERE) -> str:
     data = adapter(seed, backbone)
     digest = hashlib.sha256(data).hexdigest()
     catalog.blobs.put(data, digest)
-    catalog.register(*arguments(tenant, task, seed, make_live, backbone))
+    catalog.register(registration(tenant, task, seed, make_live, backbone))
     return digest
 
 
 def fill(store: Path) -> None:
     """Tasks of two tenants with everything that happens to tasks."""
     catalog = Catalog(store, backbone_fingerprint=HERE)
+    catalog.tenants.create("other")
     for tenant, request_id, task, seed, make_live in ASKED:
         data = adapter(seed)
         catalog.blobs.put(data, hashlib.sha256(data).hexdigest())
-        catalog.register(*arguments(tenant, task, seed, make_live), *((request_id,) if SCHEMA_VERSION > 1 else ()))
+        catalog.register(registration(tenant, task, seed, make_live, request_id=request_id))
     first, beside = (hashlib.sha256(adapter(seed)).hexdigest() for seed in (0, 2))
     third = add(catalog, "default", "reviews", 4)
     catalog.set_traffic("default", "reviews", [(first, 3), (third, 1)])
@@ -188,7 +199,7 @@ def answers(catalog: Catalog, schema: int) -> dict[str, Any]:
         result["pinned"] = list(catalog.pinned())
         retried = []
         for tenant, request_id, name, seed, make_live in ASKED:
-            row, exists = catalog.register(*arguments(tenant, name, seed, make_live), request_id)
+            row, exists = catalog.register(registration(tenant, name, seed, make_live, request_id=request_id))
             retried.append([request_id, version(row), exists])
         result["retried"] = retried
     assert catalog.snapshot() is snapshot

@@ -147,7 +147,7 @@ async def test_bad_requests_are_refused_before_or_while_bytes_arrive(
         found = await refusal(harness.adapters.RegisterAdapter(requests))
         assert found == (grpc.StatusCode.INVALID_ARGUMENT, reason)
     found = await refusal(harness.adapters.RegisterAdapter(upload(data, "tenants/other/tasks/x")))
-    assert found == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    assert found == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
     response = await harness.adapters.RegisterAdapter(upload(data, expected_digest=digest_of(data)))
     assert response.version.live
 

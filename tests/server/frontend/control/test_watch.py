@@ -174,7 +174,7 @@ async def test_heartbeats_come_however_often_others_tasks_change(monkeypatch: py
 
     view.changed = changed
     watch = Watch(view, Admission(), Recorder())  # type: ignore[arg-type]
-    marks = watch.follow("default", Snapshot(revision=0, tasks={}))
+    marks = watch.follow("default", Snapshot(revision=0, tasks={}), lambda task: True)
     assert [await anext(marks) for _ in range(3)] == [Mark.SYNCHRONISED, Mark.HEARTBEAT, Mark.HEARTBEAT]
     await marks.aclose()
 
@@ -277,7 +277,7 @@ async def test_a_slow_reader_gets_the_newest_state_and_not_every_step() -> None:
 
     view.changed = changed
     watch = Watch(view, Admission(), Recorder())  # type: ignore[arg-type]
-    changes = watch.follow("default", snapshots[0])
+    changes = watch.follow("default", snapshots[0], lambda task: True)
     told = [await anext(changes), await anext(changes)]
     for view.snapshot in snapshots[1:]:
         await asyncio.sleep(0)

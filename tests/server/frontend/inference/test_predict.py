@@ -15,6 +15,7 @@ from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
 from adamix_testing.harness import Harness, StartServing
+from adamix_testing.identities import Callers, of_role
 from adamix_testing.refusals import details, failure, reason, status_of
 
 
@@ -126,7 +127,7 @@ async def test_bad_inputs_fail_alone_and_say_why(
         ({"task": "old", "text": "w1"}, "BACKBONE_CHANGED", ""),
         ({"task": "writer", "text": "w1"}, "WRONG_HEAD", "this task generates text; call Generate"),
     ]
-    harness = await start_serving()
+    harness = await start_serving(callers=Callers({"": of_role("caller")}))
     good = {"task": "tenants/default/tasks/sst2", "text": "w1"}
     response = await harness.inference.Predict(request(*(fields for fields, _, _ in bad), good))
     for (_, expected, message), prediction in zip(bad, response.predictions, strict=False):

@@ -7,9 +7,16 @@ import pytest
 from adamix.files.adapter_file import encode
 from adamix.files.manifest import BackboneSpec, Manifest, TrainingRecord
 from adamix.files.tensors import TensorData
+from adamix_server.frontend.control import metered_child
 from adamix_testing.manifests import make_manifest, make_spec
 
 HIDDEN, INNER, LAYERS = 8, 12, 2
+
+
+@pytest.fixture(autouse=True)
+def as_urgent_as_we(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that stands back waits for all tests that run beside this one."""
+    monkeypatch.setattr(metered_child, "NICENESS", 0)
 
 
 @pytest.fixture

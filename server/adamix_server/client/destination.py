@@ -1,0 +1,188 @@
+"""Where a client's server is, how it is known to be that, and what the client shows it.
+
+Nothing secret stands in the form that is printed, and a key goes unencrypted to nobody but this machine itself.
+"""
+
+import os
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from adamix.errors import InvalidConfig
+from adamix_server.config import is_loopback, split_address
+from adamix_server.trust.files import read
+
+TLS_SCHEME = "grpcs://"
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+# Where the roots of a system are, if Python does not know better.
+_ROOT_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+# A file in PEM, or what would be in it.
+Pem = Path | str | bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """What a client trusts and shows. Raises InvalidConfig on values that do not go together.
+
+    Attributes:
+        ca: certificates of which one has signed the server's; None for the system's.
+        cert, key: the client's own, where the server asks for one.
+        api_key: or a token: whatever follows `Bearer`.
+    """
+
+    ca: Pem | None = None
+    cert: Pem | None = None
+    key: Pem | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) is not (self.key is None):
+            raise InvalidConfig("a certificate and its key are given together: cert= and key=", field="cert")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            raise InvalidConfig("the API key holds characters that none has, or is empty", field="api_key")
+        if self.api_key is not None and " " in self.api_key:
+            raise InvalidConfig("the API key holds a space; give it as it is in its file", field="api_key")
+
+    def over(self, others: "Credentials") -> "Credentials":
+        """These, and the others' where there are none here; a certificate goes with its own key."""
+        own = self if self.cert is not None else others
+        return Credentials(
+            ca=self.ca if self.ca is not None else others.ca,
+            cert=own.cert,
+            key=own.key,
+            api_key=self.api_key if self.api_key is not None else others.api_key,
+        )
+
+    @property
+    def are_for_tls(self) -> bool:
+        return self.ca is not None or self.cert is not None
+
+
+NO_CREDENTIALS = Credentials()
+
+
+class Destination:
+    """One server.
+
+    Args:
+        address: `host:port`; with TLS if it begins with `grpcs://`, or if there are credentials for that.
+
+    Attributes:
+        target: the address without its scheme.
+        metadata: that goes with every call.
+
+    Raises:
+        InvalidConfig: a file cannot be read; or a key would go unencrypted to another machine (`INSECURE_ADDRESS`).
+    """
+
+    def __init__(self, address: str, credentials: Credentials) -> None:
+        self.target = address.removeprefix(TLS_SCHEME)
+        self._credentials = credentials
+        self.has_tls = credentials.are_for_tls or address.startswith(TLS_SCHEME)
+        self.metadata: tuple[tuple[str, str], ...] = ()
+        if credentials.api_key is not None:
+            if not self.has_tls and not _is_here(self.target):
+                raise InvalidConfig(
+                    f"a key is not sent unencrypted to {self.target}: say {TLS_SCHEME}{self.target}, or give ca=",
+                    reason="INSECURE_ADDRESS",
+                    field="address",
+                )
+            self.metadata = (("authorization", f"Bearer {credentials.api_key}"),)
+        # What cannot be read is said now.
+        self.channel_credentials()
+
+    def channel_credentials(self) -> grpc.ChannelCredentials | None:
+        """Read anew, since files are exchanged; None without TLS. Raises InvalidConfig."""
+        if not self.has_tls:
+            return None
+        given = self._credentials
+        roots = _system_roots() if given.ca is None else _pem(given.ca, "ca")
+        if given.cert is None or given.key is None:
+            return grpc.ssl_channel_credentials(roots)
+        return grpc.ssl_channel_credentials(roots, _pem(given.key, "key"), _pem(given.cert, "cert"))
+
+    def over(self, channel: grpc.Channel) -> grpc.Channel:
+        """A channel, on which calls show what this client has to show."""
+        return _Showing(channel, self.metadata) if self.metadata else channel
+
+
+def from_environment() -> tuple[str, Credentials]:
+    """The server and the credentials that the environment names.
+
+    `ADAMIX_SERVER`, `ADAMIX_API_KEY`, and the files `ADAMIX_CA`, `ADAMIX_CERT`, `ADAMIX_KEY`. Raises InvalidConfig.
+    """
+    found = {name: os.environ.get(f"ADAMIX_{name.upper()}") or None for name in ("ca", "cert", "key", "api_key")}
+    if found["api_key"] is not None:
+        found["api_key"] = found["api_key"].strip()
+    return os.environ.get("ADAMIX_SERVER") or DEFAULT_ADDRESS, Credentials(**found)
+
+
+class _Showing(grpc.Channel):
+    """A channel that adds metadata to every call."""
+
+    def __init__(self, channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._channel = channel
+        self._metadata = metadata
+
+    def _method(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return partial(make(*args, **kwargs), metadata=self._metadata)
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(self._channel.unary_unary, *args, **kwargs)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(self._channel.unary_stream, *args, **kwargs)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(self._channel.stream_unary, *args, **kwargs)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(self._channel.stream_stream, *args, **kwargs)
+
+    def subscribe(self, *args: Any, **kwargs: Any) -> None:
+        self._channel.subscribe(*args, **kwargs)
+
+    def unsubscribe(self, *args: Any, **kwargs: Any) -> None:
+        self._channel.unsubscribe(*args, **kwargs)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> "_Showing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _is_here(target: str) -> bool:
+    """Whether an address is on this machine."""
+    if target.startswith("unix:"):
+        return True
+    try:
+        return is_loopback(split_address(target)[0])
+    except InvalidConfig:
+        return False
+
+
+def _pem(given: Pem, name: str) -> bytes:
+    return given if isinstance(given, bytes) else read(Path(given), name)
+
+
+def _system_roots() -> bytes | None:
+    """The certificates that this system trusts; None where none are found, for those that grpc brings."""
+    for path in map(Path, (ssl.get_default_verify_paths().cafile or "", *_ROOT_FILES)):
+        if path.is_file():
+            return path.read_bytes()
+    return None

@@ -1,0 +1,1 @@
+"""Who calls: keys, tokens and certificates, each judged by itself, and put together for the gate."""
