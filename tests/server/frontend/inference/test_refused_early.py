@@ -13,8 +13,8 @@ from adamix_server.access.quotas import Quotas
 from adamix_server.catalog.access import NO_ACCESS, TenantRow
 from adamix_server.catalog.rows import Snapshot
 from adamix_server.catalog.store import Catalog
-from adamix_server.config import AccessSettings, FrontEndSettings
 from adamix_server.channel.engine_frames import Credit, QueueState
+from adamix_server.config import AccessSettings, FrontEndSettings
 from adamix_server.frontend.inference.tokenization import Tokenizer
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
