@@ -14,6 +14,7 @@ import msgspec
 from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit, TenantShares
 from adamix_server.channel.supervisor_frames import (
     Agreed,
+    Asks,
     Beat,
     Drain,
     Drained,
@@ -24,6 +25,7 @@ from adamix_server.channel.supervisor_frames import (
     EngineUp,
     Fatal,
     Health,
+    Loans,
     Ready,
     Refresh,
     Seen,
@@ -37,8 +39,19 @@ ToEngine = Submit | Cancel | Control | TenantShares
 FromEngine = Hello | Emit | Credit | Reply
 
 # Supervisor -> child, and back: words, and statistics, which are made when they are sent.
-ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | EngineStalled | EngineMoving | Refresh | Agreed | Drain
-Word = Ready | Fatal | Beat | Seen | Health | DrainWanted | Drained
+ToChild = (
+    StartEngine
+    | StartFrontEnd
+    | EngineUp
+    | EngineDown
+    | EngineStalled
+    | EngineMoving
+    | Refresh
+    | Agreed
+    | Loans
+    | Drain
+)
+Word = Ready | Fatal | Beat | Seen | Asks | Health | DrainWanted | Drained
 FromChild = Word | Stats
 
 F = TypeVar("F")

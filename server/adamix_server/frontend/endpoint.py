@@ -25,6 +25,7 @@ from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.gate import Gate, everyone
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.sessions import Sessions
 from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.entrance import Entrance
@@ -88,6 +89,7 @@ class Endpoint:
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
         entrance: the port's certificate, and who recognises callers.
+        quota: of tenants.
         is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
@@ -109,6 +111,7 @@ class Endpoint:
         with_reflection: bool,
         shares_port: bool,
         entrance: Entrance,
+        quota: Quota,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
@@ -121,6 +124,7 @@ class Endpoint:
             recorder,
             proxies=entrance.proxies,
             gate=gate,
+            quota=quota,
             sessions=self._sessions,
             is_shared=is_shared,
         )

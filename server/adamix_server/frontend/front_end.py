@@ -33,14 +33,17 @@ from adamix_server.channel.supervisor_frames import (
     EngineUp,
     Fatal,
     Health,
+    Loans,
     Ready,
     Refresh,
     Sample,
     StartFrontEnd,
 )
 from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.borrowing import Borrowing
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_server.frontend.control.pins import Residency
@@ -131,6 +134,8 @@ class FrontEnd:
         self._link = EngineLink(connect)
         self._readiness = Readiness(ENGINE_RESTARTING)
         self._agreement = Party()
+        # Alone, it has all that there is of any quota.
+        self._borrowing = Borrowing(start.number, start.front_ends, pipe.send) if start.front_ends > 1 else None
         # Set when the supervisor says that the catalog has moved on.
         self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.
@@ -195,7 +200,12 @@ class FrontEnd:
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
         tenancy = Tenancy(view, Quotas(**settings.default_quotas), is_open=settings.access.asks_nobody)
-        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), recorder)
+        if (borrowing := self._borrowing) is None:
+            quota = Quota(tenancy.quotas)
+        else:
+            quota = Quota(tenancy.quotas, borrowing.holder, borrowing.poke)
+            closing.callback(borrowing.close)
+        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
@@ -220,6 +230,7 @@ class FrontEnd:
             with_reflection=start.reflection,
             shares_port=start.shares_port,
             entrance=entrance,
+            quota=quota,
             is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
@@ -272,6 +283,8 @@ class FrontEnd:
                 self._stale.set()
             case Agreed():
                 self._agreement.take(frame)
+            case Loans() if self._borrowing is not None:
+                self._borrowing.take(frame)
             case Drain() | None:
                 pass
             case _:

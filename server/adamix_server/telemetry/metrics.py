@@ -69,18 +69,18 @@ METRICS: dict[str, Metric] = {
             known=tuple(_REFUSALS),
         ),
         Metric(
-            "adamix_tenant_rejected_total",
-            "counter",
-            "Inputs and calls of a tenant that were refused.",
-            ("tenant", "reason"),
-            per_tenant=True,
-        ),
-        Metric(
             "adamix_auth_failures_total",
             "counter",
             "Credentials that were refused, by cause.",
             ("kind",),
             known=tuple((kind,) for kind in KINDS),
+        ),
+        Metric(
+            "adamix_tenant_rejected_total",
+            "counter",
+            "Inputs and calls of a tenant that were refused.",
+            ("tenant", "reason"),
+            per_tenant=True,
         ),
         Metric("adamix_task_requests_total", "counter", "Inputs per task.", ("tenant", "task"), per_task=True),
         Metric(

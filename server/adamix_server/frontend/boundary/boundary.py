@@ -28,6 +28,7 @@ from adamix_server.frontend.boundary.enclosure import Books, Context, Enclosure,
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
@@ -65,6 +66,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     Args:
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
         gate: lets calls in; None lets everyone in.
+        quota: of tenants; None where nobody has any.
         sessions: of the streams; None where credentials do not end.
         is_shared: whether data calls run now; other calls then come at a steady rate.
     """
@@ -76,6 +78,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
         gate: Gate | None = None,
+        quota: Quota | None = None,
         sessions: Sessions | None = None,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -101,6 +104,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             Sending(bounds, recorder),
             origins(proxies),
             gate or Gate(),
+            quota or Quota(),
             sessions or Sessions(),
         )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs

@@ -28,6 +28,8 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.quota import Quota
+from adamix_server.frontend.boundary.quota import Seat as QuotaSeat
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
@@ -87,6 +89,7 @@ class Books:
     sending: Sending
     origin: Callable[[str], Origin]
     gate: Gate
+    quota: Quota
     sessions: Sessions
 
 
@@ -103,6 +106,7 @@ class Enclosure:
         "_books",
         "_call",
         "_context",
+        "_counted",
         "_is_admitted",
         "_limit_s",
         "_method",
@@ -121,6 +125,7 @@ class Enclosure:
         self._context = context
         self._aborted: BaseException | None = None
         self._is_admitted = False
+        self._counted: QuotaSeat | None = None
         self._seat: Room | None = None
         self._receiver: Receiver | None = None
         self._basis: Basis = ()
@@ -142,12 +147,17 @@ class Enclosure:
         # All of this before a byte of its message is read.
         try:
             self._call.principal = self._books.gate.admit(self._method.name, self._context)
+            self._counted = await self._books.quota.enter(self._method.name, self._call.tenant)
             self._admit()
         except AdamixError as refusal:
+            self._count_out()
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
             if self._call.tenant:
                 self._books.recorder.inc("adamix_tenant_rejected_total", self._call.tenant, refusal.reason)
             await self._end(refusal)
+        except asyncio.CancelledError as gone:
+            # Its client has left while this front end asked for a slot.
+            await self._end(gone)
         self._basis = self._books.sessions.basis()
         if self._method.is_stream:
             self._session = self._books.sessions.open(self._call, self._recognise)
@@ -171,6 +181,8 @@ class Enclosure:
                 self._receiver.close()
             if self._is_admitted:
                 self._books.admission.leave()
+            # Before the answer leaves: whoever has it may call again.
+            self._count_out()
             if self._session is not None:
                 self._books.sessions.close(self._session)
         if self._session is not None and self._session.error is not None:
@@ -225,6 +237,11 @@ class Enclosure:
             if self._is_admitted:
                 books.admission.leave()
             raise
+
+    def _count_out(self) -> None:
+        """The call is none of its tenant's any more."""
+        self._books.quota.leave(self._counted)
+        self._counted = None
 
     @staticmethod
     async def _ended_by(session: Session, reason: AdamixError, error: BaseException | None) -> BaseException | None:

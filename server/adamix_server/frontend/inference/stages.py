@@ -20,6 +20,7 @@ from adamix_server.catalog.rows import Name, VersionRow
 from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.feeding import Feeding, Place
@@ -68,12 +69,19 @@ class Stages:
     """The stages and the parts of the front end that own them."""
 
     def __init__(
-        self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, feeding: Feeding, recorder: Recorder
+        self,
+        view: CatalogView,
+        tokenizer: Tokenizer,
+        link: EngineLink,
+        feeding: Feeding,
+        quota: Quota,
+        recorder: Recorder,
     ) -> None:
         self.view = view
         self._tokenizer = tokenizer
         self._link = link
         self._feeding = feeding
+        self._quota = quota
         self._recorder = recorder
 
     def read(self, message: inference_pb2.PredictInput, field: str, principal: Principal, deadline: float) -> Item:
@@ -181,6 +189,23 @@ class Stages:
             else:
                 item.tokens = result
 
+    async def charge(self, items: Iterable[Item], place: Place) -> None:
+        """Charge the tenant the tokens of one call's inputs; all get the error that says why it may not have them."""
+        if not self._quota.is_charged(place.tenant):
+            return
+        charged = [item for item in items if item.tokens is not None and item.error is None]
+        try:
+            await self._quota.charge(place.tenant, _tokens(charged))
+        except AdamixError as error:
+            for item in charged:
+                item.error = error
+
+    async def charge_each(self, items: Iterable[Item], place: Place) -> None:
+        """As `charge`, for inputs of a stream, each of which is admitted alone."""
+        if self._quota.is_charged(place.tenant):
+            for item in items:
+                await self.charge((item,), place)
+
     def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
         """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
 
@@ -206,6 +231,7 @@ class Stages:
         try:
             return list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
+            self._quota.refund(place.tenant, _tokens(ready))
             for item in ready:
                 item.error = error
             return []
@@ -245,10 +271,12 @@ class Stages:
             prediction.version = item.version.digest
 
     def record(self, items: Iterable[Item], tenant: str, seconds: float) -> None:
-        """Count a tenant's inputs that came to their end after `seconds`, by task and by the reason they were refused
-        for.
+        """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for.
 
         What they say of the versions that they are for is remembered.
+
+        Args:
+            tenant: that asked; the tasks may be another's.
         """
         answered: Counter[Name] = Counter()
         refused: dict[str, int] = {}
@@ -298,6 +326,11 @@ def _lengths(items: Iterable[Item]) -> list[int]:
 
 def _is_refusal(error: AdamixError) -> bool:
     return error.code in _REJECTIONS or error.reason == "DEADLINE_UNREACHABLE"
+
+
+def _tokens(items: Iterable[Item]) -> int:
+    """Of all of them together, as far as they are tokenised."""
+    return sum(len(item.tokens) for item in items if item.tokens is not None)
 
 
 def settle(item: Item, event: Event) -> None:
