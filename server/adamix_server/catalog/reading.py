@@ -37,6 +37,8 @@ _ALL = (1,)
 
 # Of a column that holds ids of tasks: whether it is one of those that are read.
 _Chosen = Callable[[ColumnElement[int]], ColumnElement[bool]]
+# Whether a list is to tell of a task of this id.
+IsListed = Callable[[str], bool]
 
 
 def read_all(connection: Connection, backbone_fingerprint: str) -> Iterator[TaskRow]:
@@ -66,15 +68,20 @@ def read_tasks(
     return found
 
 
-def read_ids(
-    connection: Connection, tenant: str, after: str, count: int, is_listed: Callable[[str], bool] | None
-) -> list[int]:
+def read_ids(connection: Connection, tenant: str, after: str, count: int, is_listed: IsListed | None) -> list[int]:
     """Row ids of a tenant's tasks by name: the first `count` that are listed after the one called `after`."""
     query = select(_tasks.id, _tasks.task).where(_tasks.tenant == tenant, _tasks.task > after).order_by(_tasks.task)
     # No more is read than it takes.
     with connection.execute(query).yield_per(count) as rows:
         listed = (task_id for task_id, task in rows if is_listed is None or is_listed(task))
         return list(islice(listed, count))
+
+
+def read_names(connection: Connection, digest: str) -> tuple[Name, ...]:
+    """The tasks of all tenants that have a READY version with these bytes."""
+    query = select(_tasks.tenant, _tasks.task).join(schema.versions, _versions.task_id == _tasks.id)
+    rows = connection.execute(query.where(_versions.digest == digest, schema.is_ready))
+    return tuple((tenant, task) for tenant, task in rows)
 
 
 def read_page(

@@ -5,7 +5,7 @@ its change survives a crash, and when it raises, nothing has changed. The method
 executor thread, any number at once. Knows nothing of the wire, of devices, or of what the weights mean.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy import Connection, delete, func, insert, select
@@ -24,8 +24,9 @@ from adamix_server.catalog.keys import Keys
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.paging import bytes_of_task, check_page_size, count_that_fit, make_token, read_token
 from adamix_server.catalog.pointer import Pointer, check_split
-from adamix_server.catalog.reading import read_ids, read_page, read_record, read_tasks
+from adamix_server.catalog.reading import IsListed, read_ids, read_names, read_page, read_record, read_tasks
 from adamix_server.catalog.rows import (
+    Name,
     Page,
     Registration,
     Snapshot,
@@ -238,6 +239,11 @@ class Catalog:
                 changes.record(connection, tenant, task, "pin" if pinned else "unpin", digest, by=by)
             return self._read_task(connection, task_id).version(digest)
 
+    def check_pin(self, tenant: str) -> None:
+        """Raises QuotaExceeded (`QUOTA_PINNED_VERSIONS`) if `set_pinned` would pin no more for the tenant."""
+        with self._database.read() as connection:
+            stored_quotas.check_new_pin(connection, tenant, self._default_quotas)
+
     def pinned(self) -> tuple[str, ...]:
         """Digests of all pinned versions for this server's backbone, each once, the longest pinned first."""
         is_pin = (_pins.task_id == _versions.task_id) & (_pins.digest == _versions.digest)
@@ -291,6 +297,11 @@ class Catalog:
             connection.execute(delete(schema.tasks).where(_tasks.id == task_id))
             changes.record(connection, tenant, task, "delete_task", by=by, also=grants)
         self._traces.forget((tenant, task, digest) for digest in digests)
+
+    def tasks_with(self, digest: str) -> tuple[Name, ...]:
+        """The tasks of all tenants that have a version in service with these bytes."""
+        with self._database.read() as connection:
+            return read_names(connection, check_digest(digest))
 
     def retired(self) -> tuple[str, ...]:
         """Digests of deleted versions, which wait for `purge`."""
@@ -346,11 +357,7 @@ class Catalog:
             return self._read_task(connection, changes.find_task(connection, tenant, task))
 
     def list_tasks(
-        self,
-        tenant: str,
-        page_size: int = 0,
-        page_token: str = "",
-        is_listed: Callable[[str], bool] | None = None,
+        self, tenant: str, page_size: int = 0, page_token: str = "", is_listed: IsListed | None = None
     ) -> Page[TaskRow]:
         """A tenant's tasks by name, as many as fit in a page. Raises InvalidRequest on a bad page size or token.
 

@@ -124,7 +124,8 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
         queued_tokens: all of them.
         batch_tokens: those of tenants of the class `batch`.
         active_weight: of all tenants that have something queued, together.
-        tenants: queued tokens of each tenant that this front end has rows of.
+        tenants: queued tokens of each tenant that this front end has rows of; if there are many, only of those of which
+            some have just ended.
     """
 
     tokens_per_s: float = 0.0
@@ -170,10 +171,11 @@ class Credit(Frame, frozen=True, kw_only=True):
 #   load        bring an adapter to host memory, and answer when it is there
 #   activate    bring it into a slot if one can be had for nothing, and answer where it has come to
 #   pin, unpin  pin it in a slot (answers when it is there); unpin it
-#   unload      take it out of its slot and out of host memory
+#   unload      take it out of its slot and out of host memory; for a tenant, unless another one needs it (`is_kept`, or
+#               by what is queued), which changes nothing in the answer
 #   pins        which adapters are pinned in slots? A list of digests
-#   residencies where is each of `digests`? "store" | "host" | "device" in their order; one of these is also the answer
-#               of all of the above but `pins`
+#   residencies where is each of `digests`, as far as the tenant knows it by what it did? "store" | "host" | "device" in
+#               their order; one of these is also the answer of all of the above but `pins`
 #   in_use      which of `digests` does any request hold? A list of digests
 #   report      how busy are you? An `EngineLoad`
 Op = Literal["hello", "load", "activate", "pin", "unpin", "unload", "pins", "residencies", "in_use", "report"]
@@ -182,7 +184,8 @@ Op = Literal["hello", "load", "activate", "pin", "unpin", "unload", "pins", "res
 class Control(Frame, frozen=True, kw_only=True):
     """Front end -> engine: something other than a request. Answered by the `Reply` with the same `call`.
 
-    What is asked of many adapters is one question, since each frame costs the engine a part of a step.
+    What is asked of many adapters is one question, since each frame costs the engine a part of a step. `tenant` is who
+    asks, for its version with the bytes; empty for the server itself. `is_kept` is for `unload` alone.
     """
 
     generation: int
@@ -191,6 +194,8 @@ class Control(Frame, frozen=True, kw_only=True):
     op: Op
     digest: str = ""
     digests: list[str] = []
+    tenant: str = ""
+    is_kept: bool = False
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):

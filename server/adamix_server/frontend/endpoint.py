@@ -26,7 +26,7 @@ from adamix_server.config import split_address
 from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
-from adamix_server.frontend.boundary.gate import Gate
+from adamix_server.frontend.boundary.gate import Gate, everyone
 from adamix_server.frontend.boundary.sessions import Sessions
 from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.control.admin import AdminServicer
@@ -170,7 +170,11 @@ class Endpoint:
         await self._server.start()
 
     async def look_after_callers(self) -> None:
-        """For ever: end streams with their credentials, and read again what callers are recognised by."""
+        """Where callers are asked who they are, for ever: end streams with their credentials, and read again what
+        they are recognised by.
+        """
+        if self._entrance.identify is everyone:
+            return
         await asyncio.gather(self._sessions.run(), self._entrance.keep_fresh())
 
     async def stop(self, grace_s: float, delay_s: float = 0.0) -> bool:

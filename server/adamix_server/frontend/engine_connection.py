@@ -148,7 +148,7 @@ class EngineConnection:
         future.add_done_callback(partial(self._done, row.id))
         self._something_to_send.set()
 
-    async def control(self, op: Op, digest: str, digests: Sequence[str]) -> Reply:
+    async def control(self, op: Op, digest: str, digests: Sequence[str], tenant: str, *, is_kept: bool) -> Reply:
         self._last_call += 1
         call = self._last_call
         future: asyncio.Future[Reply] = self._loop.create_future()
@@ -161,6 +161,8 @@ class EngineConnection:
                 op=op,
                 digest=digest,
                 digests=list(digests),
+                tenant=tenant,
+                is_kept=is_kept,
             )
         )
         self._something_to_send.set()

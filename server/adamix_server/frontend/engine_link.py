@@ -169,14 +169,20 @@ class EngineLink:
         if self._connection is not None:
             self._connection.tell_shares(shares)
 
-    async def control(self, op: Op, digest: str = "", digests: Sequence[str] = ()) -> Value:
+    async def control(
+        self, op: Op, digest: str = "", digests: Sequence[str] = (), *, tenant: str = "", is_kept: bool = False
+    ) -> Value:
         """Ask the engine something, mostly about an adapter or about many, and return what `Op` promises.
+
+        Args:
+            tenant: whose version it is about; empty if the server itself asks.
+            is_kept: of `unload`: another tenant needs it.
 
         Raises:
             Unavailable: there is no engine now, or it stands still, or it went away.
             AdamixError: the engine's own error.
         """
-        reply = await self._connection_that_moves().control(op, digest, digests)
+        reply = await self._connection_that_moves().control(op, digest, digests, tenant, is_kept=is_kept)
         if reply.error is not None:
             raise reply.error.to_error()
         return reply.value

@@ -22,5 +22,7 @@ def visible(
             for all that is more than an answer.
     """
     owner, task = name
-    is_its = owner == principal.tenant or principal.is_admin or (owner, task, principal.tenant) in lent
-    return name if is_its and principal.may_name(task) else NO_TASK
+    # Each is asked, whatever the others say.
+    was_given = principal.may_name(task)
+    is_its = principal.is_admin or owner == principal.tenant or (owner, task, principal.tenant) in lent
+    return name if is_its and was_given else NO_TASK

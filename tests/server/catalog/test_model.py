@@ -44,6 +44,7 @@ class CatalogMachine(RuleBasedStateMachine):
         self.versions: dict[Name, set[str]] = {}
         self.pointers: dict[Name, list[str]] = {}
         self.retired: set[str] = set()
+        self.pins: set[tuple[Name, str]] = set()
         self.answers: dict[tuple[str, str], tuple[object, object]] = {}
 
     def teardown(self) -> None:
@@ -115,6 +116,7 @@ class CatalogMachine(RuleBasedStateMachine):
         with self.expect(refusal):
             self.catalog.delete_version(tenant, task, digest)
             self.versions[name].remove(digest)
+            self.pins.discard((name, digest))
             self.retired.add(digest)
             left = [other for other in self.pointers[name] if other != digest]
             self.pointers[name] = [d for i, d in enumerate(left) if left[i + 1 : i + 2] != [d]]
@@ -125,7 +127,15 @@ class CatalogMachine(RuleBasedStateMachine):
         with self.expect(None if name in self.versions else NotFound):
             self.catalog.delete_task(tenant, task)
             self.retired |= self.versions.pop(name)
+            self.pins = {pin for pin in self.pins if pin[0] != name}
             del self.pointers[name]
+
+    @rule(tenant=TENANTS, task=TASKS, data=DATA, pinned=st.booleans())
+    def pin(self, tenant: str, task: str, data: bytes, pinned: bool) -> None:
+        name, digest = (tenant, task), digest_of(data)
+        with self.expect(NotFound if digest not in self.versions.get(name, ()) else None):
+            assert self.catalog.set_pinned(tenant, task, digest, pinned).pinned == pinned
+            (self.pins.add if pinned else self.pins.discard)((name, digest))
 
     @rule(tenant=TENANTS, task=TASKS)
     def stale_change(self, tenant: str, task: str) -> None:
@@ -154,6 +164,14 @@ class CatalogMachine(RuleBasedStateMachine):
             assert [version.digest for version in task.live] == self.pointers[name][-1:]
             assert task.unavailable_reason == ("" if self.pointers[name] else "NO_LIVE_VERSION")
             assert self.catalog.get_task(*name) == task
+        assert {(name, row.digest) for name, task in snapshot.tasks.items() for row in task.ready if row.pinned} == (
+            self.pins
+        )
+        assert set(self.catalog.pinned()) == {digest for _, digest in self.pins}
+        for digest in map(digest_of, (b"v1", b"v2", b"v3")):
+            assert set(self.catalog.tasks_with(digest)) == {
+                n for n, digests in self.versions.items() if digest in digests
+            }
         assert set(self.catalog.retired()) == self.retired
         assert self.in_service() <= set(self.catalog.blobs.digests())
         assert snapshot.revision == self.catalog.revision()

@@ -133,10 +133,10 @@ def make_harness(tmp_path: Path, make_backbone: Callable[[], Backbone]) -> Calla
     return lambda slots=8, arena_bytes=1 << 20: Harness(tmp_path, make_backbone(), slots, arena_bytes)
 
 
-def row(number: int, digest: str, tokens: list[int], deadline_s: float = 30.0) -> Row:
+def row(number: int, digest: str, tokens: list[int], deadline_s: float = 30.0, tenant: str = "default") -> Row:
     return Row(
         id=number,
-        tenant="default",
+        tenant=tenant,
         digest=digest,
         token_ids=np.asarray(tokens, "<i4").tobytes(),
         deadline=time.monotonic() + deadline_s,
@@ -500,3 +500,86 @@ async def test_an_adapter_larger_than_the_arena_is_refused_when_it_is_loaded(
         await front_end.until(lambda: len(front_end.events) == 2)
         assert front_end.events[0].error is not None
         assert front_end.events[1].error is None
+
+
+class Asking:
+    """What tenants ask of one adapter."""
+
+    def __init__(self, front_end: FrontEnd, digest: str) -> None:
+        self._front_end = front_end
+        self._digest = digest
+
+    async def __call__(self, op: Any, tenant: str = "", *, is_kept: bool = False) -> Any:
+        call = len(self._front_end.replies) + 1
+        control = Control(
+            engine_id=ENGINE_ID,
+            generation=1,
+            call=call,
+            op=op,
+            digest=self._digest,
+            digests=[self._digest],
+            tenant=tenant,
+            is_kept=is_kept,
+        )
+        await self._front_end.channel.send(control)
+        await self._front_end.until(lambda: call in self._front_end.replies)
+        reply = self._front_end.replies[call]
+        return reply.value if reply.error is None else reply.error.reason
+
+    async def where(self, *tenants: str) -> list[str]:
+        return [(await self("residencies", tenant))[0] for tenant in tenants]
+
+
+async def test_what_one_tenant_does_with_shared_bytes_does_not_show_to_another(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
+) -> None:
+    """The server itself, who asks without a tenant, sees them as they are."""
+    harness = make_harness()
+    digest = harness.add(make_adapter(0))
+    async with harness.running() as front_end:
+        ask = Asking(front_end, digest)
+        assert await ask("activate", "one") == "device"
+        assert await ask.where("one", "two", "") == ["device", "store", "device"]
+        assert await ask("unload", "two") == "store"
+        assert await ask.where("one", "two", "") == ["store", "store", "store"], "nobody was said to need it"
+        assert await ask("activate", "one") == "device"
+        await front_end.submit(row(0, digest, [1], tenant="two"))
+        await front_end.until(lambda: 0 in front_end.events)
+        assert await ask.where("one", "two", "") == ["device", "device", "device"]
+        assert await ask("unload", "one", is_kept=True) == "store"
+        assert await ask.where("one", "two", "") == ["store", "device", "device"]
+        assert await ask("pin", "two") == "device"
+        assert await ask("unload", "one") == "store"
+        assert await ask.where("one", "two", "") == ["store", "device", "device"]
+        assert await ask("unpin", "two") == "device"
+        assert await ask("unload", "one") == "store"
+        assert await ask.where("one", "two", "") == ["store", "store", "store"]
+
+
+async def test_an_unload_refuses_for_requests_of_its_own_tenant_alone(
+    make_harness: Callable[..., Harness], make_adapter: MakeRandomAdapter
+) -> None:
+    harness = make_harness()
+    digest = harness.add(make_adapter(0))
+    go_on = threading.Event()
+
+    def prepare(engine: Engine) -> None:
+        read = engine._adapters._read
+
+        def read_later(digest: str) -> Any:
+            go_on.wait(20)
+            return read(digest)
+
+        engine._adapters._read = read_later
+
+    async with harness.running(prepare) as front_end:
+        ask = Asking(front_end, digest)
+        await front_end.submit(row(0, digest, [1], tenant="two"))
+        assert await ask("unload", "one") == "store"
+        assert await ask("unload", "two") == "VERSION_IN_USE"
+        assert await ask("unload", "two", is_kept=True) == "VERSION_IN_USE"
+        await front_end.submit(row(1, digest, [1], tenant="one"))
+        assert await ask("unload", "one", is_kept=True) == "VERSION_IN_USE"
+        go_on.set()
+        await front_end.until(lambda: len(front_end.events) == 2)
+        assert all(event.error is None for event in front_end.events.values())

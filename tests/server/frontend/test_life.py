@@ -14,6 +14,7 @@ import pytest
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, StoreFull, Unavailable
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2, inference_pb2
+from adamix_server.access import rights
 from adamix_server.channel.supervisor_frames import Drain, Drained, EngineDown, Fatal, Ready, StartFrontEnd, Stats
 from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.adapters import MakeAdapter
@@ -147,6 +148,18 @@ async def test_a_port_that_is_taken_is_fatal_with_the_address(harness: Harness, 
     assert await second.run() == 1
     fatal: Fatal = await supervisor.expect(Fatal)
     assert harness.address in fatal.message
+
+
+async def test_a_method_without_a_right_is_fatal_with_its_name(
+    settings: StartFrontEnd, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "/adamix.v1.AdapterService/WatchTasks"
+    monkeypatch.setattr(rights, "NEEDS", {name: need for name, need in rights.NEEDS.items() if name != method})
+    engine, supervisor = FakeEngine(spec), FakeSupervisor()
+    supervisor.tell(engine.up())
+    assert await FrontEnd(settings, supervisor, connect=engine.connect).run() == 1
+    fatal: Fatal = await supervisor.expect(Fatal)
+    assert method in fatal.message
 
 
 async def test_an_engine_that_grants_nothing_at_first_is_asked_again(

@@ -139,7 +139,8 @@ class FakeEngine:
             case "unpin":
                 self.pinned.discard(digest)
             case "unload":
-                self.on_device.discard(digest)
+                if not control.is_kept:
+                    self.on_device.discard(digest)
                 return "store"
             case "residencies":
                 return ["device" if asked in self.on_device else "host" for asked in control.digests]

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import grpc.aio
 import msgspec
+import pytest
 
 from adamix.files.manifest import BackboneSpec
 from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
@@ -19,6 +20,8 @@ from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMov
 from adamix_server.client import Client
 from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
+from adamix_server.frontend import front_end as front_ends
+from adamix_server.frontend.control.validation import Verdict, judge
 from adamix_server.frontend.entrance import open_entrance
 from adamix_server.frontend.front_end import FrontEnd
 from adamix_testing.catalogs import make_store
@@ -140,6 +143,15 @@ async def serving(
         if not running.done():
             harness.drain()
         assert await running == 0
+
+
+def judge_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads are judged in this process, by the same checks: for tests of many uploads, and of nothing about it."""
+
+    async def judged(path: Path, spec: BackboneSpec, *, expected_digest: str, **_: object) -> Verdict:
+        return judge(await asyncio.to_thread(path.read_bytes), spec, expected_digest)
+
+    monkeypatch.setattr(front_ends, "validate_async", judged)
 
 
 class StartServing(Protocol):

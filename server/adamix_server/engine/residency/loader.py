@@ -164,9 +164,7 @@ class AdapterLoader:
                 reason="VERSION_PINNED",
             )
         if self.is_held(digest):
-            raise FailedPrecondition(
-                "requests that run now use this version; unload it when they have ended", reason="VERSION_IN_USE"
-            )
+            raise in_use()
         self._wanted.discard(digest)
         if digest in self._reading:
             self._unwanted.add(digest)
@@ -345,3 +343,10 @@ class AdapterLoader:
             del self._waiting[hold.digest]
             if hold.digest not in self._wanted:
                 self._arrived.pop(hold.digest, None)
+
+
+def in_use() -> FailedPrecondition:
+    """Why an adapter is not unloaded that requests hold."""
+    return FailedPrecondition(
+        "requests that run now use this version; unload it when they have ended", reason="VERSION_IN_USE"
+    )

@@ -17,6 +17,7 @@ from typing import Literal
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition
 from adamix_protos.v1 import adapters_pb2
+from adamix_server.catalog.rows import VersionRow
 from adamix_server.channel.engine_frames import Value
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
@@ -62,23 +63,36 @@ class Residency:
         self._refusals: dict[str, _Refusal] = {}
         self._generation = 0
 
-    async def where(self, digests: Sequence[str]) -> Sequence[Value]:
-        """Where the engine has each adapter: one question. None for each if it does not say so within a second."""
+    async def where(self, versions: Sequence[VersionRow]) -> Sequence[Value]:
+        """Where the engine has each of a tenant's versions, as far as that is the tenant's doing.
+
+        None for each if the engine does not say so within a second.
+        """
+        found: dict[str, Value] = {}
+        # An engine that has restarted no longer knows who pinned what.
+        pinned = [row.digest for row in versions if row.pinned]
+        others = [row.digest for row in versions if not row.pinned]
+        for tenant, digests in (("", pinned), (versions[0].tenant if versions else "", others)):
+            if digests:
+                found.update(zip(digests, await self._residencies(digests, tenant), strict=True))
+        return [found[row.digest] for row in versions]
+
+    async def _residencies(self, digests: Sequence[str], tenant: str) -> Sequence[Value]:
         answer: Value = None
         with contextlib.suppress(TimeoutError, AdamixError):
             async with asyncio.timeout(WHERE_TIMEOUT_S):
-                answer = await self._link.control("residencies", digests=digests)
+                answer = await self._link.control("residencies", digests=digests, tenant=tenant)
         return answer if isinstance(answer, list) and len(answer) == len(digests) else [None] * len(digests)
 
-    async def bring(self, digest: str, num_bytes: int) -> None:
-        """Bring a version to host memory before requests resolve to it, so that the first one does not wait.
+    async def bring(self, tenant: str, digest: str, num_bytes: int) -> None:
+        """Bring a tenant's version to host memory before requests resolve to it, so that the first one does not wait.
 
         Without an engine, or with a slow one, that first request loads it. Any other failure of the load is the
         caller's answer, and the version that is live stays live.
         """
         try:
             async with asyncio.timeout(BRING_TIMEOUT_S):
-                await self._bring("load", digest, num_bytes)
+                await self._bring("load", digest, num_bytes, tenant)
         except TimeoutError:
             log.warning("a version becomes live before it is loaded", extra={"digest": digest})
         except AdamixError as error:
@@ -96,30 +110,40 @@ class Residency:
         version = self._view.resolve(tenant, task, digest)
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
-            residency = await self._bring("activate", digest, version.num_bytes)
+            residency = await self._bring("activate", digest, version.num_bytes, tenant)
         return convert.to_version(version, manifest_json, residency)
 
     async def unload(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Take a version out of its slot and out of host memory, until somebody asks for it.
 
+        Its bytes stay there while a task of another tenant needs them, too. That is the other's matter: the answer is
+        the same.
+
         Raises:
             NotFound: no such version.
-            FailedPrecondition: it is pinned (`VERSION_PINNED`), or a request holds it (`VERSION_IN_USE`); or as
-                `CatalogView.resolve`.
+            FailedPrecondition: the tenant has pinned it (`VERSION_PINNED`), or a request of it holds it
+                (`VERSION_IN_USE`); or as `CatalogView.resolve`.
             Unavailable: there is no engine.
         """
         version = self._view.resolve(tenant, task, digest)
-        if version.pinned:
-            # Also where an engine that has just started does not know it yet.
-            raise FailedPrecondition("the version is pinned; unpin it first", reason="VERSION_PINNED")
         manifest_json = await self._manifest(tenant, task, digest)
-        return convert.to_version(version, manifest_json, await self._link.control("unload", digest))
+        rows = await self._with_the_same_bytes(digest)
+        if any(row.pinned and row.tenant == tenant for row in rows):
+            # Also where an engine that has just started does not know it yet.
+            raise FailedPrecondition(
+                "the version is pinned, here or by another task with the same bytes; unpin it first",
+                reason="VERSION_PINNED",
+            )
+        is_kept = any((row.live or row.pinned) and row.tenant != tenant for row in rows)
+        residency = await self._link.control("unload", digest, tenant=tenant, is_kept=is_kept)
+        return convert.to_version(version, manifest_json, residency)
 
     async def pin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Bring a version into a slot and pin it there until `unpin`, over every restart.
 
         Raises:
             NotFound, FailedPrecondition: as `CatalogView.resolve`.
+            QuotaExceeded: the tenant has pinned as many as it may (`QUOTA_PINNED_VERSIONS`).
             Overloaded: half of the slots or of the arena are pinned already (`TOO_MANY_PINNED`).
             Aborted: it was unpinned while it waited for its slot.
             AdamixError: the engine cannot load it, or there is none. As after every error, nothing is pinned.
@@ -127,8 +151,11 @@ class Residency:
         version = self._view.resolve(tenant, task, digest)
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
+            if not version.pinned:
+                # The catalog decides, in its transaction. But a slot is taken before that, perhaps from others.
+                await self._view.run(partial(self._view.catalog.check_pin, tenant))
             with self._doubted_on_error(digest):
-                await self._pin_in_engine(digest, version.num_bytes)
+                await self._pin_in_engine(tenant, digest, version.num_bytes)
                 change = partial(self._view.catalog.set_pinned, tenant, task, digest, True, by=calls.actor())
                 version = await self._view.change(change)
         return convert.to_version(version, manifest_json, await self._settle_soon(digest))
@@ -142,9 +169,13 @@ class Residency:
         manifest_json = await self._manifest(tenant, task, digest)
         change = partial(self._view.catalog.set_pinned, tenant, task, digest, False, by=calls.actor())
         version = await self._view.change(change)
-        return convert.to_version(version, manifest_json, await self._settle_soon(digest))
+        await self._settle_soon(digest)
+        (residency,) = await self.where([version])
+        return convert.to_version(version, manifest_json, residency)
 
-    async def _bring(self, op: Literal["load", "activate", "pin"], digest: str, num_bytes: int = 0) -> Value:
+    async def _bring(
+        self, op: Literal["load", "activate", "pin"], digest: str, num_bytes: int = 0, tenant: str = ""
+    ) -> Value:
         """Ask the engine for something that loads an adapter, and remember how that went. Raises AdamixError.
 
         It is at the expense of the call that wants it: no more than it took, which is next to nothing where the adapter
@@ -152,7 +183,7 @@ class Residency:
         """
         began = time.monotonic()
         try:
-            where = await self._link.control(op, digest)
+            where = await self._link.control(op, digest, tenant=tenant)
         except AdamixError as error:
             self._view.availability.failed(digest, error)
             raise
@@ -161,6 +192,12 @@ class Residency:
                 call.work_s += min(BRING_S + num_bytes * BRING_S_PER_BYTE, time.monotonic() - began)
         self._view.availability.loaded(digest)
         return where
+
+    async def _with_the_same_bytes(self, digest: str) -> list[VersionRow]:
+        """The versions with these bytes, of all tenants: for what is decided by no one tenant's rows alone."""
+        names = await self._view.run(partial(self._view.catalog.tasks_with, digest))
+        rows = filter(None, map(self._view.snapshot.tasks.get, names))
+        return [version for row in rows for version in row.ready if version.digest == digest]
 
     async def _manifest(self, tenant: str, task: str, digest: str) -> str:
         """Of a version, as JSON; no snapshot has it. Raises NotFound."""
@@ -186,9 +223,9 @@ class Residency:
                 # The pins of a restarted engine depend on this loop: it must not die of one bad turn.
                 log.exception("pins cannot be compared now")
 
-    async def _pin_in_engine(self, digest: str, num_bytes: int) -> None:
+    async def _pin_in_engine(self, tenant: str, digest: str, num_bytes: int) -> None:
         try:
-            await self._bring("pin", digest, num_bytes)
+            await self._bring("pin", digest, num_bytes, tenant)
         except AdamixError as error:
             if error.reason != "TOO_MANY_PINNED":
                 raise
@@ -197,7 +234,7 @@ class Residency:
         # Some of them may be of versions that were deleted a moment ago.
         await self._check()
         try:
-            await self._bring("pin", digest, num_bytes)
+            await self._bring("pin", digest, num_bytes, tenant)
         except AdamixError as error:
             self._recorder.inc("adamix_rejected_total", error.reason)
             raise

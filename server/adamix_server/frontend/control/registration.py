@@ -203,7 +203,7 @@ class Registrations:
         self._view.availability.loaded(digest)
         try:
             if registration.make_live:
-                await self._residency.bring(digest, verdict.num_bytes)
+                await self._residency.bring(tenant, digest, verdict.num_bytes)
             return await self._view.change(register)
         except Exception:
             # Of any kind: bytes that nothing refers to would take up the disk until the server starts again.

@@ -89,7 +89,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         read = partial(self._catalog.list_versions, tenant, task, request.page_size, request.page_token)
         async with self._shares.calls.turn():
             page = await self._view.run(read)
-            where = await self._residency.where([row.digest for row in page.rows])
+            where = await self._residency.where(page.rows)
             pairs = list(zip(page.rows, where, strict=True))
             versions = await converted(pairs, lambda pair: convert.to_version(pair[0], pair[0].manifest_json, pair[1]))
         return adapters_pb2.ListVersionsResponse(versions=versions, next_page_token=page.next_page_token)
@@ -123,7 +123,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             versions = [self._view.resolve(tenant, task, digest) for digest, _ in split]
             check_same_form(versions)
             with self._view.reading():
-                await asyncio.gather(*(self._residency.bring(row.digest, row.num_bytes) for row in versions))
+                await asyncio.gather(*(self._residency.bring(tenant, row.digest, row.num_bytes) for row in versions))
         async with self._shares.calls.turn():
             change = partial(self._catalog.set_traffic, tenant, task, split, request.etag, by=calls.actor())
             row = await self._view.change(change)

@@ -12,8 +12,10 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from adamix.errors import Overloaded
+from adamix.errors import FailedPrecondition, Overloaded
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc, server_pb2
+from adamix_server.access import rights
+from adamix_server.access.rights import NEEDS
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.enclosure import own_limit_s
 from adamix_testing.adapters import MakeAdapter
@@ -239,3 +241,27 @@ async def test_health_and_reflection_answer_behind_the_boundary(harness: Harness
     call = reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     names = json_format.MessageToDict(await call.read())["listServicesResponse"]["service"]
     assert {service["name"] for service in names} >= {*services, "inference.GRPCInferenceService"}
+
+
+async def test_a_method_for_which_no_right_is_set_keeps_the_server_from_starting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needs = {method: need for method, need in NEEDS.items() if not method.endswith(("/Predict", "/Generate"))}
+    monkeypatch.setattr(rights, "NEEDS", needs)
+    with pytest.raises(FailedPrecondition) as refused:
+        BareBoundary()
+    assert refused.value.reason == "METHOD_WITHOUT_RIGHT"
+    named = "/adamix.v1.InferenceService/Generate, /adamix.v1.InferenceService/Predict"
+    assert refused.value.message == f"access/rights.py does not say which right is needed for {named}"
+
+
+async def test_nor_does_one_answer_that_was_added_without_a_word(bare: BareBoundary) -> None:
+    """As by code that an older compiler generated, which names no methods to the server."""
+
+    async def answer(_request: Any, _context: Any) -> Any:
+        raise AssertionError("nobody has a right to it")
+
+    handler = grpc.unary_unary_rpc_method_handler(answer)
+    bare.boundary.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("x.Y", {"Z": handler}),))
+    error = await failure(bare.channel.unary_unary("/x.Y/Z")(b""))
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -346,6 +346,9 @@ class SlowWorld:
         row = self.resolve(tenant, task, digest)
         return VersionRecord(**msgspec.structs.asdict(row), manifest_json="{}")
 
+    def check_pin(self, tenant: str) -> None:
+        pass
+
     def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool, *, by: Actor) -> VersionRow:
         if pinned:
             self.pins.add(task)
@@ -354,8 +357,10 @@ class SlowWorld:
         return self.resolve(tenant, task, digest)
 
     # The link.
-    async def control(self, op: str, digest: str) -> str:
+    async def control(self, op: str, digest: str = "", *, digests: Sequence[str] = (), tenant: str = "") -> Any:
         await self.a_while()
+        if op == "residencies":
+            return ["device"] * len(digests)
         self.kept = {"pin": True, "unpin": False}[op]
         await self.a_while()
         return "device"
