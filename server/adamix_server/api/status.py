@@ -3,6 +3,7 @@
 Both directions live here so that the server and the client cannot drift apart. Knows no servicer and no channel.
 """
 
+import math
 from typing import Any
 
 import grpc
@@ -59,9 +60,10 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
     """The google.rpc.Status of an error.
 
     ErrorInfo always, of a quota with its `subject`, `limit` and what is `used`; BadRequest when a field is to blame;
-    RetryInfo when waiting helps, with the error's estimate up to a fifth longer or shorter, so that those refused
-    together do not come back together; QuotaFailure on RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the
-    caller did, on NOT_FOUND. No text has a key or a token in it, also where a caller wrote it.
+    RetryInfo when waiting helps, with the error's estimate up to a fifth longer or shorter (of a quota never shorter:
+    there it is no estimate), so that those refused together do not come back together; QuotaFailure on
+    RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the caller did, on NOT_FOUND. No text
+    has a key or a token in it, also where a caller wrote it.
     """
     message = clip(without_secrets(error.message), MAX_ERROR_BYTES)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
@@ -73,7 +75,8 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = Duration()
-        delay.FromMilliseconds(max(1, round(retry.jittered(error.retry_after_s) * 1000)))
+        vary = retry.delayed if isinstance(error, QuotaExceeded) else retry.jittered
+        delay.FromMilliseconds(max(1, math.ceil(vary(error.retry_after_s) * 1000)))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.code is Code.RESOURCE_EXHAUSTED:
         subject = error.subject if isinstance(error, QuotaExceeded) else error.reason

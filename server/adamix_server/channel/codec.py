@@ -15,6 +15,7 @@ from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, H
 from adamix_server.channel.supervisor_frames import (
     Account,
     Agreed,
+    Asks,
     Beat,
     Drain,
     Drained,
@@ -25,6 +26,7 @@ from adamix_server.channel.supervisor_frames import (
     EngineUp,
     Fatal,
     Health,
+    Loans,
     Ready,
     Refresh,
     Seen,
@@ -38,8 +40,19 @@ ToEngine = Submit | Cancel | Control | TenantShares
 FromEngine = Hello | Emit | Credit | Reply
 
 # Supervisor -> child, and back: words, and what is counted, which is made when it is sent.
-ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | EngineStalled | EngineMoving | Refresh | Agreed | Drain
-Word = Ready | Fatal | Beat | Seen | Health | DrainWanted | Drained
+ToChild = (
+    StartEngine
+    | StartFrontEnd
+    | EngineUp
+    | EngineDown
+    | EngineStalled
+    | EngineMoving
+    | Refresh
+    | Agreed
+    | Loans
+    | Drain
+)
+Word = Ready | Fatal | Beat | Seen | Asks | Health | DrainWanted | Drained
 FromChild = Word | Stats | Account
 
 F = TypeVar("F")

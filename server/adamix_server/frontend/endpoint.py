@@ -27,6 +27,7 @@ from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.gate import Gate, everyone
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.sessions import Sessions
 from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.control.admin import AdminServicer
@@ -96,6 +97,7 @@ class Endpoint:
         entrance: the port's certificate, and who recognises callers.
         witness: sees calls end that are to be written down.
         meter: counts what callers use.
+        quota: of tenants.
         is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
@@ -119,6 +121,7 @@ class Endpoint:
         entrance: Entrance,
         witness: Witness | None = None,
         meter: Meter | None = None,
+        quota: Quota,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
@@ -131,6 +134,7 @@ class Endpoint:
             recorder,
             proxies=entrance.proxies,
             gate=gate,
+            quota=quota,
             sessions=self._sessions,
             witness=witness,
             meter=meter,

@@ -30,7 +30,7 @@ from adamix_server.channel.engine_frames import (
     TenantShare,
     TenantShares,
 )
-from adamix_server.frontend.inference.room import Room
+from adamix_server.frontend.queue_room import Room
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class EngineConnection:
         room: the credit, and which tenant has how much of it under way.
         queue: what the engine last said of itself.
         queue_time: when it did, in seconds on CLOCK_MONOTONIC.
-        sent_since, all_sent_since: tokens that were sent to it since then, by tenant and together.
+        sent_since, all_sent_since: tokens that credit was taken for since then, by tenant and together.
         batch_tokens: of a full batch.
     """
 
@@ -103,23 +103,51 @@ class EngineConnection:
         self._something_to_send.set()
 
     def submit(
-        self, rows: Sequence[Row], shares: Shares, futures: Sequence[asyncio.Future[Event]] = ()
+        self,
+        rows: Sequence[Row],
+        shares: Shares,
+        futures: Sequence[asyncio.Future[Event]] = (),
+        *,
+        is_taken: bool = False,
     ) -> Sequence[asyncio.Future[Event]]:
         """As `EngineLink.submit`."""
         futures = futures or [self._loop.create_future() for _ in rows]
-        refused: list[tuple[asyncio.Future[Event], Row]] = []
-        for row, future in zip(rows, futures, strict=True):
-            num_tokens = num_tokens_of(row)
-            if self.room.lack(row.tenant, shares, num_tokens, is_shared=False):
-                refused.append((future, row))
+        if not rows:
+            return futures
+        room, tenant = self.room, rows[0].tenant
+        lengths = [len(row.token_ids) // 4 for row in rows]
+        num_tokens = sum(lengths)
+        if is_taken or (num_tokens <= room.free_tokens and len(rows) <= room.free_inputs):
+            if not is_taken:
+                self.take(tenant, shares, num_tokens, len(rows))
+            self._send(tenant, rows, lengths, futures)
+            return futures
+        refused: list[tuple[int, asyncio.Future[Event]]] = []
+        for row, length, future in zip(rows, lengths, futures, strict=True):
+            if length > room.free_tokens or room.free_inputs < 1:
+                refused.append((length, future))
             else:
-                self._send(row, num_tokens, shares, future)
-        if refused:
-            # All of them at once, since most of them are of one call.
-            full = self.full(sum(num_tokens_of(row) for _, row in refused), len(refused))
-            for future, _ in refused:
-                future.set_exception(Overloaded(full.message, retry_after_s=full.retry_after_s))
+                self.take(tenant, shares, length)
+                self._send(tenant, [row], [length], [future])
+        # All of them at once, since they are of one call.
+        full = self.full(sum(length for length, _ in refused), len(refused))
+        for _, future in refused:
+            future.set_exception(Overloaded(full.message, retry_after_s=full.retry_after_s))
         return futures
+
+    def take(self, tenant: str, shares: Shares, num_tokens: int, num_inputs: int = 1) -> None:
+        """Take credit that there is, for rows of a tenant that will be sent; or less, as `Room.take`."""
+        self.room.take(tenant, shares, num_tokens, num_inputs)
+        self.sent_since[tenant] = self.sent_since.get(tenant, 0) + num_tokens
+        self.all_sent_since += num_tokens
+
+    def put_back(self, tenant: str, num_tokens: int, num_inputs: int = 1) -> None:
+        """Give credit back that was taken for rows that are not sent."""
+        self.room.put_back(tenant, num_tokens, num_inputs)
+        # Unless the engine has said something since, and so it was forgotten.
+        if self.sent_since.get(tenant, 0) >= num_tokens:
+            self.sent_since[tenant] -= num_tokens
+            self.all_sent_since -= num_tokens
 
     def full(self, num_tokens: int, num_inputs: int) -> Overloaded:
         """What inputs are told for which there is no credit: when to come again."""
@@ -137,15 +165,20 @@ class EngineConnection:
         )
         return Overloaded("the server's queue is full; try again later", retry_after_s=retry_after_s)
 
-    def _send(self, row: Row, num_tokens: int, shares: Shares, future: asyncio.Future[Event]) -> None:
-        tenant = row.tenant
-        self.room.take(tenant, shares, num_tokens)
-        self.sent_since[tenant] = self.sent_since.get(tenant, 0) + num_tokens
-        self.all_sent_since += num_tokens
-        self._held[row.id] = tenant, num_tokens
-        self._rows[row.id] = row
-        self._waiting[row.id] = future
-        future.add_done_callback(partial(self._done, row.id))
+    def _send(
+        self,
+        tenant: str,
+        rows: Sequence[Row],
+        lengths: Sequence[int],
+        futures: Sequence[asyncio.Future[Event]],
+    ) -> None:
+        """Put rows of one tenant, for which credit was taken, to what is sent next."""
+        for row, length, future in zip(rows, lengths, futures, strict=True):
+            id_ = row.id
+            self._held[id_] = tenant, length
+            self._rows[id_] = row
+            self._waiting[id_] = future
+            future.add_done_callback(partial(self._done, id_))
         self._something_to_send.set()
 
     async def control(self, op: Op, digest: str, digests: Sequence[str], tenant: str, *, is_kept: bool) -> Reply:
@@ -227,8 +260,7 @@ class EngineConnection:
             frame = await self._channel.receive()
             match frame:
                 case Emit() if self._is_ours(frame):
-                    for event in frame.events:
-                        self._finish(event)
+                    self._finish(frame.events)
                     self._grant(frame.credit_tokens, frame.credit_inputs, frame.queue)
                 case Credit() if self._is_ours(frame):
                     self._grant(frame.tokens, frame.inputs, frame.queue)
@@ -250,16 +282,22 @@ class EngineConnection:
         self.room.grant(tokens, inputs)
         self._on_room()
 
-    def _finish(self, event: Event) -> None:
-        if not event.final:
-            return
-        if (held := self._held.pop(event.id, None)) is not None:
-            self.room.end(*held)
-        # For a row that was cancelled nobody waits; its event has still brought its credit back.
-        if (future := self._waiting.pop(event.id, None)) is None:
-            return
-        if not future.done():
-            future.set_result(event)
+    def _finish(self, events: Sequence[Event]) -> None:
+        ended: dict[str, list[int]] = {}
+        for event in events:
+            if not event.final:
+                continue
+            if (held := self._held.pop(event.id, None)) is not None:
+                tenant, length = held
+                if (lengths := ended.get(tenant)) is None:
+                    ended[tenant] = [length]
+                else:
+                    lengths.append(length)
+            # For a row that was cancelled nobody waits; its event has still brought its credit back.
+            if (future := self._waiting.pop(event.id, None)) is not None and not future.done():
+                future.set_result(event)
+        for tenant, lengths in ended.items():
+            self.room.end(tenant, sum(lengths), len(lengths))
 
     def _done(self, row_id: int, future: asyncio.Future[Event]) -> None:
         if not future.cancelled():
@@ -267,11 +305,7 @@ class EngineConnection:
         self._waiting.pop(row_id, None)
         if self._rows.pop(row_id, None) is not None:
             tenant, num_tokens = self._held.pop(row_id)
-            self.room.put_back(tenant, num_tokens)
-            # Unless the engine has said something since it was put here, and so forgotten it.
-            if self.sent_since.get(tenant, 0) >= num_tokens:
-                self.sent_since[tenant] -= num_tokens
-                self.all_sent_since -= num_tokens
+            self.put_back(tenant, num_tokens)
             self._on_room()
         elif not self.is_closed:
             self._cancels.append(row_id)

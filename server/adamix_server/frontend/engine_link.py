@@ -144,6 +144,8 @@ class EngineLink:
         rows: Sequence[Row],
         shares: Shares = DEFAULT_SHARES,
         futures: Sequence[asyncio.Future[Event]] = (),
+        *,
+        is_taken: bool = False,
     ) -> Sequence[asyncio.Future[Event]]:
         """Send rows of one tenant, each under an id of `next_id`; one future per row, in order.
 
@@ -153,12 +155,13 @@ class EngineLink:
         Args:
             shares: the tenant's.
             futures: of the rows, if somebody waits for them already.
+            is_taken: they have been taken from the room of the connection that there is now.
 
         Raises:
             Unavailable: there is no engine now (`ENGINE_RESTARTING`), or one that stands still (`ENGINE_STALLED`).
         """
         self._last_submit = time.monotonic()
-        return self._connection_that_moves().submit(rows, shares, futures)
+        return self._connection_that_moves().submit(rows, shares, futures, is_taken=is_taken)
 
     def tell_shares(self, shares: list[TenantShare]) -> None:
         """Tell the engine, and every later one, of all tenants that are not of weight 1 and interactive.

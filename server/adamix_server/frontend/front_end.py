@@ -34,14 +34,17 @@ from adamix_server.channel.supervisor_frames import (
     EngineUp,
     Fatal,
     Health,
+    Loans,
     Ready,
     Refresh,
     Sample,
     StartFrontEnd,
 )
 from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.borrowing import Borrowing
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
@@ -138,6 +141,8 @@ class FrontEnd:
         self._link = EngineLink(connect)
         self._readiness = Readiness(ENGINE_RESTARTING)
         self._agreement = Party()
+        # Alone, it has all that there is of any quota.
+        self._borrowing = Borrowing(start.number, start.front_ends, pipe.send) if start.front_ends > 1 else None
         # Set when the supervisor says that the catalog has moved on.
         self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.
@@ -201,7 +206,13 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        stages = Stages(view, tokenizer, link, Feeding(link, Tenancy(view)), recorder, self._meter)
+        tenancy = Tenancy(view, Quotas(**settings.default_quotas))
+        if (borrowing := self._borrowing) is None:
+            quota = Quota(tenancy.quotas)
+        else:
+            quota = Quota(tenancy.quotas, borrowing.holder, borrowing.poke)
+            closing.callback(borrowing.close)
+        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder, self._meter)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
@@ -229,6 +240,7 @@ class FrontEnd:
             entrance=entrance,
             witness=self._witness,
             meter=self._meter,
+            quota=quota,
             is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
@@ -283,6 +295,8 @@ class FrontEnd:
                 self._stale.set()
             case Agreed():
                 self._agreement.take(frame)
+            case Loans() if self._borrowing is not None:
+                self._borrowing.take(frame)
             case Drain() | None:
                 pass
             case _:

@@ -3,10 +3,26 @@
 Two dict look-ups on the data path. Knows neither who calls nor what is used of anything.
 """
 
+import msgspec
+
 from adamix_server.access.quotas import DEFAULT_SHARES, NO_QUOTAS, Quotas, Shares
 from adamix_server.catalog.access import NO_ACCESS, Access
 from adamix_server.channel.engine_frames import TenantShare
 from adamix_server.frontend.catalog_view import CatalogView
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """One tenant.
+
+    Attributes:
+        shares: its weight and class.
+        quotas: its hard limits, each its own or else the server's default.
+        is_shared: whether there is another tenant that could call.
+    """
+
+    shares: Shares
+    quotas: Quotas
+    is_shared: bool
 
 
 class Tenancy:
@@ -21,33 +37,31 @@ class Tenancy:
         self._default_quotas = default_quotas
         # Values made of the rows of one revision. Only tenants that there are get one.
         self._access: Access = NO_ACCESS
-        self._shares: dict[str, Shares] = {}
-        self._quotas: dict[str, Quotas] = {}
+        self._known: dict[str, Standing] = {}
+        self._anybody = Standing(DEFAULT_SHARES, default_quotas, is_shared=False)
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether there is more than one tenant that could call."""
-        return len(self._view.snapshot.access.tenants) > 1
+    def of(self, tenant: str) -> Standing:
+        """What a tenant is; what anybody is for a tenant that there is not."""
+        access = self._view.snapshot.access
+        if access is not self._access:
+            self._access, self._known = access, {}
+            self._anybody = Standing(DEFAULT_SHARES, self._default_quotas, is_shared=len(access.tenants) > 1)
+        if (known := self._known.get(tenant)) is not None:
+            return known
+        if (row := access.tenants.get(tenant)) is None:
+            return self._anybody
+        shares = Shares(weight=row.weight, service_class=row.service_class)
+        standing = Standing(shares, row.quotas.over(self._default_quotas), self._anybody.is_shared)
+        self._known[tenant] = standing
+        return standing
 
     def shares(self, tenant: str) -> Shares:
         """Its weight and class; those of anybody for a tenant that there is not."""
-        access = self._newest()
-        if (known := self._shares.get(tenant)) is not None:
-            return known
-        if (row := access.tenants.get(tenant)) is None:
-            return DEFAULT_SHARES
-        shares = self._shares[tenant] = Shares(weight=row.weight, service_class=row.service_class)
-        return shares
+        return self.of(tenant).shares
 
     def quotas(self, tenant: str) -> Quotas:
         """Its hard limits, each its own or else the server's default."""
-        access = self._newest()
-        if (known := self._quotas.get(tenant)) is not None:
-            return known
-        if (row := access.tenants.get(tenant)) is None:
-            return self._default_quotas
-        quotas = self._quotas[tenant] = row.quotas.over(self._default_quotas)
-        return quotas
+        return self.of(tenant).quotas
 
     def uncommon(self) -> list[TenantShare]:
         """All tenants that are not of weight 1 and interactive, as an engine is told of them."""
@@ -56,10 +70,3 @@ class Tenancy:
             for row in self._view.snapshot.access.tenants.values()
             if (row.weight, row.service_class) != (DEFAULT_SHARES.weight, DEFAULT_SHARES.service_class)
         ]
-
-    def _newest(self) -> Access:
-        access = self._view.snapshot.access
-        if access is not self._access:
-            self._access = access
-            self._shares, self._quotas = {}, {}
-        return access

@@ -113,7 +113,7 @@ chapter.said(
     Code.RESOURCE_EXHAUSTED,
     "TENANT_QUEUE_FULL",
     note="RetryInfo, at once; one input finds room as long as there is any",
-    proof="server/frontend/inference/test_room.py::test_the_share_of_a_tenant_is_met_exactly",
+    proof="server/frontend/test_queue_room.py::test_the_share_of_a_tenant_is_met_exactly",
 )
 MAX_WAITING_INPUTS = chapter.limit(
     1024,

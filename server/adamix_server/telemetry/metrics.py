@@ -156,7 +156,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, _Labels], list[float]] = {}
         self._tasks: set[_Labels] = set()
-        self._tenants: set[str] = set()
+        self._tenants_apart: set[str] = set()
         # Gauges that are set as a whole, and of which tenants the last drain told.
         self._tenant_gauges: dict[str, Mapping[str, float]] = {}
         self._told_gauges: dict[str, Mapping[str, float]] = {}
@@ -219,7 +219,7 @@ class Recorder:
         with self._lock:
             ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
-            self._tasks, self._tenants = set(), set()
+            self._tasks, self._tenants_apart = set(), set()
             told, self._told_gauges = self._told_gauges, dict(self._tenant_gauges)
             tenants = self._told_gauges
         return [
@@ -244,11 +244,11 @@ class Recorder:
                 labels = (OTHER, OTHER)
             else:
                 self._tasks.add(labels)
-        elif metric.per_tenant and labels[0] not in self._tenants:
-            if len(self._tenants) >= MAX_WAITING_TENANTS:
+        elif metric.per_tenant and labels[0] not in self._tenants_apart:
+            if len(self._tenants_apart) >= MAX_WAITING_TENANTS:
                 labels = (OTHER, *labels[1:])
             else:
-                self._tenants.add(labels[0])
+                self._tenants_apart.add(labels[0])
         width = 1 if metric.kind == "counter" else 2 + len(metric.buckets)
         return self._pending.setdefault((metric.name, labels), [0.0] * width)
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from adamix_server.access.entries import Entry
+from adamix_server.access.leases import Ask, Flow, Loan
 from adamix_server.access.sums import Sums
 from adamix_server.channel.codec import Codec, NotAFrame, from_child, from_engine, to_child, to_engine
 from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Reply, Row, Submit
@@ -15,11 +16,13 @@ from adamix_server.channel.pipe import SupervisorPipe, pack
 from adamix_server.channel.supervisor_frames import (
     Account,
     Agreed,
+    Asks,
     Drain,
     Drained,
     DrainWanted,
     EngineDown,
     Fatal,
+    Loans,
     Refresh,
     Seen,
     Stats,
@@ -28,6 +31,12 @@ from adamix_testing.harness import start_front_end
 
 ENGINE_ID = "0"
 ROW = Row(id=2**63, tenant="default", digest="a" * 64, token_ids=b"\x00\xff" * 4, deadline=1.5, type_ids=b"")
+
+
+def _ask(limit: Flow | int) -> Ask:
+    return Ask(tenant="a", quota="q", limit=limit, number=1, first=0.5, more=2.0**62, returned=1.0)
+
+
 DIRECTIONS: dict[str, tuple[Codec[Any], list[Any]]] = {
     "to an engine": (
         to_engine,
@@ -52,6 +61,7 @@ DIRECTIONS: dict[str, tuple[Codec[Any], list[Any]]] = {
             EngineDown(engine_id=ENGINE_ID, generation=3),
             Refresh(revision=4),
             Agreed(revision=4, oldest=3),
+            Loans(loans=[Loan(tenant="a", quota="concurrent_calls", number=7, lent=2.0, opens_at=1.5)]),
             Drain(delay_s=0.5, grace_s=1),
         ],
     ),
@@ -60,6 +70,7 @@ DIRECTIONS: dict[str, tuple[Codec[Any], list[Any]]] = {
         [
             Fatal(message="no"),
             Seen(revision=4, oldest=3),
+            Asks(asks=[_ask(Flow(2.0**62, 2.0**63)), _ask(2**62)]),
             DrainWanted(),
             Drained(),
             Stats(samples=[]),

@@ -92,7 +92,7 @@ class FakeEngine:
                 generation=generation,
                 inputs=self.credit[0],
                 tokens=self.credit[1],
-                queue=QueueState(tokens_per_s=self.tokens_per_s),
+                queue=self.queue(),
             )
         )
         return self.channel
@@ -163,9 +163,21 @@ class FakeEngine:
                     events=[self._event(row, len(rows)) for row in rows],
                     credit_inputs=len(rows),
                     credit_tokens=_num_tokens(rows),
-                    queue=QueueState(tokens_per_s=self.tokens_per_s, queued_tokens=_num_tokens(self.held)),
+                    queue=self.queue(),
                 )
             )
+
+    def queue(self) -> QueueState:
+        """What waits, as if every tenant were of weight 1 and interactive."""
+        tenants: dict[str, int] = {}
+        for row in self.held:
+            tenants[row.tenant] = tenants.get(row.tenant, 0) + _num_tokens([row])
+        return QueueState(
+            tokens_per_s=self.tokens_per_s,
+            queued_tokens=sum(tenants.values()),
+            active_weight=len(tenants),
+            tenants=tenants,
+        )
 
     def emit(self, frame: FromEngine) -> None:
         assert self.channel is not None

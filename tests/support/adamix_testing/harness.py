@@ -118,16 +118,21 @@ async def serving(
     adapter_root: Path | None = None,
     callers: Callers | None = None,
     settings: FrontEndSettings | None = None,
+    number: int = 0,
+    front_ends: int = 1,
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
 
-    It knows `callers` by their words (`identities.said`); without them it asks nobody.
+    It knows `callers` by their words (`identities.said`); without them it asks nobody. It takes itself for that of a
+    `number` of several `front_ends`.
     """
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
     prepare(engine)
     settings = settings or FrontEndSettings(adapter_root=adapter_root)
-    start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
+    start = msgspec.structs.replace(
+        start_front_end(store, tokenizer), settings=settings, reflection=True, number=number, front_ends=front_ends
+    )
     enter = open_entrance if callers is None else callers.enter
     front_end = FrontEnd(start, supervisor, connect=engine.connect, enter=enter)
     running = asyncio.create_task(front_end.run())

@@ -28,6 +28,7 @@ from adamix_server.frontend.boundary.enclosure import Books, Context, Enclosure,
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
@@ -69,6 +70,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     Args:
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
         gate: lets calls in; None lets everyone in.
+        quota: of tenants; None where nobody has any.
         sessions: of the streams; None where credentials do not end.
         witness: sees calls end that are to be written down.
         meter: counts what callers use.
@@ -82,6 +84,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
         gate: Gate | None = None,
+        quota: Quota | None = None,
         sessions: Sessions | None = None,
         witness: Witness | None = None,
         meter: Meter | None = None,
@@ -89,6 +92,11 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     ) -> None:
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
+
+        def refused_of(reason: str, tenant: str) -> None:
+            refused(reason)
+            if tenant:
+                recorder.inc("adamix_tenant_rejected_total", tenant, reason)
 
         def places(size: int, seats: int, bounds: Bounds = bounds) -> Places:
             return Places(size, seats, bounds, refused)
@@ -100,10 +108,11 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self._books = Books(
             admission,
             recorder,
-            Messages(bounds, refused),
+            Messages(bounds, refused_of),
             Sending(bounds, recorder),
             origins(proxies),
             gate or Gate(),
+            quota or Quota(),
             sessions or Sessions(),
             witness or Witness(),
             meter or Meter(),

@@ -29,6 +29,8 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.quota import Quota
+from adamix_server.frontend.boundary.quota import Seat as QuotaSeat
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
@@ -92,6 +94,7 @@ class Books:
     sending: Sending
     origin: Callable[[str], Origin]
     gate: Gate
+    quota: Quota
     sessions: Sessions
     witness: Witness
     meter: Meter
@@ -110,6 +113,7 @@ class Enclosure:
         "_books",
         "_call",
         "_context",
+        "_counted",
         "_is_admitted",
         "_limit_s",
         "_method",
@@ -128,6 +132,7 @@ class Enclosure:
         self._context = context
         self._aborted: BaseException | None = None
         self._is_admitted = False
+        self._counted: QuotaSeat | None = None
         self._seat: Room | None = None
         self._receiver: Receiver | None = None
         self._basis: Basis = ()
@@ -151,11 +156,18 @@ class Enclosure:
             gate = self._books.gate
             self._call.principal = gate.identify(self._method.name, self._context)
             gate.check(self._method.name, self._call.principal)
+            self._counted = await self._books.quota.enter(self._method.name, self._call.tenant)
             self._admit()
         except AdamixError as refusal:
+            self._count_out()
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
             self._books.meter.rejected(self._call.tenant, refusal.reason)
+            if self._call.tenant:
+                self._books.recorder.inc("adamix_tenant_rejected_total", self._call.tenant, refusal.reason)
             await self._end(refusal)
+        except asyncio.CancelledError as gone:
+            # Its client has left while this front end asked for a slot.
+            await self._end(gone)
         self._basis = self._books.sessions.basis()
         if self._method.is_stream:
             self._session = self._books.sessions.open(self._call, self._recognise)
@@ -180,6 +192,8 @@ class Enclosure:
                 self._receiver.close()
             if self._is_admitted:
                 self._books.admission.leave()
+            # Before the answer leaves: whoever has it may call again.
+            self._count_out()
             if self._session is not None:
                 self._books.sessions.close(self._session)
         if self._session is not None and self._session.error is not None:
@@ -191,9 +205,16 @@ class Enclosure:
     def receiver(self, parse: Parse) -> Receiver:
         """The call's messages. To be asked for once."""
         books = self._books
-        method, origin = self._method, self._call.origin
+        method, call = self._method, self._call
         self._receiver = Receiver(
-            self._context, origin, method.places, books.messages, parse, method.pace, is_upload=method.is_upload
+            self._context,
+            call.origin,
+            call.tenant,
+            method.places,
+            books.messages,
+            parse,
+            method.pace,
+            is_upload=method.is_upload,
         )
         return self._receiver
 
@@ -224,11 +245,16 @@ class Enclosure:
             books.admission.enter()
             self._is_admitted = True
         try:
-            self._seat = books.admission.seat(origin, is_kept=self._method.is_kept)
+            self._seat = books.admission.seat(origin, self._call.tenant, is_kept=self._method.is_kept)
         except AdamixError:
             if self._is_admitted:
                 books.admission.leave()
             raise
+
+    def _count_out(self) -> None:
+        """The call is none of its tenant's any more."""
+        self._books.quota.leave(self._counted)
+        self._counted = None
 
     @staticmethod
     async def _ended_by(session: Session, reason: AdamixError, error: BaseException | None) -> BaseException | None:
@@ -244,7 +270,8 @@ class Enclosure:
         self._books.sending.ends.end(self.departure)
         self.departure.let_go()
         if self._seat is not None:
-            self._books.admission.rise(self._seat, self._call.origin, time.monotonic() - self._start)
+            call, call_s = self._call, time.monotonic() - self._start
+            self._books.admission.rise(self._seat, call.origin, call.tenant, call_s)
         if self._aborted is not None:
             # grpc keeps it, it knows our frames, and these know what grpc keeps.
             _forget_frames(self._aborted)

@@ -1,9 +1,9 @@
 """Who may put inputs into the queue now, who waits until there is room, and who is refused before any work is done.
 
 A call is judged as a whole before it is tokenised, by the sizes its texts seem to have: by its tenant's quota, by its
-deadline, and by the room (`room.py`). One of several inputs that does not fit is let in, and fed into the queue as room
-appears, rather than refused whole; so are a stream's inputs. One of a single input does not wait, unless others of its
-tenant do already: within a tenant, who came first goes first. Between tenants each in turn, an input at a time.
+deadline, and by the room (`queue_room.py`). One of several inputs that does not fit is let in, and fed into the queue
+as room appears, rather than refused whole; so are a stream's inputs. One of a single input does not wait, unless others
+of its tenant do already: within a tenant, who came first goes first. Between tenants each in turn, an input at a time.
 
 Knows rows and the link to the engine; knows neither texts nor what is answered. Belongs to one event loop.
 """
@@ -21,9 +21,9 @@ from adamix_server.access.quotas import Shares
 from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend.engine_connection import EngineConnection, num_tokens_of
 from adamix_server.frontend.engine_link import EngineLink
-from adamix_server.frontend.inference.deadline import Queue
-from adamix_server.frontend.inference.room import Lack, Room
-from adamix_server.frontend.tenancy import Tenancy
+from adamix_server.frontend.inference.deadline import BATCHES, MARGIN, Queue
+from adamix_server.frontend.queue_room import Lack, Room
+from adamix_server.frontend.tenancy import Standing, Tenancy
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL, MAX_WAITING_INPUTS
 
 # Tenants whose refused calls are remembered, so that they come back one after the other.
@@ -36,17 +36,17 @@ class Place:
     """What was admitted and is not submitted yet. Whoever leaves it as a context has given back what is left of it.
 
     Attributes:
-        room: where room is reserved for it; None for inputs that are to wait, or that there was no engine for.
+        connection: where room is reserved for it; None for inputs that are to wait, or that there was no engine for.
         tokens: as many as they seemed to have.
     """
 
-    __slots__ = ("_feeding", "inputs", "is_waiting", "room", "shares", "tenant", "tokens")
+    __slots__ = ("_feeding", "connection", "inputs", "is_waiting", "standing", "tenant", "tokens")
 
-    def __init__(self, feeding: "Feeding", tenant: str, shares: Shares) -> None:
+    def __init__(self, feeding: "Feeding", tenant: str, standing: Standing) -> None:
         self._feeding = feeding
         self.tenant = tenant
-        self.shares = shares
-        self.room: Room | None = None
+        self.standing = standing
+        self.connection: EngineConnection | None = None
         self.is_waiting = False
         self.tokens = self.inputs = 0
 
@@ -75,7 +75,7 @@ class Feeding:
         self._lines: OrderedDict[str, OrderedDict[_Future, Row]] = OrderedDict()
         self._waiting = Room(least_tokens=0, least_inputs=MAX_INPUTS_PER_CALL)
         self._waiting.grant(0, MAX_WAITING_INPUTS)
-        # Tokens that were admitted and are not in the queue yet, by tenant and all of them.
+        # Tokens that are to wait, or do, by tenant and all of them.
         self._admitted: dict[str, int] = {}
         self._all_admitted = 0
         self._turns: OrderedDict[str, retry.RoomTurns] = OrderedDict()
@@ -94,30 +94,50 @@ class Feeding:
             Overloaded: there is no room for them (`OVERLOADED`), or the tenant has its share of it
                 (`TENANT_QUEUE_FULL`).
         """
-        shares = self._tenancy.shares(tenant)
-        place = Place(self, tenant, shares)
+        standing = self._tenancy.of(tenant)
+        place = Place(self, tenant, standing)
         if (connection := self._link.moving) is None:
             return place
-        queue = self._check(connection, tenant, shares, num_tokens, deadline)
+        limit, left_s = standing.quotas.queued_tokens, deadline - time.monotonic()
+        if limit is not None or not self._is_soon(connection, num_tokens, left_s):
+            queue = self._queue(connection, tenant, standing.shares)
+            if (refusal := self._refusal(queue, tenant, limit, num_tokens, left_s)) is not None:
+                raise refusal
         may_wait = num_inputs > 1 or tenant in self._lines
         if lack := self._try(place, connection, num_tokens, num_inputs, may_wait=may_wait):
-            raise self._full(lack, connection, tenant, queue, num_tokens, num_inputs)
+            raise self._full(lack, connection, tenant, standing, num_tokens, num_inputs)
         return place
 
     def nowhere(self, tenant: str) -> Place:
         """A place for nothing."""
-        return Place(self, tenant, self._tenancy.shares(tenant))
+        return Place(self, tenant, self._tenancy.of(tenant))
 
-    def check(self, tenant: str, num_tokens: int, deadline: float) -> None:
-        """Raise what `admit` does of a quota or a deadline, for the last of inputs of so many tokens together."""
-        if (connection := self._link.moving) is not None:
-            self._check(connection, tenant, self._tenancy.shares(tenant), num_tokens, deadline)
+    def refusals(
+        self, tenant: str, lengths: Sequence[int], deadlines: Sequence[float]
+    ) -> Sequence[QuotaExceeded | DeadlineExceeded | None]:
+        """What `admit` would say of quota and deadline to each input of a stream, by its tokens, behind those before it
+        that nothing is said to.
+        """
+        nothing = [None] * len(lengths)
+        if (connection := self._link.moving) is None:
+            return nothing
+        standing, now, before = self._tenancy.of(tenant), time.monotonic(), 0
+        limit = standing.quotas.queued_tokens
+        if limit is None and self._is_soon(connection, sum(lengths), min(deadlines) - now):
+            return nothing
+        queue = self._queue(connection, tenant, standing.shares)
+        said: list[QuotaExceeded | DeadlineExceeded | None] = []
+        for length, deadline in zip(lengths, deadlines, strict=True):
+            error = self._refusal(queue, tenant, limit, before + length, deadline - now)
+            before += 0 if error is not None else length
+            said.append(error)
+        return said
 
     async def place(self, tenant: str, num_tokens: int, num_inputs: int) -> Place:
         """A place for inputs of a stream, of which as many as a call may have come at once: as soon as they may wait,
         at the latest. Without one where there is no engine.
         """
-        place = Place(self, tenant, self._tenancy.shares(tenant))
+        place = Place(self, tenant, self._tenancy.of(tenant))
         while (connection := self._link.moving) is not None and self._try(
             place, connection, num_tokens, num_inputs, may_wait=True
         ):
@@ -134,16 +154,18 @@ class Feeding:
         Raises:
             Unavailable: there is no engine now, or one that stands still.
         """
-        tenant, shares = place.tenant, place.shares
+        tenant, standing = place.tenant, place.standing
+        shares, connection = standing.shares, self._link.moving
         # So many rows have a place to wait in.
         places = place.inputs if place.is_waiting else 0
+        if connection is not None and place.connection is connection and self._keep(place, connection, rows):
+            sent = self._link.submit(rows, shares, is_taken=True)
+            # Of what was reserved, some may be left.
+            self._feed()
+            return sent
         if place.inputs:
             self.give_back(place)
-        connection, is_shared = self._link.moving, self._tenancy.is_shared
-        if connection is None or not (
-            places
-            or connection.room.lack(tenant, shares, sum(map(num_tokens_of, rows)), len(rows), is_shared=is_shared)
-        ):
+        if connection is None:
             return self._link.submit(rows, shares)
         loop = asyncio.get_running_loop()
         futures: list[_Future] = []
@@ -151,14 +173,15 @@ class Feeding:
             future = loop.create_future()
             futures.append(future)
             is_behind = (places or index) and tenant in self._lines
-            lack: Lack = "share" if is_behind else self._lack(connection, row, shares)
+            lack: Lack = "share" if is_behind else _lack(connection, row, standing)
             if not lack:
                 self._link.submit([row], shares, [future])
-            elif index < places or (len(rows) > 1 and not self._waiting.lack(tenant, shares, 0, is_shared=is_shared)):
+            elif index < places or (
+                len(rows) > 1 and not self._waiting.lack(tenant, shares, 0, is_shared=standing.is_shared)
+            ):
                 self._wait(shares, row, future)
             else:
-                queue = self._queue(connection, tenant, shares)
-                future.set_exception(self._full(lack, connection, tenant, queue, num_tokens_of(row), 1))
+                future.set_exception(self._full(lack, connection, tenant, standing, num_tokens_of(row), 1))
         return futures
 
     async def fed(self, tenant: str, futures: Sequence[_Future]) -> None:
@@ -169,47 +192,60 @@ class Feeding:
 
     def give_back(self, place: Place) -> None:
         """A place is not needed any more, or only now."""
-        self._admit(place.tenant, -place.tokens)
+        tenant, num_inputs, place.inputs = place.tenant, place.inputs, 0
         if place.is_waiting:
-            self._waiting.put_back(place.tenant, 0, place.inputs)
-        elif place.room is not None:
-            place.room.put_back(place.tenant, place.tokens, place.inputs)
-        place.inputs = 0
-        self._left.set()
+            self._admit(tenant, -place.tokens)
+            self._waiting.put_back(tenant, 0, num_inputs)
+            self._left.set()
+        elif place.connection is not None:
+            place.connection.put_back(tenant, place.tokens, num_inputs)
+            self._feed()
 
     def _try(
         self, place: Place, connection: EngineConnection, num_tokens: int, num_inputs: int, *, may_wait: bool
     ) -> Lack:
         """Reserve room for inputs, or else a place to wait in if they may; what is lacking otherwise."""
-        tenant, shares, room = place.tenant, place.shares, connection.room
-        is_shared, is_first = self._tenancy.is_shared, tenant not in self._lines
+        tenant, shares, is_shared = place.tenant, place.standing.shares, place.standing.is_shared
+        is_first = tenant not in self._lines
         lack: Lack = ""
-        if is_first and not (lack := room.lack(tenant, shares, num_tokens, num_inputs, is_shared=is_shared)):
-            room.take(tenant, shares, num_tokens, num_inputs)
-            place.room = room
+        if is_first and not (lack := connection.room.lack(tenant, shares, num_tokens, num_inputs, is_shared=is_shared)):
+            connection.take(tenant, shares, num_tokens, num_inputs)
+            place.connection = connection
         elif not may_wait:
             return lack
         elif beside := self._waiting.lack(tenant, shares, 0, num_inputs, is_shared=is_shared):
             return "share" if lack == "share" else beside
         else:
             self._waiting.take(tenant, shares, 0, num_inputs)
+            self._admit(tenant, num_tokens)
             place.is_waiting = True
-        self._admit(tenant, num_tokens)
         place.tokens, place.inputs = num_tokens, num_inputs
         return ""
 
-    def _lack(self, connection: EngineConnection, row: Row, shares: Shares) -> Lack:
-        """Why a row does not fit now."""
-        return connection.room.lack(row.tenant, shares, num_tokens_of(row), is_shared=self._tenancy.is_shared)
+    def _keep(self, place: Place, connection: EngineConnection, rows: Sequence[Row]) -> bool:
+        """Whether rows fit into what is reserved for them, and what is free beside it; then all of that is theirs."""
+        tenant, standing = place.tenant, place.standing
+        more, more_inputs = sum(map(num_tokens_of, rows)) - place.tokens, len(rows) - place.inputs
+        if more > 0 and connection.room.lack(tenant, standing.shares, more, 0, is_shared=standing.is_shared):
+            return False
+        place.inputs = 0
+        if more or more_inputs:
+            connection.take(tenant, standing.shares, more, more_inputs)
+        return True
 
-    def _check(
-        self, connection: EngineConnection, tenant: str, shares: Shares, num_tokens: int, deadline: float
-    ) -> Queue:
-        """What is before inputs of so many tokens. Raises QuotaExceeded, DeadlineExceeded."""
-        queue = self._queue(connection, tenant, shares)
-        limit = self._tenancy.quotas(tenant).queued_tokens
+    def _is_soon(self, connection: EngineConnection, num_tokens: int, left_s: float) -> bool:
+        """Whether inputs are answered in time, even behind all that there is: which costs less to see than `_queue`."""
+        said = connection.queue
+        behind = said.queued_tokens + connection.all_sent_since + self._all_admitted + connection.room.tokens
+        return (MARGIN + BATCHES) * (behind + num_tokens) <= said.tokens_per_s * left_s
+
+    @staticmethod
+    def _refusal(
+        queue: Queue, tenant: str, limit: int | None, num_tokens: int, left_s: float
+    ) -> QuotaExceeded | DeadlineExceeded | None:
+        """Why inputs of so many tokens are not to be queued, of which the last is to be answered in `left_s`."""
         if limit is not None and queue.own + num_tokens > limit:
-            raise QuotaExceeded.of(
+            return QuotaExceeded.of(
                 "queued_tokens",
                 tenant,
                 limit=limit,
@@ -218,13 +254,13 @@ class Feeding:
                 retry_after_s=queue.drained_s(queue.own + num_tokens - limit) if num_tokens <= limit else None,
             )
         wait_s = queue.wait_s(num_tokens)
-        if wait_s is not None and wait_s > (left_s := deadline - time.monotonic()):
-            raise DeadlineExceeded(
+        if wait_s is not None and wait_s > left_s:
+            return DeadlineExceeded(
                 f"this would be answered in {wait_s:.1f} s, and its deadline is in {max(left_s, 0.0):.1f} s",
                 reason="DEADLINE_UNREACHABLE",
                 retry_after_s=retry.within(wait_s - left_s),
             )
-        return queue
+        return None
 
     def _queue(self, connection: EngineConnection, tenant: str, shares: Shares) -> Queue:
         """What is before the next input of a tenant: what the engine last said, and what has happened since."""
@@ -234,7 +270,10 @@ class Feeding:
         since = connection.sent_since
         left = max(said.queued_tokens - done, 0.0)
         queued = left + connection.all_sent_since + self._all_admitted
-        own_said = said.tenants.get(tenant, 0)
+        own_said = said.tenants.get(tenant)
+        if own_said is None:
+            # It may have been left out among many; then what is under way from here is what is known.
+            own_said = max(connection.room.tokens_of(tenant) - since.get(tenant, 0), 0)
         own = min(own_said, left) + since.get(tenant, 0) + self._admitted.get(tenant, 0)
         # The class `batch` takes what `interactive` leaves.
         of_batch = max(said.batch_tokens - done, 0.0)
@@ -251,11 +290,18 @@ class Feeding:
         )
 
     def _full(
-        self, lack: Lack, connection: EngineConnection, tenant: str, queue: Queue, num_tokens: int, num_inputs: int
+        self,
+        lack: Lack,
+        connection: EngineConnection,
+        tenant: str,
+        standing: Standing,
+        num_tokens: int,
+        num_inputs: int,
     ) -> Overloaded:
         """What inputs are told that find no room: when there will be some, each after those refused before it."""
-        if lack != "share" or not self._tenancy.is_shared:
+        if lack != "share" or not standing.is_shared:
             return connection.full(num_tokens, num_inputs)
+        queue = self._queue(connection, tenant, standing.shares)
         turns = self._turns.pop(tenant, None) or retry.RoomTurns()
         self._turns[tenant] = turns
         if len(self._turns) > _MAX_TURNS:
@@ -309,12 +355,12 @@ class Feeding:
         turns = deque(self._lines)
         while turns:
             tenant = turns.popleft()
-            shares = self._tenancy.shares(tenant)
+            standing = self._tenancy.of(tenant)
             future, row = next(iter(self._lines[tenant].items()))
             if not future.done():
-                if self._lack(connection, row, shares):
+                if _lack(connection, row, standing):
                     continue
-                self._link.submit([row], shares, [future])
+                self._link.submit([row], standing.shares, [future])
             self._leave(tenant, future)
             if tenant in self._lines:
                 self._lines.move_to_end(tenant)
@@ -334,3 +380,8 @@ class Feeding:
             self._admitted[tenant] = left
         else:
             self._admitted.pop(tenant, None)
+
+
+def _lack(connection: EngineConnection, row: Row, standing: Standing) -> Lack:
+    """Why a row does not fit now."""
+    return connection.room.lack(row.tenant, standing.shares, num_tokens_of(row), is_shared=standing.is_shared)

@@ -20,10 +20,11 @@ from adamix_server.catalog.rows import Name, VersionRow
 from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.feeding import Feeding, Place
-from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, likely_tokens
 from adamix_server.frontend.usage import Meter
 from adamix_server.frontend.visibility import NO_TASK, visible
 from adamix_server.names import check_digest
@@ -60,13 +61,6 @@ class Item:
     event: Event | None = None
     error: AdamixError | None = None
 
-    @property
-    def size(self) -> int:
-        """In tokens; of a text what is likely, since only tokenising it would tell."""
-        if self.tokens is not None:
-            return len(self.tokens)
-        return 0 if self.text is None else self.text.likely_tokens
-
     @classmethod
     def of(cls, asked: str, deadline: float) -> "Item":
         """An input for the task that the caller names `asked`, whatever its length."""
@@ -83,6 +77,7 @@ class Stages:
         tokenizer: Tokenizer,
         link: EngineLink,
         feeding: Feeding,
+        quota: Quota,
         recorder: Recorder,
         meter: Meter,
     ) -> None:
@@ -90,6 +85,7 @@ class Stages:
         self._tokenizer = tokenizer
         self._link = link
         self._feeding = feeding
+        self._quota = quota
         self._recorder = recorder
         self._meter = meter
 
@@ -154,10 +150,10 @@ class Stages:
 
         Those for which there is none get the error that says why: all of them, before any of them is tokenised.
         """
-        sizes = [item.size for item in items if item.error is None]
-        if sizes:
+        lengths = _lengths(items)
+        if lengths:
             try:
-                return self._feeding.admit(tenant, sum(sizes), len(sizes), items[0].deadline)
+                return self._feeding.admit(tenant, sum(lengths), len(lengths), items[0].deadline)
             except AdamixError as error:
                 for item in items:
                     item.error = item.error or error
@@ -165,19 +161,18 @@ class Stages:
 
     def check(self, items: Iterable[Item], tenant: str) -> None:
         """Give inputs of a stream the errors of those that may not be queued, or would be answered too late."""
-        size = 0
-        for item in items:
-            if item.error is None:
-                try:
-                    self._feeding.check(tenant, size + item.size, item.deadline)
-                    size += item.size
-                except AdamixError as error:
-                    item.error = error
+        good = [item for item in items if item.error is None]
+        if good:
+            refusals = self._feeding.refusals(tenant, _lengths(good), [item.deadline for item in good])
+            for item, error in zip(good, refusals, strict=True):
+                item.error = error
 
-    async def place(self, items: Iterable[Item], tenant: str) -> Place:
+    async def place(self, items: Sequence[Item], tenant: str) -> Place:
         """A place for inputs of a stream, no more than a call may have, as soon as they may wait for room together."""
-        sizes = [item.size for item in items if item.error is None]
-        return await self._feeding.place(tenant, sum(sizes), len(sizes)) if sizes else self._feeding.nowhere(tenant)
+        lengths = _lengths(items)
+        return (
+            await self._feeding.place(tenant, sum(lengths), len(lengths)) if lengths else self._feeding.nowhere(tenant)
+        )
 
     async def fed(self, futures: Sequence[asyncio.Future[Event]], tenant: str) -> None:
         """Return when none of these waits for room."""
@@ -198,6 +193,23 @@ class Stages:
                 item.error = result
             else:
                 item.tokens, item.num_tokens = result, len(result)
+
+    async def charge(self, items: Iterable[Item], place: Place) -> None:
+        """Charge the tenant the tokens of one call's inputs; all get the error that says why it may not have them."""
+        if not self._quota.is_charged(place.tenant):
+            return
+        charged = [item for item in items if item.tokens is not None and item.error is None]
+        try:
+            await self._quota.charge(place.tenant, _tokens(charged))
+        except AdamixError as error:
+            for item in charged:
+                item.error = error
+
+    async def charge_each(self, items: Iterable[Item], place: Place) -> None:
+        """As `charge`, for inputs of a stream, each of which is admitted alone."""
+        if self._quota.is_charged(place.tenant):
+            for item in items:
+                await self.charge((item,), place)
 
     def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
         """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
@@ -224,6 +236,7 @@ class Stages:
         try:
             return list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
+            self._quota.refund(place.tenant, _tokens(ready))
             for item in ready:
                 item.error = error
             return []
@@ -266,9 +279,12 @@ class Stages:
         """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for.
 
         What they say of the versions that they are for is remembered.
+
+        Args:
+            tenant: that asked; the tasks may be another's.
         """
         answered: Counter[Name] = Counter()
-        refused: Counter[str] = Counter()
+        refused: dict[str, int] = {}
         num_tokens = 0
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
@@ -278,7 +294,7 @@ class Stages:
                 elif not availability.is_clean:
                     availability.loaded(item.version.digest)
             if item.error is not None and _is_refusal(item.error):
-                refused[item.error.reason] += 1
+                refused[item.error.reason] = refused.get(item.error.reason, 0) + 1
             if item.event is not None:
                 num_tokens += item.num_tokens
             # A task that was deleted meanwhile must not get its series back.
@@ -312,8 +328,22 @@ class Stages:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
 
 
+def _lengths(items: Iterable[Item]) -> list[int]:
+    """Of inputs without an error, in tokens; of a text what is likely, since only tokenising it would tell."""
+    return [
+        likely_tokens(item.text) if item.text is not None else 0 if item.tokens is None else len(item.tokens)
+        for item in items
+        if item.error is None
+    ]
+
+
 def _is_refusal(error: AdamixError) -> bool:
     return error.code in _REJECTIONS or error.reason == "DEADLINE_UNREACHABLE"
+
+
+def _tokens(items: Iterable[Item]) -> int:
+    """Of all of them together, as far as they are tokenised."""
+    return sum(len(item.tokens) for item in items if item.tokens is not None)
 
 
 def settle(item: Item, event: Event) -> None:

@@ -51,12 +51,6 @@ class Text(msgspec.Struct, frozen=True):
     truncate: bool
     field: str
 
-    @property
-    def likely_tokens(self) -> int:
-        """As many as a text of so many bytes seems to have; not more than it may have."""
-        num_bytes = _num_bytes(self.first) + (0 if self.second is None else _num_bytes(self.second))
-        return min(num_bytes // _BYTES_PER_TOKEN + 1, self.max_tokens)
-
 
 class Tokens(msgspec.Struct, frozen=True):
     """Little-endian int32 bytes, as frames carry them. `type_ids` is None where all of them are zero."""
@@ -225,8 +219,17 @@ def _admitted(text: Text) -> Text:
     return text if is_whole else msgspec.structs.replace(text, first=first, second=second)
 
 
+def likely_tokens(text: Text) -> int:
+    """As many as a text of so many bytes seems to have; not more than it may have."""
+    first, second = text.first, text.second
+    num_bytes = len(first) if first.isascii() else _num_bytes(first)
+    if second is not None:
+        num_bytes += _num_bytes(second)
+    return min(num_bytes // _BYTES_PER_TOKEN + 1, text.max_tokens)
+
+
 def _num_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+    return len(text.encode("utf-8", "replace"))
 
 
 def _length(text: Text) -> int:

@@ -11,6 +11,8 @@ import pytest
 from adamix.errors import Overloaded
 from adamix.files.manifest import HeadSpec
 from adamix_protos.v1 import inference_pb2 as pb
+from adamix_server.frontend.inference.tokenization import Tokenizer
+from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
@@ -335,6 +337,50 @@ async def test_inputs_that_do_not_fit_wait_for_those_before_them(
             assert answer.prediction.WhichOneof("result") == "classification"
             answered.append(answer.id)
     assert answered == ["a", "b", "c", "d", "e"]
+    stream.cancel()
+
+
+async def test_so_many_inputs_of_a_stream_wait_for_room_and_the_others_are_not_even_tokenised(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed("sst2", make_adapter())
+    texts: list[int] = []
+    tokenize = Tokenizer.tokenize
+
+    async def counted(tokenizer: Tokenizer, of_call: Any) -> Any:
+        texts.append(len(of_call))
+        return await tokenize(tokenizer, of_call)
+
+    monkeypatch.setattr(Tokenizer, "tokenize", counted)
+
+    def prepare(engine: FakeEngine) -> None:
+        engine.credit, engine.hold = (1, 1000), True
+
+    harness = await start_serving(prepare=prepare)
+    stream = harness.inference.PredictStream()
+    await stream.write(message("0"))
+    await harness.until(lambda: len(harness.engine.held) == 1)
+    for number in range(1, 100):
+        await stream.write(message(str(number)))
+    await harness.until(lambda: sum(texts) > 1)
+    await asyncio.sleep(0.1)
+    assert 1 < sum(texts) <= 1 + MAX_INPUTS_PER_CALL
+    harness.engine.hold = False
+    harness.engine.answer_all()
+    assert [(await stream.read()).id for _ in range(100)] == [str(number) for number in range(100)]
+    stream.cancel()
+
+
+async def test_a_stream_may_be_longer_than_what_waits_of_it(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adamix_server.frontend.inference.stream.MAX_MESSAGE_BYTES", 100)
+    seed("sst2", make_adapter())
+    harness = await start_serving()
+    stream = harness.inference.PredictStream()
+    for number in range(30):
+        await stream.write(message(str(number)))
+    assert [(await stream.read()).id for _ in range(30)] == [str(number) for number in range(30)]
     stream.cancel()
 
 

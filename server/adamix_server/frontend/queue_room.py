@@ -1,9 +1,10 @@
 """A front end's part of the engine's queue, and who may have how much of it.
 
-Dynamic thresholds (Choudhury and Hahne 1998): a tenant may hold at most its weight times what is free *now*. Alone it
-then holds half of the room, of n alike each 1/(n + 1), so whoever comes new finds some, and nobody needs to know who is
-active. They are kept within one front end's own credit: thresholds over all of a room whose credit is split would let
-a flood hold all the credit of the front end that it comes by.
+Dynamic thresholds (Choudhury and Hahne 1998): a tenant may hold at most its weight times what is free *then*. Alone it
+holds half of the room, of n alike each 1/(n + 1), so whoever comes new finds some, and nobody needs to know who is
+active. What it asks for counts as held, since a call may be as large as the room. The shares are kept within one front
+end's own credit: thresholds over all of a room whose credit is split would let a flood hold all the credit of the front
+end that it comes by.
 
 Pure: knows neither the engine nor a clock. Every amount is in tokens and in inputs, and both have to fit.
 """
@@ -95,14 +96,16 @@ class Room:
         if not held.inputs and tokens <= self._least_tokens and inputs <= self._least_inputs:
             return ""
         weight = min(shares.weight, MOST_WEIGHT)
-        if held.tokens + tokens > weight * free_tokens or held.inputs + inputs > weight * free_inputs:
+        if held.tokens + tokens > weight * (free_tokens - tokens) or held.inputs + inputs > weight * (
+            free_inputs - inputs
+        ):
             return "share"
         if shares.service_class == "batch" and not self._has_batch_room():
             return "share"
         return ""
 
     def take(self, tenant: str, shares: Shares, tokens: int, inputs: int = 1) -> None:
-        """A tenant holds so much more, which must be free."""
+        """A tenant holds so much more, which must be free; or less, which is free then, but not nothing."""
         self.free_tokens -= tokens
         self.free_inputs -= inputs
         self.tokens += tokens
