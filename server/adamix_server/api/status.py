@@ -62,8 +62,8 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
     ErrorInfo always, of a quota with its `subject`, `limit` and what is `used`; BadRequest when a field is to blame;
     RetryInfo when waiting helps, with the error's estimate up to a fifth longer or shorter (of a quota never shorter:
     there it is no estimate), so that those refused together do not come back together; QuotaFailure on
-    RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the caller did, on NOT_FOUND. No text
-    has a key or a token in it, also where a caller wrote it.
+    RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the caller did, on NOT_FOUND. No text has a key or a token in
+    it, also where a caller wrote it.
     """
     message = clip(without_secrets(error.message), MAX_ERROR_BYTES)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)

@@ -95,9 +95,9 @@ class Endpoint:
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
         entrance: the port's certificate, and who recognises callers.
+        quota: of tenants.
         witness: sees calls end that are to be written down.
         meter: counts what callers use.
-        quota: of tenants.
         is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
@@ -119,9 +119,9 @@ class Endpoint:
         with_reflection: bool,
         shares_port: bool,
         entrance: Entrance,
+        quota: Quota,
         witness: Witness | None = None,
         meter: Meter | None = None,
-        quota: Quota,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission

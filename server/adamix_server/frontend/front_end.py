@@ -238,9 +238,9 @@ class FrontEnd:
             with_reflection=start.reflection,
             shares_port=start.shares_port,
             entrance=entrance,
+            quota=quota,
             witness=self._witness,
             meter=self._meter,
-            quota=quota,
             is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)

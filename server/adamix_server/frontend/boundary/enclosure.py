@@ -161,9 +161,9 @@ class Enclosure:
         except AdamixError as refusal:
             self._count_out()
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
-            self._books.meter.rejected(self._call.tenant, refusal.reason)
             if self._call.tenant:
                 self._books.recorder.inc("adamix_tenant_rejected_total", self._call.tenant, refusal.reason)
+            self._books.meter.rejected(self._call.tenant, refusal.reason)
             await self._end(refusal)
         except asyncio.CancelledError as gone:
             # Its client has left while this front end asked for a slot.

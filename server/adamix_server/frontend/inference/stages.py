@@ -284,7 +284,7 @@ class Stages:
             tenant: that asked; the tasks may be another's.
         """
         answered: Counter[Name] = Counter()
-        refused: dict[str, int] = {}
+        refused: Counter[str] = Counter()
         num_tokens = 0
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
@@ -294,7 +294,7 @@ class Stages:
                 elif not availability.is_clean:
                     availability.loaded(item.version.digest)
             if item.error is not None and _is_refusal(item.error):
-                refused[item.error.reason] = refused.get(item.error.reason, 0) + 1
+                refused[item.error.reason] += 1
             if item.event is not None:
                 num_tokens += item.num_tokens
             # A task that was deleted meanwhile must not get its series back.
