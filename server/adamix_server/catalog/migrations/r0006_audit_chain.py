@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("hash", sa.String(64), nullable=False),
     )
     op.create_index("audit_of_tenant", "audit", ["tenant", "time_us"])
+    op.create_index("audit_of_tenant_by_id", "audit", ["tenant"])
     op.create_index("audit_by_time", "audit", ["time_us"])
     op.create_index("audit_of_changes", "audit", ["action"], sqlite_where=sa.text("action != ''"))
     op.create_table(
