@@ -71,9 +71,11 @@ class Report:
             "failures": self.failures,
         }
 
-    def save(self) -> None:
-        """Write what there is; a run that is cut short later leaves this behind."""
-        reports.save(self.to_json(), self.path(".json"))
+    def save(self) -> dict[str, Any]:
+        """Write what there is, and return it; a run that is cut short later leaves this behind."""
+        document = self.to_json()
+        reports.save(document, self.path(".json"))
+        return document
 
     def path(self, suffix: str) -> Path:
         return self.out / f"{self.stem}{suffix}"

@@ -54,14 +54,14 @@ def run(settings: Settings, *, rates: Path | None, out: Path, command: Sequence[
         report.complete = not report.failures
     except KeyboardInterrupt:
         _say("interrupted: what follows is what had been measured")
-    report.save()
+    document = report.save()
     written = [report.path(".json"), report.save_text()]
     if (picture := plot(report)) is not None:
         written.append(picture)
     if not quiet:
         report.print()
     _say(", ".join(map(str, written)))
-    return report.to_json()
+    return document
 
 
 def _simulate(settings: Settings, hardware: Hardware, report: Report) -> None:
