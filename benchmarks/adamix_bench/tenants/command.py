@@ -27,7 +27,8 @@ def tenants(
     batch_ms: Annotated[float | None, typer.Option(help="Of the simulated device: of each batch.")] = None,
     token_us: Annotated[float | None, typer.Option(help="Of the simulated device: of each token.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"One part, repeatable: {', '.join(PARTS)}.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"These parts, with commas or repeated: {', '.join(PARTS)}."),
     ] = None,
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, or `minilm`.")] = _DEFAULTS.backbone,
     threads: Annotated[int, typer.Option(help="Threads of the operators.  [0: one per core]")] = _DEFAULTS.threads,
@@ -43,7 +44,7 @@ def tenants(
             backbone=backbone,
             full=full,
             simulate=simulate,
-            only=tuple(only or ()),
+            only=tuple(name for some in only or () for name in some.split(",")),
             threads=threads,
             batch_ms=batch_ms,
             token_us=token_us,

@@ -38,7 +38,7 @@ def test_a_simulation_prints_one_document_and_writes_a_page_and_a_picture(tmp_pa
 
 
 def test_what_needs_a_server_says_so_in_a_simulation(tmp_path: Path) -> None:
-    done = invoke("--simulate", "--only", "cost", "--only", "revocation", "--out", str(tmp_path))
+    done = invoke("--simulate", "--only", "cost,revocation", "--out", str(tmp_path))
     assert done.exit_code == 0, done.output
     assert done.stdout.count("not measured") == 2
     assert "needs a server" in done.stdout
