@@ -177,7 +177,7 @@ def _judged(error: grpc.aio.AioRpcError) -> tuple[Kind, str, float | None]:
     """How a call that failed ended, why, and when it may come again."""
     trailers: Any = error.trailing_metadata() or ()
     for name, value in trailers:
-        if name == "grpc-status-details-bin":
+        if name == status.DETAILS_KEY:
             found = status.from_status(status_pb2.Status.FromString(value))
             return _kind_of(found), found.reason, found.retry_after_s
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

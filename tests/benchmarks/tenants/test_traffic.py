@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from adamix_bench.tenants import scenarios
+from adamix_bench.tenants.measured import members_of
+from adamix_bench.tenants.settings import FULL
 from adamix_bench.tenants.traffic import Caller, draw_calls, draw_templates, tokens_of
 
 CALLER = Caller(tenant="a", knees=0.5, inputs_per_call=8, tasks=3, deadlines_s=(1.0, 5.0), retries=0.5)
@@ -48,3 +50,14 @@ def test_every_tenant_of_a_scenario_has_its_tasks() -> None:
         ("flood", "flood"): 500,
         ("flood", "victim"): 1,
     }
+
+
+def test_a_server_has_every_tenant_that_calls_with_its_weight_class_and_tasks() -> None:
+    members = members_of(FULL)
+    assert members["flood"].tasks == {"flood": 1000, "victim": 1, "one": 1}
+    assert members["double"].shares.weight == 2
+    assert members["nightly"].shares.service_class == "batch"
+    assert members["metered"].quotas.input_tokens_per_s
+    for scenario in (*scenarios.floods(1.0, 1000), scenarios.overload(1.0, 5.0, 1.0, tenants=scenarios.SEVERAL)):
+        for caller in scenario.callers:
+            assert members[caller.tenant].tasks[caller.owner] >= caller.tasks
