@@ -5,7 +5,7 @@ ends has rates to lend out and keys to revoke.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, partial
 
@@ -20,7 +20,7 @@ from adamix_bench.tenants.settings import PARTS, Settings, Sizes
 from adamix_bench.tenants.simulation.hardware import Hardware
 from adamix_bench.tenants.stage import Running, ServerStage, Texts, running
 from adamix_bench.tenants.stores import Member
-from adamix_bench.tenants.trace import Trace, fit
+from adamix_bench.tenants.trace import fit
 from adamix_server.access.quotas import Quotas
 from adamix_server.config import DEFAULT_TENANT
 
@@ -28,6 +28,7 @@ _FRONT_ENDS = 3
 # Asked for more than it can do, a machine shows what it can; of more than so much of it, it may be able to do more.
 _SATURATED = 0.9
 _MOST_DOUBLINGS = 6
+_LIGHT_S = 2.0
 _ALL_QUOTAS = Quotas(
     input_tokens_per_s=10_000_000, concurrent_calls=10_000, concurrent_streams=10_000, queued_tokens=10_000_000
 )
@@ -117,7 +118,8 @@ class _Servers:
         stage.knee = found
         self._report.traces[scenario.name] = trace
         self._report.facts["knee_tokens_per_s"] = found
-        self._report.facts["rates_of_machine"] = rates_of(trace, found)
+        light = stage.run(scenarios.light(_LIGHT_S))
+        self._report.facts["rates_of_machine"] = rates_of([*trace.batches, *light.batches], found)
 
     def _start(self, name: str, members: Mapping[str, Member], *, auth: str, front_ends: int = 1) -> Running:
         return self._stack.enter_context(self._running(name, members, auth=auth, front_ends=front_ends))
@@ -170,9 +172,9 @@ def members_of(sizes: Sizes) -> dict[str, Member]:
     }
 
 
-def rates_of(trace: Trace, knee: float) -> dict[str, float] | None:
+def rates_of(batches: Sequence[tuple[int, float]], knee: float) -> dict[str, float] | None:
     """Seconds of a batch and of a token, such that full batches make up the knee that was measured."""
-    if (found := fit(trace.batches)) is None:
+    if (found := fit(batches)) is None:
         return None
     batch_s, token_s = found
     hardware = Hardware(batch_s=batch_s, token_s=token_s)

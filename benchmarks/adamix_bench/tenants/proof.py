@@ -96,11 +96,9 @@ class Proof:
 
     def fair_share(self) -> None:
         seconds, found = self._sizes.share_s, []
-        parts = (
-            (scenarios.weights(seconds), 0.05),
-            (scenarios.lengths(seconds), 0.10),
-            (scenarios.others_adapter(seconds), 0.10),
-        )
+        parts = [(scenarios.weights(seconds), 0.05), (scenarios.lengths(seconds), 0.10)]
+        if self._sizes.all_rows:
+            parts.append((scenarios.others_adapter(seconds), 0.10))
         for scenario, target in parts:
             trace = self._run(scenario)
             late, off = _late(trace, most_s=_MOST_LATE_OF_MANY_S), deviation(trace, scenario.tenants)
@@ -157,7 +155,7 @@ class Proof:
         late = _late(trace, most_s=_MOST_LATE_OF_MANY_S)
         what = "tokens of the batch class in any 5 s, at 5x"
         self._report.add("batch.share", what, _unless(late, least), 0.045, note=late)
-        alone, beside = self._run_alone(), self._run(scenarios.beside_batch_class(seconds))
+        alone, beside = self._run_alone(), self._run(scenarios.beside_batch_class(self._sizes.alone_s))
         late = _late(alone, beside)
         longer_ms = _longer_ms(beside, alone, VICTIM.tenant)
         what = "interactive p99 beside the batch class, longer than alone, ms"

@@ -19,7 +19,7 @@ KEYS = 3
 _METHOD = "/adamix.v1.InferenceService/Predict"
 # Each with a connection of its own, and so with some front end.
 _CALLERS = 6
-_BEFORE_S, _AFTER_S, _TIMEOUT_S = 0.5, 1.0, 10.0
+_BEFORE_S, _AFTER_S, _TIMEOUT_S = 0.5, 0.7, 10.0
 
 
 @dataclass

@@ -33,7 +33,7 @@ class Scenario:
     seconds: float
     changes: Sequence[tuple[float, str, Shares]] = ()
     loads_s: Mapping[str, float] = field(default_factory=dict)
-    cut_s: float = 1.0
+    cut_s: float = 0.7
 
     @property
     def tenants(self) -> list[str]:
@@ -48,6 +48,11 @@ def knee(seconds: float) -> Scenario:
     """More than there can be computed, of one tenant: what is answered is the knee, in knees of a first guess."""
     caller = Caller(tenant="victim", knees=1.5, inputs_per_call=32, tasks=16)
     return Scenario(name="knee", callers=[caller], seconds=seconds)
+
+
+def light(seconds: float) -> Scenario:
+    """So little that batches are small."""
+    return Scenario(name="light load", callers=[replace(VICTIM, knees=0.1)], seconds=seconds)
 
 
 VICTIM = Caller(tenant="victim", knees=0.2, tasks=4)

@@ -46,17 +46,17 @@ class Sizes:
 
 
 QUICK = Sizes(
-    knee_s=5,
+    knee_s=4,
     alone_s=4,
-    flood_s=4,
+    flood_s=3.5,
     share_s=6,
-    overload_s=4,
+    overload_s=3,
     batch_s=6,
     trap_s=3,
     idle_s=2,
-    rate_s=4,
+    rate_s=3,
     many_tasks=100,
-    cost_calls=120,
+    cost_calls=100,
     cost_turns=3,
     all_rows=False,
 )

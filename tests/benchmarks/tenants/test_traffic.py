@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adamix_bench.tenants import scenarios
-from adamix_bench.tenants.measured import members_of
+from adamix_bench.tenants.measured import members_of, rates_of
 from adamix_bench.tenants.settings import FULL
 from adamix_bench.tenants.traffic import Caller, draw_calls, draw_templates, tokens_of
 
@@ -61,3 +61,11 @@ def test_a_server_has_every_tenant_that_calls_with_its_weight_class_and_tasks() 
     for scenario in (*scenarios.floods(1.0, 1000), scenarios.overload(1.0, 5.0, 1.0, tenants=scenarios.SEVERAL)):
         for caller in scenario.callers:
             assert members[caller.tenant].tasks[caller.owner] >= caller.tasks
+
+
+def test_the_rates_of_a_machine_make_up_its_knee() -> None:
+    rates = rates_of([(20, 0.007), (40, 0.009), (1000, 0.105)], knee=5000.0)
+    assert rates is not None
+    assert 1024 / (rates["batch_s"] + 1024 * rates["token_s"]) == pytest.approx(5000.0)
+    assert rates["batch_s"] / rates["token_s"] == pytest.approx(0.005 / 0.0001)
+    assert rates_of([(1000, 0.1)], knee=5000.0) is None
