@@ -17,9 +17,10 @@ from adamix_bench.serving.workbench import Workbench
 from adamix_bench.serving.workload import draw_texts
 from adamix_bench.tenants import administration, stores
 from adamix_bench.tenants.load import Due, Group, LoadProcess, Outcome, Plan
+from adamix_bench.tenants.meter import Meter, free_port
 from adamix_bench.tenants.scenarios import Scenario
 from adamix_bench.tenants.stores import Keys, Member, task_name
-from adamix_bench.tenants.trace import Trace
+from adamix_bench.tenants.trace import SETTLED_S, Trace
 from adamix_bench.tenants.traffic import Caller, Template, draw_calls, draw_templates
 from adamix_protos.v1 import inference_pb2
 from adamix_server.local_server import LocalServer
@@ -29,16 +30,19 @@ _TEXTS = 7
 _CONNECTIONS, _EACH_FRONT_END = 4, 4
 # Between scenarios, for what is left of one to be gone.
 _PAUSE_S = 0.3
+# The engine tells of the last second a little later.
+_AFTER_S = 0.5
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers. `keys`: None where nobody is asked for one."""
+    """A server that answers. `keys`: None where nobody is asked for one; `metrics_port`: of its metrics."""
 
     address: str
     keys: Keys | None
     processes: Processes
     front_ends: int
+    metrics_port: int
 
 
 @contextmanager
@@ -57,8 +61,10 @@ def running(
         store = Path(name) / "store"
         keys = stores.fill(store, bench.backbone.spec, members, bench.seed)
         count = sum(sum(member.tasks.values()) for member in members.values())
+        metrics_port = free_port()
         flags = {
             "--auth": auth,
+            "--metrics-port": metrics_port,
             "--device": "cpu",
             "--dtype": "float32",
             "--host-cache-mib": max(64, 2 * count),
@@ -68,7 +74,7 @@ def running(
         words = [str(word) for pair in flags.items() for word in pair]
         with LocalServer(backbone, store, log_path, *words) as server:
             found = Processes.of("the benchmark", server.pid, running_processes(), front_ends)
-            yield Running(server.address, keys if auth != "none" else None, found, front_ends)
+            yield Running(server.address, keys if auth != "none" else None, found, front_ends, metrics_port)
 
 
 class Texts:
@@ -113,7 +119,8 @@ class ServerStage:
         if scenario.loads_s:
             raise Unavailable("how long an adapter takes to load can only be chosen with --simulate")
         before = self.server.processes.cpu_s()
-        outcome = self.send(scenario)
+        with Meter(self.server.metrics_port) as meter:
+            outcome = self.send(scenario)
         after = self.server.processes.cpu_s()
         spent = {role: after[role] - before[role] for role in before}
         tokens = sum(call.answered for call in outcome.calls)
@@ -128,8 +135,9 @@ class ServerStage:
         if len(failed) > len(outcome.calls) / 2:
             raise AdamixError(f"the server fails: {failed[0].reason}")
         served = [(call.ended_s, call.tenant, call.answered) for call in outcome.calls if call.answered]
+        computed = meter.tokens_per_s(SETTLED_S, scenario.seconds + _AFTER_S)
         time.sleep(_PAUSE_S)
-        return Trace(scenario.seconds, outcome.calls, served, outcome.late_s, outcome.batches)
+        return Trace(scenario.seconds, outcome.calls, served, outcome.late_s, outcome.batches, computed)
 
     def send(self, scenario: Scenario) -> Outcome:
         """All calls of a scenario, with its changes meanwhile."""

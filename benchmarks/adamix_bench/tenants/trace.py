@@ -51,6 +51,7 @@ class Trace:
         served: answered tokens, in order; finer than calls where that is known.
         late_s: 99th percentile of how much later than due the generator sent.
         batches: tokens of batches, and the seconds that each took.
+        computed_per_s: tokens a second by the engine's own count, once things have settled; None if it was not asked.
     """
 
     seconds: float
@@ -58,6 +59,7 @@ class Trace:
     served: Sequence[Served]
     late_s: float = 0.0
     batches: Sequence[tuple[int, float]] = ()
+    computed_per_s: float | None = None
 
     def of(self, tenant: str, begin_s: float = 0.0, end_s: float = float("inf")) -> Iterator[Ended]:
         """The calls of a tenant that were due in between."""
@@ -84,8 +86,11 @@ class Trace:
         until_s = self.seconds if end_s is None else end_s
         return sum(n for at, name, n in self.served if begin_s <= at < until_s and tenant in (None, name))
 
-    def tokens_per_s(self, tenant: str | None = None, begin_s: float = SETTLED_S) -> float:
-        return self.tokens(tenant, begin_s) / (self.seconds - begin_s)
+    def tokens_per_s(self) -> float:
+        """Of everybody, once things have settled: as the engine counts, or else by the calls that were answered."""
+        if self.computed_per_s is not None:
+            return self.computed_per_s
+        return self.tokens(None, SETTLED_S) / (self.seconds - SETTLED_S)
 
     def goodput(self) -> float:
         """Tokens a second of calls that were answered whole and in time, once things have settled."""
