@@ -153,10 +153,15 @@ class Enclosure:
         self.departure.task.add_done_callback(self._gone)
         # All of this before a byte of its message is read.
         try:
-            gate = self._books.gate
+            gate, sessions = self._books.gate, self._books.sessions
+            self._basis = sessions.basis()
             self._call.principal = gate.identify(self._method.name, self._context)
             gate.check(self._method.name, self._call.principal)
             self._counted = await self._books.quota.enter(self._method.name, self._call.tenant)
+            # That may have taken a while, in which nobody has looked at this call.
+            if has_changed(sessions.basis(), self._basis):
+                self._basis = sessions.basis()
+                self._call.principal = self._recognise()
             self._admit()
         except AdamixError as refusal:
             self._count_out()
@@ -168,9 +173,8 @@ class Enclosure:
         except asyncio.CancelledError as gone:
             # Its client has left while this front end asked for a slot.
             await self._end(gone)
-        self._basis = self._books.sessions.basis()
         if self._method.is_stream:
-            self._session = self._books.sessions.open(self._call, self._recognise)
+            self._session = sessions.open(self._call, self._recognise)
         self._books.meter.called(self._call.principal)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
@@ -221,10 +225,12 @@ class Enclosure:
     async def only_message(self, messages: Receiver) -> Any:
         """The message of a call that has one. Raises as `Receiver.one`, and Unauthenticated.
 
-        Its caller may have held it back until its key was revoked: so many calls as may run could be kept in hand.
+        Its caller may have held it back until its key was revoked or had expired: so many calls as may run could be
+        kept in hand.
         """
         message = await messages.one()
-        if has_changed(self._books.sessions.basis(), self._basis):
+        sessions = self._books.sessions
+        if has_changed(sessions.basis(), self._basis) or sessions.has_expired(self._call.principal):
             self._call.principal = self._recognise()
         return message
 
