@@ -90,10 +90,12 @@ class Grants:
         query = select_grants.where(grants_of(tenant))
         if key is not None:
             query = query.where(tuple_(*name) > tuple_(*key))
-        with self._database.read() as connection:
-            # No more is read than it takes.
-            with connection.execute(query.order_by(*name)).yield_per(size + 1) as found:
-                listed = (row for row in map(to_grant, found) if is_listed is None or is_listed(row.task))
-                rows = tuple(islice(listed, size + 1))
+        # No more is read than it takes.
+        with (
+            self._database.read() as connection,
+            connection.execute(query.order_by(*name)).yield_per(size + 1) as found,
+        ):
+            listed = (row for row in map(to_grant, found) if is_listed is None or is_listed(row.task))
+            rows = tuple(islice(listed, size + 1))
         last = rows[size - 1] if len(rows) > size else None
         return Page(rows[:size], "" if last is None else make_token(listing, [last.owner, last.task, last.tenant]))
