@@ -119,7 +119,8 @@ MAX_PAGE_BYTES = chapter.limit(
 MAX_CONTROL_CALLS = chapter.limit(
     8,
     "",
-    "calls of `AdapterService` and `AdminService` at work at once, in one front end, half of them of one connection; "
+    "calls of `AdapterService` and `AdminService` at work at once, in one front end, half of them of one tenant (with "
+    "`--auth none`: of one connection); "
     "as many more that load, unload, pin or register, and may wait for the engine",
     None,
     note="others wait, within their deadlines",
@@ -128,7 +129,8 @@ MAX_CONTROL_CALLS = chapter.limit(
 MAX_WAITING_CONTROL_CALLS = chapter.limit(
     64,
     "",
-    "calls that wait for that, half of them of one connection",
+    "calls that wait for that; a tenant has as many of them as are free, and a quarter are of one connection (with "
+    "`--auth none`: half)",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_CONTROL_CALLS",
     note="RetryInfo",
