@@ -41,7 +41,8 @@ UPLOAD_IDLE_S = chapter.limit(
 MAX_UPLOADS = chapter.limit(
     16,
     "",
-    "registrations at once, in one front end, of which 64 KiB or all bytes have come",
+    "registrations at once, in one front end, of which 64 KiB or all bytes have come; a tenant has no more than are "
+    "free",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_UPLOADS",
     note="RetryInfo",
@@ -50,7 +51,7 @@ MAX_UPLOADS = chapter.limit(
 MAX_WAITING_UPLOADS = chapter.limit(
     128,
     "",
-    "registrations of which less has come, half of them of one connection",
+    "registrations of which less has come, half of them of one connection; a tenant has no more than are free",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_UPLOADS",
     note="RetryInfo",
@@ -139,7 +140,7 @@ MAX_WAITING_CONTROL_CALLS = chapter.limit(
 MAX_WATCHERS = chapter.limit(
     64,
     "",
-    "`WatchTasks` streams, in one front end",
+    "`WatchTasks` streams, in one front end; a tenant has no more than are free",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_WATCHERS",
     note="RetryInfo",

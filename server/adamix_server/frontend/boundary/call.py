@@ -42,6 +42,11 @@ class Call:
         return self.principal.tenant
 
     @property
+    def known_tenant(self) -> str:
+        """The caller's own, with which it shares what is for all; empty where nobody is asked who they are."""
+        return "" if self.principal is ANYONE else self.principal.tenant
+
+    @property
     def actor(self) -> Actor:
         if self._actor is None:
             method = self.method.removeprefix("/")

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 
 from adamix.errors import Overloaded
 from adamix_server import retry
-from adamix_server.access.principal import ANYONE
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.limits.control import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_CALLS
 from adamix_server.telemetry.metrics import Recorder
@@ -229,7 +228,7 @@ class Turns:
 
 def _party_of(call: calls.Call) -> str:
     """Whose share a call takes."""
-    return call.origin.connection if call.principal is ANYONE else f"tenants/{call.tenant}"
+    return f"tenants/{call.known_tenant}" if call.known_tenant else call.origin.connection
 
 
 class Shares:
