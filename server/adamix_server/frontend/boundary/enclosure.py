@@ -159,9 +159,7 @@ class Enclosure:
             gate.check(self._method.name, self._call.principal)
             self._counted = await self._books.quota.enter(self._method.name, self._call.tenant)
             # That may have taken a while, in which nobody has looked at this call.
-            if has_changed(sessions.basis(), self._basis):
-                self._basis = sessions.basis()
-                self._call.principal = self._recognise()
+            self._check()
             self._admit()
         except AdamixError as refusal:
             self._count_out()
@@ -175,6 +173,7 @@ class Enclosure:
             await self._end(gone)
         if self._method.is_stream:
             self._session = sessions.open(self._call, self._recognise)
+        self._call.check = self._check
         self._books.meter.called(self._call.principal)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
@@ -192,6 +191,7 @@ class Enclosure:
         except TimeoutError:
             error = DeadlineExceeded("the call took longer than this server allows")
         finally:
+            calls.forget(self._call)
             if self._receiver is not None:
                 self._receiver.close()
             if self._is_admitted:
@@ -229,10 +229,16 @@ class Enclosure:
         kept in hand.
         """
         message = await messages.one()
-        sessions = self._books.sessions
-        if has_changed(sessions.basis(), self._basis) or sessions.has_expired(self._call.principal):
-            self._call.principal = self._recognise()
+        self._check()
         return message
+
+    def _check(self) -> None:
+        """See `Call.check`. Nothing but a look, unless something has changed."""
+        sessions = self._books.sessions
+        basis = sessions.basis()
+        if has_changed(basis, self._basis) or sessions.has_expired(self._call.principal):
+            self._call.principal = self._recognise()
+            self._basis = basis
 
     def _recognise(self) -> Principal:
         """Who makes the call, asked once more. Raises Unauthenticated, PermissionDenied."""

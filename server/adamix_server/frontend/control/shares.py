@@ -120,12 +120,15 @@ class Turns:
 
         Raises:
             Overloaded: too many wait (`TOO_MANY_CONTROL_CALLS`).
+            Unauthenticated: meanwhile its caller is known no more.
         """
         call = calls.current()
         party = _party_of(call)
         await self._enter(party, call.origin.connection, is_bounded)
         began, before_s = self._clock(), call.work_s
         try:
+            # It may have waited for long.
+            call.check()
             yield
         finally:
             self._at_work[party] -= 1
@@ -149,6 +152,7 @@ class Turns:
         before_s = call.work_s
         self._look()
         try:
+            call.check()
             yield
         finally:
             self._accounts.spend(party, call.work_s - before_s + CALL_S - expected_s)

@@ -8,8 +8,10 @@ import grpc
 import pytest
 
 from adamix.errors import AdamixError, PermissionDenied, Unauthenticated
+from adamix_protos.v1 import inference_pb2
 from adamix_server.access.principal import ANYONE, NOBODY, Principal
 from adamix_server.access.refusal import unauthenticated
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.quota import Quota, Seat
@@ -208,15 +210,38 @@ async def test_a_key_that_is_revoked_while_its_call_waits_for_a_quota_is_refused
         assert await refusal(call.read()) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID")
 
 
+async def test_who_keeps_a_call_waiting_may_ask_once_more_who_makes_it() -> None:
+    door, waits, go_on = Door(), asyncio.Event(), asyncio.Event()
+    door.go_on.set()
+
+    async def behave() -> inference_pb2.PredictResponse:
+        waits.set()
+        await go_on.wait()
+        calls.current().check()
+        return inference_pb2.PredictResponse()
+
+    async with door.bare as bare:
+        bare.servicer.behave = behave
+        go_on.set()
+        await bare.predict()
+        waits.clear()
+        go_on.clear()
+        late = asyncio.ensure_future(bare.predict())
+        await waits.wait()
+        await door.revoke()
+        go_on.set()
+        assert await refusal(late) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID")
+
+
 async def test_a_call_that_is_held_back_until_its_key_has_expired_is_refused() -> None:
     door = Door()
     door.go_on.set()
     async with door.bare as bare:
-        calls = [bare.half_open() for _ in range(2)]
-        await calls[0].write(b"")
-        await calls[0].done_writing()
-        await calls[0]
+        held = [bare.half_open() for _ in range(2)]
+        await held[0].write(b"")
+        await held[0].done_writing()
+        await held[0]
         door.hands[0] = door.principal.expire_time_s
-        await calls[1].write(b"")
-        await calls[1].done_writing()
-        assert await refusal(calls[1]) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID")
+        await held[1].write(b"")
+        await held[1].done_writing()
+        assert await refusal(held[1]) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID")

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamix.errors import Code, Overloaded
+from adamix.errors import Code, Overloaded, Unauthenticated
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2
 from adamix_server.access.principal import ANYONE, Principal
+from adamix_server.access.refusal import unauthenticated
 from adamix_server.access.rights import ALL_RIGHTS
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
@@ -166,6 +167,34 @@ async def test_a_tenant_with_many_connections_shuts_nobody_out() -> None:
         scene.end_first()
         await settle()
         assert "c" in scene.connections()
+
+
+@pytest.mark.parametrize("kind", ["turn", "prepaid"])
+async def test_whose_key_has_ended_while_it_waited_has_no_turn(kind: str) -> None:
+    async with Scene() as scene:
+        turns, is_known = scene.turns, True
+
+        def check() -> None:
+            if not is_known:
+                raise unauthenticated()
+
+        async def run() -> None:
+            calls.enter(Call("id", "method", math.inf, origin=Origin("a"), check=check))
+            async with turns.turn() if kind == "turn" else turns.prepaid(0.0):
+                pytest.fail("it has had its turn")
+
+        for _ in range(MAX_CONTROL_CALLS // 2):
+            scene.call("a")
+        await settle()
+        late = asyncio.create_task(run())
+        await settle()
+        is_known = False
+        scene.end_first()
+        with pytest.raises(Unauthenticated):
+            await late
+        scene.call("a")
+        await settle()
+        assert len(scene.at_work) == MAX_CONTROL_CALLS // 2, "its place is free"
 
 
 async def test_one_connection_leaves_its_tenants_others_some_room() -> None:
