@@ -230,6 +230,20 @@ async def test_so_many_inputs_wait_and_no_more(start: Start) -> None:
     shared.call("b", *names("b", 64))
 
 
+async def test_calls_of_the_class_batch_wait_in_half_of_the_places(start: Start) -> None:
+    batch = [
+        TenantRow(tenant=name, etag="", create_time_us=0, update_time_us=0, service_class="batch") for name in "ab"
+    ]
+    scene = await start(*batch, "other", inputs=1, tokens=32)
+    scene.call("other", "running")
+    for n in range(MAX_WAITING_INPUTS // MAX_INPUTS_PER_CALL // 4):
+        for tenant in "ab":
+            scene.call(tenant, *names(f"{tenant}{n}.", MAX_INPUTS_PER_CALL))
+    for tenant in "ab":
+        assert reason_of(lambda tenant=tenant: scene.call(tenant, "x", "y")) == "TENANT_QUEUE_FULL"
+    scene.call("other", *names("o", MAX_INPUTS_PER_CALL))
+
+
 async def test_who_gives_up_leaves_the_line_at_once(start: Start) -> None:
     scene = await start("default", inputs=1, tokens=32)
     futures = scene.call("default", *names("a", 4))
