@@ -128,7 +128,7 @@ class Feeding:
         queue = self._queue(connection, tenant, standing.shares)
         said: list[QuotaExceeded | DeadlineExceeded | None] = []
         for length, deadline in zip(lengths, deadlines, strict=True):
-            error = self._refusal(queue, tenant, limit, before + length, deadline - now)
+            error = self._refusal(queue, tenant, limit, length, deadline - now, before)
             before += 0 if error is not None else length
             said.append(error)
         return said
@@ -241,9 +241,14 @@ class Feeding:
 
     @staticmethod
     def _refusal(
-        queue: Queue, tenant: str, limit: int | None, num_tokens: int, left_s: float
+        queue: Queue, tenant: str, limit: int | None, size: int, left_s: float, before: int = 0
     ) -> QuotaExceeded | DeadlineExceeded | None:
-        """Why inputs of so many tokens are not to be queued, of which the last is to be answered in `left_s`."""
+        """Why inputs of `size` tokens are not to be queued, of which the last is to be answered in `left_s`.
+
+        Args:
+            before: of this tenant, that are to be queued before them.
+        """
+        num_tokens = before + size
         if limit is not None and queue.own + num_tokens > limit:
             return QuotaExceeded.of(
                 "queued_tokens",
@@ -253,6 +258,10 @@ class Feeding:
                 # What is larger than the quota never fits.
                 retry_after_s=queue.drained_s(queue.own + num_tokens - limit) if num_tokens <= limit else None,
             )
+        if not queue.busy and not before:
+            # Nobody waits for longer if an idle engine tries. Were it to try nothing, a rate that is too low would
+            # never be measured again.
+            return None
         wait_s = queue.wait_s(num_tokens)
         if wait_s is not None and wait_s > left_s:
             return DeadlineExceeded(

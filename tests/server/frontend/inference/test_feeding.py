@@ -395,6 +395,38 @@ async def test_a_tenant_of_which_the_engine_says_nothing_has_what_is_under_way_f
         pass
 
 
+async def test_an_idle_engine_is_given_what_its_rate_says_it_cannot_do_in_time(start: Start) -> None:
+    """A rate that is too low would else refuse what alone could show that: nothing is measured but what runs."""
+    scene = await start("a", "b", inputs=1000, tokens=10_000)
+    scene.says(tokens_per_s=1.0)
+    await settle()
+    soon = time.monotonic() + 1
+    assert [error is None for error in scene.feeding.refusals("a", [100, 100], [soon, soon])] == [True, False]
+    with scene.feeding.admit("a", 100, 1, soon) as place:
+        assert reason_of(lambda: scene.feeding.admit("b", 10, 1, soon)) == "DEADLINE_UNREACHABLE"
+        scene.feeding.submit(place, scene.rows("a", "x", tokens=100))
+    assert reason_of(lambda: scene.feeding.admit("b", 10, 1, soon)) == "DEADLINE_UNREACHABLE"
+    await scene.answer()
+    scene.says(tokens_per_s=1.0)
+    await settle()
+    with scene.feeding.admit("b", 10, 1, soon):
+        pass
+
+
+async def test_less_than_was_reserved_is_not_taken_from_what_others_have_sent(start: Start) -> None:
+    """The engine has spoken between the two, and what was reserved before is forgotten."""
+    quotas = TenantRow(tenant="a", etag="", create_time_us=0, update_time_us=0, quotas=Quotas(queued_tokens=1000))
+    scene = await start(quotas, inputs=1000, tokens=10_000)
+    connection = scene.link.moving
+    assert connection is not None
+    with scene.feeding.admit("a", 800, 1, NEVER) as place:
+        scene.says(tokens_per_s=1000.0, queued_tokens=500, active_weight=1.0, tenants={"a": 500})
+        await settle()
+        scene.feeding.submit(place, scene.rows("a", "x", tokens=100))
+    assert (connection.sent_since.get("a", 0), connection.all_sent_since) == (0, 0)
+    assert reason_of(lambda: scene.feeding.admit("a", 600, 1, NEVER)) == "QUOTA_QUEUED_TOKENS"
+
+
 async def test_what_was_said_long_ago_is_done_by_now(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = await start("a", "b", inputs=1000, tokens=10_000)
     scene.says(tokens_per_s=1000.0, queued_tokens=5000, active_weight=2.0, tenants={"a": 5000})
