@@ -11,7 +11,7 @@ Knows rows and the link to the engine; knows neither texts nor what is answered.
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -339,8 +339,11 @@ class Feeding:
         """Somebody waits no more for a row, wherever it is."""
         line = self._lines.get(tenant)
         if line is not None and future in line:
+            is_first = next(iter(line)) is future
             self._leave(tenant, future)
-            self._feed()
+            if is_first and tenant in self._lines:
+                # It made no room; but the next one may need less.
+                self._feed((tenant,))
 
     def _leave(self, tenant: str, future: _Future) -> None:
         """A row is here no more."""
@@ -352,8 +355,12 @@ class Feeding:
         self._admit(tenant, -num_tokens)
         self._left.set()
 
-    def _feed(self) -> None:
-        """Send what there is room for now, an input of each tenant in turn; or fail all, if nobody will take it."""
+    def _feed(self, tenants: Iterable[str] | None = None) -> None:
+        """Send what there is room for now, an input of each tenant in turn; or fail all, if nobody will take it.
+
+        Args:
+            tenants: that wait, and that alone may find room; None for all that wait.
+        """
         if not self._lines:
             return
         if not self._link.is_up:
@@ -361,8 +368,8 @@ class Feeding:
             return
         if (connection := self._link.moving) is None:
             return
-        turns = deque(self._lines)
-        while turns:
+        turns, room = deque(self._lines if tenants is None else tenants), connection.room
+        while turns and room.free_inputs > 0:
             tenant = turns.popleft()
             standing = self._tenancy.of(tenant)
             future, row = next(iter(self._lines[tenant].items()))

@@ -19,7 +19,7 @@ from adamix_server.channel.engine_frames import Credit, Event, QueueState, Row
 from adamix_server.channel.supervisor_frames import EngineDown, EngineMoving, EngineStalled
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.feeding import Feeding, Place
-from adamix_server.frontend.tenancy import Tenancy
+from adamix_server.frontend.tenancy import Standing, Tenancy
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL, MAX_WAITING_INPUTS
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 
@@ -256,6 +256,37 @@ async def test_who_gives_up_leaves_the_line_at_once(start: Start) -> None:
     assert scene.engine.cancelled == [scene.engine.submits[-1].rows[0].id]
     await scene.answer()
     scene.assert_nothing_is_left(1, 32)
+
+
+async def test_who_gives_up_costs_nothing_of_the_others_that_wait(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants = names("t", 100)
+    scene = await start(*tenants, inputs=10, tokens=64)
+    scene.call("t0", "running", tokens=31)
+    futures = [scene.call(tenant, *names(f"{tenant}.", 3), tokens=32) for tenant in tenants[1:]]
+    await settle()
+    looks, of = 0, scene.feeding._tenancy.of
+
+    def counted(tenant: str) -> Standing:
+        nonlocal looks
+        looks += 1
+        return of(tenant)
+
+    monkeypatch.setattr(scene.feeding._tenancy, "of", counted)
+    # Of those that are first in their tenant's line, the next one is looked at.
+    for call in futures[1:21]:
+        for future in (call[1], call[0]):
+            future.cancel()
+            await settle()
+    assert looks == 20
+    # And while there is no room at all, nobody is.
+    scene.says(room=(-8, 0))
+    await settle()
+    looks = 0
+    scene.says()
+    await settle()
+    assert looks == 0
 
 
 async def test_who_gives_up_before_it_has_left_makes_room_at_once(start: Start) -> None:
