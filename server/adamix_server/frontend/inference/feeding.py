@@ -83,7 +83,7 @@ class Feeding:
         link.on_room = self._feed
 
     def admit(self, tenant: str, num_tokens: int, num_inputs: int, deadline: float) -> Place:
-        """A place for inputs of so many tokens together; without one where there is no engine, which `submit` tells.
+        """A place for inputs of so many tokens together.
 
         Args:
             deadline: of all of them, in seconds on CLOCK_MONOTONIC.
@@ -93,11 +93,11 @@ class Feeding:
             DeadlineExceeded: they would be answered too late (`DEADLINE_UNREACHABLE`).
             Overloaded: there is no room for them (`OVERLOADED`), or the tenant has its share of it
                 (`TENANT_QUEUE_FULL`).
+            Unavailable: there is no engine now, or one that stands still.
         """
+        connection = self._link.require_moving()
         standing = self._tenancy.of(tenant)
         place = Place(self, tenant, standing)
-        if (connection := self._link.moving) is None:
-            return place
         limit, left_s = standing.quotas.queued_tokens, deadline - time.monotonic()
         if limit is not None or not self._is_soon(connection, num_tokens, left_s):
             queue = self._queue(connection, tenant, standing.shares)

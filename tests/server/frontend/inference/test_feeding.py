@@ -356,18 +356,21 @@ async def test_what_waits_ends_with_the_engine_and_outlives_a_stall(start: Start
     futures = scene.call("default", *names("a", 3))
     stalled = {"generation": 1, "engine_id": ENGINE_ID}
     now = time.monotonic()
+    place = scene.feeding.admit("default", 2, 2, NEVER)
     scene.link.engine_stalled(EngineStalled(**stalled, since=now, back_at=now + 10))
     await scene.answer()
     assert [future.done() for future in futures] == [True, False, False]
-    # What is new is refused by the link, not by its room.
-    with scene.feeding.admit("default", 2, 1, NEVER) as place, pytest.raises(Unavailable, match="no progress"):
+    # What is new is refused by the link, not by its room, and before anything is done for it if that can be.
+    with place, pytest.raises(Unavailable, match="no progress"):
         scene.feeding.submit(place, scene.rows("default", "late"))
+    assert reason_of(lambda: scene.feeding.admit("default", 2, 1, NEVER)) == "ENGINE_STALLED"
     scene.link.engine_moving(EngineMoving(**stalled))
     assert await scene.sent() == ["a0", "a1"]
     scene.link.engine_down(EngineDown(**stalled))
     for future in futures[1:]:
         assert isinstance(error := future.exception(), Unavailable)
         assert error.reason == "ENGINE_RESTARTING"
+    assert reason_of(lambda: scene.feeding.admit("default", 2, 1, NEVER)) == "ENGINE_RESTARTING"
     await scene.up(2, 32)
     scene.assert_nothing_is_left(2, 32)
     scene.call("default", "b", "c", "d")
