@@ -97,7 +97,7 @@ class Engine:
         self._largest_batch_before = 0
         # What front ends asked of adapters besides requests.
         self._orders = Orders(adapters)
-        self._claims = Claims(lambda digest: adapters.residency(digest) == "store")
+        self._claims = Claims(lambda digest: adapters.residency(digest) == "store" and not adapters.is_awaited(digest))
         # The requests that have ended in this step, each with its final event.
         self._outbox: dict[Peer, list[tuple[Request, Event]]] = {}
         self._draining = False

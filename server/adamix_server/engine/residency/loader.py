@@ -206,6 +206,10 @@ class AdapterLoader:
     def is_reading(self, digest: str) -> bool:
         return digest in self._reading
 
+    def is_awaited(self, digest: str) -> bool:
+        """Whether it is read now, or anybody waits for it."""
+        return digest in self._reading or digest in self._waiting or digest in self._wanted
+
     def advance(self) -> dict[str, AdamixError]:
         """Take in what was read and fill slots. Call between steps.
 
