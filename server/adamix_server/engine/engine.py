@@ -39,6 +39,7 @@ from adamix_server.engine.request import Batch, Request
 from adamix_server.engine.residency.claims import Claims
 from adamix_server.engine.residency.loader import AdapterLoader, in_use
 from adamix_server.engine.residency.orders import Orders
+from adamix_server.engine.residency.seats import seating
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
@@ -142,12 +143,27 @@ class Engine:
 
     def _bring(self) -> None:
         """Fill slots with what was read; answer orders; end the requests whose adapter cannot be brought."""
-        failed = self._adapters.advance()
+        failed = self._adapters.advance(self._seating())
         for answer in self._orders.settle(failed):
             self._reply(*answer.caller, value=answer.residency, error=answer.error)
         for digest, error in failed.items():
             for request in self._scheduler.of(digest):
                 self._finish(request, error)
+
+    def _seating(self) -> list[str]:
+        """The order in which adapters get slots, where those are too few for several tenants; else it is as it is.
+
+        Makes room for the first of them where another tenant has too many.
+        """
+        adapters, scheduler = self._adapters, self._scheduler
+        if (blocked := adapters.blocked) is None or not scheduler.is_shared:
+            return []
+        order, giving_way = seating(adapters.waiting(), adapters.held(), scheduler.tenants_of, scheduler.weight_of)
+        # What is not read yet takes no slot; so nobody gives one up for it.
+        if giving_way is not None and order[0] == blocked:
+            for request in scheduler.of(giving_way):
+                adapters.give_way(request.hold)
+        return order
 
     def _receive(self, began: float) -> float:
         """Take in what has arrived. When the step began: as given, or when it had something to do at last."""
@@ -217,7 +233,7 @@ class Engine:
 
     def _tenants_of(self, digest: str) -> set[str]:
         """Those that have requests for an adapter."""
-        return {request.row.tenant for request in self._scheduler.of(digest)}
+        return self._scheduler.tenants_of(digest)
 
     def _first_credit(self, peer: Peer) -> Credit:
         inputs, tokens = self._room.grant(peer)

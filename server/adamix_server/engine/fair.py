@@ -107,6 +107,10 @@ class FairQueue:
         """The requests of one adapter, each tenant's oldest first."""
         return list(chain.from_iterable(self._by_digest.get(digest, {}).values()))
 
+    def tenants_of(self, digest: str) -> Iterable[str]:
+        """Those that have requests of one adapter."""
+        return self._by_digest.get(digest, {}).keys()
+
     def of_tenant(self, tenant: str) -> list[Request]:
         return [] if (ready := self._tenants.get(tenant)) is None else list(ready.requests)
 

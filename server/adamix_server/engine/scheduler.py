@@ -89,6 +89,19 @@ class Scheduler:
         found = [*self._parked.get(digest, ()), *self._classes.interactive.of(digest), *self._classes.batch.of(digest)]
         return sorted(found, key=_NUMBER)
 
+    def tenants_of(self, digest: str) -> set[str]:
+        """Those that have queued requests of an adapter."""
+        parked = {request.row.tenant for request in self._parked.get(digest, ())}
+        return parked.union(self._classes.interactive.tenants_of(digest), self._classes.batch.tenants_of(digest))
+
+    def weight_of(self, tenant: str) -> float:
+        return float(self._tenants.shares(tenant).weight)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several tenants have something queued, or asked lately."""
+        return len(self._tenants) > 1
+
     def tokens_by_tenant(self) -> dict[str, int]:
         """The tokens of the queued requests of each tenant that has any."""
         return {tenant.name: tenant.tokens for tenant in self._tenants.queued()}

@@ -57,12 +57,13 @@ class Adapters:
     """Adapters that are never ready."""
 
     num_resident = 3
+    blocked = None
 
     def __init__(self) -> None:
         self.near: set[str] = set()
         self.awaited: set[str] = set()
 
-    def advance(self) -> dict[str, Any]:
+    def advance(self, order: object) -> dict[str, Any]:
         return {}
 
     def residency(self, digest: str) -> str:
