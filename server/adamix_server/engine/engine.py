@@ -6,7 +6,7 @@ exactly one final event. It knows digests, never task names; tenants only as a l
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class Engine:
         """One turn: take in what has arrived, run one batch, send what is finished."""
         began = time.monotonic()
         # Before the loop may go to sleep: holds given back by the last step can have made room for a waiting adapter.
-        self._bring()
+        self._bring(self._seating())
         began = self._receive(began)
         self._bring()
         self._expire()
@@ -141,9 +141,9 @@ class Engine:
             self._room.follow(self._rate.tokens_per_s)
         self._report()
 
-    def _bring(self) -> None:
+    def _bring(self, order: Sequence[str] = ()) -> None:
         """Fill slots with what was read; answer orders; end the requests whose adapter cannot be brought."""
-        failed = self._adapters.advance(self._seating())
+        failed = self._adapters.advance(order)
         for answer in self._orders.settle(failed):
             self._reply(*answer.caller, value=answer.residency, error=answer.error)
         for digest, error in failed.items():
@@ -156,11 +156,11 @@ class Engine:
         Makes room for the first of them where another tenant has too many.
         """
         adapters, scheduler = self._adapters, self._scheduler
-        if (blocked := adapters.blocked) is None or not scheduler.is_shared:
+        if not adapters.is_blocked or not scheduler.is_shared:
             return []
         order, giving_way = seating(adapters.waiting(), adapters.held(), scheduler.tenants_of, scheduler.weight_of)
         # What is not read yet takes no slot; so nobody gives one up for it.
-        if giving_way is not None and order[0] == blocked:
+        if giving_way is not None and adapters.residency(order[0]) == "host":
             for request in scheduler.of(giving_way):
                 adapters.give_way(request.hold)
         return order
@@ -233,7 +233,7 @@ class Engine:
 
     def _tenants_of(self, digest: str) -> set[str]:
         """Those that have requests for an adapter."""
-        return self._scheduler.tenants_of(digest)
+        return set(self._scheduler.tenants_of(digest))
 
     def _first_credit(self, peer: Peer) -> Credit:
         inputs, tokens = self._room.grant(peer)

@@ -57,7 +57,7 @@ class Adapters:
     """Adapters that are never ready."""
 
     num_resident = 3
-    blocked = None
+    is_blocked = False
 
     def __init__(self) -> None:
         self.near: set[str] = set()

@@ -34,7 +34,7 @@ class AdapterLoader:
         readers: where `read` runs; two threads if not given.
 
     Attributes:
-        blocked: what the last `advance` found no slot for, though it was read; those behind it wait for that, too.
+        is_blocked: the last `advance` found no slot for an adapter that was read; those behind it wait for that, too.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AdapterLoader:
         self._wanted: set[str] = set()
         # Unloaded while they were read.
         self._unwanted: set[str] = set()
-        self.blocked: str | None = None
+        self.is_blocked = False
 
     def hold(self, digest: str) -> Hold:
         """Claim an adapter; if it has no slot, the next `advance` starts bringing it."""
@@ -239,7 +239,7 @@ class AdapterLoader:
             the adapters that cannot be brought, with the reason; their holds are still to be released.
         """
         failed = {digest: error for digest, error in self._take_finished().items() if not self.is_ready(digest)}
-        has_room, self.blocked = True, None
+        has_room = True
         for digest in order or list(self._waiting):
             packed = self._arrived.get(digest) or self._cache.get(digest)
             if packed is None and digest not in self._slots:
@@ -254,7 +254,8 @@ class AdapterLoader:
             elif has_room and not self._activate(digest, packed):
                 # Those behind wait, too, or a large adapter would never find room; but their files may be read.
                 self._slots.close_one()
-                has_room, self.blocked = False, digest
+                has_room = False
+        self.is_blocked = not has_room
         self._try_wanted(failed, has_room=has_room)
         return failed
 

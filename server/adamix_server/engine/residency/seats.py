@@ -6,8 +6,10 @@ if another has so many that it keeps as many as that one will have then, it give
 their adapter again.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 
 
 def seating(
@@ -23,16 +25,16 @@ def seating(
         held: those that have a slot, and may lose it; least recently used first.
         tenants_of: who has requests for an adapter. What nobody has requests for is pinned, and comes first.
     """
-    seats: Counter[str] = Counter()
-    for digest in held:
-        seats.update(tenants_of(digest))
+    seats = Counter(chain.from_iterable(map(tenants_of, held)))
     counted, places = seats.copy(), dict[str, float]()
     for digest in waiting:
-        next_seats = {tenant: (counted[tenant] + 1) / weight_of(tenant) for tenant in tenants_of(digest)}
-        if next_seats:
-            tenant = min(next_seats, key=next_seats.__getitem__)
-            counted[tenant] += 1
-            places[digest] = next_seats[tenant]
+        place, who = math.inf, None
+        for tenant in tenants_of(digest):
+            if (next_seat := (counted[tenant] + 1) / weight_of(tenant)) < place:
+                place, who = next_seat, tenant
+        if who is not None:
+            counted[who] += 1
+            places[digest] = place
     order = sorted(waiting, key=lambda digest: places.get(digest, 0.0))
     giving_way = None
     if order and (most := places.get(order[0])) is not None:
