@@ -7,7 +7,8 @@ nobody waits for. Knows neither callers nor how they show a key.
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from sqlalchemy import Connection, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, String, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from adamix.errors import FailedPrecondition, InvalidRequest, NotFound, Overloaded
@@ -186,11 +187,19 @@ class Keys:
 
 def note_used(connection: Connection, days: Mapping[str, str]) -> None:
     """As `Keys.note_used`, inside a write transaction."""
-    for key_id, day in days.items():
-        known = select(_keys.key_id, literal(day)).where(_keys.key_id == key_id)
-        row = sqlite_insert(schema.key_uses).from_select(["key_id", "day"], known)
-        newest = {"day": func.max(_uses.day, row.excluded.day)}
-        connection.execute(row.on_conflict_do_update(index_elements=[_uses.key_id], set_=newest))
+    if days:
+        connection.execute(_NOTE_USED, [{"id": key_id, "on": day} for key_id, day in days.items()])
+
+
+def _note_used() -> SqliteInsert:
+    known = select(_keys.key_id, bindparam("on", type_=String)).where(_keys.key_id == bindparam("id"))
+    row = sqlite_insert(schema.key_uses).from_select(["key_id", "day"], known)
+    newest = {"day": func.max(_uses.day, row.excluded.day)}
+    return row.on_conflict_do_update(index_elements=[_uses.key_id], set_=newest)
+
+
+# Compiled once: thousands of keys may be used in a few seconds, and everybody else who writes waits.
+_NOTE_USED = _note_used()
 
 
 def _find(connection: Connection, key_id: str) -> KeyRow | None:

@@ -206,7 +206,7 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        tenancy = Tenancy(view, Quotas(**settings.default_quotas))
+        tenancy = Tenancy(view, Quotas(**settings.default_quotas), is_open=settings.access.asks_nobody)
         if (borrowing := self._borrowing) is None:
             quota = Quota(tenancy.quotas)
         else:

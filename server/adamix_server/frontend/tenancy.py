@@ -30,11 +30,13 @@ class Tenancy:
 
     Args:
         default_quotas: of tenants that set none of their own, by name.
+        is_open: nobody is asked who they are, so that all callers are one tenant, whatever tenants the catalog has.
     """
 
-    def __init__(self, view: CatalogView, default_quotas: Quotas = NO_QUOTAS) -> None:
+    def __init__(self, view: CatalogView, default_quotas: Quotas = NO_QUOTAS, *, is_open: bool = False) -> None:
         self._view = view
         self._default_quotas = default_quotas
+        self._is_open = is_open
         # Values made of the rows of one revision. Only tenants that there are get one.
         self._access: Access = NO_ACCESS
         self._known: dict[str, Standing] = {}
@@ -45,7 +47,8 @@ class Tenancy:
         access = self._view.snapshot.access
         if access is not self._access:
             self._access, self._known = access, {}
-            self._anybody = Standing(DEFAULT_SHARES, self._default_quotas, is_shared=len(access.tenants) > 1)
+            is_shared = len(access.tenants) > 1 and not self._is_open
+            self._anybody = Standing(DEFAULT_SHARES, self._default_quotas, is_shared)
         if (known := self._known.get(tenant)) is not None:
             return known
         if (row := access.tenants.get(tenant)) is None:

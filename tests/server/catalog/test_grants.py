@@ -40,9 +40,10 @@ def test_one_is_told_alike_everywhere_and_taken_back(catalog: Catalog) -> None:
     assert catalog.snapshot() is snapshot
     catalog.grants.remove(ME, "t", "acme")
     assert catalog.snapshot().access.grants == set()
-    assert [(entry.action, entry.task, entry.detail) for entry in catalog.audit(ME)][:2] == [
-        ("remove_grant", "t", "acme"),
-        ("add_grant", "t", "acme"),
+    entries = catalog.audit_log.page(ME).rows[:2]
+    assert [(entry.action, entry.resource, entry.detail) for entry in entries] == [
+        ("remove_grant", f"tenants/{ME}/tasks/t", "acme"),
+        ("add_grant", f"tenants/{ME}/tasks/t", "acme"),
     ]
 
 

@@ -65,7 +65,8 @@ def test_one_is_told_alike_everywhere(catalog: Catalog, make: Make) -> None:
     assert (row.revoke_time_us, row.certificate_name) == (None, "")
     assert catalog.keys.get(key.id) == row == catalog.snapshot().access.keys[key.id]
     assert catalog.keys.list(ME).rows == (row,)
-    assert [(entry.action, entry.detail) for entry in catalog.audit(ME)] == [("create_key", f"keys/{key.id}")]
+    entries = catalog.audit_log.page(ME).rows
+    assert [(entry.action, entry.resource) for entry in entries] == [("create_key", f"tenants/{ME}/keys/{key.id}")]
 
 
 def test_a_revoked_one_stays_revoked_and_is_told(catalog: Catalog, make: Make) -> None:

@@ -59,6 +59,22 @@ def test_a_newer_snapshot_counts_at_once() -> None:
     assert tenancy.shares("b") is DEFAULT_SHARES
 
 
+def test_others_could_call_where_there_are_others_and_callers_say_who_they_are() -> None:
+    two, one = View(tenant("default"), tenant("a")), View(tenant("default"))
+    for view, is_open, is_shared in (
+        (two, False, True),
+        (two, True, False),
+        (one, False, False),
+        (View(), True, False),
+    ):
+        tenancy = Tenancy(view, is_open=is_open)  # type: ignore[arg-type] # all it asks
+        assert tenancy.of("default").is_shared is tenancy.of("nobody").is_shared is is_shared
+    tenancy = Tenancy(one)  # type: ignore[arg-type] # all it asks
+    assert not tenancy.of("default").is_shared
+    one.take(tenant("default"), tenant("a"))
+    assert tenancy.of("default").is_shared
+
+
 async def test_every_engine_is_told_before_its_first_row_and_when_it_changes(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,11 +14,13 @@ from adamix_server.catalog.access import NO_ACCESS, TenantRow
 from adamix_server.catalog.rows import Snapshot
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel.engine_frames import Credit, QueueState
+from adamix_server.config import AccessSettings, FrontEndSettings
 from adamix_server.frontend.inference.tokenization import Tokenizer
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 from adamix_testing.harness import Harness, StartServing
+from adamix_testing.identities import Callers, of_role, said
 from adamix_testing.refusals import details, failure, reason, status_of
 
 EXHAUSTED, LATE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED
@@ -72,11 +74,14 @@ async def test_a_tenant_that_has_its_share_of_the_queue_is_refused_before_its_te
     def prepare(engine: FakeEngine) -> None:
         engine.credit, engine.hold = (8, 10_000), True
 
-    harness = await start_serving(prepare=prepare)
+    # Whoever the callers are: where they say it, there may be others.
+    settings = FrontEndSettings(access=AccessSettings(auth=("keys",)))
+    me = {"metadata": said("me")}
+    harness = await start_serving(prepare=prepare, callers=Callers({"me": of_role("caller")}), settings=settings)
     one = pb.PredictRequest(inputs=[ONE])
-    calls = [asyncio.ensure_future(harness.inference.Predict(one)) for _ in range(4)]
+    calls = [asyncio.ensure_future(harness.inference.Predict(one, **me)) for _ in range(4)]
     await harness.until(lambda: len(harness.engine.held) == 4)
-    error = await failure(harness.inference.Predict(one))
+    error = await failure(harness.inference.Predict(one, **me))
     found = details(status_of(error))
     assert (error.code(), found["ErrorInfo"].reason) == (EXHAUSTED, "TENANT_QUEUE_FULL")
     assert found["RetryInfo"].retry_delay.ToMilliseconds() > 0
@@ -85,8 +90,8 @@ async def test_a_tenant_that_has_its_share_of_the_queue_is_refused_before_its_te
     assert counts(harness, "adamix_tenant_rejected_total") == {("default", "TENANT_QUEUE_FULL"): 1}
     assert counts(harness, "adamix_rejected_total") == {("TENANT_QUEUE_FULL",): 1}
     # A call of several, and a stream, wait instead.
-    several = asyncio.ensure_future(harness.inference.Predict(pb.PredictRequest(inputs=[ONE] * 3)))
-    stream = harness.inference.PredictStream()
+    several = asyncio.ensure_future(harness.inference.Predict(pb.PredictRequest(inputs=[ONE] * 3), **me))
+    stream = harness.inference.PredictStream(**me)
     await stream.write(pb.PredictStreamRequest(id="s", input=ONE))
     harness.engine.hold = False
     harness.engine.answer_all()
