@@ -159,7 +159,7 @@ class Enclosure:
             self._counted = await self._books.quota.enter(self._method.name, self._call.tenant)
             self._admit()
         except AdamixError as refusal:
-            self._count_out()
+            self._count_out(is_refused=True)
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
             if self._call.tenant:
                 self._books.recorder.inc("adamix_tenant_rejected_total", self._call.tenant, refusal.reason)
@@ -251,9 +251,9 @@ class Enclosure:
                 books.admission.leave()
             raise
 
-    def _count_out(self) -> None:
+    def _count_out(self, *, is_refused: bool = False) -> None:
         """The call is none of its tenant's any more."""
-        self._books.quota.leave(self._counted)
+        self._books.quota.leave(self._counted, is_refused=is_refused)
         self._counted = None
 
     @staticmethod
