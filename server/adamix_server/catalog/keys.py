@@ -63,7 +63,7 @@ class Keys:
         by: Actor = SERVER,
     ) -> KeyRow:
         """Let whoever shows a key call for a tenant. Of a tenant's keys that have ended, the first to end may be
-        forgotten for it.
+        forgotten for it, unless it stood for a certificate.
 
         Args:
             key: None for whoever shows a certificate with `certificate_name`. Whose certificates have which names is
@@ -221,7 +221,9 @@ def _make_room(connection: Connection, tenant: str, now_us: int) -> list[Change]
         return []
     never = (1 << 63) - 1
     end_us = func.min(func.coalesce(_keys.revoke_time_us, never), func.coalesce(_keys.expire_time_us, never))
-    ended = select(_keys.key_id).where(mine, end_us <= now_us).order_by(end_us, _keys.id).limit(1)
+    # One that stood for a certificate keeps that out, which would else be what it says of itself again.
+    may_go = mine & (_keys.certificate_name == "") & (end_us <= now_us)
+    ended = select(_keys.key_id).where(may_go).order_by(end_us, _keys.id).limit(1)
     if (first := connection.scalar(ended)) is None:
         raise Overloaded(
             f"tenant {tenant} has {MAX_KEYS_PER_TENANT:,} keys in force, which is the most; revoke one",
