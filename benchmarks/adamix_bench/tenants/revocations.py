@@ -15,7 +15,7 @@ from adamix_server.access import api_keys
 from adamix_server.client.connection import channel_options
 
 REVOKED = "revoked"
-KEYS = 3
+KEYS = 2
 _METHOD = "/adamix.v1.InferenceService/Predict"
 # Each with a connection of its own, and so with some front end.
 _CALLERS = 6

@@ -29,7 +29,7 @@ _TEXTS = 7
 # A connection is some front end's: of so many each front end has some.
 _CONNECTIONS, _EACH_FRONT_END = 4, 4
 # Between scenarios, for what is left of one to be gone.
-_PAUSE_S = 0.3
+_PAUSE_S = 0.2
 # The engine tells of the last second a little later.
 _AFTER_S = 0.5
 
