@@ -240,8 +240,7 @@ class Catalog:
     def check_pin(self, tenant: str) -> None:
         """Raises QuotaExceeded (`QUOTA_PINNED_VERSIONS`) if `set_pinned` would pin no more for the tenant."""
         with self._database.read() as connection:
-            quotas = stored_quotas.read_quotas(connection, tenant, self._default_quotas)
-            stored_quotas.check_new_pin(connection, tenant, quotas)
+            stored_quotas.check_new_pin(connection, tenant, self._default_quotas)
 
     def pinned(self) -> tuple[str, ...]:
         """Digests of all pinned versions for this server's backbone, each once, the longest pinned first."""

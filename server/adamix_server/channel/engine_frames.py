@@ -124,7 +124,8 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
         queued_tokens: all of them.
         batch_tokens: those of tenants of the class `batch`.
         active_weight: of all tenants that have something queued, together.
-        tenants: queued tokens of each tenant that this front end has rows of.
+        tenants: queued tokens of each tenant that this front end has rows of; if there are many, only of those of which
+            some have just ended.
     """
 
     tokens_per_s: float = 0.0

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from adamix.errors import AdamixError, Cancelled, DeadlineExceeded, InternalError, Overloaded
 from adamix_server import retry
+from adamix_server.access.quotas import MAX_WEIGHT, Shares
 from adamix_server.channel.channel import EngineChannel, Peer
 from adamix_server.channel.codec import ToEngine
 from adamix_server.channel.engine_frames import (
@@ -24,13 +25,15 @@ from adamix_server.channel.engine_frames import (
     EngineLoad,
     Event,
     Hello,
-    QueueState,
     Reply,
     Submit,
+    TenantShare,
+    TenantShares,
     Timing,
     Value,
     WireError,
 )
+from adamix_server.engine.credit import QueueRoom
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Batch, Request
 from adamix_server.engine.residency.claims import Claims
@@ -82,7 +85,13 @@ class Engine:
         self._rate = rate
         self._recorder = recorder
         self._on_stats = on_stats
-        self._front_ends = front_ends
+        self._room = QueueRoom(
+            max_inputs=hello.limits.max_queue_inputs,
+            max_tokens=hello.limits.max_queue_tokens,
+            max_text_tokens=hello.spec.max_tokens,
+            front_ends=front_ends,
+            tokens_per_s=rate.tokens_per_s,
+        )
         self._next_stats = 0.0
         self._largest_batch = 0
         self._largest_batch_before = 0
@@ -120,13 +129,15 @@ class Engine:
         began = self._receive(began)
         self._bring()
         self._expire()
-        batch = self._scheduler.next_batch(self._adapters.is_ready)
+        batch = self._scheduler.next_batch(self._adapters.is_ready, time.monotonic(), self._rate.tokens_per_s)
+        is_behind = self._scheduler.is_behind
         if batch is not None:
             self._run(batch)
         self._emit()
         self.last_step = time.monotonic()
         if batch is not None:
-            self._rate.add(batch.num_tokens, self.last_step - began)
+            self._rate.add(batch.num_tokens, self.last_step - began, is_behind=is_behind)
+            self._room.follow(self._rate.tokens_per_s)
         self._report()
 
     def _bring(self) -> None:
@@ -140,7 +151,7 @@ class Engine:
 
     def _receive(self, began: float) -> float:
         """Take in what has arrived. When the step began: as given, or when it had something to do at last."""
-        is_idle = not any(map(self._adapters.is_ready, self._scheduler.digests))
+        is_idle = not self._scheduler.can_run(self._adapters.is_ready)
         frames = self._channel.poll(_IDLE_S if is_idle else 0.0)
         if is_idle:
             began = time.monotonic()
@@ -160,9 +171,12 @@ class Engine:
                 for request_id in ids:
                     if (request := self._scheduler.find(peer, request_id)) is not None:
                         self._finish(request, Cancelled("the caller is gone"))
+            case TenantShares(shares=shares):
+                # All front ends read the same catalog: whose word is the newest knows best.
+                self._scheduler.set_shares({each.tenant: _shares(each) for each in shares})
             case Control(op="hello"):
                 self._channel.send(peer, self.hello)
-                self._channel.send(peer, self._first_credit())
+                self._channel.send(peer, self._first_credit(peer))
             case Control():
                 self._control(peer, frame)
 
@@ -205,19 +219,15 @@ class Engine:
         """Those that have requests for an adapter."""
         return {request.row.tenant for request in self._scheduler.of(digest)}
 
-    def _first_credit(self) -> Credit:
-        """One front end's part of the queue; at least one text of the backbone's full length, or it could send none."""
-        limits = self.hello.limits
+    def _first_credit(self, peer: Peer) -> Credit:
+        inputs, tokens = self._room.grant(peer)
         return Credit(
             generation=self.hello.generation,
             engine_id=self.hello.engine_id,
-            inputs=max(limits.max_queue_inputs // self._front_ends, 1),
-            tokens=max(limits.max_queue_tokens // self._front_ends, self.hello.spec.max_tokens),
-            queue=self._queue_state(),
+            inputs=inputs,
+            tokens=tokens,
+            queue=self._scheduler.state(peer, self._rate.tokens_per_s),
         )
-
-    def _queue_state(self) -> QueueState:
-        return QueueState(tokens_per_s=self._rate.tokens_per_s, queued_tokens=self._scheduler.queued_tokens)
 
     def _load(self) -> EngineLoad:
         return EngineLoad(
@@ -294,19 +304,20 @@ class Engine:
         self._outbox.setdefault(request.peer, []).append((request, _final_event(request, outcome)))
 
     def _emit(self) -> None:
-        """Send what is in the outbox, one frame per front end, with the credit that comes back."""
+        """Send what is in the outbox, one frame per front end, with the credit that goes back."""
         outbox, self._outbox = self._outbox, {}
         if not outbox:
             return
-        queue = self._queue_state()
         for peer, ended in outbox.items():
+            inputs, tokens = self._room.give_back(peer, len(ended), sum(request.num_tokens for request, _ in ended))
+            tenants = {request.row.tenant for request, _ in ended}
             emit = Emit(
                 generation=self.hello.generation,
                 engine_id=self.hello.engine_id,
                 events=[event for _, event in ended],
-                credit_inputs=len(ended),
-                credit_tokens=sum(request.num_tokens for request, _ in ended),
-                queue=queue,
+                credit_inputs=inputs,
+                credit_tokens=tokens,
+                queue=self._scheduler.state(peer, self._rate.tokens_per_s, tenants),
             )
             self._channel.send(peer, emit)
 
@@ -324,9 +335,14 @@ class Engine:
             self._next_stats = now + _STATS_EVERY_S
             self._recorder.set("adamix_queue_requests", value=len(self._scheduler))
             self._recorder.set("adamix_running_requests", value=self._largest_batch)
+            self._recorder.set_tenants("adamix_tenant_queue_tokens", self._scheduler.tokens_by_tenant())
             self._largest_batch_before, self._largest_batch = self._largest_batch, 0
             self._adapters.report()
             self._on_stats()
+
+
+def _shares(share: TenantShare) -> Shares:
+    return Shares(weight=min(max(share.weight, 1), MAX_WEIGHT), service_class=share.service_class)
 
 
 def _final_event(request: Request, outcome: NDArray[np.float32] | AdamixError) -> Event:

@@ -8,6 +8,7 @@ who answers it.
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,9 @@ class Request:
         hold: on its adapter, from its arrival until it ends.
         slot: of its adapter, once it runs; 0 is no adapter.
         timing: where its time went, once it has run.
+        num_tokens: of its row.
+        number: its place among all that have arrived.
+        passed: in how many batches it was its tenant's oldest and too long for what was left.
     """
 
     row: Row = field(repr=False)
@@ -44,6 +48,13 @@ class Request:
     slot: int = 0
     status: Status = Status.QUEUED
     timing: Timing = _NOT_RUN
+    number: int = 0
+    passed: int = 0
+    num_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Asked several times of every request, by each who counts tokens.
+        self.num_tokens = len(self.row.token_ids) // 4
 
     @classmethod
     def of_tokens(
@@ -60,10 +71,6 @@ class Request:
             deadline=float("inf"),
         )
         return cls(row, peer=b"", arrived=0.0, hold=Hold("", since=0.0), slot=slot)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.row.token_ids) // 4
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
@@ -85,8 +92,10 @@ class Batch:
     @classmethod
     def of(cls, requests: list[Request]) -> "Batch":
         """Group by digest, keeping the order of first appearance and, within a digest, of arrival."""
-        order = {digest: i for i, digest in enumerate(dict.fromkeys(r.row.digest for r in requests))}
-        return cls(tuple(sorted(requests, key=lambda r: order[r.row.digest])))
+        by_digest: dict[str, list[Request]] = {}
+        for request in requests:
+            by_digest.setdefault(request.row.digest, []).append(request)
+        return cls(tuple(chain.from_iterable(by_digest.values())))
 
     @cached_property
     def num_tokens(self) -> int:

@@ -1,21 +1,38 @@
 """Which requests run in the next batch. Pure: no torch, no clock, no channel.
 
-Batches are formed late, from whatever is ready, up to a budget of tokens. The oldest ready requests fill the first
-half of the budget whoever they belong to, so nobody is passed over; the second half goes to requests whose adapter the
-batch already needs, because fewer distinct adapters are worth more than any kernel tuning; then to the oldest again.
+Batches are formed late, from whatever is ready, up to a budget of tokens. Requests wait for their adapter in `parked`,
+where they count as their tenant's but give it no turn; from there they come, in the order of arrival, to the fair queue
+of their tenant's class (`fair.py`), and `service_classes.py` fills a batch from both.
 """
 
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, KeysView
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 
 from adamix.errors import InternalError
+from adamix_server.access.quotas import Shares
 from adamix_server.channel.channel import Peer
+from adamix_server.channel.engine_frames import QueueState
+from adamix_server.engine.fair import Chosen, FairQueue
 from adamix_server.engine.request import Batch, Request, Status
+from adamix_server.engine.service_classes import ServiceClasses
+from adamix_server.engine.tenants import LATELY_S, Tenants
 
 # Deadlines of requests that are gone are cleared away once they outnumber the queue by this many.
 _SPARE_DEADLINES = 1024
+# Beside somebody with more than so many full batches queued, others wait for short ones: of so much work.
+SHORT_S = 0.04
+HOG_BATCHES = 2
+# A batch is never shorter for that than one usual text: what a batch takes beside its tokens would be all it takes.
+_LEAST_SHORT_TOKENS = 64
+# With more tenants than these in its queues, a front end is told only of those whose number has just changed.
+_MOST_TENANTS_TOLD = 64
+# A generated token counts as so many of a prompt.
+GENERATED_COST = 2.0
+
+_NUMBER = attrgetter("number")
 
 
 class Scheduler:
@@ -29,16 +46,19 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         # By what a `Cancel` frame calls them, oldest first.
         self._queue: OrderedDict[tuple[Peer, int], Request] = OrderedDict()
-        self._by_digest: dict[str, OrderedDict[Request, None]] = {}
+        # By adapter, oldest first: those for which it had no slot when they came and was not ready when last asked for.
+        # It is asked for before every batch; of others it is found out when they are looked at.
+        self._parked: dict[str, dict[Request, None]] = {}
+        self._classes = ServiceClasses()
+        self._tenants = Tenants(HOG_BATCHES * max_batch_tokens)
         # Soonest first, and of equal ones the oldest. Requests that left the queue stay here until they are soonest.
         self._deadlines: list[tuple[float, int, Request]] = []
         self._arrivals = itertools.count()
-        self._queued_tokens = 0
 
     @property
     def queued_tokens(self) -> int:
-        """The tokens of the queued requests. Counted as they come and go: it is asked for at every emit."""
-        return self._queued_tokens
+        """The tokens of the queued requests."""
+        return self._tenants.queued_tokens
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -47,10 +67,18 @@ class Scheduler:
         """The queued requests, oldest first."""
         return iter(self._queue.values())
 
+    def can_run(self, is_ready: Callable[[str], bool]) -> bool:
+        """Whether there is a next batch."""
+        classes = self._classes
+        return classes.interactive.is_active or classes.batch.is_active or any(map(is_ready, self._parked))
+
     @property
-    def digests(self) -> KeysView[str]:
-        """The adapters that queued requests ask for."""
-        return self._by_digest.keys()
+    def is_behind(self) -> bool:
+        """Whether the last batch left interactive requests that could have run, too.
+
+        Then it was as large as batches are now. What is left of the class `batch` alone says nothing of that.
+        """
+        return self._classes.interactive.is_active
 
     def find(self, peer: Peer, request_id: int) -> Request | None:
         """The queued request that a front end calls so; None if there is none, or it runs already."""
@@ -58,20 +86,63 @@ class Scheduler:
 
     def of(self, digest: str) -> list[Request]:
         """The queued requests of one adapter, oldest first."""
-        return list(self._by_digest.get(digest, ()))
+        found = [*self._parked.get(digest, ()), *self._classes.interactive.of(digest), *self._classes.batch.of(digest)]
+        return sorted(found, key=_NUMBER)
+
+    def tokens_by_tenant(self) -> dict[str, int]:
+        """The tokens of the queued requests of each tenant that has any."""
+        return {tenant.name: tenant.tokens for tenant in self._tenants.queued()}
+
+    def state(self, peer: Peer, tokens_per_s: float, changed: Iterable[str] = ()) -> QueueState:
+        """What is queued, for one front end.
+
+        Args:
+            tokens_per_s: measured.
+            changed: tenants some of whose requests this front end has back now.
+        """
+        tenants = self._tenants
+        return QueueState(
+            tokens_per_s=tokens_per_s,
+            queued_tokens=tenants.queued_tokens,
+            batch_tokens=tenants.batch_tokens,
+            active_weight=float(tenants.queued_weight),
+            tenants=tenants.tokens_for(peer, _MOST_TENANTS_TOLD, changed),
+        )
+
+    def set_shares(self, shares: Mapping[str, Shares]) -> None:
+        """Weights and classes of tenants from now on. Who is not named is of weight 1 and interactive."""
+        for counters in (self._classes.interactive.counters, self._classes.batch.counters):
+            counters.set_weights({tenant: float(each.weight) for tenant, each in shares.items()})
+        for tenant in self._tenants.change(shares):
+            here, there = self._fair(tenant.name), self._fair(tenant.name, other=True)
+            for request in there.of_tenant(tenant.name):
+                there.remove(request)
+                here.add(request)
+
+    def charge_generated(self, tenant: str, num_tokens: int) -> None:
+        """Tokens that were generated for a tenant, beside what its requests were charged when they were taken."""
+        self._fair(tenant).counters.charge(tenant, GENERATED_COST * num_tokens)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises KeyError if its front end has queued another one of that id."""
-        key = request.peer, request.row.id
+        row = request.row
+        key = request.peer, row.id
         if key in self._queue:
-            raise KeyError(f"request {request.row.id} is queued already")
+            raise KeyError(f"request {row.id} is queued already")
         self._queue[key] = request
-        self._queued_tokens += request.num_tokens
-        self._by_digest.setdefault(request.row.digest, OrderedDict())[request] = None
+        request.number = next(self._arrivals)
+        is_batch = self._tenants.came(request).is_batch
+        classes, digest = self._classes, row.digest
+        if (parked := self._parked.get(digest)) is not None:
+            parked[request] = None
+        elif request.hold.has_slot or digest in classes.interactive or digest in classes.batch:
+            (classes.batch if is_batch else classes.interactive).add(request)
+        else:
+            self._parked[digest] = {request: None}
         if len(self._deadlines) > 2 * len(self._queue) + _SPARE_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if entry[-1].status is Status.QUEUED]
             heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (request.row.deadline, next(self._arrivals), request))
+        heapq.heappush(self._deadlines, (row.deadline, request.number, request))
 
     def end(self, request: Request) -> None:
         """A request has its outcome, whether it runs or is still queued. Raises InternalError the second time."""
@@ -93,57 +164,64 @@ class Scheduler:
             heapq.heappop(self._deadlines)
         return expired
 
-    def next_batch(self, is_ready: Callable[[str], bool]) -> Batch | None:
-        """Take the next batch out of the queue; None if no request's adapter is ready."""
-        chosen = _Chosen(self.max_batch_tokens)
-        oldest = (request for request in self._queue.values() if is_ready(request.row.digest))
-        waiting = chosen.fill(oldest, self.max_batch_tokens // 2)
-        if not chosen.requests:
-            return None
-        same = itertools.chain.from_iterable(self._by_digest[digest] for digest in list(chosen.digests))
-        chosen.fill(same, self.max_batch_tokens)
-        chosen.fill(waiting, self.max_batch_tokens)
+    def next_batch(self, is_ready: Callable[[str], bool], now: float, tokens_per_s: float) -> Batch | None:
+        """Take the next batch out of the queue; None if no request's adapter is ready.
+
+        Args:
+            is_ready: asked of adapters that requests wait for, and of those that a batch is about to need.
+            now: on the clock by which requests arrived.
+            tokens_per_s: measured.
+        """
+        self._tenants.forget(now)
+        self._wake(is_ready)
+        chosen = Chosen(is_ready)
+        is_lately = now - self._tenants.interactive_asked <= LATELY_S
+        self._classes.fill(chosen, self._budget(tokens_per_s), is_interactive_lately=is_lately)
         for request in chosen.requests:
-            self._take(request)
-        return Batch.of(chosen.requests)
+            del self._queue[request.peer, request.row.id]
+            self._tenants.went(request)
+        for digest in chosen.lost:
+            self._park(digest)
+        return Batch.of(chosen.requests) if chosen.requests else None
+
+    def _budget(self, tokens_per_s: float) -> int:
+        """How many tokens the next batch may have."""
+        if not self._tenants.is_light_beside_hog(self.max_batch_tokens, self._classes.interactive.tokens_of):
+            return self.max_batch_tokens
+        return min(self.max_batch_tokens, max(int(SHORT_S * tokens_per_s), _LEAST_SHORT_TOKENS))
+
+    def _fair(self, tenant: str, *, other: bool = False) -> FairQueue:
+        """The fair queue of a tenant's class, or the other one."""
+        is_batch = self._tenants.shares(tenant).service_class == "batch"
+        return self._classes.batch if is_batch is not other else self._classes.interactive
+
+    def _wake(self, is_ready: Callable[[str], bool]) -> None:
+        """Queue those whose adapter has become ready."""
+        ready = [digest for digest in self._parked if is_ready(digest)]
+        if not ready:
+            return
+        woken = [request for digest in ready for request in self._parked.pop(digest)]
+        if len(ready) > 1:
+            woken.sort(key=_NUMBER)
+        for request in woken:
+            self._fair(request.row.tenant).add(request)
+        self._classes.interactive.sort()
+        self._classes.batch.sort()
+
+    def _park(self, digest: str) -> None:
+        """Those of an adapter that is no longer ready wait for it."""
+        requests = self.of(digest)
+        for request in requests:
+            self._fair(request.row.tenant).remove(request)
+        self._parked[digest] = dict.fromkeys(requests)
 
     def _take(self, request: Request) -> None:
-        """Out of the queue."""
+        """Out of the queue, without having run."""
         del self._queue[request.peer, request.row.id]
-        self._queued_tokens -= request.num_tokens
-        same = self._by_digest[request.row.digest]
-        del same[request]
-        if not same:
-            del self._by_digest[request.row.digest]
-
-
-class _Chosen:
-    """A batch being filled. What it takes is RUNNING from then on."""
-
-    # How many requests in a row may be too long for the room that is left before the search for a shorter one stops.
-    _MISSES = 32
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.requests: list[Request] = []
-        self.digests: dict[str, None] = {}
-        self.tokens = 0
-
-    def fill(self, candidates: Iterable[Request], limit: int) -> Iterator[Request]:
-        """Take candidates while fewer than `limit` tokens are chosen; returns those not looked at."""
-        rest, misses = iter(candidates), 0
-        while self.tokens < limit and misses < self._MISSES:
-            request = next(rest, None)
-            if request is None:
-                break
-            if request.status is Status.RUNNING:
-                continue
-            num_tokens = request.num_tokens
-            if self.requests and self.tokens + num_tokens > self.budget:
-                misses += 1
-                continue
-            request.status = Status.RUNNING
-            self.requests.append(request)
-            self.digests[request.row.digest] = None
-            self.tokens += num_tokens
-        return rest
+        tenant, digest = self._tenants.went(request), request.row.digest
+        if (parked := self._parked.get(digest)) is None:
+            (self._classes.batch if tenant.is_batch else self._classes.interactive).remove(request)
+        else:
+            del parked[request]
+            if not parked:
+                del self._parked[digest]

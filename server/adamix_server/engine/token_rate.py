@@ -13,7 +13,8 @@ class TokenRate:
 
     Args:
         tokens_per_s: the first value; what a warm-up has shown. Above 0.
-        full_tokens: of a full batch. One less than half full says little of how fast a full one is, and is left out.
+        full_tokens: of a full batch. One less than half full says little of how fast the engine is when it has enough
+            to do, and is left out, unless there was more to do.
     """
 
     def __init__(self, tokens_per_s: float, full_tokens: int) -> None:
@@ -26,9 +27,12 @@ class TokenRate:
     def tokens_per_s(self) -> float:
         return 1.0 / self._token_s
 
-    def add(self, num_tokens: int, seconds: float) -> None:
-        """A batch of `num_tokens` took `seconds` from one step's begin to its end."""
-        if num_tokens < self._half_full or seconds <= 0:
+    def add(self, num_tokens: int, seconds: float, *, is_behind: bool = False) -> None:
+        """A batch of `num_tokens` took `seconds` from one step's begin to its end.
+
+        `is_behind`: more could have run, and was left for the next batch.
+        """
+        if (num_tokens < self._half_full and not is_behind) or seconds <= 0:
             return
         kept = 0.5 ** (num_tokens / HALF_LIFE_TOKENS)
         self._token_s = kept * self._token_s + (1.0 - kept) * (seconds / num_tokens)

@@ -34,6 +34,8 @@ _THREADS = 8
 # A front end that says nothing is replaced sooner than that, so this is only for what nobody has thought of.
 AGREEMENT_TIMEOUT_S = 30.0
 REREAD_S = 0.1
+# For calls to end that began before something was taken from their callers.
+LAST_CALLS_S = 1.0
 
 
 class CatalogView:
@@ -88,12 +90,16 @@ class CatalogView:
         if not await self._agreement.all_serve(revision, AGREEMENT_TIMEOUT_S):
             log.error("a change was answered before every front end saw it", extra={"revision": revision})
             is_read = False
-        if must_be_seen and not is_read:
+        if not must_be_seen:
+            return result
+        if not is_read:
             raise Unavailable(
                 "the change is made, and a part of the server may not know of it yet; do it again, until it succeeds",
                 reason="CHANGE_UNSEEN",
                 retry_after_s=REREAD_S,
             )
+        # Calls that came before it are answered before it is, unless they take long.
+        await self._agreement.none_uses_less(revision, LAST_CALLS_S)
         return result
 
     async def refresh(self) -> None:

@@ -109,7 +109,8 @@ MAX_PENDING_TEXT_BYTES = chapter.limit(
 )
 chapter.said(
     "queue of the engine; each of F front ends may fill 1/F of it",
-    "4,096 inputs and 262,144 tokens (`max_queue_inputs`, `max_queue_tokens`)",
+    "8 s of work as measured, an eighth of its tokens in inputs; no more than 4,096 inputs and 262,144 tokens "
+    "(`max_queue_inputs`, `max_queue_tokens`), and no less than one text of full length",
     Code.RESOURCE_EXHAUSTED,
     "OVERLOADED",
     note="RetryInfo, at once",

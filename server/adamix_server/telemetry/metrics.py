@@ -6,6 +6,7 @@ it up. Nothing here knows what the numbers mean, nor Prometheus.
 
 import threading
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,8 @@ _POWERS_OF_TWO = tuple(float(1 << i) for i in range(17))
 LOG_RECORDS_DROPPED = "adamix_log_records_dropped_total"
 # What a child keeps for a supervisor that does not listen now: so many tasks apart, and the ends of so many.
 MAX_WAITING_TASKS = 4_096
+# So many tenants have series of their own in a gauge that has one for each.
+MAX_TENANTS_IN_GAUGE = 1_000
 OTHER = "other"
 
 
@@ -79,6 +82,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("adamix_queue_seconds", "histogram", "Time from arrival in the engine to its batch.", (), _SECONDS),
         Metric("adamix_queue_requests", "gauge", "Inputs waiting in the engine."),
+        Metric("adamix_tenant_queue_tokens", "gauge", "Tokens waiting in the engine, per tenant.", ("tenant",)),
         Metric("adamix_running_requests", "gauge", "Inputs in the largest batch of the last second."),
         Metric("adamix_batch_tokens", "histogram", "Tokens per batch.", (), _POWERS_OF_TWO),
         Metric("adamix_batch_requests", "histogram", "Inputs per batch.", (), _POWERS_OF_TWO),
@@ -133,6 +137,9 @@ class Recorder:
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, _Labels], list[float]] = {}
         self._tasks: set[_Labels] = set()
+        # Gauges that are set as a whole, and of which tenants the last drain told.
+        self._tenant_gauges: dict[str, Mapping[str, float]] = {}
+        self._told_gauges: dict[str, Mapping[str, float]] = {}
         # A dictionary for its order: the oldest are forgotten first.
         self._ended: dict[_Labels, None] = {}
 
@@ -148,6 +155,21 @@ class Recorder:
         _check(name, "gauge", labels)
         with self._lock:
             self._pending[name, labels] = [value]
+
+    def set_tenants(self, name: str, values: Mapping[str, float]) -> None:
+        """Set a gauge of tenants as a whole: the series of those that are not among `values` end.
+
+        Of more than `MAX_TENANTS_IN_GAUGE` those with the largest values have their own; the rest share `other`.
+        """
+        _check(name, "gauge", (OTHER,))
+        if len(values) > MAX_TENANTS_IN_GAUGE:
+            largest = sorted(values.keys() - {OTHER}, key=lambda tenant: (-values[tenant], tenant))[
+                :MAX_TENANTS_IN_GAUGE
+            ]
+            own = {tenant: values[tenant] for tenant in largest}
+            values = {**own, OTHER: sum(values.values()) - sum(own.values())}
+        with self._lock:
+            self._tenant_gauges[name] = values
 
     def observe(self, name: str, *labels: str, value: float) -> None:
         """Add one observation to a histogram."""
@@ -178,8 +200,20 @@ class Recorder:
             ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
             self._tasks = set()
+            told, self._told_gauges = self._told_gauges, dict(self._tenant_gauges)
+            tenants = self._told_gauges
         return [
             *(Sample(name=name, labels=labels, values=[]) for labels in ended for name in _PER_TASK),
+            *(
+                Sample(name=name, labels=(tenant,), values=[])
+                for name, values in tenants.items()
+                for tenant in told.get(name, {}).keys() - values.keys()
+            ),
+            *(
+                Sample(name=name, labels=(tenant,), values=[value])
+                for name, values in tenants.items()
+                for tenant, value in values.items()
+            ),
             *(Sample(name=name, labels=labels, values=values) for (name, labels), values in pending.items()),
         ]
 

@@ -72,7 +72,9 @@ class Registry(Collector):
                 return
             for sample in samples:
                 metric = METRICS[sample.name]
-                if metric.kind == "gauge":
+                if metric.kind == "gauge" and not sample.values:
+                    gauges.pop((metric.name, sample.labels), None)
+                elif metric.kind == "gauge":
                     (gauges[metric.name, sample.labels],) = sample.values
                 elif metric.per_task and not sample.values:
                     self._forget(sample.labels)

@@ -3,12 +3,28 @@
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from adamix_server.channel.channel import Peer
 from adamix_server.channel.codec import FromEngine, ToEngine
-from adamix_server.channel.engine_frames import Control, Credit, EngineLoad, Hello, Limits, Reply, Row, Submit
+from adamix_server.channel.engine_frames import (
+    Cancel,
+    Control,
+    Credit,
+    Emit,
+    EngineLoad,
+    Hello,
+    Limits,
+    QueueState,
+    Reply,
+    Row,
+    Submit,
+    TenantShare,
+    TenantShares,
+)
 from adamix_server.engine.engine import Engine
+from adamix_server.engine.residency.slots import Hold
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
@@ -45,22 +61,26 @@ class Adapters:
     def advance(self) -> dict[str, Any]:
         return {}
 
-    def hold(self, digest: str) -> object:
-        return object()
+    def hold(self, digest: str) -> Hold:
+        return Hold(digest, since=0.0)
 
     def is_ready(self, digest: str) -> bool:
         return False
 
+    def release(self, hold: Hold) -> None: ...
+
     def report(self) -> None: ...
 
 
-def engine(front_ends: int, *, inputs: int = 4096, tokens: int = 262_144) -> tuple[Engine, Wire]:
+def engine(
+    front_ends: int, *, inputs: int = 4096, tokens: int = 262_144, tokens_per_s: float = 1e6
+) -> tuple[Engine, Wire]:
     wire = Wire()
     limits = Limits(max_batch_tokens=64, max_queue_inputs=inputs, max_queue_tokens=tokens, slots=7)
     hello = Hello(engine_id=ENGINE_ID, generation=1, spec=SPEC, limits=limits, dtype="float32", device="cpu")
     adapters: Any = Adapters()
     runner: Any = None
-    rate = TokenRate(1000.0, 64)
+    rate = TokenRate(tokens_per_s, 64)
     return Engine(wire, runner, adapters, Scheduler(64), hello, rate, Recorder(), lambda: None, front_ends), wire
 
 
@@ -83,6 +103,87 @@ def test_each_front_end_gets_its_share_of_the_queue(
     running.step()
     granted = {peer: (frame.inputs, frame.tokens) for peer, frame in wire.sent if isinstance(frame, Credit)}
     assert granted == dict.fromkeys(peers, share)
+
+
+def row(number: int, tenant: str, tokens: int = 5) -> Row:
+    return Row(id=number, tenant=tenant, digest="d", token_ids=bytes(4 * tokens), deadline=time.monotonic() + 60)
+
+
+def test_the_queue_has_room_for_eight_seconds_of_work_as_measured_so_far() -> None:
+    running, wire = engine(2, tokens_per_s=1000.0)
+    wire.arrived = [(b"p", Control(engine_id=ENGINE_ID, generation=1, call=0, op="hello"))]
+    running.step()
+    (credit,) = (frame for _, frame in wire.sent if isinstance(frame, Credit))
+    assert (credit.inputs, credit.tokens) == (500, 4000)
+    # Since then it has become slower.
+    running._room.follow(500.0)
+    wire.arrived = [
+        (b"p", Submit(engine_id=ENGINE_ID, generation=1, rows=[row(number, "t", 500) for number in range(6)])),
+        (b"p", Cancel(engine_id=ENGINE_ID, generation=1, ids=list(range(6)))),
+    ]
+    running.step()
+    (emit,) = (frame for _, frame in wire.sent if isinstance(frame, Emit))
+    assert (emit.credit_inputs, emit.credit_tokens) == (0, 1000)
+
+
+def test_a_front_end_is_told_what_waits_of_all_and_of_each_of_its_tenants() -> None:
+    running, wire = engine(2)
+    shares = [
+        TenantShare(tenant="heavy", weight=5, service_class="interactive"),
+        TenantShare(tenant="nightly", weight=2, service_class="batch"),
+    ]
+    submit = Submit(
+        engine_id=ENGINE_ID, generation=1, rows=[row(1, "heavy"), row(2, "usual"), row(3, "nightly"), row(4, "usual")]
+    )
+    wire.arrived = [
+        (b"p", TenantShares(engine_id=ENGINE_ID, generation=1, shares=shares)),
+        (b"p", submit),
+        (b"q", Submit(engine_id=ENGINE_ID, generation=1, rows=[row(1, "usual"), row(2, "heavy"), row(3, "other")])),
+        (b"q", Cancel(engine_id=ENGINE_ID, generation=1, ids=[3])),
+        (b"p", Cancel(engine_id=ENGINE_ID, generation=1, ids=[4])),
+    ]
+    running.step()
+    said = {peer: frame.queue for peer, frame in wire.sent if isinstance(frame, Emit)}
+    tenants = {"heavy": 10, "usual": 10}
+    everybodys = QueueState(
+        tokens_per_s=said[b"p"].tokens_per_s, queued_tokens=25, batch_tokens=5, active_weight=8.0, tenants=tenants
+    )
+    assert said == {
+        b"p": msgspec.structs.replace(everybodys, tenants={**tenants, "nightly": 5}),
+        b"q": everybodys,
+    }
+
+
+def test_the_last_word_about_weights_and_classes_holds_also_for_what_is_queued() -> None:
+    running, wire = engine(2)
+    heavy = TenantShare(tenant="t", weight=7, service_class="batch")
+    wire.arrived = [
+        (b"p", Submit(engine_id=ENGINE_ID, generation=1, rows=[row(1, "t")])),
+        (b"p", TenantShares(engine_id=ENGINE_ID, generation=1, shares=[heavy])),
+    ]
+    running.step()
+    state = running._scheduler.state(b"p", 1.0)
+    assert (state.active_weight, state.batch_tokens) == (7.0, 5)
+    wire.arrived = [(b"q", TenantShares(engine_id=ENGINE_ID, generation=1, shares=[]))]
+    running.step()
+    state = running._scheduler.state(b"p", 1.0)
+    assert (state.active_weight, state.batch_tokens) == (1.0, 0)
+
+
+def test_the_tokens_of_each_tenant_are_recorded_while_it_has_any() -> None:
+    running, wire = engine(1)
+    wire.arrived = [(b"p", Submit(engine_id=ENGINE_ID, generation=1, rows=[row(1, "t"), row(2, "u", 7)]))]
+
+    def told() -> dict[tuple[str, ...], list[float]]:
+        running._next_stats = 0.0
+        running.step()
+        samples = running._recorder.drain()
+        return {sample.labels: sample.values for sample in samples if sample.name == "adamix_tenant_queue_tokens"}
+
+    assert told() == {("t",): [5.0], ("u",): [7.0]}
+    wire.arrived = [(b"p", Cancel(engine_id=ENGINE_ID, generation=1, ids=[2]))]
+    assert told() == {("t",): [5.0], ("u",): []}
+    assert told() == {("t",): [5.0]}
 
 
 def test_an_engine_says_how_busy_it_is() -> None:

@@ -48,6 +48,13 @@ def test_a_batch_less_than_half_full_says_nothing(first: float, num_tokens: int,
     assert rate.tokens_per_s == pytest.approx(first)
 
 
+def test_a_batch_that_left_work_over_says_how_fast_the_engine_is() -> None:
+    rate = TokenRate(1000.0, full_tokens=1024)
+    for _ in range(1000):
+        rate.add(300, 0.04, is_behind=True)
+    assert rate.tokens_per_s == pytest.approx(7500.0)
+
+
 def test_a_batch_half_full_says_something() -> None:
     rate = TokenRate(1000.0, full_tokens=1024)
     rate.add(512, 0.0)  # a clock too coarse to see it

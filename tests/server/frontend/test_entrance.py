@@ -151,6 +151,26 @@ async def test_no_success_after_a_key_was_revoked(
     assert not any(late)
 
 
+async def test_a_call_held_back_until_its_key_was_revoked_is_refused(
+    start_serving: StartServing, authority: Authority, tmp_path: Path, make_key: Callable[..., tuple[str, str]]
+) -> None:
+    (text, key_id), (other, _) = make_key(), make_key()
+    harness = await start_serving(settings=settings_of(tmp_path, authority, "keys"))
+    raw = inference_pb2.PredictRequest(inputs=[{"task": "sst2", "text": "w1"}]).SerializeToString()
+    async with grpc.aio.secure_channel(harness.address, grpc.ssl_channel_credentials(authority.cert)) as channel:
+        predict_slowly = channel.stream_unary("/adamix.v1.InferenceService/Predict")
+        held = [predict_slowly(metadata=(bearer(shown),)) for shown in (text, other)]
+        # A call that came later was answered: these have come.
+        probe = adapters_pb2_grpc.AdapterServiceStub(channel)
+        await probe.ListTasks(adapters_pb2.ListTasksRequest(), metadata=(bearer(other),))
+        await revoke(harness, key_id)
+        for call in held:
+            await call.write(raw)
+            await call.done_writing()
+        assert (await end_of(held[0]))[:2] == (Code.UNAUTHENTICATED, "KEY_INVALID")
+        assert await held[1], "the other one's key is as good as before"
+
+
 def open_streams(channel: grpc.aio.Channel, credential: str) -> list[Any]:
     """One of each kind, under way."""
     metadata = (bearer(credential),)
@@ -354,7 +374,16 @@ async def test_a_revocation_that_a_front_end_has_not_seen_is_not_done(
                 await revoke_it(must_be_seen=True)
             assert (said.value.reason, said.value.retry_after_s is not None) == ("CHANGE_UNSEEN", True)
         assert (await revoke_it(must_be_seen=False)).revoke_time_us, "other changes are answered all the same"
+        # Answered once the last call that began before is, or after a second.
         agreement.take(Agreed(revision=view.snapshot.revision, oldest=0))
+        monkeypatch.setattr(catalog_view, "LAST_CALLS_S", 60.0)
+        answer = asyncio.create_task(revoke_it(must_be_seen=True))
+        await asyncio.wait({answer}, timeout=0.1)
+        assert not answer.done()
+        agreement.take(Agreed(revision=view.snapshot.revision, oldest=view.snapshot.revision))
+        assert (await answer).revoke_time_us
+        agreement.take(Agreed(revision=view.snapshot.revision, oldest=0))
+        monkeypatch.setattr(catalog_view, "LAST_CALLS_S", 0.05)
         assert (await revoke_it(must_be_seen=True)).revoke_time_us
         # Nor may this front end itself be behind.
         monkeypatch.setattr(catalog_view, "AGREEMENT_TIMEOUT_S", 0.0)

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adamix_server.channel.codec import from_child
 from adamix_server.channel.supervisor_frames import Stats
-from adamix_server.telemetry.metrics import MAX_WAITING_TASKS, METRICS, Recorder
+from adamix_server.telemetry.metrics import MAX_TENANTS_IN_GAUGE, MAX_WAITING_TASKS, METRICS, Recorder
 from adamix_server.telemetry.registry import MAX_TASK_SERIES, Registry
 
 
@@ -208,3 +208,31 @@ def test_every_metric_is_documented_and_named_by_the_rules() -> None:
         assert bool(metric.buckets) is (metric.kind == "histogram")
         assert list(metric.buckets) == sorted(metric.buckets)
         assert all(len(values) == len(metric.labels) for values in metric.known)
+
+
+def test_a_gauge_of_tenants_is_of_those_it_was_last_set_for() -> None:
+    recorder, registry = Recorder(), begun()
+    name = "adamix_tenant_queue_tokens"
+
+    def shown() -> dict[tuple[str, ...], float]:
+        registry.apply("frontend-0", recorder.drain())
+        return {labels: value for (found, labels), value in values(registry).items() if found == name}
+
+    recorder.set_tenants(name, {"a": 3, "b": 4})
+    assert shown() == {("a",): 3, ("b",): 4}
+    recorder.set_tenants(name, {"c": 1})
+    recorder.set_tenants(name, {"b": 5})
+    assert shown() == shown() == {("b",): 5}
+    recorder.set_tenants(name, {})
+    assert shown() == {}
+
+
+def test_tenants_beyond_the_cap_share_a_series() -> None:
+    recorder, registry = Recorder(), begun()
+    tokens = {f"t{number}": number for number in range(MAX_TENANTS_IN_GAUGE + 3)}
+    recorder.set_tenants("adamix_tenant_queue_tokens", {**tokens, "other": 10_000})
+    registry.apply("frontend-0", recorder.drain())
+    series = {key[1]: value for key, value in values(registry).items() if key[0] == "adamix_tenant_queue_tokens"}
+    assert len(series) == MAX_TENANTS_IN_GAUGE + 1
+    assert series["other",] == 10_000 + 0 + 1 + 2
+    assert series["t1002",] == 1002

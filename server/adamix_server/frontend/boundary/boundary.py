@@ -179,7 +179,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
                 async with Enclosure(books, method, context) as enclosure:
                     messages = enclosure.receiver(parse)
                     # A message is handed on without a name here, so that whoever gets it can let go of it.
-                    answer = await behaviour(messages if takes_many else await messages.one(), None)
+                    answer = await behaviour(messages if takes_many else await enclosure.only_message(messages), None)
                     response: bytes = serialize(answer)
                     await enclosure.departure.hold(response)
                 return response
@@ -191,7 +191,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         async def answer_many(_requests: AsyncIterator[bytes], context: Context) -> None:
             async with Enclosure(books, method, context) as enclosure:
                 messages, departure = enclosure.receiver(parse), enclosure.departure
-                answers = behaviour(messages if takes_many else await messages.one(), departure)
+                answers = behaviour(messages if takes_many else await enclosure.only_message(messages), departure)
                 if inspect.isawaitable(answers):
                     # Of a method that is not defined; the others are generators.
                     await answers

@@ -14,14 +14,13 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any
 
 import grpc.aio
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded
-from adamix_server.access.principal import NOBODY
+from adamix_server.access.principal import NOBODY, Principal
 from adamix_server.api import status
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
@@ -32,7 +31,7 @@ from adamix_server.frontend.boundary.places import Places
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
-from adamix_server.frontend.boundary.sessions import Session, Sessions
+from adamix_server.frontend.boundary.sessions import Basis, Session, Sessions, has_changed
 from adamix_server.limits.messages import MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -100,6 +99,7 @@ class Enclosure:
 
     __slots__ = (
         "_aborted",
+        "_basis",
         "_books",
         "_call",
         "_context",
@@ -123,6 +123,7 @@ class Enclosure:
         self._is_admitted = False
         self._seat: Room | None = None
         self._receiver: Receiver | None = None
+        self._basis: Basis = ()
         self._session: Session | None = None
         self._timer: asyncio.Timeout | None = None
         origin = books.origin(context.peer())
@@ -145,9 +146,9 @@ class Enclosure:
         except AdamixError as refusal:
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
             await self._end(refusal)
+        self._basis = self._books.sessions.basis()
         if self._method.is_stream:
-            recognise = partial(self._books.gate.admit, self._method.name, self._context)
-            self._session = self._books.sessions.open(self._call, recognise)
+            self._session = self._books.sessions.open(self._call, self._recognise)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
             await self._timer.__aenter__()
@@ -182,6 +183,20 @@ class Enclosure:
             self._context, origin, method.places, books.messages, parse, method.pace, is_upload=method.is_upload
         )
         return self._receiver
+
+    async def only_message(self, messages: Receiver) -> Any:
+        """The message of a call that has one. Raises as `Receiver.one`, and Unauthenticated.
+
+        Its caller may have held it back until its key was revoked: so many calls as may run could be kept in hand.
+        """
+        message = await messages.one()
+        if has_changed(self._books.sessions.basis(), self._basis):
+            self._call.principal = self._recognise()
+        return message
+
+    def _recognise(self) -> Principal:
+        """Who makes the call, asked once more. Raises Unauthenticated, PermissionDenied."""
+        return self._books.gate.admit(self._method.name, self._context)
 
     async def pace(self) -> None:
         """Wait until the call may be looked at: of one whose messages nobody reads."""

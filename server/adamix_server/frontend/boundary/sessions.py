@@ -64,10 +64,13 @@ class Sessions:
     Args:
         basis: by which callers are recognised now; another object in it once that has changed.
         clock: seconds since 1970 UTC, which may jump.
+
+    Attributes:
+        basis: as given.
     """
 
     def __init__(self, basis: Callable[[], Basis] = lambda: (), clock: Callable[[], float] = time.time) -> None:
-        self._basis = basis
+        self.basis = basis
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._seen = basis()
@@ -103,8 +106,8 @@ class Sessions:
 
     async def look(self) -> None:
         """End what nobody is known for any more."""
-        newest = self._basis()
-        if any(new is not seen for new, seen in zip(newest, self._seen, strict=True)):
+        newest = self.basis()
+        if has_changed(newest, self._seen):
             self._seen = newest
             for number, session in enumerate(list(self._open)):
                 if number % _AT_ONCE == _AT_ONCE - 1:
@@ -134,3 +137,8 @@ class Sessions:
         else:
             if principal != session.call.principal:
                 session.end_with(unauthenticated())
+
+
+def has_changed(basis: Basis, since: Basis) -> bool:
+    """Whether somebody who was recognised by `since` may not be by `basis`."""
+    return any(new is not old for new, old in zip(basis, since, strict=True))
