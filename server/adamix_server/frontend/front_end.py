@@ -54,6 +54,7 @@ from adamix_server.frontend.control.watch import Watch
 from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
 from adamix_server.frontend.entrance import OpenEntrance, open_entrance
+from adamix_server.frontend.inference.feeding import Feeding
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.inference.stages import Stages
@@ -61,6 +62,7 @@ from adamix_server.frontend.inference.tokenization import Tokenizer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.frontend.store_watch import StoreWatch
+from adamix_server.frontend.tenancy import Tenancy
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -146,7 +148,9 @@ class FrontEnd:
                     return 0
             try:
                 view = await self._open(closing)
-                await closing.enter_async_context(_running(self._keep_fresh(view), self._keep_reporting()))
+                await closing.enter_async_context(
+                    _running(self._keep_fresh(view), self._keep_reporting(), self._keep_shares_told(view))
+                )
                 while not self._agreement.is_admitted:
                     if not await self._go_on():
                         return 0
@@ -190,7 +194,8 @@ class FrontEnd:
         settings = start.settings
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
-        stages = Stages(view, tokenizer, link, recorder)
+        tenancy = Tenancy(view, Quotas(**settings.default_quotas), is_open=settings.access.asks_nobody)
+        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), recorder)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
@@ -377,6 +382,18 @@ class FrontEnd:
             # Every task is looked at where a snapshot was left out: not on the loop.
             for tenant, task in await asyncio.to_thread(newest.gone_since, known):
                 self._recorder.remove_task(tenant, task)
+            known = newest
+
+    async def _keep_shares_told(self, view: CatalogView) -> None:
+        """Tell the engine what tenants are among others: first, and whenever that changes."""
+        tenancy, known = Tenancy(view), view.snapshot
+        shares = tenancy.uncommon()
+        self._link.tell_shares(shares)
+        while True:
+            newest = await view.changed(known)
+            if newest.access is not known.access and (now := tenancy.uncommon()) != shares:
+                shares = now
+                self._link.tell_shares(shares)
             known = newest
 
     async def _receive(self, timeout_s: float | None = None) -> ToChild | None:

@@ -94,6 +94,14 @@ MAX_BYTES_IN_FLIGHT = chapter.limit(
     proof="server/frontend/boundary/test_receiving.py::test_bytes_in_flight",
 )
 chapter.said(
+    "calls, and bytes of messages, of one tenant while others have any",
+    "a quarter of all of them",
+    Code.RESOURCE_EXHAUSTED,
+    "BYTES_IN_FLIGHT",
+    note="of calls `CALLS_FULL`; RetryInfo",
+    proof="server/frontend/boundary/test_receiving.py::test_a_tenants_share_of_bytes_and_of_calls",
+)
+chapter.said(
     "fields that this server does not know, in a message over 4 KiB",
     "half of its bytes",
     Code.INVALID_ARGUMENT,

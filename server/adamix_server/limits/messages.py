@@ -108,6 +108,32 @@ MAX_PENDING_TEXT_BYTES = chapter.limit(
     proof="server/frontend/inference/test_tokenization.py::test_more_waiting_text_than_fits_is_refused_at_once",
 )
 chapter.said(
+    "what a tenant has in its front end's part of the queue, where there are several tenants",
+    "its weight (8 at most) times what is free of it, of tokens and of inputs; `batch` tenants together half of it",
+    Code.RESOURCE_EXHAUSTED,
+    "TENANT_QUEUE_FULL",
+    note="RetryInfo, at once; one input finds room as long as there is any",
+    proof="server/frontend/test_queue_room.py::test_the_share_of_a_tenant_is_met_exactly",
+)
+MAX_WAITING_INPUTS = chapter.limit(
+    1024,
+    "",
+    "inputs of calls that have several, and of streams, which wait for room in the queue, in one front end; "
+    "shares as of the queue, and 64 as long as there is any",
+    Code.RESOURCE_EXHAUSTED,
+    "OVERLOADED",
+    note="or `TENANT_QUEUE_FULL`; RetryInfo, at once. A stream waits instead",
+    proof="server/frontend/inference/test_feeding.py::test_so_many_inputs_wait_and_no_more",
+)
+chapter.said(
+    "the deadline of an input",
+    "one and a half times what is before it in the queue by the engine's rate, and of a full batch",
+    Code.DEADLINE_EXCEEDED,
+    "DEADLINE_UNREACHABLE",
+    note="RetryInfo, at once",
+    proof="server/frontend/inference/test_feeding.py::test_a_deadline_that_can_be_met_exactly_is_admitted",
+)
+chapter.said(
     "queue of the engine; each of F front ends may fill 1/F of it",
     "8 s of work as measured, an eighth of its tokens in inputs; no more than 4,096 inputs and 262,144 tokens "
     "(`max_queue_inputs`, `max_queue_tokens`), and no less than one text of full length",

@@ -21,8 +21,10 @@ _FEW_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 _POWERS_OF_TWO = tuple(float(1 << i) for i in range(17))
 
 LOG_RECORDS_DROPPED = "adamix_log_records_dropped_total"
-# What a child keeps for a supervisor that does not listen now: so many tasks apart, and the ends of so many.
+# What a child keeps for a supervisor that does not listen now: so many tasks apart, and the ends of so many; so many
+# tenants.
 MAX_WAITING_TASKS = 4_096
+MAX_WAITING_TENANTS = 4_096
 # So many tenants have series of their own in a gauge that has one for each.
 MAX_TENANTS_IN_GAUGE = 1_000
 OTHER = "other"
@@ -33,6 +35,7 @@ class Metric:
     """One metric family. `per_task` ones have the labels (tenant, task) and a cap on distinct values.
 
     Attributes:
+        per_tenant: the first label is a tenant's, and there is a cap on those; never a gauge.
         known: label values that are there at 0 before anybody has said anything: who reads a rate misses the first
             event of a series that begins with it. A counter or a histogram without labels always is.
         across: what becomes of a gauge that several processes set.
@@ -44,6 +47,7 @@ class Metric:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     per_task: bool = False
+    per_tenant: bool = False
     known: tuple[tuple[str, ...], ...] = ()
     across: Literal["sum", "max"] = "sum"
 
@@ -63,6 +67,13 @@ METRICS: dict[str, Metric] = {
             "Inputs and calls refused to protect the server.",
             ("reason",),
             known=tuple(_REFUSALS),
+        ),
+        Metric(
+            "adamix_tenant_rejected_total",
+            "counter",
+            "Inputs and calls of a tenant that were refused.",
+            ("tenant", "reason"),
+            per_tenant=True,
         ),
         Metric(
             "adamix_auth_failures_total",
@@ -128,7 +139,8 @@ class Recorder:
     """Collects changes of metrics in a child process. Thread-safe.
 
     What waits for the next drain is of one size, however long that takes to come: increments are summed, of a gauge the
-    last value stays, and observations are counted by bucket. Tasks beyond `MAX_WAITING_TASKS` share the label `other`.
+    last value stays, and observations are counted by bucket. Tasks beyond `MAX_WAITING_TASKS` share the label `other`,
+    and so do tenants beyond theirs.
 
     An unknown name or a wrong number of labels is a bug and raises at once.
     """
@@ -137,6 +149,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, _Labels], list[float]] = {}
         self._tasks: set[_Labels] = set()
+        self._tenants_apart: set[str] = set()
         # Gauges that are set as a whole, and of which tenants the last drain told.
         self._tenant_gauges: dict[str, Mapping[str, float]] = {}
         self._told_gauges: dict[str, Mapping[str, float]] = {}
@@ -199,7 +212,7 @@ class Recorder:
         with self._lock:
             ended, self._ended = self._ended, {}
             pending, self._pending = self._pending, {}
-            self._tasks = set()
+            self._tasks, self._tenants_apart = set(), set()
             told, self._told_gauges = self._told_gauges, dict(self._tenant_gauges)
             tenants = self._told_gauges
         return [
@@ -224,6 +237,11 @@ class Recorder:
                 labels = (OTHER, OTHER)
             else:
                 self._tasks.add(labels)
+        elif metric.per_tenant and labels[0] not in self._tenants_apart:
+            if len(self._tenants_apart) >= MAX_WAITING_TENANTS:
+                labels = (OTHER, *labels[1:])
+            else:
+                self._tenants_apart.add(labels[0])
         width = 1 if metric.kind == "counter" else 2 + len(metric.buckets)
         return self._pending.setdefault((metric.name, labels), [0.0] * width)
 

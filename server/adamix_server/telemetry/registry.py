@@ -19,6 +19,7 @@ from adamix_server.telemetry.metrics import METRICS, OTHER, Metric
 from adamix_server.telemetry.processes import Processes
 
 MAX_TASK_SERIES = 1_000
+MAX_TENANT_SERIES = 1_000
 # What this process is called, beside its children.
 SUPERVISOR = "supervisor"
 
@@ -29,13 +30,13 @@ class Registry(Collector):
     """See the module's docstring. Fed by one thread and read by any.
 
     At most `max_task_series` tasks have series of their own: the first ones that had traffic. The rest share the
-    label `other`, until a deleted task makes room.
+    label `other`, until a deleted task makes room. Of tenants it is the same with `max_tenant_series`, for good.
 
     Attributes:
         collectors: what is to be written of it, the processes' own metrics included.
     """
 
-    def __init__(self, max_task_series: int = MAX_TASK_SERIES) -> None:
+    def __init__(self, max_task_series: int = MAX_TASK_SERIES, max_tenant_series: int = MAX_TENANT_SERIES) -> None:
         self._lock = threading.Lock()
         # Of a counter its value; of a histogram the sum and then the numbers of the buckets, as samples have them.
         self._totals: dict[str, dict[_Labels, list[float]]] = {
@@ -46,7 +47,9 @@ class Registry(Collector):
         # By process. Only those that run are in here.
         self._gauges: dict[str, dict[tuple[str, _Labels], float]] = {}
         self._max_task_series = max_task_series
+        self._max_tenant_series = max_tenant_series
         self._tasks: set[_Labels] = set()
+        self._tenants: set[str] = set()
         self._processes = Processes()
         self.collectors = CollectorRegistry()
         self.collectors.register(self)
@@ -79,8 +82,7 @@ class Registry(Collector):
                 elif metric.per_task and not sample.values:
                     self._forget(sample.labels)
                 else:
-                    labels = self._admit(sample.labels) if metric.per_task else sample.labels
-                    self._add(metric, labels, sample.values)
+                    self._add(metric, self._admit(metric, sample.labels), sample.values)
 
     def collect(self) -> Iterable[Family]:
         """One family a metric."""
@@ -101,7 +103,20 @@ class Registry(Collector):
         for place, value in enumerate(values):
             totals[place] += value
 
-    def _admit(self, labels: _Labels) -> _Labels:
+    def _admit(self, metric: Metric, labels: _Labels) -> _Labels:
+        """The labels under which something is counted."""
+        if metric.per_tenant:
+            return (self._admit_tenant(labels[0]), *labels[1:])
+        return self._admit_task(labels) if metric.per_task else labels
+
+    def _admit_tenant(self, tenant: str) -> str:
+        if tenant not in self._tenants:
+            if tenant == OTHER or len(self._tenants) >= self._max_tenant_series:
+                return OTHER
+            self._tenants.add(tenant)
+        return tenant
+
+    def _admit_task(self, labels: _Labels) -> _Labels:
         if labels not in self._tasks:
             if labels == (OTHER, OTHER) or len(self._tasks) >= self._max_task_series:
                 return (OTHER, OTHER)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from typing import Any
 
 import grpc
 
@@ -59,9 +60,14 @@ async def test_every_credit_comes_back(start_serving: StartServing, seed: Seed, 
     await answers
     engine.hold = False
     engine.answer_all()
-    await harness.until(lambda: not link._connection._waiting and not engine.held)
-    await harness.until(lambda: (link._connection._inputs, link._connection._tokens) == CREDIT)
-    assert link._connection._rows == {}
+    assert link.moving is not None
+    connection, room = link.moving, link.moving.room
+    await harness.until(lambda: not connection._waiting and not engine.held)
+    await harness.until(lambda: (room.free_inputs, room.free_tokens) == CREDIT)
+    assert (room.inputs, room.tokens) == (0, 0)
+    assert connection._rows == connection._held == {}
+    feeding: Any = getattr(link.on_room, "__self__", None)
+    assert (feeding._lines, feeding._admitted, feeding._waiting.inputs) == ({}, {}, 0)
     assert codes >= {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
     assert codes <= {
         grpc.StatusCode.OK,

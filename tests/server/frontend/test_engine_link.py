@@ -24,7 +24,8 @@ from adamix_server.channel.engine_frames import (
     Submit,
 )
 from adamix_server.channel.supervisor_frames import EngineDown, EngineMoving, EngineStalled, EngineUp
-from adamix_server.frontend.engine_link import BUSY_ROWS, EngineLink
+from adamix_server.frontend.engine_connection import BUSY_ROWS
+from adamix_server.frontend.engine_link import EngineLink
 
 ENGINE_ID = "engine-0"
 
@@ -114,7 +115,7 @@ async def test_rows_of_one_turn_leave_in_one_frame(scene: Scene) -> None:
 
 async def test_while_the_engine_is_busy_rows_are_gathered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     # Long enough for any machine to do the turns in between.
-    monkeypatch.setattr("adamix_server.frontend.engine_link.GATHER_S", 0.3)
+    monkeypatch.setattr("adamix_server.frontend.engine_connection.GATHER_S", 0.3)
     wire = await scene.up()
     scene.link.submit([scene.row() for _ in range(BUSY_ROWS)])
     await settle()

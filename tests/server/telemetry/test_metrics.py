@@ -12,7 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adamix_server.channel.codec import from_child
 from adamix_server.channel.supervisor_frames import Stats
-from adamix_server.telemetry.metrics import MAX_TENANTS_IN_GAUGE, MAX_WAITING_TASKS, METRICS, Recorder
+from adamix_server.telemetry.metrics import (
+    MAX_TENANTS_IN_GAUGE,
+    MAX_WAITING_TASKS,
+    MAX_WAITING_TENANTS,
+    METRICS,
+    Recorder,
+)
 from adamix_server.telemetry.registry import MAX_TASK_SERIES, Registry
 
 
@@ -183,6 +189,17 @@ def test_a_child_nobody_listens_to_keeps_so_many_tasks_apart_and_no_more() -> No
     assert len(ended) == MAX_WAITING_TASKS
     assert "task-1" not in ended
     assert f"task-{MAX_WAITING_TASKS + 1}" in ended
+
+
+def test_a_child_nobody_listens_to_keeps_so_many_tenants_apart_and_no_more() -> None:
+    recorder = Recorder()
+    for number in range(MAX_WAITING_TENANTS + 2):
+        for why in ("OVERLOADED", "TENANT_QUEUE_FULL"):
+            recorder.inc("adamix_tenant_rejected_total", f"tenant-{number}", why)
+    counts = {sample.labels: sample.values[0] for sample in recorder.drain()}
+    assert len(counts) == 2 * (MAX_WAITING_TENANTS + 1)
+    assert counts[f"tenant-{MAX_WAITING_TENANTS - 1}", "OVERLOADED"] == 1
+    assert counts["other", "TENANT_QUEUE_FULL"] == 2
 
 
 def test_threads_lose_no_increment() -> None:

@@ -116,3 +116,24 @@ def test_every_process_that_runs_has_its_own_process_metrics() -> None:
     assert 0 < open_fds < max_fds
     registry.ended("frontend-0")
     assert set(series(registry, "process_cpu_seconds_total")) == {("supervisor",)}
+
+
+def test_so_many_tenants_have_series_of_their_own_and_the_rest_share_one() -> None:
+    name = "adamix_tenant_rejected_total"
+    registry = Registry(max_tenant_series=2)
+    registry.began("frontend-0", os.getpid())
+
+    def refuse(tenant: str, reason: str, by: int = 1) -> None:
+        registry.apply("frontend-0", recorded(lambda recorder: recorder.inc(name, tenant, reason, by=by)))
+
+    for tenant in ("a", "b", "c", "d", "a"):
+        refuse(tenant, "OVERLOADED")
+    refuse("b", "TENANT_QUEUE_FULL", by=5)
+    refuse("c", "TENANT_QUEUE_FULL")
+    assert series(registry, name) == {
+        ("OVERLOADED", "a"): 2,
+        ("OVERLOADED", "b"): 1,
+        ("OVERLOADED", "other"): 2,
+        ("TENANT_QUEUE_FULL", "b"): 5,
+        ("TENANT_QUEUE_FULL", "other"): 1,
+    }

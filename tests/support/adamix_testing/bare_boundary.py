@@ -13,6 +13,7 @@ from adamix_server.client.connection import channel_options
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
+from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.health import HealthServicer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.telemetry.metrics import Recorder
@@ -82,11 +83,12 @@ class BareBoundary:
         bounds: Bounds = BOUNDS,
         listen: str = "127.0.0.1:0",
         is_shared: Callable[[], bool] = lambda: False,
+        gate: Gate | None = None,
     ) -> None:
         self.servicer = PlayedServicer()
         self.admission = Admission(bounds)
         self.recorder = Recorder()
-        self.boundary = Boundary(self.admission, self.recorder, bounds, is_shared=is_shared)
+        self.boundary = Boundary(self.admission, self.recorder, bounds, gate=gate, is_shared=is_shared)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(PlayedAdapters(), self.boundary)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(Readiness(), ()), self.boundary)

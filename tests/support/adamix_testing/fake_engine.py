@@ -21,6 +21,7 @@ from adamix_server.channel.engine_frames import (
     Reply,
     Row,
     Submit,
+    TenantShares,
     Timing,
     Value,
     WireError,
@@ -51,6 +52,7 @@ class FakeEngine:
         self.submits: list[Submit] = []
         self.cancelled: list[int] = []
         self.controls: list[Control] = []
+        self.shares: list[TenantShares] = []
         self.control_error: AdamixError | None = None
         self.in_use: set[str] = set()
         self.on_device: set[str] = set()
@@ -90,7 +92,7 @@ class FakeEngine:
                 generation=generation,
                 inputs=self.credit[0],
                 tokens=self.credit[1],
-                queue=QueueState(tokens_per_s=self.tokens_per_s),
+                queue=self.queue(),
             )
         )
         return self.channel
@@ -105,6 +107,8 @@ class FakeEngine:
             case Cancel():
                 self.cancelled.extend(frame.ids)
                 self.answer([row for row in self.held if row.id in frame.ids])
+            case TenantShares():
+                self.shares.append(frame)
             case Control():
                 # Asked every second, whatever else happens.
                 if frame.op != "pins":
@@ -159,9 +163,21 @@ class FakeEngine:
                     events=[self._event(row, len(rows)) for row in rows],
                     credit_inputs=len(rows),
                     credit_tokens=_num_tokens(rows),
-                    queue=QueueState(tokens_per_s=self.tokens_per_s, queued_tokens=_num_tokens(self.held)),
+                    queue=self.queue(),
                 )
             )
+
+    def queue(self) -> QueueState:
+        """What waits, as if every tenant were of weight 1 and interactive."""
+        tenants: dict[str, int] = {}
+        for row in self.held:
+            tenants[row.tenant] = tenants.get(row.tenant, 0) + _num_tokens([row])
+        return QueueState(
+            tokens_per_s=self.tokens_per_s,
+            queued_tokens=sum(tenants.values()),
+            active_weight=len(tenants),
+            tenants=tenants,
+        )
 
     def emit(self, frame: FromEngine) -> None:
         assert self.channel is not None

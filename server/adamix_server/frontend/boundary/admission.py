@@ -9,7 +9,7 @@ import asyncio
 from adamix.errors import Overloaded, Unavailable
 from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
-from adamix_server.frontend.boundary.rooms import Origin, Room
+from adamix_server.frontend.boundary.rooms import Origin, Room, TenantParts
 
 # This server does not come back, so there is nothing to measure: time for a client to learn where the next one is.
 DRAIN_RETRY_S = 1.0
@@ -18,10 +18,11 @@ _CALL_S, _NEWEST = 0.1, 0.01
 
 
 class Admission:
-    """Counts running calls, each connection's share of them, and once `close` was called refuses new ones."""
+    """Counts running calls, shares them out among connections and tenants, and refuses new ones after `close`."""
 
     def __init__(self, bounds: Bounds = BOUNDS) -> None:
         self._calls = Room(bounds.calls)
+        self._tenants = TenantParts(bounds.calls)
         self._call_s = _CALL_S
         self._kept = Room(bounds.kept_calls)
         self._running = 0
@@ -42,8 +43,8 @@ class Admission:
         if self._running == 0:
             self._idle.set()
 
-    def seat(self, origin: Origin, *, is_kept: bool) -> Room:
-        """Take room for one call of a connection, until grpc has sent the last byte of its answer.
+    def seat(self, origin: Origin, tenant: str, *, is_kept: bool) -> Room:
+        """Take room for one call of a tenant and a connection, until grpc has sent the last byte of its answer.
 
         Args:
             is_kept: some room is kept for calls of this kind.
@@ -52,22 +53,27 @@ class Admission:
             where 1 is to be given back.
 
         Raises:
-            Overloaded: this front end has as many calls as it takes, or this connection its share (`CALLS_FULL`).
+            Overloaded: this front end has as many calls as it takes, or this connection or tenant its share
+                (`CALLS_FULL`).
         """
-        if self._calls.take(origin, 1):
+        if (is_kept or self._tenants.may_take(tenant, 1)) and self._calls.take(origin, 1):
+            self._tenants.take(tenant, 1)
             return self._calls
         if is_kept and self._kept.take(origin, 1):
             return self._kept
         raise Overloaded(
-            "this connection has its share of the calls that run at once, or there is no more room for any; try again",
+            "this connection or its tenant has its share of the calls that run at once, or there is no more room for "
+            "any; try again",
             reason="CALLS_FULL",
             # By then what this connection holds now has ended.
             retry_after_s=retry.within(self._call_s),
         )
 
-    def rise(self, seat: Room, origin: Origin, call_s: float) -> None:
+    def rise(self, seat: Room, origin: Origin, tenant: str, call_s: float) -> None:
         """Give back what `seat` took, after so many seconds."""
         seat.give(origin, 1)
+        if seat is self._calls:
+            self._tenants.give(tenant, 1)
         self._call_s += _NEWEST * (call_s - self._call_s)
 
     def close(self) -> None:

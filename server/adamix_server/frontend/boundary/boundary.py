@@ -82,6 +82,11 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         def refused(reason: str) -> None:
             recorder.inc("adamix_rejected_total", reason)
 
+        def refused_of(reason: str, tenant: str) -> None:
+            refused(reason)
+            if tenant:
+                recorder.inc("adamix_tenant_rejected_total", tenant, reason)
+
         def places(size: int, seats: int, bounds: Bounds = bounds) -> Places:
             return Places(size, seats, bounds, refused)
 
@@ -92,7 +97,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         self._books = Books(
             admission,
             recorder,
-            Messages(bounds, refused),
+            Messages(bounds, refused_of),
             Sending(bounds, recorder),
             origins(proxies),
             gate or Gate(),

@@ -145,6 +145,8 @@ class Enclosure:
             self._admit()
         except AdamixError as refusal:
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
+            if self._call.tenant:
+                self._books.recorder.inc("adamix_tenant_rejected_total", self._call.tenant, refusal.reason)
             await self._end(refusal)
         self._basis = self._books.sessions.basis()
         if self._method.is_stream:
@@ -178,9 +180,16 @@ class Enclosure:
     def receiver(self, parse: Parse) -> Receiver:
         """The call's messages. To be asked for once."""
         books = self._books
-        method, origin = self._method, self._call.origin
+        method, call = self._method, self._call
         self._receiver = Receiver(
-            self._context, origin, method.places, books.messages, parse, method.pace, is_upload=method.is_upload
+            self._context,
+            call.origin,
+            call.tenant,
+            method.places,
+            books.messages,
+            parse,
+            method.pace,
+            is_upload=method.is_upload,
         )
         return self._receiver
 
@@ -211,7 +220,7 @@ class Enclosure:
             books.admission.enter()
             self._is_admitted = True
         try:
-            self._seat = books.admission.seat(origin, is_kept=self._method.is_kept)
+            self._seat = books.admission.seat(origin, self._call.tenant, is_kept=self._method.is_kept)
         except AdamixError:
             if self._is_admitted:
                 books.admission.leave()
@@ -231,7 +240,8 @@ class Enclosure:
         self._books.sending.ends.end(self.departure)
         self.departure.let_go()
         if self._seat is not None:
-            self._books.admission.rise(self._seat, self._call.origin, time.monotonic() - self._start)
+            call, call_s = self._call, time.monotonic() - self._start
+            self._books.admission.rise(self._seat, call.origin, call.tenant, call_s)
         if self._aborted is not None:
             # grpc keeps it, it knows our frames, and these know what grpc keeps.
             _forget_frames(self._aborted)

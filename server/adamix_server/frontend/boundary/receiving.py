@@ -2,7 +2,7 @@
 
 In this order, so that a caller costs nothing before its turn. Fields that this server does not know are discarded, and
 a message that is mostly such is refused. Neither the bytes nor the message are kept here; the room they take is the
-call's until it ends or asks for its next message. (A tenant's share of that room will stand beside the connection's.)
+call's until it ends or asks for its next message. A tenant has its share of that room, beside the connection's.
 Knows messages of protobuf; knows no service.
 """
 
@@ -17,41 +17,53 @@ from adamix.errors import InvalidRequest, Overloaded
 from adamix_server import retry
 from adamix_server.frontend.boundary.bounds import COPIES, SMALL_BYTES, UNKNOWN_FLOOR_BYTES, Bounds
 from adamix_server.frontend.boundary.pace import Pace
-from adamix_server.frontend.boundary.places import Places, Refused, uncounted
-from adamix_server.frontend.boundary.rooms import Origin, Room
+from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.rooms import Origin, Room, TenantParts
 from adamix_server.limits.messages import MAX_MESSAGE_BYTES
 
 # grpc.aio.ServicerContext: generic in grpc-stubs, but not when it runs.
 Context = Any
 Parse = Callable[[bytes], Any]
+# Counts a refusal for a reason, of a tenant.
+RefusedOf = Callable[[str, str], None]
+
+
+def uncounted_of(_reason: str, _tenant: str) -> None:
+    """What counts nothing."""
 
 
 class Messages:
     """The room that the messages of all calls have in memory. Belongs to one event loop."""
 
-    def __init__(self, bounds: Bounds, refused: Refused = uncounted) -> None:
+    def __init__(self, bounds: Bounds, refused: RefusedOf = uncounted_of) -> None:
         self._room = Room(bounds.message_bytes, least=COPIES * MAX_MESSAGE_BYTES)
+        self._tenants = TenantParts(bounds.message_bytes)
         self._patience_s = bounds.bytes_s
         self._refused = refused
         self._freed: asyncio.Event = asyncio.Event()
 
-    def take(self, origin: Origin, num_bytes: int) -> bool:
+    def take(self, origin: Origin, tenant: str, num_bytes: int) -> bool:
         """Room for a message for as long as it is used, if it can be read now."""
-        return self._room.take(origin, num_bytes, COPIES * num_bytes)
+        need = COPIES * num_bytes
+        if not self._tenants.may_take(tenant, need) or not self._room.take(origin, num_bytes, need):
+            return False
+        self._tenants.take(tenant, num_bytes)
+        return True
 
-    def give(self, origin: Origin, num_bytes: int) -> None:
+    def give(self, origin: Origin, tenant: str, num_bytes: int) -> None:
         self._room.give(origin, num_bytes)
+        self._tenants.give(tenant, num_bytes)
         self._freed.set()
 
-    async def wait(self, origin: Origin, num_bytes: int) -> None:
+    async def wait(self, origin: Origin, tenant: str, num_bytes: int) -> None:
         """`take` as soon as there is room. Raises Overloaded (`BYTES_IN_FLIGHT`) if there is none for too long."""
         try:
             async with asyncio.timeout(self._patience_s):
-                while not self.take(origin, num_bytes):
+                while not self.take(origin, tenant, num_bytes):
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
-            self._refused("BYTES_IN_FLIGHT")
+            self._refused("BYTES_IN_FLIGHT", tenant)
             raise Overloaded(
                 "too many bytes of messages are being worked on; try again, or send smaller ones",
                 reason="BYTES_IN_FLIGHT",
@@ -64,6 +76,7 @@ class Receiver:
     """The messages of one call, one after the other; an iterator of them.
 
     Args:
+        tenant: the caller's; empty for nobody known.
         places: to read in.
         messages: the room of all calls.
         parse: bytes -> message, as the stubs of protobuf give it. Raises DecodeError.
@@ -71,12 +84,24 @@ class Receiver:
         is_upload: only its first message is subject to that.
     """
 
-    __slots__ = ("_context", "_held", "_is_first", "_is_upload", "_messages", "_origin", "_pace", "_parse", "_places")
+    __slots__ = (
+        "_context",
+        "_held",
+        "_is_first",
+        "_is_upload",
+        "_messages",
+        "_origin",
+        "_pace",
+        "_parse",
+        "_places",
+        "_tenant",
+    )
 
     def __init__(
         self,
         context: Context,
         origin: Origin,
+        tenant: str,
         places: Places,
         messages: Messages,
         parse: Parse,
@@ -88,6 +113,7 @@ class Receiver:
         self._is_upload = is_upload
         self._context = context
         self._origin = origin
+        self._tenant = tenant
         self._places = places
         self._messages = messages
         self._parse = parse
@@ -121,8 +147,8 @@ class Receiver:
             is_small = num_bytes <= SMALL_BYTES
             if is_small:
                 places.give(place, is_small=True)
-            if not self._messages.take(origin, num_bytes):
-                await self._messages.wait(origin, num_bytes)
+            if not self._messages.take(origin, self._tenant, num_bytes):
+                await self._messages.wait(origin, self._tenant, num_bytes)
             self._held = num_bytes
             message = parsed(self._parse, raw)
         except asyncio.CancelledError:
@@ -150,7 +176,7 @@ class Receiver:
     def close(self) -> None:
         """The last message is done with."""
         if self._held:
-            self._messages.give(self._origin, self._held)
+            self._messages.give(self._origin, self._tenant, self._held)
             self._held = 0
 
 

@@ -1,4 +1,4 @@
-"""Room that is shared by connections: how much of something there is, and who holds how much of it.
+"""Room that is shared by connections, and by tenants: how much of something there is, and who holds how much of it.
 
 No caller needs to be told how many others there are: each may hold at most a share of what is free *now* (dynamic
 thresholds, Choudhury and Hahne 1998), so whoever comes new finds some. Pure: no clock, no loop, no grpc.
@@ -18,6 +18,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # Of the free room: a connection may hold a quarter, all connections of one address a half.
 CONNECTION_SHARE = 4
 ADDRESS_SHARE = 2
+# Of all room: a tenant may hold a quarter while others hold some.
+TENANT_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +117,34 @@ class Room:
                 self._held[key] = left
             else:
                 del self._held[key]
+
+
+class TenantParts:
+    """What each tenant holds of a room of `size`, whatever connections it comes by.
+
+    One that is alone may hold all of it: what is kept for others by its connections' shares is enough for them to come,
+    and from then on it gets no more until it holds a quarter. One that holds nothing may take what it needs. Nobody
+    known (an empty tenant) is no tenant.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._most = size // TENANT_SHARE
+        self._held: dict[str, int] = {}
+
+    def may_take(self, tenant: str, need: int) -> bool:
+        """Whether a tenant may hold so much more."""
+        held = self._held.get(tenant, 0)
+        return not tenant or not held or held + need <= self._most or len(self._held) == 1
+
+    def take(self, tenant: str, amount: int) -> None:
+        if tenant:
+            self._held[tenant] = self._held.get(tenant, 0) + amount
+
+    def give(self, tenant: str, amount: int) -> None:
+        """Give back what was taken."""
+        if not tenant:
+            return
+        if left := self._held[tenant] - amount:
+            self._held[tenant] = left
+        else:
+            del self._held[tenant]

@@ -106,12 +106,13 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             outputs = _requested(request.outputs, _outputs(head))
             items = _items(request, found)
             request = _without_texts(request)
-            await stages.tokenize(items)
-            # One that cannot be answered fails them all, so the engine need not hear of the others.
-            if _first_error(items) is None:
-                await stages.infer(items, call.tenant)
+            with stages.admit(items, call.tenant) as place:
+                await stages.tokenize(items)
+                # One that cannot be answered fails them all, so the engine need not hear of the others.
+                if _first_error(items) is None:
+                    await stages.infer(items, place)
         results = _read(items, head)
-        stages.record(items, time.monotonic() - start)
+        stages.record(items, call.tenant, time.monotonic() - start)
         if (failed := _first_error(items)) is not None:
             index, error = failed
             raise _of_tensor(error, index)

@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from adamix.errors import FailedPrecondition, InvalidRequest
+from adamix.errors import AdamixError, FailedPrecondition, InvalidRequest
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
-from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages
 from adamix_server.frontend.inference.stream import PredictStream
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
@@ -43,15 +42,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             return_logits = request.return_logits
             # As much as all its texts, which the items have.
             del request, messages
-            before_tokenize = time.monotonic()
-            await stages.tokenize(items)
-            tokenize_s = time.monotonic() - before_tokenize
-            await stages.infer(items, call.tenant)
+            with stages.admit(items, call.tenant) as place:
+                before_tokenize = time.monotonic()
+                await stages.tokenize(items)
+                tokenize_s = time.monotonic() - before_tokenize
+                await stages.infer(items, place)
         response = inference_pb2.PredictResponse()
-        for item in items:
-            stages.write(item, response.predictions.add(), call, return_logits=return_logits)
-        stages.record(items, time.monotonic() - start)
-        _fail_if_all_failed_alike(items, call)
+        if _common_error(items) is None:
+            for item in items:
+                stages.write(item, response.predictions.add(), call, return_logits=return_logits)
+        stages.record(items, call.tenant, time.monotonic() - start)
+        if (error := _common_error(items)) is not None:
+            call.resource = items[0].resource
+            raise error
         timings = [item.event.timing for item in items if item.event is not None]
         convert.fill_timing(response.timing, timings, tokenize_s)
         return response
@@ -70,11 +73,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
 
 
-def _fail_if_all_failed_alike(items: list[Item], call: Call) -> None:
-    """Raise the first input's error if every input failed with its code and reason."""
+def _common_error(items: list[Item]) -> AdamixError | None:
+    """The first input's error if every input failed with its code and reason."""
     first = items[0].error
-    if first is not None and all(
-        item.error is not None and (item.error.code, item.error.reason) == (first.code, first.reason) for item in items
+    if first is None or any(
+        item.error is None or (item.error.code, item.error.reason) != (first.code, first.reason) for item in items
     ):
-        call.resource = items[0].resource
-        raise first
+        return None
+    return first

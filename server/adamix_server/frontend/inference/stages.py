@@ -1,4 +1,4 @@
-"""The way of an input: read (which task, which version, what content), tokenize, infer, write.
+"""The way of an input: read (which task, which version, what content), admit, tokenize, infer, write.
 
 Every RPC that predicts goes this way, whatever it looks like on the wire. An input that fails a stage keeps its error
 and skips the rest; the others do not notice. Knows no device, no file and no stream.
@@ -22,7 +22,8 @@ from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
-from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids
+from adamix_server.frontend.inference.feeding import Feeding, Place
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, likely_tokens
 from adamix_server.frontend.visibility import NO_TASK, visible
 from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
@@ -66,10 +67,13 @@ class Item:
 class Stages:
     """The stages and the parts of the front end that own them."""
 
-    def __init__(self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, recorder: Recorder) -> None:
+    def __init__(
+        self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, feeding: Feeding, recorder: Recorder
+    ) -> None:
         self.view = view
         self._tokenizer = tokenizer
         self._link = link
+        self._feeding = feeding
         self._recorder = recorder
 
     def read(self, message: inference_pb2.PredictInput, field: str, principal: Principal, deadline: float) -> Item:
@@ -128,6 +132,39 @@ class Stages:
                 item.resource = version_name(*name, digest)
         return name
 
+    def admit(self, items: Sequence[Item], tenant: str) -> Place:
+        """A place in the queue for the inputs of one call, all of one deadline; to be entered as a context.
+
+        Those for which there is none get the error that says why: all of them, before any of them is tokenised.
+        """
+        lengths = _lengths(items)
+        if lengths:
+            try:
+                return self._feeding.admit(tenant, sum(lengths), len(lengths), items[0].deadline)
+            except AdamixError as error:
+                for item in items:
+                    item.error = item.error or error
+        return self._feeding.nowhere(tenant)
+
+    def check(self, items: Iterable[Item], tenant: str) -> None:
+        """Give inputs of a stream the errors of those that may not be queued, or would be answered too late."""
+        good = [item for item in items if item.error is None]
+        if good:
+            refusals = self._feeding.refusals(tenant, _lengths(good), [item.deadline for item in good])
+            for item, error in zip(good, refusals, strict=True):
+                item.error = error
+
+    async def place(self, items: Sequence[Item], tenant: str) -> Place:
+        """A place for inputs of a stream, no more than a call may have, as soon as they may wait for room together."""
+        lengths = _lengths(items)
+        return (
+            await self._feeding.place(tenant, sum(lengths), len(lengths)) if lengths else self._feeding.nowhere(tenant)
+        )
+
+    async def fed(self, futures: Sequence[asyncio.Future[Event]], tenant: str) -> None:
+        """Return when none of these waits for room."""
+        await self._feeding.fed(tenant, futures)
+
     async def tokenize(self, items: Iterable[Item]) -> None:
         """Token ids for every input that has a text."""
         pending = [(item, item.text) for item in items if item.text is not None and item.error is None]
@@ -144,8 +181,11 @@ class Stages:
             else:
                 item.tokens = result
 
-    def submit(self, items: Iterable[Item], tenant: str) -> list[tuple[Item, asyncio.Future[Event]]]:
-        """Send every input that has tokens to the engine; what each of them waits for. Cancelling tells the engine."""
+    def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
+        """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
+
+        Cancelling one ends its wait, here or in the engine.
+        """
         ready: list[Item] = []
         rows: list[Row] = []
         for item in items:
@@ -154,7 +194,7 @@ class Stages:
                 rows.append(
                     Row(
                         id=self._link.next_id(),
-                        tenant=tenant,
+                        tenant=place.tenant,
                         digest=item.version.digest,
                         token_ids=item.tokens.ids,
                         type_ids=item.tokens.type_ids,
@@ -164,15 +204,15 @@ class Stages:
         if not ready:
             return []
         try:
-            return list(zip(ready, self._link.submit(rows), strict=True))
+            return list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
             for item in ready:
                 item.error = error
             return []
 
-    async def infer(self, items: Iterable[Item], tenant: str) -> None:
+    async def infer(self, items: Iterable[Item], place: Place) -> None:
         """Submit, and wait for the engine's event on every input."""
-        waiting = self.submit(items, tenant)
+        waiting = self.submit(items, place)
         try:
             # One after the other, since most of a call is answered by one step of the engine: the first await then
             # pays for all. `asyncio.gather` would run a callback for each.
@@ -204,12 +244,14 @@ class Stages:
         if item.version is not None:
             prediction.version = item.version.digest
 
-    def record(self, items: Iterable[Item], seconds: float) -> None:
-        """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for.
+    def record(self, items: Iterable[Item], tenant: str, seconds: float) -> None:
+        """Count a tenant's inputs that came to their end after `seconds`, by task and by the reason they were refused
+        for.
 
         What they say of the versions that they are for is remembered.
         """
         answered: Counter[Name] = Counter()
+        refused: dict[str, int] = {}
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
             if item.version is not None:
@@ -217,11 +259,14 @@ class Stages:
                     availability.failed(item.version.digest, item.error)
                 elif not availability.is_clean:
                     availability.loaded(item.version.digest)
-            if item.error is not None and item.error.code in _REJECTIONS:
-                self._recorder.inc("adamix_rejected_total", item.error.reason)
+            if item.error is not None and _is_refusal(item.error):
+                refused[item.error.reason] = refused.get(item.error.reason, 0) + 1
             # A task that was deleted meanwhile must not get its series back.
             if item.version is not None and item.name in tasks:
                 answered[item.name] += 1
+        for reason, count in refused.items():
+            self._recorder.inc("adamix_rejected_total", reason, by=count)
+            self._recorder.inc("adamix_tenant_rejected_total", tenant, reason, by=count)
         for name, count in answered.items():
             self._recorder.inc("adamix_task_requests_total", *name, by=count)
             self._recorder.observe("adamix_task_seconds", *name, value=seconds)
@@ -240,6 +285,19 @@ class Stages:
                 item.tokens = check_ids(message.token_ids.ids, vocab_size, max_tokens, f"{field}.token_ids")
             case _:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
+
+
+def _lengths(items: Iterable[Item]) -> list[int]:
+    """Of inputs without an error, in tokens; of a text what is likely, since only tokenising it would tell."""
+    return [
+        likely_tokens(item.text) if item.text is not None else 0 if item.tokens is None else len(item.tokens)
+        for item in items
+        if item.error is None
+    ]
+
+
+def _is_refusal(error: AdamixError) -> bool:
+    return error.code in _REJECTIONS or error.reason == "DEADLINE_UNREACHABLE"
 
 
 def settle(item: Item, event: Event) -> None:

@@ -1,7 +1,8 @@
 """One `PredictStream` call: many inputs under way at once, each answered as soon as it is ready.
 
-Three hands share a stream. The reader takes messages off the wire, and stops while too many are unanswered, so that
-flow control reaches the client. The intake sends all that has arrived meanwhile through the stages together. The
+Four hands share a stream. The reader takes messages off the wire, and stops while too many are unanswered, so that
+flow control reaches the client. The intake reads all that has arrived meanwhile. The feeder sends it through the other
+stages together, as many as a call may have at once; it goes on when none of these waits for room in the queue. The
 generator writes what is ready, in the order it became so; it alone ends the stream. Knows nothing of what an input or
 an answer means.
 """
@@ -24,6 +25,7 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.inference.stages import Item, Stages, abandon, settle
 from adamix_server.limits.messages import (
     DEFAULT_TIMEOUT_S,
+    MAX_INPUTS_PER_CALL,
     MAX_MESSAGE_BYTES,
     MAX_STREAM_ID_BYTES,
     MAX_STREAM_INPUTS,
@@ -57,14 +59,17 @@ class PredictStream:
         self._loop = asyncio.get_running_loop()
         self._closed = asyncio.create_task(admission.closed())
         self._arrived: list[inference_pb2.PredictStreamRequest] = []
-        self._arrived_bytes = 0
+        # Of these, and of those that were read and not admitted yet.
+        self._waiting_bytes = 0
         self._entries: set[_Entry] = set()
         self._live_ids: set[str] = set()
+        self._opened: deque[tuple[_Entry, int]] = deque()
         self._ready: deque[_Entry] = deque()
         # Messages that were read and whose answer has not been written.
         self._unanswered = 0
         self._last_message = time.monotonic()
         self._something_arrived = asyncio.Event()
+        self._something_opened = asyncio.Event()
         self._has_room = asyncio.Event()
         self._wake = asyncio.Event()
 
@@ -80,7 +85,8 @@ class PredictStream:
         """
         reader = asyncio.create_task(self._read(requests))
         intake = asyncio.create_task(self._take_in())
-        tasks = (reader, intake, self._closed)
+        feeder = asyncio.create_task(self._feed())
+        tasks = (reader, intake, feeder, self._closed)
         for task in tasks:
             task.add_done_callback(lambda _: self._wake.set())
         try:
@@ -92,7 +98,7 @@ class PredictStream:
                     self._release_id(entry)
                     yield self._response(entry)
                     self._count_out()
-                for task in (reader, intake):
+                for task in (reader, intake, feeder):
                     if task.done():
                         task.result()
                 if not self._unanswered:
@@ -114,10 +120,10 @@ class PredictStream:
             self._last_message = time.monotonic()
             self._unanswered += 1
             self._arrived.append(request)
-            self._arrived_bytes += request.ByteSize()
+            self._waiting_bytes += request.ByteSize()
             self._something_arrived.set()
             del request
-            while self._unanswered >= MAX_STREAM_INPUTS or self._arrived_bytes >= MAX_MESSAGE_BYTES:
+            while self._unanswered >= MAX_STREAM_INPUTS or self._waiting_bytes >= MAX_MESSAGE_BYTES:
                 self._has_room.clear()
                 await self._has_room.wait()
 
@@ -128,22 +134,48 @@ class PredictStream:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             self._something_arrived.clear()
-            arrived, self._arrived, self._arrived_bytes = self._arrived, [], 0
-            self._has_room.set()
-            before = time.monotonic()
-            entries = [self._open(request, before) for request in arrived]
+            arrived, self._arrived = self._arrived, []
+            now = time.monotonic()
+            self._opened.extend((self._open(request, now), request.ByteSize()) for request in arrived)
             # The entries have what they need of it.
             del arrived
-            await self._stages.tokenize(entry.item for entry in entries if not entry.is_ready)
-            tokenize_s = time.monotonic() - before
-            by_item = {id(entry.item): entry for entry in entries if not entry.is_ready}
-            for item, future in self._stages.submit([entry.item for entry in by_item.values()], self._call.tenant):
-                entry = by_item.pop(id(item))
-                entry.tokenize_s, entry.future = tokenize_s, future
-                future.add_done_callback(partial(self._settled, entry))
-            # Whatever has no future by now has an error.
-            for entry in by_item.values():
-                self._finish(entry)
+            self._something_opened.set()
+
+    async def _feed(self) -> None:
+        """Send what was read through the stages."""
+        tenant = self._call.tenant
+        while True:
+            await self._something_opened.wait()
+            self._something_opened.clear()
+            while entries := self._next_opened():
+                by_item = {id(entry.item): entry for entry in entries}
+                items = [entry.item for entry in entries]
+                self._stages.check(items, tenant)
+                with await self._stages.place(items, tenant) as place:
+                    before = time.monotonic()
+                    await self._stages.tokenize(items)
+                    waiting = self._stages.submit([entry.item for entry in entries if not entry.is_ready], place)
+                tokenize_s = time.monotonic() - before
+                for item, future in waiting:
+                    entry = by_item.pop(id(item))
+                    entry.tokenize_s, entry.future = tokenize_s, future
+                    future.add_done_callback(partial(self._settled, entry))
+                # Whatever has no future by now has an error.
+                for entry in by_item.values():
+                    if not entry.is_ready:
+                        self._finish(entry)
+                await self._stages.fed([future for _, future in waiting], tenant)
+
+    def _next_opened(self) -> list[_Entry]:
+        """As many as a call may have, of those that still wait."""
+        opened, entries = self._opened, list[_Entry]()
+        while opened and len(entries) < MAX_INPUTS_PER_CALL:
+            entry, num_bytes = opened.popleft()
+            self._waiting_bytes -= num_bytes
+            if not entry.is_ready:
+                entries.append(entry)
+        self._has_room.set()
+        return entries
 
     def _open(self, request: inference_pb2.PredictStreamRequest, now: float) -> _Entry:
         """An entry for a message, read as far as that goes without waiting."""
@@ -232,7 +264,7 @@ class PredictStream:
         self._stages.write(item, response.prediction, self._call, return_logits=entry.return_logits)
         if item.event is not None:
             convert.fill_timing(response.timing, [item.event.timing], entry.tokenize_s)
-        self._stages.record((item,), time.monotonic() - entry.start)
+        self._stages.record((item,), self._call.tenant, time.monotonic() - entry.start)
         return response
 
     async def _wait(self) -> None:

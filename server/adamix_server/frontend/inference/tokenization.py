@@ -24,6 +24,8 @@ from adamix_server.limits.messages import MAX_PENDING_TEXT_BYTES, MAX_TEXT_BYTES
 
 log = logging.getLogger(__name__)
 
+# What a token has in most texts.
+_BYTES_PER_TOKEN = 4
 # What an input weighs beside its text among those that wait for a thread, so that a flood of tiny ones is bounded too.
 _BYTES_PER_INPUT = 1024
 # What a thread takes for a byte, until it has been measured; and how much of that is of the newest call.
@@ -215,6 +217,19 @@ def _admitted(text: Text) -> Text:
         second = admit(text.second, f"{text.field}.second", truncate=text.truncate)
     is_whole = first is text.first and second is text.second
     return text if is_whole else msgspec.structs.replace(text, first=first, second=second)
+
+
+def likely_tokens(text: Text) -> int:
+    """As many as a text of so many bytes seems to have; not more than it may have."""
+    first, second = text.first, text.second
+    num_bytes = len(first) if first.isascii() else _num_bytes(first)
+    if second is not None:
+        num_bytes += _num_bytes(second)
+    return min(num_bytes // _BYTES_PER_TOKEN + 1, text.max_tokens)
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _length(text: Text) -> int:

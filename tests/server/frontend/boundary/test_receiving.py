@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,10 @@ from grpc_health.v1 import health_pb2
 
 from adamix.errors import InvalidRequest, Overloaded
 from adamix_protos.v1 import adapters_pb2, inference_pb2
+from adamix_server.access.principal import Principal
+from adamix_server.access.rights import ALL_RIGHTS
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
+from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.receiving import Messages, parsed
 from adamix_server.frontend.boundary.rooms import Origin
 from adamix_testing.bare_boundary import PREDICT, PREDICT_STREAM, BareBoundary
@@ -222,21 +226,68 @@ async def test_bytes_in_flight(start: Callable[..., Any]) -> None:
 async def test_who_waits_for_room_gets_it() -> None:
     messages = Messages(replace(BOUNDS, message_bytes=30, bytes_s=5))
     origin = Origin("unix:", is_trusted=True)
-    assert messages.take(origin, 10)
-    waiting = asyncio.create_task(messages.wait(origin, 10))
+    assert messages.take(origin, "a", 10)
+    waiting = asyncio.create_task(messages.wait(origin, "a", 10))
     await asyncio.sleep(0)
     assert not waiting.done()
-    messages.give(origin, 10)
+    messages.give(origin, "a", 10)
     await waiting
     with pytest.raises(Overloaded):
-        await Messages(replace(BOUNDS, message_bytes=30, bytes_s=0.01)).wait(origin, 11)
+        await Messages(replace(BOUNDS, message_bytes=30, bytes_s=0.01)).wait(origin, "a", 11)
+
+
+async def test_a_tenants_share_of_bytes_and_of_calls(start: Callable[..., Any]) -> None:
+    metadata = {name: (("x-tenant", name),) for name in "ab"}
+
+    def identify(context: Any) -> Principal:
+        name = next((value for key, value in context.invocation_metadata() if key == "x-tenant"), "a")
+        return Principal("", name, ALL_RIGHTS)
+
+    bare = await start(replace(BOUNDS, calls=16), gate=Gate(identify))
+    waiting = Waiting(bare)
+
+    def call(tenant: str, raw: bytes = b"") -> "asyncio.Future[Any]":
+        stub = bare.connect().unary_unary(PREDICT)
+        return asyncio.ensure_future(stub(raw, timeout=10, metadata=metadata[tenant]))
+
+    # Alone it has what it wants; once there is another, no more while it holds a quarter.
+    first = [call("a") for _ in range(3)]
+    await waiting.until(3)
+    other = call("b")
+    await waiting.until(4)
+    fourth = call("a")
+    await waiting.until(5)
+    assert await refusal(call("a")) == (EXHAUSTED, "CALLS_FULL")
+    assert bare.counts("adamix_tenant_rejected_total") == {("a", "CALLS_FULL"): 1.0}
+    waiting.go_on.set()
+    await asyncio.gather(*first, other, fourth)
+    await call("a")
+
+    messages = Messages(replace(BOUNDS, message_bytes=64 << 20, bytes_s=0.01), counted := Counted())
+    origin = Origin("unix:", is_trusted=True)
+    assert messages.take(origin, "a", 4 << 20)
+    assert messages.take(origin, "b", 1)
+    # Three copies of it, and what is held: a quarter of all, exactly.
+    assert messages.take(origin, "a", 4 << 20)
+    assert not messages.take(origin, "a", (8 << 20) // 3 + 1)
+    assert messages.take(origin, "", 4 << 20)
+    with pytest.raises(Overloaded):
+        await messages.wait(origin, "a", 4 << 20)
+    assert counted == {("BYTES_IN_FLIGHT", "a"): 1}
+    messages.give(origin, "b", 1)
+    assert messages.take(origin, "a", 4 << 20)
+
+
+class Counted(Counter[tuple[str, str]]):
+    def __call__(self, reason: str, tenant: str) -> None:
+        self[reason, tenant] += 1
 
 
 def test_64_messages_of_the_largest_size_have_room() -> None:
     messages = Messages(BOUNDS)
     origin = Origin("unix:", is_trusted=True)
     # The last ones wait for a moment: three copies are counted only while one is read.
-    assert sum(messages.take(origin, 4 << 20) for _ in range(64)) == 62
+    assert sum(messages.take(origin, "a", 4 << 20) for _ in range(64)) == 62
 
 
 @pytest.mark.parametrize("floor", [True, False])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix_server.frontend.boundary.rooms import ADDRESS_SHARE, CONNECTION_SHARE, Origin, Room, origin_of
+from adamix_server.frontend.boundary.rooms import ADDRESS_SHARE, CONNECTION_SHARE, Origin, Room, TenantParts, origin_of
 
 PROXIES = (ipaddress.ip_network("10.1.0.0/16"),)
 
@@ -91,3 +91,26 @@ def test_one_connection_takes_a_fifth_and_one_address_a_third() -> None:
 )
 def test_where_a_call_comes_from(peer: str, origin: Origin) -> None:
     assert origin_of(peer, PROXIES) == origin
+
+
+@given(
+    st.integers(4, 64),
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["", "a", "b", "c"]), st.integers(1, 16))),
+)
+def test_a_tenant_has_a_quarter_while_others_hold_any(size: int, steps: list[tuple[bool, str, int]]) -> None:
+    parts, held = TenantParts(size), Counter[str]()
+    for takes, tenant, amount in steps:
+        if takes:
+            others = any(held[other] for other in "abc" if other != tenant)
+            may = not tenant or not held[tenant] or not others or held[tenant] + amount <= size // 4
+            assert parts.may_take(tenant, amount) is may
+            if may:
+                parts.take(tenant, amount)
+                held[tenant] += amount
+        elif held[tenant] >= amount:
+            parts.give(tenant, amount)
+            held[tenant] -= amount
+    for tenant, amount in held.items():
+        if amount:
+            parts.give(tenant, amount)
+    assert not parts._held

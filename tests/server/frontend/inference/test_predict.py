@@ -211,7 +211,7 @@ async def test_overload_refuses_exactly_what_exceeds_the_credit(
     assert len(again) == 8
 
 
-async def test_overload_within_a_call_answers_what_fits(
+async def test_a_call_of_more_inputs_than_there_is_credit_is_fed_in(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
     seed("sst2", make_adapter())
@@ -220,9 +220,11 @@ async def test_overload_within_a_call_answers_what_fits(
         engine.credit = (5, 10_000)
 
     harness = await start_serving(prepare=prepare)
-    response = await harness.inference.Predict(request(*[{"task": "sst2", "text": "w1"}] * 7))
-    kinds = [prediction.WhichOneof("result") for prediction in response.predictions]
-    assert kinds == ["classification"] * 5 + ["error"] * 2
+    response = await harness.inference.Predict(request(*[{"task": "sst2", "text": "w1"}] * 12))
+    assert [prediction.WhichOneof("result") for prediction in response.predictions] == ["classification"] * 12
+    rows = [row.id for submit in harness.engine.submits for row in submit.rows]
+    assert rows == sorted(rows)
+    assert [len(submit.rows) for submit in harness.engine.submits] == [5, 5, 2]
 
 
 async def test_a_cancelled_call_is_cancelled_in_the_engine(

@@ -11,6 +11,8 @@ import pytest
 from adamix.errors import Overloaded
 from adamix.files.manifest import HeadSpec
 from adamix_protos.v1 import inference_pb2 as pb
+from adamix_server.frontend.inference.tokenization import Tokenizer
+from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
@@ -314,7 +316,7 @@ async def test_an_engine_that_dies_fails_its_inputs_and_not_the_stream(
     stream.cancel()
 
 
-async def test_overload_fails_what_does_not_fit(
+async def test_inputs_that_do_not_fit_wait_for_those_before_them(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter
 ) -> None:
     seed("sst2", make_adapter())
@@ -324,13 +326,61 @@ async def test_overload_fails_what_does_not_fit(
 
     harness = await start_serving(prepare=prepare)
     stream = harness.inference.PredictStream()
-    for id_ in ("a", "b", "c"):
+    for id_ in ("a", "b", "c", "d", "e"):
         await stream.write(message(id_))
-    answer = await stream.read()
-    assert answer.id == "c"
-    assert reason(answer.prediction.error) == "OVERLOADED"
+    answered = []
+    for held in (2, 2, 1):
+        await harness.until(lambda held=held: len(harness.engine.held) == held)
+        harness.engine.answer_all()
+        for _ in range(held):
+            answer = await stream.read()
+            assert answer.prediction.WhichOneof("result") == "classification"
+            answered.append(answer.id)
+    assert answered == ["a", "b", "c", "d", "e"]
+    stream.cancel()
+
+
+async def test_so_many_inputs_of_a_stream_wait_for_room_and_the_others_are_not_even_tokenised(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed("sst2", make_adapter())
+    texts: list[int] = []
+    tokenize = Tokenizer.tokenize
+
+    async def counted(tokenizer: Tokenizer, of_call: Any) -> Any:
+        texts.append(len(of_call))
+        return await tokenize(tokenizer, of_call)
+
+    monkeypatch.setattr(Tokenizer, "tokenize", counted)
+
+    def prepare(engine: FakeEngine) -> None:
+        engine.credit, engine.hold = (1, 1000), True
+
+    harness = await start_serving(prepare=prepare)
+    stream = harness.inference.PredictStream()
+    await stream.write(message("0"))
+    await harness.until(lambda: len(harness.engine.held) == 1)
+    for number in range(1, 100):
+        await stream.write(message(str(number)))
+    await harness.until(lambda: sum(texts) > 1)
+    await asyncio.sleep(0.1)
+    assert 1 < sum(texts) <= 1 + MAX_INPUTS_PER_CALL
+    harness.engine.hold = False
     harness.engine.answer_all()
-    assert {(await stream.read()).id, (await stream.read()).id} == {"a", "b"}
+    assert [(await stream.read()).id for _ in range(100)] == [str(number) for number in range(100)]
+    stream.cancel()
+
+
+async def test_a_stream_may_be_longer_than_what_waits_of_it(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adamix_server.frontend.inference.stream.MAX_MESSAGE_BYTES", 100)
+    seed("sst2", make_adapter())
+    harness = await start_serving()
+    stream = harness.inference.PredictStream()
+    for number in range(30):
+        await stream.write(message(str(number)))
+    assert [(await stream.read()).id for _ in range(30)] == [str(number) for number in range(30)]
     stream.cancel()
 
 
@@ -398,8 +448,13 @@ async def test_whatever_happens_every_message_has_one_answer_and_nothing_stays(
         await asyncio.gather(*(one(is_given_up=number % 3 == 0) for number in range(24)))
     answers.cancel()
     engine.answer_all()
-    await harness.until(lambda: (link._connection._inputs, link._connection._tokens) == credit)
-    assert link._connection._waiting == link._connection._rows == {}
+    assert link.moving is not None
+    room = link.moving.room
+    await harness.until(lambda: (room.free_inputs, room.free_tokens) == credit)
+    assert (room.inputs, room.tokens) == (0, 0)
+    assert link.moving._waiting == link.moving._rows == link.moving._held == {}
+    feeding: Any = getattr(link.on_room, "__self__", None)
+    assert (feeding._lines, feeding._admitted, feeding._waiting.inputs) == ({}, {}, 0)
     await harness.until(lambda: not harness.front_end._agreement._readings)
     # Whether the queue was ever full depends on the machine's speed; another test asserts what happens then.
     assert answered.keys() >= {"OK", "NO_SLOT", "ID_IN_USE", "TEXT_EMPTY", "TEXT_TOO_LONG", "DEADLINE_EXCEEDED"}
