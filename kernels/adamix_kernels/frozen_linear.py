@@ -106,5 +106,5 @@ def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) % BLOCK_ROWS:
         raise ValueError(f"{len(rows)} rows are no multiple of {BLOCK_ROWS}")
-    parts = [function(block) for block in rows.split(BLOCK_ROWS)]
+    parts = [function(block) for block in torch.split(rows, BLOCK_ROWS)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*x.shape[:-1], -1)

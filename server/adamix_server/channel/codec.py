@@ -11,7 +11,17 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit, TenantShares
+from adamix_server.channel.engine_frames import (
+    Cancel,
+    Control,
+    Credit,
+    Emit,
+    Hello,
+    Quarantined,
+    Reply,
+    Submit,
+    TenantShares,
+)
 from adamix_server.channel.supervisor_frames import (
     Agreed,
     Beat,
@@ -34,7 +44,7 @@ from adamix_server.channel.supervisor_frames import (
 
 # Front end -> engine, and back.
 ToEngine = Submit | Cancel | Control | TenantShares
-FromEngine = Hello | Emit | Credit | Reply
+FromEngine = Hello | Emit | Credit | Reply | Quarantined
 
 # Supervisor -> child, and back: words, and statistics, which are made when they are sent.
 ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | EngineStalled | EngineMoving | Refresh | Agreed | Drain

@@ -236,7 +236,7 @@ def _each_alone(
 ) -> torch.Tensor:
     """`[1, N, T, E]` each -> `[T, N, E]`."""
     outputs = []
-    for parts in zip(*(t.split(layout.lengths, dim=2) for t in (query, key, value)), strict=True):
+    for parts in zip(*(torch.split(t, list(layout.lengths), dim=2) for t in (query, key, value)), strict=True):
         # Copies: how a sequence's rows lie in memory must not depend on how many were before them.
         q, k, v = (part.clone(memory_format=torch.contiguous_format) for part in parts)
         o = F.scaled_dot_product_attention(q, k, v, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])

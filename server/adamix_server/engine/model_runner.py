@@ -113,6 +113,12 @@ class ModelRunner:
         with self._bank.batch(self._segments(slots, lengths)):
             return self._forward(token_ids, type_ids, lengths, slots)[:num_tokens]
 
+    @torch.inference_mode()
+    def is_finite_without_adapter(self, request: Request) -> bool:
+        """Whether the bare backbone has finite hidden states for a request's tokens."""
+        bare = Request.of_tokens(request.token_ids, request.type_ids)
+        return bool(torch.isfinite(self.hidden_states([bare])).all())
+
     def check_device(self) -> None:
         """Raise the device's own error if it can no longer compute."""
         if self._bank.device.type == "cuda":
@@ -158,7 +164,7 @@ class ModelRunner:
     def _pool(self, hidden: torch.Tensor, lengths: Sequence[int], specs: Sequence[HeadSpec]) -> torch.Tensor:
         """One feature vector per sequence `[N, H]`, pooled as its head wants."""
         if self._deterministic and len(lengths) > 1:
-            parts = zip(hidden[: sum(lengths)].split(list(lengths)), lengths, specs, strict=True)
+            parts = zip(torch.split(hidden, list(lengths)), lengths, specs, strict=True)
             return torch.cat([self._pool(part.clone(), [length], [spec]) for part, length, spec in parts])
         ends = np.cumsum(lengths)
         starts = ends - lengths
