@@ -78,10 +78,15 @@ class SlotBank:
     def write(self, slot: int, offset_bytes: int, packed: PackedAdapter) -> None:
         """Bring an adapter to the device and enter it in the tables. Its range of the arena is the caller's to choose.
 
+        The range is overwritten as a whole before any table refers to it, so nothing is left of whose it was before.
+
         On CUDA the copy is queued on the current stream, so a forward pass that follows sees it whole.
         """
         if self._segments is not None:
             raise InternalError("the arena was written during a forward pass")
+        if slot in self._occupied:
+            # At sites that the new one has not, the old one would stay.
+            raise InternalError(f"slot {slot} was not cleared")
         if self._arena is None:
             weights = packed.weights
         else:
