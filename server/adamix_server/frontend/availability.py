@@ -83,7 +83,7 @@ class Availability:
         """By what failure a version is quarantined for a tenant, or else for its own; empty if it is not."""
         return self._quarantined().get((tenant or version.tenant, version.digest), "")
 
-    def is_quarantined_for(self, tenants: Iterable[str], digest: str) -> list[str]:
+    def quarantined_for(self, tenants: Iterable[str], digest: str) -> list[str]:
         """Those of the tenants for whom these bytes are quarantined."""
         quarantined = self._quarantined()
         return [tenant for tenant in tenants if (tenant, digest) in quarantined]

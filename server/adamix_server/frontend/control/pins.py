@@ -114,7 +114,7 @@ class Residency:
             manifest_json = await self._manifest(tenant, task, digest)
             residency = await self._bring("activate", digest, version.num_bytes, tenant)
             lent_to = {to for owner, lent, to in self._view.snapshot.access.grants if (owner, lent) == (tenant, task)}
-            for concerned in (tenant, *self._view.availability.is_quarantined_for(lent_to, digest)):
+            for concerned in self._view.availability.quarantined_for({tenant, *lent_to}, digest):
                 await self._link.control("lift", digest, tenant=concerned)
         return self._to_version(version, manifest_json, residency)
 
