@@ -188,6 +188,7 @@ class ServerConfig:
         drain_delay_s: between reporting unhealthy and refusing calls.
         drain_grace_s: what running calls are given to end.
         log_level: of every process.
+        audit_days: how long entries of the audit are kept.
         accept_catalog: go on with a catalog that is missing, older or another store's (`catalog/lineage.py`).
     """
 
@@ -202,6 +203,7 @@ class ServerConfig:
     drain_delay_s: Annotated[float, Within(0, 3600)] = 5.0
     drain_grace_s: Annotated[float, Within(0, 3600)] = 60.0
     log_level: LogLevel = "info"
+    audit_days: Annotated[int, Within(1, 36_500)] = 90
     accept_catalog: bool = False
 
     def __post_init__(self) -> None:

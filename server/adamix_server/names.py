@@ -13,9 +13,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
+def is_name(value: str) -> bool:
+    """Whether `value` is a tenant or task id."""
+    return _NAME.fullmatch(value) is not None and ".." not in value
+
+
 def check_name(value: str, field: str) -> str:
     """Return `value` if it is a tenant or task id. Raises InvalidRequest."""
-    if _NAME.fullmatch(value) is None or ".." in value:
+    if not is_name(value):
         raise InvalidRequest(
             f"{field} is not a valid id; use 1 to 63 of a-z 0-9 . _ - that start and end with a letter or digit",
             reason="ID_INVALID",

@@ -31,6 +31,11 @@ def jittered(seconds: float) -> float:
     return seconds * random.uniform(1.0 - _JITTER, 1.0 + _JITTER)  # noqa: S311 - nothing is to be kept secret
 
 
+def delayed(seconds: float) -> float:
+    """`seconds`, and up to a fifth more: where it is known, and no estimate, that sooner is of no use."""
+    return seconds * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311 - nothing is to be kept secret
+
+
 def until_back(now: float, since: float, expected: float) -> float:
     """Seconds until somebody is back who has been away since `since`, and is expected at `expected`.
 

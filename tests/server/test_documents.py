@@ -10,7 +10,7 @@ import typer
 
 from adamix_bench import cli as bench
 from adamix_bench.demo import command as demo
-from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
+from adamix_protos.v1 import adapters_pb2, admin_pb2, inference_pb2, server_pb2
 from adamix_server.cli.main import app
 from adamix_server.limits import TABLE
 from adamix_server.limits.page import page
@@ -63,6 +63,18 @@ def flags_of() -> dict[str, set[str]]:
         ("serve", "serving.md"),
         ("register", "serving.md"),
         ("predict", "serving.md"),
+        ("audit", "serving.md"),
+        ("keys create", "tenants.md"),
+        ("keys list", "tenants.md"),
+        ("keys revoke", "tenants.md"),
+        ("tenants create", "tenants.md"),
+        ("tenants set", "tenants.md"),
+        ("tenants delete", "tenants.md"),
+        ("grants add", "tenants.md"),
+        ("grants list", "tenants.md"),
+        ("grants remove", "tenants.md"),
+        ("usage", "tenants.md"),
+        ("whoami", "tenants.md"),
         ("store backup", "backup.md"),
         ("store restore", "backup.md"),
         ("store rebuild", "backup.md"),
@@ -95,13 +107,15 @@ def test_every_metric_is_named_and_no_other() -> None:
 def test_every_rpc_is_named() -> None:
     services = [
         adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"],
+        admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
         inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
         server_pb2.DESCRIPTOR.services_by_name["ServerService"],
     ]
     rpcs = {method.name for service in services for method in service.methods} - UNIMPLEMENTED
     # By its own name, or as the client's method, or as the command.
     ways = {rpc: (rpc, f".{re.sub(r'(?<!^)(?=[A-Z])', '_', rpc).lower()}(") for rpc in rpcs}
-    assert {rpc for rpc, names in ways.items() if not any(name in PAGES["serving.md"] for name in names)} == set()
+    pages = PAGES["serving.md"] + PAGES["tenants.md"]
+    assert {rpc for rpc, names in ways.items() if not any(name in pages for name in names)} == set()
 
 
 def test_every_file_that_a_page_names_is_there() -> None:

@@ -18,8 +18,13 @@ def test_chance_moves_an_estimate_by_a_fifth_at_most(estimate: float) -> None:
     assert 0.8 * estimate <= retry.jittered(estimate) <= 1.2 * estimate
 
 
+@given(seconds)
+def test_what_is_known_is_never_moved_to_sooner(known: float) -> None:
+    assert known <= retry.delayed(known) <= 1.2 * known
+
+
 def test_chance_moves_it() -> None:
-    assert len({retry.jittered(1.0) for _ in range(20)}) > 1
+    assert min(len({move(1.0) for _ in range(20)}) for move in (retry.jittered, retry.delayed)) > 1
 
 
 def test_nobody_asks_for_who_is_awaited_before_he_is_expected() -> None:

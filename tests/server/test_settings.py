@@ -42,6 +42,8 @@ def test_an_engine_is_refused_what_cannot_work(field: str, value: Any) -> None:
         ("listen", "nowhere"),
         ("listen", "0.0.0.0:1"),
         ("front_ends", 65),
+        ("audit_days", 0),
+        ("audit_days", 36_501),
         ("metrics_port", 65_536),
         ("metrics_listen", "9090"),
         ("metrics_listen", "0.0.0.0:9090"),

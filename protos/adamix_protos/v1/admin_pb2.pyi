@@ -84,7 +84,7 @@ class Grant(_message.Message):
     def __init__(self, task: _Optional[str] = ..., tenant: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AuditEntry(_message.Message):
-    __slots__ = ("id", "time", "principal", "peer", "method", "resource", "digest", "code", "reason", "detail", "hash")
+    __slots__ = ("id", "time", "principal", "peer", "method", "resource", "digest", "code", "reason", "detail", "hash", "tenant", "action", "revision")
     ID_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,9 @@ class AuditEntry(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     HASH_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     id: int
     time: _timestamp_pb2.Timestamp
     principal: str
@@ -107,7 +110,10 @@ class AuditEntry(_message.Message):
     reason: str
     detail: str
     hash: str
-    def __init__(self, id: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., principal: _Optional[str] = ..., peer: _Optional[str] = ..., method: _Optional[str] = ..., resource: _Optional[str] = ..., digest: _Optional[str] = ..., code: _Optional[str] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., hash: _Optional[str] = ...) -> None: ...
+    tenant: str
+    action: str
+    revision: int
+    def __init__(self, id: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., principal: _Optional[str] = ..., peer: _Optional[str] = ..., method: _Optional[str] = ..., resource: _Optional[str] = ..., digest: _Optional[str] = ..., code: _Optional[str] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., hash: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class TenantUsage(_message.Message):
     __slots__ = ("tenant", "since", "calls", "input_tokens", "generated_tokens", "stored_bytes", "tasks", "versions", "rejected")

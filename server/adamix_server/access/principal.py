@@ -5,7 +5,7 @@ Knows neither how a caller is recognised nor what tasks there are.
 
 import fnmatch
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adamix_server.access.rights import ALL_RIGHTS, Right
 from adamix_server.config import DEFAULT_TENANT
@@ -57,11 +57,13 @@ class Actor:
         principal: its name.
         peer: address it called from; empty for this machine's own command.
         method: as it was called, e.g. `adamix.v1.AdapterService/SetTraffic`.
+        entries: ids of the audit's entries that were written in its name; None where nobody asks for them.
     """
 
     principal: str = ""
     peer: str = ""
     method: str = ""
+    entries: list[int] | None = field(default=None, compare=False)
 
 
 # The server itself, and commands on a stopped one.

@@ -23,8 +23,9 @@ class Quotas:
     Attributes:
         max_tasks, max_versions_per_task, max_stored_bytes, pinned_versions: of what is stored. Bytes are those of the
             adapter files that its versions name, each file once.
-        registrations_per_minute, input_tokens_per_s, generated_tokens_per_s: rates.
-        burst_s: seconds of each rate that may be taken at once.
+        registrations_per_minute, input_tokens_per_s, generated_tokens_per_s: rates. Of registrations, a minute's may
+            come at once.
+        burst_s: seconds of each rate of tokens that may be taken at once; one, if it is not set.
         concurrent_uploads, concurrent_calls, concurrent_streams: at once, over all front ends.
         queued_tokens: that wait for the engine at once.
     """

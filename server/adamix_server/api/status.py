@@ -3,6 +3,7 @@
 Both directions live here so that the server and the client cannot drift apart. Knows no servicer and no channel.
 """
 
+import math
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from adamix.errors import (
     Unavailable,
 )
 from adamix_server import retry
+from adamix_server.access.redaction import without_secrets
 
 DOMAIN = "adamix"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -58,11 +60,12 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
     """The google.rpc.Status of an error.
 
     ErrorInfo always, of a quota with its `subject`, `limit` and what is `used`; BadRequest when a field is to blame;
-    RetryInfo when waiting helps, with the error's estimate up to a fifth longer or shorter, so that those refused
-    together do not come back together; QuotaFailure on RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the
-    caller did, on NOT_FOUND.
+    RetryInfo when waiting helps, with the error's estimate up to a fifth longer or shorter (of a quota never shorter:
+    there it is no estimate), so that those refused together do not come back together; QuotaFailure on
+    RESOURCE_EXHAUSTED; ResourceInfo, naming `resource` as the caller did, on NOT_FOUND. No text has a key or a token in
+    it, also where a caller wrote it.
     """
-    message = clip(error.message, MAX_ERROR_BYTES)
+    message = clip(without_secrets(error.message), MAX_ERROR_BYTES)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     if isinstance(error, QuotaExceeded):
         info.metadata.update({"subject": error.subject, "limit": str(error.limit), "used": str(error.used)})
@@ -72,20 +75,30 @@ def to_status(error: AdamixError, resource: str = "") -> Any:
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = Duration()
-        delay.FromMilliseconds(max(1, round(retry.jittered(error.retry_after_s) * 1000)))
+        vary = retry.delayed if isinstance(error, QuotaExceeded) else retry.jittered
+        delay.FromMilliseconds(max(1, math.ceil(vary(error.retry_after_s) * 1000)))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.code is Code.RESOURCE_EXHAUSTED:
         subject = error.subject if isinstance(error, QuotaExceeded) else error.reason
         shortage = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
         details.append(error_details_pb2.QuotaFailure(violations=[shortage]))
     if error.code is Code.NOT_FOUND:
-        kind = "adamix.v1/Version" if "/versions/" in resource else "adamix.v1/Task"
-        name = clip(resource, MAX_ERROR_BYTES)
+        name, kind = clip(without_secrets(resource), MAX_ERROR_BYTES), _kind_of(resource)
         details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=message))
     status = status_pb2.Status(code=int(error.code), message=message)
     for detail in details:
         status.details.add().Pack(detail)
     return status
+
+
+def _kind_of(resource: str) -> str:
+    """The type of what has this name."""
+    if "/versions/" in resource:
+        return "adamix.v1/Version"
+    if "/keys/" in resource:
+        return "adamix.v1/Key"
+    is_tenant = resource.startswith("tenants/") and resource.count("/") == 1
+    return "adamix.v1/Tenant" if is_tenant else "adamix.v1/Task"
 
 
 def to_trailers(error: AdamixError, status: Any) -> list[tuple[str, str | bytes]]:

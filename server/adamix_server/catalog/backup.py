@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, select
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, file_digest, stored
 from adamix_server.blobs.os_errors import store_errors
-from adamix_server.catalog import lineage, schema
+from adamix_server.catalog import audit, lineage, schema
 from adamix_server.catalog.database import LOG_SUFFIXES, Database, is_absent, reading
 from adamix_server.catalog.exchange import copy_catalog, put_in_place, set_aside, workplace
 from adamix_server.catalog.key_endings import Endings, end_keys, endings_of, loses_keys, read_endings
@@ -346,4 +346,5 @@ def _continued(
         newest = max(*had, contents.identity.revision) + 1 if had else contents.identity.revision
         ended = 0 if endings is None else end_keys(connection, endings)
         lineage.settle(connection, contents.identity.store_id, newest)
+        audit.note(connection, audit.RESTORED, f"from a backup of revision {contents.identity.revision}")
         return lineage.read_identity(connection), ended

@@ -13,18 +13,17 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from adamix.errors import Aborted
+from adamix_server.access.entries import Entry
 from adamix_server.access.principal import SERVER, Actor
-from adamix_server.catalog import schema
+from adamix_server.catalog import audit, schema
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Pointer
 from adamix_server.catalog.rows import Action
 from adamix_server.limits.control import MAX_LOGGED_REVISIONS
 from adamix_server.names import check_name, task_not_found, tenant_not_found
 
-MAX_DETAIL_CHARS = 512
-# A refused upload costs its sender nothing: of each tenant only so many are remembered.
-MAX_FAILURES_PER_TENANT = 1_000
-
+# What the detail of a change of a key begins with, before its id.
+KEYS = "keys/"
 
 # What a row of the change log names: a task, a digest that a task has got a version with, a tenant, a key by its id, or
 # a grant by `grant_name`.
@@ -32,13 +31,12 @@ Kind = Literal["task", "version", "tenant", "key", "grant"]
 # (kind, tenant, name)
 Change = tuple[Kind, str, str]
 
-_tenants, _tasks, _versions, _traffic, _pins, _audit, _log = (
+_tenants, _tasks, _versions, _traffic, _pins, _log = (
     schema.tenants.c,
     schema.tasks.c,
     schema.versions.c,
     schema.traffic.c,
     schema.pins.c,
-    schema.audit.c,
     schema.changes.c,
 )
 
@@ -214,21 +212,6 @@ def forget_changes(connection: Connection) -> None:
     connection.execute(delete(schema.changes))
 
 
-def record_failure(connection: Connection, tenant: str, task: str, reason: str, *, by: Actor = SERVER) -> None:
-    """Write a refusal down, and drop the oldest of the tenant's. Changes nothing that is served."""
-    _write_audit(connection, read_revision(connection), tenant, task, "fail", None, reason, by)
-    failures = (_audit.tenant == tenant) & (_audit.action == "fail")
-    oldest_kept = (
-        select(_audit.id)
-        .where(failures)
-        .order_by(_audit.id.desc())
-        .offset(MAX_FAILURES_PER_TENANT - 1)
-        .limit(1)
-        .scalar_subquery()
-    )
-    connection.execute(delete(schema.audit).where(failures, _audit.id < oldest_kept))
-
-
 def _log_changes(connection: Connection, changed: Iterable[Change]) -> int:
     """Take the next revision and note what changed with it; forget the oldest. Gives the revision."""
     connection.execute(update(schema.state).values(revision=schema.state.c.revision + 1))
@@ -250,19 +233,24 @@ def _write_audit(
     action: Action,
     digest: str | None,
     detail: str,
-    by: Actor,  # noqa: ARG001 - the table has no column for it
+    by: Actor,
 ) -> None:
-    connection.execute(
-        insert(schema.audit).values(
-            time_us=now_us(),
-            revision=revision,
-            tenant=tenant,
-            task=task,
-            action=action,
-            digest=digest,
-            detail=detail[:MAX_DETAIL_CHARS],
-        )
+    resource = audit.resource_of(tenant, task)
+    if detail.startswith(KEYS):
+        resource, detail = f"{resource}/{detail}", ""
+    entry = Entry.of(
+        now_us(),
+        tenant=tenant,
+        principal=by.principal,
+        peer=by.peer,
+        method=by.method,
+        resource=resource,
+        digest=digest or "",
+        detail=detail,
     )
+    id_ = audit.append(connection, [entry], action, revision)
+    if by.entries is not None:
+        by.entries.append(id_)
 
 
 def now_us() -> int:

@@ -207,6 +207,8 @@ class Database:
             now_us = time.time_ns() // 1_000
             tenant = {"tenant": DEFAULT_TENANT, "create_time_us": now_us, "update_time_us": now_us}
             connection.execute(insert(schema.tenants).values(tenant))
+            ends = {"removed_id": 0, "removed_hash": schema.FIRST_HASH, "last_id": 0, "last_hash": schema.FIRST_HASH}
+            connection.execute(insert(schema.audit_ends).values(id=1, **ends))
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             set_schema_version(connection, schema.SCHEMA_VERSION)
 

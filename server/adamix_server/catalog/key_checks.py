@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from adamix.errors import InvalidRequest
+from adamix_server.access.redaction import without_secrets
 from adamix_server.access.rights import Right, check_rights
 from adamix_server.limits.tenants import (
     MAX_CERTIFICATE_NAME_CHARS,
@@ -93,6 +94,9 @@ def _check_network(text: str, field: str) -> str:
 
 
 def _check_text(text: str, field: str, max_chars: int, reason: str) -> str:
-    if len(text) > max_chars or not text.isprintable():
-        raise InvalidRequest(f"{field} must be at most {max_chars:,} printable characters", reason=reason, field=field)
+    # It stands in lists: whoever writes a key here has mistaken the field.
+    if len(text) > max_chars or not text.isprintable() or without_secrets(text) != text:
+        raise InvalidRequest(
+            f"{field} must be at most {max_chars:,} printable characters, and no key", reason=reason, field=field
+        )
     return text

@@ -7,7 +7,7 @@ nobody waits for. Knows neither callers nor how they show a key.
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, literal, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from adamix.errors import FailedPrecondition, InvalidRequest, NotFound, Overloaded
@@ -180,14 +180,17 @@ class Keys:
         """
         if wrong := [day for day in days.values() if _DAY.fullmatch(day) is None]:
             raise InvalidRequest(f"{wrong[0]!r} is no day", field="day")
-        known = select(_keys.key_id).where(_keys.key_id.in_(list(days)))
         with self._database.write() as connection:
-            rows = [{"key_id": key_id, "day": days[key_id]} for key_id in connection.scalars(known)]
-            if not rows:
-                return
-            row = sqlite_insert(schema.key_uses)
-            newest = {"day": func.max(_uses.day, row.excluded.day)}
-            connection.execute(row.on_conflict_do_update(index_elements=[_uses.key_id], set_=newest), rows)
+            note_used(connection, days)
+
+
+def note_used(connection: Connection, days: Mapping[str, str]) -> None:
+    """As `Keys.note_used`, inside a write transaction."""
+    for key_id, day in days.items():
+        known = select(_keys.key_id, literal(day)).where(_keys.key_id == key_id)
+        row = sqlite_insert(schema.key_uses).from_select(["key_id", "day"], known)
+        newest = {"day": func.max(_uses.day, row.excluded.day)}
+        connection.execute(row.on_conflict_do_update(index_elements=[_uses.key_id], set_=newest))
 
 
 def _find(connection: Connection, key_id: str) -> KeyRow | None:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, func, select, update
 from adamix.errors import FailedPrecondition
 from adamix_server.blobs.local import BLOBS_DIRECTORY, stored
 from adamix_server.catalog import changes, schema
+from adamix_server.catalog.audit import resource_of
 from adamix_server.catalog.origins import ORIGINS_DIRECTORY, Key, Origin, Origins
 from adamix_server.catalog.pointer import read_split
 from adamix_server.catalog.rows import to_datetime
@@ -27,6 +28,8 @@ _WAYS_ON = (
     "`adamix serve --accept-catalog`. Nothing was changed or deleted"
 )
 
+# As the index has it.
+_is_change = schema.is_change
 _tasks, _versions, _traffic, _audit = schema.tasks.c, schema.versions.c, schema.traffic.c, schema.audit.c
 
 
@@ -120,9 +123,9 @@ def origins_of(connection: Connection, wanted: Set[Key], store_id: str) -> Itera
     live: dict[int, set[str]] = {}
     for task_id, current in connection.execute(select(_traffic.task_id, _traffic.current)):
         live.setdefault(task_id, set()).update(digest for digest, _ in read_split(current))
-    query = select(_audit.tenant, _audit.task, _audit.digest, func.max(_audit.revision))
-    query = query.where(_audit.action == "register").group_by(_audit.tenant, _audit.task, _audit.digest)
-    revisions = {(tenant, task, digest): revision for tenant, task, digest, revision in connection.execute(query)}
+    query = select(_audit.resource, _audit.digest, func.max(_audit.revision))
+    query = query.where(_is_change, _audit.action == "register").group_by(_audit.resource, _audit.digest)
+    revisions = {(resource, digest): revision for resource, digest, revision in connection.execute(query)}
     rows = select(_tasks.id, _tasks.tenant, _tasks.task, _versions.digest, _versions.create_time_us)
     rows = rows.join_from(schema.versions, schema.tasks).where(schema.is_ready)
     for task_id, tenant, task, digest, create_time_us in connection.execute(rows):
@@ -133,28 +136,28 @@ def origins_of(connection: Connection, wanted: Set[Key], store_id: str) -> Itera
                 task=task,
                 digest=digest,
                 store_id=store_id,
-                revision=revisions.get(key, 0),
+                revision=revisions.get((resource_of(tenant, task), digest), 0),
                 time=to_datetime(create_time_us),
                 live=digest in live.get(task_id, ()),
             )
 
 
 def deleted(connection: Connection, found: Identity, strays: Mapping[Key, Origin]) -> set[Key]:
-    """Those whose version the catalog does not name because somebody deleted it, as the audit tells."""
+    """Those whose version the catalog does not name because somebody deleted it, as far back as the audit tells."""
     # With those of a tenant under no task, as the audit has it of a tenant that is deleted.
-    by_task: dict[tuple[str, str], list[Origin]] = {}
+    by_name: dict[str, list[Origin]] = {}
     for origin in strays.values():
         if origin.store_id == found.store_id:
             for task in (origin.task, ""):
-                by_task.setdefault((origin.tenant, task), []).append(origin)
-    if not by_task:
+                by_name.setdefault(resource_of(origin.tenant, task), []).append(origin)
+    if not by_name:
         return set()
-    query = select(_audit.revision, _audit.tenant, _audit.task, _audit.action, _audit.digest)
-    query = query.where(_audit.action.in_(("delete_tenant", "delete_task", "delete_version")))
+    query = select(_audit.revision, _audit.resource, _audit.action, _audit.digest)
+    query = query.where(_is_change, _audit.action.in_(("delete_tenant", "delete_task", "delete_version")))
     return {
         origin.key
-        for revision, tenant, task, action, digest in connection.execute(query)
-        for origin in by_task.get((tenant, task), ())
+        for revision, resource, action, digest in connection.execute(query)
+        for origin in by_name.get(resource, ())
         if revision > origin.revision and (action != "delete_version" or digest == origin.digest)
     }
 

@@ -20,7 +20,7 @@ from adamix.files import adapter_file
 from adamix.files.tensors import canonical_json
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, stored
 from adamix_server.blobs.os_errors import store_errors
-from adamix_server.catalog import changes, lineage, schema
+from adamix_server.catalog import audit, changes, lineage, schema
 from adamix_server.catalog.backup import no_store
 from adamix_server.catalog.database import Database, is_absent
 from adamix_server.catalog.exchange import put_in_place, set_aside, workplace
@@ -196,6 +196,7 @@ def _fill(connection: Connection, found: _Found) -> int:
     """Write everything down; gives the revision that the catalog has then."""
     store_id = found.store_id or lineage.read_identity(connection).store_id
     lineage.settle(connection, store_id, found.revision)
+    audit.note(connection, audit.REBUILT, "a new audit begins; the one of before stays with the catalog set aside")
     moved: set[Key] = set()
     for origin, file in found.registrations:
         changes.make_tenant(connection, origin.tenant)

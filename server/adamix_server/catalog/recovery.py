@@ -15,7 +15,7 @@ from sqlalchemy import delete, select
 
 from adamix.errors import FailedPrecondition, StoreFull
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore, Swept
-from adamix_server.catalog import lineage, schema
+from adamix_server.catalog import audit, lineage, schema
 from adamix_server.catalog.changes import forget_changes
 from adamix_server.catalog.database import LOG_SUFFIXES, Database, check_whole, is_absent, reading, schema_version
 from adamix_server.catalog.exchange import remove_workplaces, set_aside
@@ -85,6 +85,7 @@ def recover(store: Path, *, accept_catalog: bool = False) -> Recovered:
                 raise
             with database.write() as connection:
                 lineage.accept(connection, known, lineage.strays_of(connection, origins, keys).values())
+                audit.note(connection, audit.ACCEPTED, "the catalog was taken as it is for the store's newest")
             log.warning("the catalog is taken as it is for this store's newest")
         recovered = _put_in_order(database, store, origins, keys)
         with database.read() as connection:

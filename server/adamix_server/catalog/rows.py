@@ -33,7 +33,6 @@ Action = Literal[
     "delete_version",
     "pin",
     "unpin",
-    "fail",
     "create_tenant",
     "update_tenant",
     "delete_tenant",
@@ -181,18 +180,6 @@ class Page(msgspec.Struct, Generic[Row], frozen=True):
 
     rows: tuple[Row, ...]
     next_page_token: str
-
-
-class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened. `detail` is a reason or the traffic that was set."""
-
-    time_us: int
-    revision: int
-    tenant: str
-    task: str
-    action: Action
-    digest: str | None
-    detail: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # Written into the database file (`PRAGMA user_version`): the number of the last migration.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # Of the catalogs of before it is not known of which store they are.
 FIRST_WITH_IDENTITY = 4
 APPLICATION_ID = 0x41444D58  # "ADMX"
@@ -127,20 +127,45 @@ changes = Table(
     sqlite_with_rowid=False,
 )
 
-# What happened, for people. No reading of what is served depends on it.
+# What happened, for people: who did what, and how it ended. Each entry has the number after the last one's, and the
+# hash of its content and of the hash before it (`audit_chain.py`). `action` and `revision` are those of a change of
+# what is served; without one they are empty and 0.
 audit = Table(
     "audit",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("time_us", BigInteger, nullable=False),
-    Column("revision", BigInteger, nullable=False),
     Column("tenant", String(63), nullable=False),
-    Column("task", String(63), nullable=False),
-    Column("action", String(16), nullable=False),
-    Column("digest", String(64)),
+    Column("principal", Text, nullable=False),
+    Column("peer", String(64), nullable=False),
+    Column("method", String(128), nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("code", String(24), nullable=False),
+    Column("reason", String(64), nullable=False),
     Column("detail", Text, nullable=False),
-    Index("audit_of_tenant", "tenant", "action", "id"),
-    sqlite_autoincrement=True,
+    Column("action", String(16), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Index("audit_of_tenant", "tenant", "time_us"),
+    Index("audit_by_time", "time_us"),
+)
+# Of many entries, those by which a start tells what somebody has deleted.
+is_change = audit.c.action != literal_column("''")
+Index("audit_of_changes", audit.c.action, sqlite_where=is_change)
+
+# What stands for the hash of an entry before the first.
+FIRST_HASH = "0" * 64
+
+# One row: where the chain of the audit begins (the last entry that was removed for its age, 0 for none) and ends.
+audit_ends = Table(
+    "audit_ends",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("removed_id", BigInteger, nullable=False),
+    Column("removed_hash", String(64), nullable=False),
+    Column("last_id", BigInteger, nullable=False),
+    Column("last_hash", String(64), nullable=False),
 )
 
 # Versions that operators keep on the device, until the version goes. The oldest pin has the lowest id.

@@ -16,6 +16,7 @@ from adamix_server.access.principal import SERVER, Actor
 from adamix_server.access.quotas import NO_QUOTAS, Quotas
 from adamix_server.blobs.local import BLOBS_DIRECTORY, BlobStore
 from adamix_server.catalog import changes, retries, schema, stored_quotas
+from adamix_server.catalog.audit import AuditLog
 from adamix_server.catalog.changes import Change, grant_name
 from adamix_server.catalog.grants import Grants
 from adamix_server.catalog.heads import check_manifest, read_served
@@ -25,7 +26,6 @@ from adamix_server.catalog.paging import bytes_of_task, check_page_size, count_t
 from adamix_server.catalog.pointer import Pointer, check_split
 from adamix_server.catalog.reading import IsListed, read_ids, read_names, read_page, read_record, read_tasks
 from adamix_server.catalog.rows import (
-    AuditRow,
     Name,
     Page,
     Registration,
@@ -38,11 +38,11 @@ from adamix_server.catalog.rows import (
 from adamix_server.catalog.snapshots import Snapshots
 from adamix_server.catalog.tenants import Tenants
 from adamix_server.catalog.traces import open_catalog
+from adamix_server.catalog.usage import UsageLog
 from adamix_server.limits.control import MAX_PAGE_BYTES
 from adamix_server.names import check_digest, check_name, check_request_id, version_not_found
 
 _tasks, _versions, _pins = schema.tasks.c, schema.versions.c, schema.pins.c
-_audit = schema.audit.c
 
 
 class Catalog:
@@ -61,6 +61,7 @@ class Catalog:
     Attributes:
         blobs: the bytes that the rows point to.
         tenants, keys, grants: who may call, and what for.
+        audit_log, usage: what they did and took.
 
     Raises:
         FailedPrecondition, DataLoss: the store cannot be used (`database.Database`).
@@ -76,6 +77,7 @@ class Catalog:
         self.tenants = Tenants(self._database, self._traces)
         self.keys = Keys(self._database, self._traces)
         self.grants = Grants(self._database, self._traces)
+        self.audit_log, self.usage = AuditLog(self._database), UsageLog(self._database)
         self.blobs = BlobStore(store / BLOBS_DIRECTORY, make=make)
         self._snapshots = Snapshots(self._database, self._backbone)
 
@@ -296,13 +298,6 @@ class Catalog:
             changes.record(connection, tenant, task, "delete_task", by=by, also=grants)
         self._traces.forget((tenant, task, digest) for digest in digests)
 
-    def record_failure(self, tenant: str, task: str, reason: str, *, by: Actor = SERVER) -> None:
-        """Remember, in the audit only, that an adapter was refused; the newest 1,000 of a tenant are kept."""
-        check_name(tenant, "tenant")
-        check_name(task, "task")
-        with self._database.write() as connection:
-            changes.record_failure(connection, tenant, task, reason, by=by)
-
     def tasks_with(self, digest: str) -> tuple[Name, ...]:
         """The tasks of all tenants that have a version in service with these bytes."""
         with self._database.read() as connection:
@@ -413,13 +408,6 @@ class Catalog:
         The first call reads all; later ones only what has changed since, and return the same object if nothing has.
         """
         return self._snapshots.newest()
-
-    def audit(self, tenant: str, *, limit: int = 100) -> tuple[AuditRow, ...]:
-        """What happened to a tenant's tasks, newest first."""
-        columns = [_audit[name] for name in AuditRow.__struct_fields__]
-        query = select(*columns).where(_audit.tenant == tenant).order_by(_audit.id.desc()).limit(limit)
-        with self._database.read() as connection:
-            return tuple(AuditRow(**row) for row in connection.execute(query).mappings())
 
     def _read_task(self, connection: Connection, task_id: int) -> TaskRow:
         return read_tasks(connection, self._backbone, [task_id], self._snapshots.known)[task_id]

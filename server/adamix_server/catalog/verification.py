@@ -1,6 +1,7 @@
 """Looks over a whole store and says what is wrong with it. Changes nothing; a server may use it meanwhile."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, func, select
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition
 from adamix_server.blobs.local import BLOBS_DIRECTORY, file_digest
 from adamix_server.catalog import lineage, schema
+from adamix_server.catalog.audit_chain import verify as verify_chain
 from adamix_server.catalog.backup import no_store
 from adamix_server.catalog.database import check_whole, is_absent, reading
 from adamix_server.catalog.lineage import CATALOG_FILE
@@ -20,6 +22,10 @@ _REGISTER_AGAIN = (
     "`adamix store restore` would put back all of the catalog of then"
 )
 _ORPHAN = "start the server: the file is among the orphans, and is brought back if it is whole"
+_AUDIT = (
+    "compare with the backups (`adamix audit --verify --store` on each): what they have of it is as it was; nothing "
+    "that is served depends on it"
+)
 _START = "start the server, which writes it"
 
 
@@ -125,6 +131,8 @@ def _read_catalog(store: Path) -> tuple[_Rows, list[Problem]]:
                 lineage.check(lineage.read_identity(connection), known)
             except FailedPrecondition as error:
                 problems.append(_problem(error))
+            if (broken := verify_chain(lambda: nullcontext(connection)).fault) is not None:
+                problems.append(Problem(reason="AUDIT_BROKEN", name=f"{CATALOG_FILE}: {broken.told}", advice=_AUDIT))
             return _read_rows(connection), problems
     except DataLoss as error:
         return _Rows(), [_problem(error)]

@@ -23,7 +23,9 @@ from adamix_server.channel.engine_frames import (
     TenantShares,
 )
 from adamix_server.channel.supervisor_frames import (
+    Account,
     Agreed,
+    Asks,
     Beat,
     Drain,
     Drained,
@@ -34,6 +36,7 @@ from adamix_server.channel.supervisor_frames import (
     EngineUp,
     Fatal,
     Health,
+    Loans,
     Ready,
     Refresh,
     Seen,
@@ -46,10 +49,21 @@ from adamix_server.channel.supervisor_frames import (
 ToEngine = Submit | Cancel | Control | TenantShares
 FromEngine = Hello | Emit | Credit | Reply | Quarantined
 
-# Supervisor -> child, and back: words, and statistics, which are made when they are sent.
-ToChild = StartEngine | StartFrontEnd | EngineUp | EngineDown | EngineStalled | EngineMoving | Refresh | Agreed | Drain
-Word = Ready | Fatal | Beat | Seen | Health | DrainWanted | Drained
-FromChild = Word | Stats
+# Supervisor -> child, and back: words, and what is counted, which is made when it is sent.
+ToChild = (
+    StartEngine
+    | StartFrontEnd
+    | EngineUp
+    | EngineDown
+    | EngineStalled
+    | EngineMoving
+    | Refresh
+    | Agreed
+    | Loans
+    | Drain
+)
+Word = Ready | Fatal | Beat | Seen | Asks | Health | DrainWanted | Drained
+FromChild = Word | Stats | Account
 
 F = TypeVar("F")
 

@@ -1,13 +1,22 @@
 """Frames that wait for a reader who does not read now.
 
 Whoever reads late wants to know how things stand, not how they came to: of each kind of frame only the newest waits,
-so that what waits is bounded by the number of kinds. Frames of different kinds keep their order. Pure.
+so that what waits is bounded by the number of kinds. Frames of different kinds keep their order. A frame that says what
+has happened, and not how things stand, says itself what it and an earlier one are together (`Sum`). Pure.
 """
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 F = TypeVar("F")
+
+
+@runtime_checkable
+class Sum(Protocol):
+    """A frame that does not take the place of an earlier one of its kind, but takes it in."""
+
+    def over(self, earlier: Any) -> Any:
+        """Both as one frame."""
 
 
 class Outbox(Generic[F]):
@@ -21,6 +30,8 @@ class Outbox(Generic[F]):
 
     def put(self, frame: F) -> None:
         """Take the place of one of this kind that waits, at the end: it may speak of others that were put since."""
+        if (waiting := self._waiting.get(type(frame))) is not None and isinstance(frame, Sum):
+            frame = frame.over(waiting())
         self._place(type(frame), lambda: frame)
 
     def put_made(self, kind: type, make: Callable[[], F]) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from adamix_server.channel.codec import Codec, FromChild, NotAFrame, ToChild, Word, from_child, to_child
 from adamix_server.channel.outbox import Outbox
-from adamix_server.channel.supervisor_frames import Sample, Stats
+from adamix_server.channel.supervisor_frames import Account, Sample, Stats
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,12 @@ class SupervisorPipe:
         """Say that this process lives, from any thread, with what `drain` gives once the supervisor reads it."""
         with self._changed:
             self._outbox.put_made(Stats, lambda: Stats(samples=drain()))
+            self._wake()
+
+    def account(self, make: Callable[[], Account]) -> None:
+        """Say what is to be written down, from any thread: what `make` gives once the supervisor reads it."""
+        with self._changed:
+            self._outbox.put_made(Account, make)
             self._wake()
 
     def flush(self, timeout_s: float = LAST_WORDS_S) -> None:

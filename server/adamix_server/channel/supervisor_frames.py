@@ -4,12 +4,16 @@ A child is told its part (`StartEngine`, `StartFrontEnd`), says that it is `Read
 ends with `Drain` and `Drained`. Which frames go which way is said in `codec.py`.
 
 Each says how things stand: where the other side does not read, of each kind only the newest waits for it (`outbox.py`).
+Those about quotas say what was lent and given back: two of them wait as one.
 """
 
 from pathlib import Path
 
 import msgspec
 
+from adamix_server.access.entries import Entry
+from adamix_server.access.leases import Ask, Loan, joined
+from adamix_server.access.sums import Sums
 from adamix_server.channel.engine_frames import Frame, Hello
 from adamix_server.config import EngineSettings, FrontEndSettings, LogLevel
 
@@ -37,13 +41,18 @@ class StartEngine(Start, frozen=True, kw_only=True):
 
 
 class StartFrontEnd(Start, frozen=True, kw_only=True):
-    """`name` stands in its log lines; `shares_port` says that others bind `listen` too, by SO_REUSEPORT."""
+    """`name` stands in its log lines; `shares_port` says that others bind `listen` too, by SO_REUSEPORT.
+
+    It is that of this `number`, from 0 on, of so many `front_ends`.
+    """
 
     settings: FrontEndSettings
     name: str
     listen: str
     reflection: bool
     shares_port: bool
+    number: int = 0
+    front_ends: int = 1
 
 
 class Ready(Frame, frozen=True):
@@ -128,6 +137,32 @@ class Agreed(Frame, frozen=True, kw_only=True):
     oldest: int
 
 
+class Asks(Frame, frozen=True):
+    """Front end -> supervisor: what it needs of tenants' quotas, and gives back of them (`access/leases.py`).
+
+    Two of them are one with both; of each quota it has one entry.
+    """
+
+    asks: list[Ask]
+
+    def over(self, earlier: "Asks") -> "Asks":
+        """Both as one frame."""
+        return Asks(asks=joined(earlier.asks, self.asks))
+
+
+class Loans(Frame, frozen=True):
+    """Supervisor -> front end: what it may use of tenants' quotas from now on, or that there is nothing.
+
+    Two of them are one with both; of each quota it has one entry.
+    """
+
+    loans: list[Loan]
+
+    def over(self, earlier: "Loans") -> "Loans":
+        """Both as one frame."""
+        return Loans(loans=joined(earlier.loans, self.loans))
+
+
 class Health(Frame, frozen=True):
     """Front end -> supervisor: why it does not serve now (`frontend/readiness.py`); no reasons: it serves.
 
@@ -166,6 +201,18 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     name: str
     labels: tuple[str, ...]
     values: list[float]
+
+
+class Account(Frame, frozen=True, kw_only=True):
+    """Front end -> supervisor, every second: what is to be written down since the last one, made when it is sent.
+
+    `entries` are for the audit; `usage` and `keys` (id of a key -> the day on which it was used, `YYYY-MM-DD`) are
+    added to what is known.
+    """
+
+    entries: list[Entry]
+    usage: list[Sums]
+    keys: dict[str, str]
 
 
 class Stats(Frame, frozen=True):

@@ -18,8 +18,12 @@ from rich.table import Table
 
 from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
 from adamix_server.access.quotas import parse_quotas
+from adamix_server.cli import audit as audit_commands
+from adamix_server.cli import grants as grant_commands
 from adamix_server.cli import keys as key_commands
 from adamix_server.cli import store as store_commands
+from adamix_server.cli import tenants as tenant_commands
+from adamix_server.cli import who
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.config import AccessSettings, EngineSettings, FrontEndSettings, ServerConfig, TlsSettings
 
@@ -43,7 +47,12 @@ def _publisher(address: str, task: str | None) -> "Publisher":
 # The method trains; where its adapters go is this package's part.
 publishing.offer(_publisher)
 app.add_typer(store_commands.app, name="store")
+app.add_typer(tenant_commands.app, name="tenants")
 app.add_typer(key_commands.app, name="keys")
+app.add_typer(grant_commands.app, name="grants")
+app.command()(who.usage)
+app.command()(who.whoami)
+app.command()(audit_commands.audit)
 
 
 @app.command()
@@ -125,6 +134,7 @@ def serve(
             "--accept-catalog", help="Go on with the catalog that is there, though it is not the one the store had."
         ),
     ] = False,
+    audit_days: Annotated[int, typer.Option(help="Days for which the audit is kept.")] = ServerConfig.audit_days,
     threads: Annotated[int, typer.Option(help="Threads of the engine.  [0: one per core]")] = EngineSettings.threads,
     engine_stall_s: Annotated[
         float,
@@ -176,6 +186,7 @@ def serve(
             drain_delay_s=drain_delay,
             drain_grace_s=drain_grace,
             log_level=log_level,  # type: ignore[arg-type]
+            audit_days=audit_days,
             accept_catalog=accept_catalog,
         )
         from adamix_server.supervisor import supervisor

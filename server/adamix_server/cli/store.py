@@ -41,17 +41,17 @@ def backup(
     with exit_codes():
         from adamix_server.catalog import backup as backups
 
-        with _progress("adapter files") as on_file:
+        with progress("adapter files") as on_file:
             made = backups.backup(store, to, on_file)
-        _print(_plain(made), f"{_copied(made)}: revision {made.revision}, {made.copied:,} copied", as_json=json_)
+        _print(plain(made), f"{_copied(made)}: revision {made.revision}, {made.copied:,} copied", as_json=json_)
         if made.set_aside:
-            _say(
+            say(
                 "the backup had versions that the store has lost, and that nobody deleted: its catalog of before is "
                 f"{made.set_aside}"
             )
         if made.missing:
             digests = ", ".join(digest[:_CHARS] for digest in made.missing)
-            _say(f"the store itself lacks {len(made.missing)} adapter files, and so does the backup: {digests}")
+            say(f"the store itself lacks {len(made.missing)} adapter files, and so does the backup: {digests}")
             raise typer.Exit(1)
 
 
@@ -65,17 +65,17 @@ def restore(
     with exit_codes():
         from adamix_server.catalog import backup as backups
 
-        with _progress("adapter files") as on_file:
+        with progress("adapter files") as on_file:
             made = backups.restore(store, from_, on_file)
         aside = f"; the catalog of before is {made.set_aside}" if made.set_aside else ""
-        _print(_plain(made), f"{_copied(made)} restored, {made.copied:,} files copied{aside}", as_json=json_)
+        _print(plain(made), f"{_copied(made)} restored, {made.copied:,} files copied{aside}", as_json=json_)
         if made.revocations is None:
-            _say(
+            say(
                 "there was no catalog that could say which keys were revoked after the backup: those are valid again. "
                 f"Look at its {made.keys:,} keys, and revoke what should be"
             )
         elif made.revocations:
-            _say(f"{made.revocations:,} keys of the backup were revoked after it, and stay revoked")
+            say(f"{made.revocations:,} keys of the backup were revoked after it, and stay revoked")
 
 
 @app.command()
@@ -88,28 +88,28 @@ def rebuild(
     with exit_codes():
         from adamix_server.catalog import rebuild as rebuilding
 
-        with _progress("adapter files") as on_file:
+        with progress("adapter files") as on_file:
             found = rebuilding.rebuild(store, dry_run=dry_run, on_file=on_file)
         table = Table("tenant", "task", "version", "registered", "bytes", "live")
         for version in found.versions:
             row = [version.tenant, version.task, version.digest[:_CHARS], f"{version.time:%Y-%m-%d %H:%M:%S}"]
             table.add_row(*row, f"{version.num_bytes:,}", "yes" if version.live else "")
-        _print(_plain(found), table, as_json=json_)
+        _print(plain(found), table, as_json=json_)
         for name, why in found.damaged:
-            _say(f"left out, {why}: {name}")
+            say(f"left out, {why}: {name}")
         for key in found.without_file:
-            _say(f"left out, its adapter file is not there: {'/'.join(key)}")
+            say(f"left out, its adapter file is not there: {'/'.join(key)}")
         for digest in found.without_origin:
-            _say(f"an adapter file of which nobody knows whose it is; register it again if it is wanted: {digest}")
+            say(f"an adapter file of which nobody knows whose it is; register it again if it is wanted: {digest}")
         if not found.versions:
-            _say("nothing comes back: there is no adapter file of which it is known whose it is. Nothing was changed")
+            say("nothing comes back: there is no adapter file of which it is known whose it is. Nothing was changed")
             raise typer.Exit(1)
         if found.dry_run:
-            _say("nothing was changed; without --dry-run this becomes the catalog")
+            say("nothing was changed; without --dry-run this becomes the catalog")
         else:
             aside = f"; the one of before is {found.set_aside}" if found.set_aside else ""
-            _say(f"the catalog is made anew{aside}. Look at what is live, and set traffic and pins as they were")
-            _say(
+            say(f"the catalog is made anew{aside}. Look at what is live, and set traffic and pins as they were")
+            say(
                 "tenants are back with their tasks, and the weights and quotas of anybody; keys and grants are not: "
                 "they were only in the catalog. Make an operator's key with `adamix keys create --store` before the "
                 "server starts, and new keys for everybody"
@@ -122,18 +122,18 @@ def verify(store: StoreOption = ServerConfig.store, json_: JsonFlag = False) -> 
     with exit_codes():
         from adamix_server.catalog import verification
 
-        with _progress("adapter files") as on_file:
+        with progress("adapter files") as on_file:
             found = verification.verify(store, on_file)
-        document = _plain(found) | {"ok": not found.problems}
+        document = plain(found) | {"ok": not found.problems}
         table = Table("reason", "what", "what to do")
         for problem in found.problems:
             table.add_row(problem.reason, escape(problem.name), escape(problem.advice))
         counts = f"{found.tasks:,} tasks, {found.versions:,} versions, {found.blobs:,} files, {found.num_bytes:,} bytes"
         _print(document, table if found.problems else f"{counts}: all is well", as_json=json_)
         if found.orphans or found.unnamed:
-            _say(f"{found.orphans + found.unnamed:,} files that no version names are kept for 7 days")
+            say(f"{found.orphans + found.unnamed:,} files that no version names are kept for 7 days")
         if found.unfinished:
-            _say(f"{found.unfinished:,} registrations are noted whose version the catalog does not have")
+            say(f"{found.unfinished:,} registrations are noted whose version the catalog does not have")
         if found.problems:
             raise typer.Exit(1)
 
@@ -142,7 +142,8 @@ def _copied(made: Any) -> str:
     return f"{made.tasks:,} tasks, {made.versions:,} versions, {made.blobs:,} files, {made.num_bytes:,} bytes"
 
 
-def _plain(value: Any) -> dict[str, Any]:
+def plain(value: Any) -> dict[str, Any]:
+    """A struct as JSON has it."""
     import msgspec
 
     plain: dict[str, Any] = msgspec.to_builtins(value)
@@ -156,13 +157,13 @@ def _print(document: dict[str, Any], text: str | Table, *, as_json: bool) -> Non
         Console().print(text, highlight=False, soft_wrap=isinstance(text, str))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """A note for people, which is no result."""
     stderr.print(escape(text), soft_wrap=True)
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, if that is a terminal, from the first file on."""
     with progress_bar() as bar:
         task = bar.add_task(what, total=None, note="")

@@ -1,6 +1,8 @@
 """A small typed client of the server: `Client`, and the values it takes and gives."""
 
 from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result
+from adamix_server.client.access_values import AuditEntry, Grant, Identity, Key, NewKey, Tenant, Usage
+from adamix_server.client.administration import ALL_TENANTS
 from adamix_server.client.client import Client
 from adamix_server.client.values import (
     Input,
@@ -19,12 +21,18 @@ from adamix_server.client.values import (
 )
 
 __all__ = [
+    "ALL_TENANTS",
+    "AuditEntry",
     "Classification",
     "Client",
     "Embedding",
+    "Grant",
+    "Identity",
     "Input",
+    "Key",
     "Load",
     "MultiLabel",
+    "NewKey",
     "Prediction",
     "Predictions",
     "Registered",
@@ -36,6 +44,8 @@ __all__ = [
     "StreamedPrediction",
     "Task",
     "TaskChange",
+    "Tenant",
     "Timing",
+    "Usage",
     "Version",
 ]

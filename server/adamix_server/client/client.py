@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2
 from adamix.errors import AdamixError, Code, InvalidData, Unavailable
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 from adamix_server.client import connection
+from adamix_server.client.administration import Administration
 from adamix_server.client.connection import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, Connection
 from adamix_server.client.destination import Credentials, Pem, from_environment
 from adamix_server.client.values import (
@@ -47,7 +48,7 @@ _CHUNK_BYTES = 512 << 10
 _POLL_S = 0.1
 
 
-class Client:
+class Client(Administration):
     """A connection to one server.
 
     Args:
@@ -87,11 +88,10 @@ class Client:
             address, told = from_environment()
             credentials = credentials.over(told)
         self.address = address
-        self._timeout_s = timeout_s
         options = connection.channel_options(
             keepalive_s=keepalive_s, keepalive_timeout_s=keepalive_timeout_s, extra=channel_options
         )
-        self._connection = Connection(address, options, keepalive_timeout_s, credentials)
+        super().__init__(Connection(address, options, keepalive_timeout_s, credentials), timeout_s)
 
     def predict(
         self,

@@ -18,7 +18,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, Unavailable
-from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
+from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.api import status
 from adamix_server.client.destination import NO_CREDENTIALS, Credentials, Destination
 from adamix_server.limits.messages import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
@@ -79,6 +79,7 @@ class Link:
         self.channel = channel
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(channel)
         self.server = server_pb2_grpc.ServerServiceStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
         self.running = 0

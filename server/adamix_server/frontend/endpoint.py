@@ -15,6 +15,8 @@ from adamix_protos.open_inference import open_inference_pb2, open_inference_pb2_
 from adamix_protos.v1 import (
     adapters_pb2,
     adapters_pb2_grpc,
+    admin_pb2,
+    admin_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     server_pb2,
@@ -25,7 +27,10 @@ from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.gate import Gate, everyone
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.sessions import Sessions
+from adamix_server.frontend.boundary.witness import Witness
+from adamix_server.frontend.control.admin import AdminServicer
 from adamix_server.frontend.control.service import AdapterServicer
 from adamix_server.frontend.entrance import Entrance
 from adamix_server.frontend.health import HealthServicer
@@ -33,6 +38,7 @@ from adamix_server.frontend.inference.open_inference import OpenInferenceService
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.calls import (
     CONNECTION_AGE_S,
     CONNECTION_GRACE_S,
@@ -74,6 +80,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 _SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
     server_pb2.DESCRIPTOR.services_by_name["ServerService"].full_name,
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
@@ -88,6 +95,9 @@ class Endpoint:
         shares_port: with the other front ends of this server; the supervisor holds the port for all of them. Otherwise
             a second server on the port is an error, not a silent share of the traffic.
         entrance: the port's certificate, and who recognises callers.
+        quota: of tenants.
+        witness: sees calls end that are to be written down.
+        meter: counts what callers use.
         is_shared: whether data calls run now, which other calls are to leave time for.
 
     Attributes:
@@ -101,7 +111,7 @@ class Endpoint:
     def __init__(
         self,
         listen: str,
-        servicers: tuple[InferenceServicer, AdapterServicer, ServerInfoServicer, OpenInferenceServicer],
+        servicers: tuple[InferenceServicer, AdapterServicer, AdminServicer, ServerInfoServicer, OpenInferenceServicer],
         admission: Admission,
         readiness: Readiness,
         recorder: Recorder,
@@ -109,6 +119,9 @@ class Endpoint:
         with_reflection: bool,
         shares_port: bool,
         entrance: Entrance,
+        quota: Quota,
+        witness: Witness | None = None,
+        meter: Meter | None = None,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._admission = admission
@@ -121,12 +134,16 @@ class Endpoint:
             recorder,
             proxies=entrance.proxies,
             gate=gate,
+            quota=quota,
             sessions=self._sessions,
+            witness=witness,
+            meter=meter,
             is_shared=is_shared,
         )
-        inference, adapters, info, open_inference = servicers
+        inference, adapters, admin, info, open_inference = servicers
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, boundary)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, boundary)
         server_pb2_grpc.add_ServerServiceServicer_to_server(info, boundary)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, boundary)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, _SERVICES), boundary)

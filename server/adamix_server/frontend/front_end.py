@@ -23,6 +23,7 @@ from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
 from adamix_server.channel.codec import ToChild, Word
 from adamix_server.channel.supervisor_frames import (
+    Account,
     Agreed,
     Drain,
     Drained,
@@ -33,16 +34,21 @@ from adamix_server.channel.supervisor_frames import (
     EngineUp,
     Fatal,
     Health,
+    Loans,
     Ready,
     Refresh,
     Sample,
     StartFrontEnd,
 )
 from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.borrowing import Borrowing
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.boundary.quota import Quota
+from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control.adapter_root import AdapterRoot
+from adamix_server.frontend.control.admin import AdminServicer
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations, Validate
@@ -63,6 +69,7 @@ from adamix_server.frontend.readiness import Readiness
 from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.frontend.store_watch import StoreWatch
 from adamix_server.frontend.tenancy import Tenancy
+from adamix_server.frontend.usage import Meter
 from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
@@ -80,6 +87,8 @@ class Pipe(Protocol):
     def send(self, frame: Word) -> None: ...
 
     def report(self, drain: Callable[[], list[Sample]]) -> None: ...
+
+    def account(self, make: Callable[[], Account]) -> None: ...
 
     async def receive(self) -> ToChild | None: ...
 
@@ -128,9 +137,12 @@ class FrontEnd:
         self._validate = validate
         self._enter = enter
         self._recorder = Recorder()
+        self._witness, self._meter = Witness(), Meter()
         self._link = EngineLink(connect)
         self._readiness = Readiness(ENGINE_RESTARTING)
         self._agreement = Party()
+        # Alone, it has all that there is of any quota.
+        self._borrowing = Borrowing(start.number, start.front_ends, pipe.send) if start.front_ends > 1 else None
         # Set when the supervisor says that the catalog has moved on.
         self._stale = asyncio.Event()
         # The engine the supervisor last spoke of, and whether it still stands.
@@ -197,7 +209,12 @@ class FrontEnd:
         tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
         closing.callback(tokenizer.close)
         tenancy = Tenancy(view, Quotas(**settings.default_quotas), is_open=settings.access.asks_nobody)
-        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), recorder)
+        if (borrowing := self._borrowing) is None:
+            quota = Quota(tenancy.quotas)
+        else:
+            quota = Quota(tenancy.quotas, borrowing.holder, borrowing.poke)
+            closing.callback(borrowing.close)
+        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder, self._meter)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
@@ -213,6 +230,7 @@ class FrontEnd:
             (
                 InferenceServicer(stages, admission),
                 AdapterServicer(view, registrations, residency, reclaimer, watch, shares, places),
+                AdminServicer(view, reclaimer, shares),
                 ServerInfoServicer(link, partial(self._pipe.send, DrainWanted())),
                 OpenInferenceServicer(stages, self._readiness),
             ),
@@ -222,13 +240,18 @@ class FrontEnd:
             with_reflection=start.reflection,
             shares_port=start.shares_port,
             entrance=entrance,
+            quota=quota,
+            witness=self._witness,
+            meter=self._meter,
             is_shared=is_shared,
         )
         return _Parts(reclaimer, residency, endpoint)
 
-    def _refused(self, kind: RefusalKind, _name: str) -> None:
-        """A credential does not count."""
+    def _refused(self, kind: RefusalKind, name: str) -> None:
+        """A credential does not count: why is told to operators alone."""
         self._recorder.inc("adamix_auth_failures_total", kind)
+        if (call := calls.find()) is not None:
+            call.detail = f"{kind} {name}".strip()
 
     async def _go_on(self) -> bool:
         """Do what the supervisor says next, before there is a port; False if this process is to end."""
@@ -274,6 +297,8 @@ class FrontEnd:
                 self._stale.set()
             case Agreed():
                 self._agreement.take(frame)
+            case Loans() if self._borrowing is not None:
+                self._borrowing.take(frame)
             case Drain() | None:
                 pass
             case _:
@@ -321,6 +346,7 @@ class FrontEnd:
         if not draining.result():
             log.warning("calls were cancelled at the end of the grace period", extra={"grace_s": order.grace_s})
         self._pipe.report(self._recorder.drain)
+        self._pipe.account(partial(self._account, is_last=True))
         self._pipe.send(Drained())
 
     async def _listen_while_draining(self) -> None:
@@ -329,13 +355,19 @@ class FrontEnd:
             pass
 
     async def _beat(self) -> None:
-        """Every second: metrics to the supervisor, and a look at the link."""
+        """Every second: metrics and what is to be written down to the supervisor, and a look at the link."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self._pipe.report(self._recorder.drain)
+            self._pipe.account(self._account)
             if not self._link.is_up:
                 self._look_at_link()
                 await self._connect()
+
+    def _account(self, *, is_last: bool = False) -> Account:
+        """What is to be written down since the last one. In any thread."""
+        usage, keys = self._meter.drain()
+        return Account(entries=self._witness.drain(is_last=is_last), usage=usage, keys=keys)
 
     def _report_health(self) -> tuple[str, ...]:
         """Tell the supervisor whether this front end serves, as its callers are told; what it was told."""

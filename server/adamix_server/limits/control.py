@@ -103,7 +103,7 @@ chapter.said(
 MAX_PAGE_SIZE = chapter.limit(
     1000,
     "",
-    "page of `ListTasks` and `ListVersions` (100 if the client says nothing)",
+    "page of a list (100 if the client says nothing)",
     None,
     note="never an error: a page is shorter than asked for",
     proof="server/frontend/test_limits.py::test_a_page",
@@ -119,7 +119,7 @@ MAX_PAGE_BYTES = chapter.limit(
 MAX_CONTROL_CALLS = chapter.limit(
     8,
     "",
-    "calls of `AdapterService` at work at once, in one front end, half of them of one connection; "
+    "calls of `AdapterService` and `AdminService` at work at once, in one front end, half of them of one connection; "
     "as many more that load, unload, pin or register, and may wait for the engine",
     None,
     note="others wait, within their deadlines",

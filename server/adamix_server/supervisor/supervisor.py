@@ -23,6 +23,8 @@ from adamix_server.catalog.recovery import recover
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.engine_frames import Hello
 from adamix_server.channel.supervisor_frames import (
+    Account,
+    Asks,
     Beat,
     Drain,
     DrainWanted,
@@ -43,7 +45,9 @@ from adamix_server.limits.operators import MAX_PROBE_CONNECTIONS
 from adamix_server.port import cannot_listen, held_port
 from adamix_server.supervisor.child import Child
 from adamix_server.supervisor.engine_watch import LOST_AFTER, EngineWatch, Progress
+from adamix_server.supervisor.journal import Journal
 from adamix_server.supervisor.keeper import Keeper
+from adamix_server.supervisor.lending import Lending
 from adamix_server.supervisor.operator_key import ensure_operator_key
 from adamix_server.supervisor.probes import Fitness, Probes
 from adamix_server.telemetry.exposition import Exposition
@@ -94,7 +98,9 @@ class Supervisor:
         # How long the last engine that came up took for it.
         self._engine_start_s = 0.0
         self._books = Books()
+        self._lending = Lending(lambda name, loans: self._front_ends[name].send(loans))
         self._fitness = Fitness()
+        self._journal = Journal(config.store, config.audit_days)
         self.metrics_address = ""
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
@@ -147,8 +153,12 @@ class Supervisor:
                 ensure_operator_key(self._config.store)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self.stop)
-            async with self._probes():
-                await self._supervise()
+            self._journal.start()
+            try:
+                async with self._probes():
+                    await self._supervise()
+            finally:
+                self._journal.close()
 
     def stop(self) -> None:
         """Drain and end; called again, end at once.
@@ -220,6 +230,8 @@ class Supervisor:
             # To whoever may see everything, and sits at this machine.
             reflection=self._config.front_end.access.asks_nobody and is_loopback(split_address(self._listen)[0]),
             shares_port=self._config.front_ends > 1,
+            number=list(self._front_ends).index(name),
+            front_ends=self._config.front_ends,
             store=self._config.store,
             tokenizer=self._tokenizer,
             log_level=self._config.log_level,
@@ -248,10 +260,14 @@ class Supervisor:
                 self._registry.apply(name, samples)
                 # Of the supervisor itself, which says whatever all of them have to say.
                 self._registry.apply(SUPERVISOR, self._recorder.drain())
+            case Account():
+                self._journal.take(frame)
             case Beat(last_step=last_step):
                 self._watch.beat(last_step)
             case Seen():
                 self._deliver(self._books.seen(name, frame))
+            case Asks():
+                self._lending.take(name, frame)
             case Ready(address=address, hello=Hello() as hello):
                 log.info("engine ready", extra={"backbone": hello.spec.label, "device": hello.device})
                 self._engine_up = EngineUp(address=address, hello=hello)
@@ -314,6 +330,7 @@ class Supervisor:
         self._registry.ended(name)
         # Only now, when it can answer nobody any more, does the agreement go on without it.
         self._deliver(self._books.left(name))
+        self._lending.left(name)
 
     def _tell_front_ends(self, frame: ToChild) -> None:
         for front_end in self._front_ends.values():

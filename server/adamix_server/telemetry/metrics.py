@@ -69,6 +69,13 @@ METRICS: dict[str, Metric] = {
             known=tuple(_REFUSALS),
         ),
         Metric(
+            "adamix_auth_failures_total",
+            "counter",
+            "Credentials that were refused, by cause.",
+            ("kind",),
+            known=tuple((kind,) for kind in KINDS),
+        ),
+        Metric(
             "adamix_tenant_rejected_total",
             "counter",
             "Inputs and calls of a tenant that were refused.",
@@ -76,11 +83,11 @@ METRICS: dict[str, Metric] = {
             per_tenant=True,
         ),
         Metric(
-            "adamix_auth_failures_total",
+            "adamix_tenant_tokens_total",
             "counter",
-            "Credentials that were refused, by cause.",
-            ("kind",),
-            known=tuple((kind,) for kind in KINDS),
+            "Tokens of a tenant's answered inputs, and those generated for it.",
+            ("tenant", "kind"),
+            per_tenant=True,
         ),
         Metric("adamix_task_requests_total", "counter", "Inputs per task.", ("tenant", "task"), per_task=True),
         Metric(

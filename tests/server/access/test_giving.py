@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix_server.access.giving import is_within, may_give
+from adamix_server.access.giving import is_within, may_give, networks_within
 from adamix_server.access.principal import Principal
 from adamix_server.access.rights import ALL_RIGHTS, RIGHTS, ROLES, Right
 
@@ -46,3 +46,24 @@ def test_what_is_within_a_pattern_matches_it(pattern: str, bounds: str, task: st
         given_to = principal(ROLES["caller"], pattern)
         assert not given_to.may_name(task) or principal(ROLES["caller"], bounds).may_name(task)
         assert not pattern or not bounds or not fnmatch.fnmatchcase(task, pattern) or fnmatch.fnmatchcase(task, bounds)
+
+
+@pytest.mark.parametrize(
+    ("networks", "bounds", "is_allowed"),
+    [
+        ([], [], True),
+        (["10.0.0.0/8"], [], True),
+        ([], ["10.0.0.0/8"], False),
+        (["10.1.0.0/16"], ["10.0.0.0/8"], True),
+        (["10.0.0.0/8"], ["10.0.0.0/8"], True),
+        (["10.0.0.0/7"], ["10.0.0.0/8"], False),
+        (["10.1.0.0/16", "11.0.0.0/8"], ["10.0.0.0/8"], False),
+        (["10.1.0.0/16", "11.0.0.0/16"], ["10.0.0.0/8", "11.0.0.0/8"], True),
+        (["::/0"], ["0.0.0.0/0"], False),
+        (["fd00::/16"], ["10.0.0.0/8", "fd00::/8"], True),
+    ],
+)
+def test_who_counts_in_some_networks_gives_keys_for_these_alone(
+    networks: list[str], bounds: list[str], is_allowed: bool
+) -> None:
+    assert networks_within(networks, bounds) == is_allowed

@@ -12,6 +12,7 @@ from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import write_down
 
 Add = Callable[..., VersionRow]
 Edit = Callable[[str], list[tuple[object, ...]]]
@@ -53,7 +54,7 @@ def test_each_change_names_its_task_and_what_was_registered(catalog: Catalog, ad
     add("t", b"v2")
     catalog.rollback(ME, "t")
     catalog.set_pinned(ME, "t", first.digest, True)
-    catalog.record_failure(ME, "t", "TRUNCATED")
+    write_down(catalog, "TRUNCATED")
     catalog.delete_task(ME, "t")
     rows = edit("SELECT revision, kind, tenant, name FROM changes WHERE kind = 'task' ORDER BY revision")
     assert rows == [(revision, "task", ME, "t") for revision in range(1, 6)]
@@ -79,11 +80,10 @@ def test_refusals_say_nothing_to_readers(
     edit: Edit,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(changes, "MAX_FAILURES_PER_TENANT", 3)
     add("t", b"v1")
     before, logged = reader.snapshot(), edit("SELECT * FROM changes")
     for _ in range(6):
-        catalog.record_failure(ME, "t", "TRUNCATED")
+        write_down(catalog, "TRUNCATED")
     assert edit("SELECT * FROM changes") == logged
     assert reader.snapshot() is before
 

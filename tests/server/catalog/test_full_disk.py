@@ -19,6 +19,7 @@ from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import write_down
 
 Add = Callable[..., VersionRow]
 
@@ -54,7 +55,7 @@ STEPS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 
 
 def state(catalog: Catalog) -> tuple[object, ...]:
-    return catalog.list_tasks(ME).rows, catalog.revision(), catalog.audit(ME), catalog.snapshot()
+    return catalog.list_tasks(ME).rows, catalog.revision(), catalog.audit_log.page(ME).rows, catalog.snapshot()
 
 
 def upload(catalog: Catalog, data: bytes) -> str:
@@ -109,7 +110,7 @@ def test_no_room_for_the_row_of_a_version(catalog: Catalog, add: Add, pages: lis
             before = state(catalog)
             add("t", b"version %d" % number)
     assert state(catalog) == before
-    for change in (lambda: catalog.record_failure(ME, "t", "x" * 500), lambda: add("another", NEW)):
+    for change in (lambda: write_down(catalog, "x" * 500), lambda: add("another", NEW)):
         with pytest.raises(StoreFull):  # noqa: PT012 - as above
             for _ in range(500):
                 change()

@@ -15,6 +15,7 @@ from adamix.errors import AdamixError, Code
 from adamix_server.catalog import database
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import write_down
 
 Add = Callable[..., VersionRow]
 
@@ -39,7 +40,7 @@ def all_lost(catalog: Catalog, add: Add) -> bool:
         catalog.snapshot,
         lambda: catalog.list_tasks(ME),
         lambda: catalog.delete_task(ME, "t"),
-        lambda: catalog.record_failure(ME, "t", "x"),
+        lambda: write_down(catalog, "x"),
         lambda: add("t", b"more"),
     ]
     return [reason(step) for step in work] == [LOST] * len(work)
@@ -99,7 +100,7 @@ def test_a_file_that_goes_away_during_a_change_is_not_called_written(
         record(of)
 
     monkeypatch.setattr(database.Database, "check", go_away_after_the_first)
-    assert reason(lambda: catalog.record_failure(ME, "t", "x")) == LOST
+    assert reason(lambda: write_down(catalog, "x")) == LOST
 
 
 def test_only_blobs_that_are_gone_alone_are_missing(catalog: Catalog, add: Add, store: Path) -> None:
@@ -179,6 +180,8 @@ SHORT = """
 import hashlib, os, pathlib, resource, sys
 from adamix.errors import AdamixError
 from adamix_server.catalog.store import Catalog
+from adamix_testing.catalogs import write_down
+from adamix_testing.catalogs import write_down
 
 def said(work):
     try:
@@ -208,7 +211,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, 256 << 10))
 
 def fill():
     for number in range(2_000):
-        catalog.record_failure("default", f"t{number}", "X" * 400)
+        write_down(catalog, "X" * 400)
 
 for work in (lambda: catalog.blobs.put(data, digest), fill, catalog.revision):
     said(work)

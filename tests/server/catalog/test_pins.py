@@ -42,8 +42,11 @@ def test_each_change_is_audited_and_nothing_else(catalog: Catalog, add: Add) -> 
     for pinned in (False, True, True, False, False):
         assert catalog.set_pinned(ME, "t", digest, pinned).pinned == pinned
         etags.append(catalog.get_task(ME, "t").etag)
-    assert [(row.action, row.digest) for row in catalog.audit(ME)][:2] == [("unpin", digest), ("pin", digest)]
-    assert len(catalog.audit(ME)) == 3
+    assert [(row.action, row.digest) for row in catalog.audit_log.page(ME).rows][:2] == [
+        ("unpin", digest),
+        ("pin", digest),
+    ]
+    assert len(catalog.audit_log.page(ME).rows) == 3
     assert len(set(etags)) == 3
 
 

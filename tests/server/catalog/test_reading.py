@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix.errors import InvalidRequest, NotFound
-from adamix_server.catalog import changes
+from adamix.errors import FailedPrecondition, InvalidRequest, NotFound
+from adamix_server.access import api_keys
+from adamix_server.access.principal import Actor
 from adamix_server.catalog.paging import read_token
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
@@ -42,7 +43,6 @@ def test_malformed_ids_are_refused_everywhere(
         lambda: catalog.list_versions(ME, name),
         lambda: catalog.rollback(name, "t"),
         lambda: catalog.delete_task(ME, name),
-        lambda: catalog.record_failure(ME, name, "TRUNCATED"),
     ):
         with pytest.raises(InvalidRequest) as caught:
             call()
@@ -183,24 +183,39 @@ class TestSnapshot:
 
 class TestAudit:
     def test_every_change_is_written_down(self, catalog: Catalog, add: Add) -> None:
+        by = Actor("keys/k1", "ipv4:10.0.0.7:5", "adamix.v1.AdapterService/Rollback", entries=[])
         first = add("t", b"v1")
         add("t", b"v2")
-        catalog.rollback(ME, "t")
-        catalog.record_failure(ME, "t", "NON_FINITE")
+        catalog.rollback(ME, "t", by=by)
         catalog.delete_task(ME, "t")
-        rows = catalog.audit(ME)
-        assert [row.action for row in rows] == ["delete_task", "fail", "rollback", "register", "register"]
-        assert [row.revision for row in rows] == [4, 3, 3, 2, 1]
-        assert (rows[-1].digest, rows[-1].detail) == (first.digest, "live")
-        assert rows[1].detail == "NON_FINITE"
-        assert catalog.audit("other") == ()
+        rows = catalog.audit_log.page(ME).rows
+        assert [row.action for row in rows] == ["delete_task", "rollback", "register", "register"]
+        assert [row.revision for row in rows] == [4, 3, 2, 1]
+        assert {row.resource for row in rows} == {"tenants/default/tasks/t"}
+        assert (rows[-1].digest, rows[-1].detail, rows[-1].code) == (first.digest, "live", "OK")
+        assert (rows[1].principal, rows[1].peer, rows[1].method) == (by.principal, by.peer, by.method)
+        assert by.entries == [rows[1].id]
+        assert catalog.audit_log.page("other").rows == ()
 
-    def test_refusals_serve_nothing_and_do_not_pile_up(self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(changes, "MAX_FAILURES_PER_TENANT", 3)
-        catalog.record_failure("other", "t", "x")
-        for i in range(6):
-            catalog.record_failure(ME, "t", f"{i}" * 10_000)
-        assert [row.detail for row in catalog.audit(ME)] == [f"{i}" * 512 for i in (5, 4, 3)]
-        assert len(catalog.audit("other")) == 1
-        assert catalog.revision() == 0
-        assert catalog.list_tasks(ME).rows == ()
+    def test_what_is_undone_leaves_no_entry(self, catalog: Catalog, add: Add) -> None:
+        by = Actor("keys/k1", entries=[])
+        version = add("t", b"v1")
+        with pytest.raises(FailedPrecondition, match="live"):
+            catalog.delete_version(ME, "t", version.digest, by=by)
+        assert (by.entries, len(catalog.audit_log.page(ME).rows)) == ([], 1)
+
+    def test_tenants_keys_and_grants_have_names(self, catalog: Catalog, add: Add) -> None:
+        catalog.tenants.create("acme")
+        _, key = api_keys.make()
+        catalog.keys.create("acme", key, rights=["infer"])
+        add("t", b"v1")
+        catalog.grants.add(ME, "t", "acme")
+        catalog.keys.revoke(key.id, tenant="acme")
+        told = [(row.tenant, row.action, row.resource, row.detail) for row in catalog.audit_log.page(None).rows[::-1]]
+        assert told == [
+            ("acme", "create_tenant", "tenants/acme", ""),
+            ("acme", "create_key", f"tenants/acme/keys/{key.id}", ""),
+            (ME, "register", "tenants/default/tasks/t", "live"),
+            (ME, "add_grant", "tenants/default/tasks/t", "acme"),
+            ("acme", "revoke_key", f"tenants/acme/keys/{key.id}", ""),
+        ]

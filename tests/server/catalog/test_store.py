@@ -41,11 +41,11 @@ class TestRegister:
         self, catalog: Catalog, add: Add, here: str, manifest_json: Callable[[str], str]
     ) -> None:
         first = add("t", b"v1")
-        before = catalog.get_task(ME, "t"), catalog.revision(), catalog.audit(ME)
+        before = catalog.get_task(ME, "t"), catalog.revision(), catalog.audit_log.page(ME).rows
         again, exists = catalog.register(registration(ME, "t", first.digest, manifest_json(here), 2, here))
         assert exists
         assert again == first
-        assert (catalog.get_task(ME, "t"), catalog.revision(), catalog.audit(ME)) == before
+        assert (catalog.get_task(ME, "t"), catalog.revision(), catalog.audit_log.page(ME).rows) == before
 
     def test_bytes_another_task_has_are_new_to_this_one(
         self, catalog: Catalog, add: Add, here: str, manifest_json: Callable[[str], str]

@@ -19,7 +19,7 @@ from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.store_file import Progress, StoreFile, read_store_file, write_store_file
-from adamix_testing.catalogs import registration
+from adamix_testing.catalogs import registration, write_down
 
 Add = Callable[..., VersionRow]
 ME = "default"
@@ -52,7 +52,7 @@ def test_every_change_is_noted(catalog: Catalog, add: Add, store: Path) -> None:
         before = noted(store)
         change()
         assert noted(store) == catalog.revision() == before + 1
-    catalog.record_failure(ME, "t", "TRUNCATED")
+    write_down(catalog, "TRUNCATED")
     catalog.purge(first.digest)
     assert noted(store) == catalog.revision()
 

@@ -21,7 +21,7 @@ from adamix_server.access.quotas import Quotas
 from adamix_server.catalog import changes, database
 from adamix_server.catalog.rows import VersionRow
 from adamix_server.catalog.store import Catalog
-from adamix_testing.catalogs import registration
+from adamix_testing.catalogs import registration, write_down
 
 Add = Callable[..., VersionRow]
 
@@ -37,7 +37,7 @@ class TestTrouble:
         self, catalog: Catalog, add: Add, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add("t", b"v1")
-        before = catalog.get_task(ME, "t"), catalog.revision(), catalog.audit(ME), catalog.snapshot()
+        before = catalog.get_task(ME, "t"), catalog.revision(), catalog.audit_log.page(ME).rows, catalog.snapshot()
 
         def fail(*args: object, **kwargs: object) -> None:
             raise KeyboardInterrupt
@@ -46,7 +46,7 @@ class TestTrouble:
         for change in (lambda: add("t", b"v2"), lambda: add("new", b"v3"), lambda: catalog.delete_task(ME, "t")):
             with pytest.raises(KeyboardInterrupt):
                 change()
-        after = catalog.get_task(ME, "t"), catalog.revision(), catalog.audit(ME), catalog.snapshot()
+        after = catalog.get_task(ME, "t"), catalog.revision(), catalog.audit_log.page(ME).rows, catalog.snapshot()
         assert after == before
         assert catalog.list_tasks(ME).rows == before[:1]
 
@@ -65,7 +65,7 @@ class TestTrouble:
 
         def fill() -> None:
             for _ in range(1000):
-                full.record_failure(ME, "t", "x" * 500)
+                write_down(full, "x" * 500)
 
         with pytest.raises(StoreFull):
             fill()
@@ -78,11 +78,11 @@ class TestTrouble:
         other = sqlite3.connect(store / "catalog.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable) as caught:
-            catalog.record_failure(ME, "t", "x")
+            write_down(catalog, "x")
         assert (caught.value.reason, caught.value.retry_after_s) == ("CATALOG_BUSY", retry.MIN_S)
         assert catalog.list_tasks(ME).rows == (), "readers are not held up"
         other.execute("ROLLBACK")
-        catalog.record_failure(ME, "t", "x")
+        write_down(catalog, "x")
         other.close()
         catalog.close()
 
@@ -105,7 +105,7 @@ class TestTrouble:
             catalog.set_traffic(ME, "t", [(digest_of(b"v1"), 1)])
             catalog.rollback(ME, "t")
             catalog.delete_version(ME, "t", digest_of(b"v1"))
-            catalog.record_failure(ME, "t", "x")
+            write_down(catalog, "x")
             add("t", b"v3", request_id="once")
             add("t", b"v3", request_id="once")
             catalog.is_answered(registration(ME, "t", digest_of(b"v3"), manifest_json(here), 2, here, True, "once"))
@@ -207,14 +207,16 @@ class TestAtOnce:
             "import pathlib, sys\n"
             "from adamix_server.catalog.store import Catalog\n"
             "catalog = Catalog(pathlib.Path(sys.argv[1]), backbone_fingerprint='a' * 64)\n"
-            "for i in range(20): catalog.record_failure('default', 't', 'x')\n"
+            "from adamix_server.access.entries import Entry\n"
+            "for i in range(20): catalog.audit_log.append([Entry.of(i, tenant='default')])\n"
             "catalog.delete_task('default', 't')\n"
         )
         child = subprocess.Popen([sys.executable, "-I", "-c", program, str(store)])
         for i in range(20):
             add(f"u{i}", b"v1")
         assert child.wait(30) == 0
-        assert len(catalog.audit(ME)) == 42
+        assert len(catalog.audit_log.page(ME).rows) == 42
+        assert catalog.audit_log.verify().fault is None
         assert len(catalog.snapshot().tasks) == 20
 
 

@@ -7,16 +7,22 @@ from typing import Any
 import msgspec
 import pytest
 
+from adamix_server.access.entries import Entry
+from adamix_server.access.leases import Ask, Flow, Loan
+from adamix_server.access.sums import Sums
 from adamix_server.channel.codec import Codec, NotAFrame, from_child, from_engine, to_child, to_engine
 from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Event, Reply, Row, Submit
 from adamix_server.channel.pipe import SupervisorPipe, pack
 from adamix_server.channel.supervisor_frames import (
+    Account,
     Agreed,
+    Asks,
     Drain,
     Drained,
     DrainWanted,
     EngineDown,
     Fatal,
+    Loans,
     Refresh,
     Seen,
     Stats,
@@ -25,6 +31,12 @@ from adamix_testing.harness import start_front_end
 
 ENGINE_ID = "0"
 ROW = Row(id=2**63, tenant="default", digest="a" * 64, token_ids=b"\x00\xff" * 4, deadline=1.5, type_ids=b"")
+
+
+def _ask(limit: Flow | int) -> Ask:
+    return Ask(tenant="a", quota="q", limit=limit, number=1, first=0.5, more=2.0**62, returned=1.0)
+
+
 DIRECTIONS: dict[str, tuple[Codec[Any], list[Any]]] = {
     "to an engine": (
         to_engine,
@@ -49,12 +61,25 @@ DIRECTIONS: dict[str, tuple[Codec[Any], list[Any]]] = {
             EngineDown(engine_id=ENGINE_ID, generation=3),
             Refresh(revision=4),
             Agreed(revision=4, oldest=3),
+            Loans(loans=[Loan(tenant="a", quota="concurrent_calls", number=7, lent=2.0, opens_at=1.5)]),
             Drain(delay_s=0.5, grace_s=1),
         ],
     ),
     "from a child": (
         from_child,
-        [Fatal(message="no"), Seen(revision=4, oldest=3), DrainWanted(), Drained(), Stats(samples=[])],
+        [
+            Fatal(message="no"),
+            Seen(revision=4, oldest=3),
+            Asks(asks=[_ask(Flow(2.0**62, 2.0**63)), _ask(2**62)]),
+            DrainWanted(),
+            Drained(),
+            Stats(samples=[]),
+            Account(
+                entries=[Entry.of(5, tenant="acme", detail="é")],
+                usage=[Sums(tenant="acme", calls=1, rejected={"QUEUE_FULL": 2})],
+                keys={"abcdefghijkl": "2026-11-30"},
+            ),
+        ],
     ),
 }
 

@@ -5,8 +5,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adamix_server.access.leases import Loan
 from adamix_server.channel.outbox import Outbox
-from adamix_server.channel.supervisor_frames import Agreed, Drain, EngineDown, Refresh, Seen
+from adamix_server.channel.supervisor_frames import Agreed, Drain, EngineDown, Loans, Refresh, Seen
 
 _FRAMES = st.one_of(
     st.builds(Agreed, revision=st.integers(0, 9), oldest=st.integers(0, 9)),
@@ -40,3 +41,18 @@ def test_a_frame_that_is_made_when_it_is_taken_has_in_it_what_came_meanwhile() -
     assert outbox.take() == Seen(revision=1, oldest=1)
     assert outbox.take() == [1, 2]
     assert outbox.take() is None
+
+
+def test_frames_that_say_what_happened_wait_as_one_that_says_all_of_it() -> None:
+    outbox = Outbox[Any]()
+    outbox.put(Loans(loans=[_loan("a", 2.0), _loan("b", 1.0)]))
+    outbox.put(Refresh(revision=1))
+    outbox.put(Loans(loans=[_loan("c", 4.0), _loan("a", 0.5)]))
+    outbox.put(Loans(loans=[_loan("a", 0.25)]))
+    assert outbox.take() == Refresh(revision=1)
+    assert outbox.take() == Loans(loans=[_loan("a", 2.75), _loan("b", 1.0), _loan("c", 4.0)])
+    assert outbox.take() is None
+
+
+def _loan(tenant: str, lent: float) -> Loan:
+    return Loan(tenant=tenant, quota="input_tokens_per_s", number=1, lent=lent)

@@ -191,9 +191,9 @@ async def test_a_change_that_cannot_be_read_at_once_is_no_error(
     failures = 0
     rollback, snapshot = Catalog.rollback, Catalog.snapshot
 
-    def roll_back(catalog: Catalog, *arguments: Any) -> Any:
+    def roll_back(catalog: Catalog, *arguments: Any, **named: Any) -> Any:
         nonlocal failures
-        row = rollback(catalog, *arguments)
+        row = rollback(catalog, *arguments, **named)
         failures = 3
         return row
 

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from adamix.errors import FailedPrecondition, InvalidConfig
+from adamix_server.access.entries import Entry
+from adamix_server.catalog.audit import AuditLog
+from adamix_server.catalog.database import Database
 from adamix_server.channel.codec import FromChild
 from adamix_server.channel.supervisor_frames import (
+    Account,
     Agreed,
     Beat,
     DrainWanted,
@@ -37,6 +41,17 @@ async def test_a_stop_drains_the_front_end_before_the_engine(start_stage: StartS
     await stage.ended()
     assert stage.drained == ["frontend-0", "engine"]
     assert {name: len(children) for name, children in stage.children.items()} == {"engine": 1, "frontend-0": 1}
+
+
+async def test_what_front_ends_tell_is_written_before_the_end(start_stage: StartStage, tmp_path: Path) -> None:
+    stage = await start_stage()
+    await stage.until(stage.serving.is_set)
+    entries = [Entry.of(time.time_ns() // 1_000, method=method) for method in ("M", "N")]
+    stage.children["frontend-0"][0].says.put_nowait(Account(entries=entries, usage=[], keys={}))
+    stage.supervisor.stop()
+    await stage.ended()
+    log = AuditLog(Database(tmp_path / "store" / "catalog.db", make=False))
+    assert [row.method for row in log.page(None).rows] == ["N", "M"]
 
 
 async def test_an_engine_that_dies_is_replaced_and_front_ends_are_told(start_stage: StartStage) -> None:

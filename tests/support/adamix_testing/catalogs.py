@@ -11,6 +11,7 @@ from adamix.errors import FailedPrecondition
 from adamix.files import adapter_file
 from adamix.files.manifest import HeadSpec
 from adamix.files.tensors import canonical_json
+from adamix_server.access.entries import Entry
 from adamix_server.catalog.rows import Registration
 from adamix_server.catalog.store import Catalog
 from adamix_testing.manifests import make_manifest, make_spec
@@ -90,3 +91,16 @@ class Seed(Protocol):
     """The fixture `seed`: (task, bytes) -> digest, put into the catalog before the front end starts."""
 
     def __call__(self, task: str, data: bytes, *, tenant: str = "default", fingerprint: str | None = None) -> str: ...
+
+
+def write_down(catalog: Catalog, detail: str = "x", *, tenant: str = "default", task: str = "t") -> None:
+    """An entry of the audit, which changes nothing that is served: that an adapter was refused."""
+    entry = Entry.of(
+        1_000_000,
+        tenant=tenant,
+        resource=f"tenants/{tenant}/tasks/{task}",
+        code="INVALID_ARGUMENT",
+        reason="TRUNCATED",
+        detail=detail,
+    )
+    catalog.audit_log.append([entry])

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from adamix.files.manifest import BackboneSpec
-from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
+from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMoving, EngineStalled, Ready, StartFrontEnd
 from adamix_server.client import Client
 from adamix_server.client.connection import channel_options
@@ -46,6 +46,7 @@ class Harness:
         self.channel = grpc.aio.insecure_channel(address, options=channel_options())
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
 
     def drain(self, delay_s: float = 0.0, grace_s: float = 5.0) -> None:
@@ -117,16 +118,21 @@ async def serving(
     adapter_root: Path | None = None,
     callers: Callers | None = None,
     settings: FrontEndSettings | None = None,
+    number: int = 0,
+    front_ends: int = 1,
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
 
-    It knows `callers` by their words (`identities.said`); without them it asks nobody.
+    It knows `callers` by their words (`identities.said`); without them it asks nobody. It takes itself for that of a
+    `number` of several `front_ends`.
     """
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     make_store(store)
     prepare(engine)
     settings = settings or FrontEndSettings(adapter_root=adapter_root)
-    start = msgspec.structs.replace(start_front_end(store, tokenizer), settings=settings, reflection=True)
+    start = msgspec.structs.replace(
+        start_front_end(store, tokenizer), settings=settings, reflection=True, number=number, front_ends=front_ends
+    )
     enter = open_entrance if callers is None else callers.enter
     front_end = FrontEnd(start, supervisor, connect=engine.connect, enter=enter)
     running = asyncio.create_task(front_end.run())

@@ -28,10 +28,13 @@ from adamix_server.frontend.boundary.enclosure import Books, Context, Enclosure,
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.receiving import Messages
 from adamix_server.frontend.boundary.rooms import Network, origins
 from adamix_server.frontend.boundary.sending import Sending
 from adamix_server.frontend.boundary.sessions import Sessions
+from adamix_server.frontend.boundary.witness import Witness
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -39,6 +42,8 @@ _DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/
 # Those of it that compute; the others tell about the server or a model.
 _DATA_CALLS = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/ModelInfer")
 _UPLOADS = ("/adamix.v1.AdapterService/RegisterAdapter",)
+# Where things are changed, and looked at by those who may.
+_AUDITED = ("/adamix.v1.AdapterService/", "/adamix.v1.AdminService/", "/adamix.v1.ServerService/Drain")
 # What tells whether the server lives. Room is kept for it, and its small messages have places of their own.
 _SIGNS_OF_LIFE = (
     "/grpc.health.v1.Health/Check",
@@ -65,7 +70,10 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
     Args:
         proxies: networks whose addresses stand for many callers, and so have no share of their own.
         gate: lets calls in; None lets everyone in.
+        quota: of tenants; None where nobody has any.
         sessions: of the streams; None where credentials do not end.
+        witness: sees calls end that are to be written down.
+        meter: counts what callers use.
         is_shared: whether data calls run now; other calls then come at a steady rate.
     """
 
@@ -76,7 +84,10 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
         bounds: Bounds = BOUNDS,
         proxies: Sequence[Network] = (),
         gate: Gate | None = None,
+        quota: Quota | None = None,
         sessions: Sessions | None = None,
+        witness: Witness | None = None,
+        meter: Meter | None = None,
         is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
         def refused(reason: str) -> None:
@@ -101,7 +112,10 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             Sending(bounds, recorder),
             origins(proxies),
             gate or Gate(),
+            quota or Quota(),
             sessions or Sessions(),
+            witness or Witness(),
+            meter or Meter(),
         )
         self._services: list[grpc.GenericRpcHandler] = []  # type: ignore[type-arg] # not generic when it runs
         self._enclosed: dict[str, Handler] = {}
@@ -159,6 +173,7 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
             is_kept=is_sign_of_life,
             is_quiet=is_operators or name.startswith(_DATA_PLANE),
             is_stream=is_stream,
+            is_audited=name.startswith(_AUDITED),
         )
 
     def _unknown(self, name: str) -> Handler:

@@ -6,9 +6,9 @@ asyncio task, so a context variable is as local as an argument. Knows neither gr
 """
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from adamix_server.access.principal import ANYONE, Actor, Principal
+from adamix_server.access.principal import ANYONE, SERVER, Actor, Principal
 from adamix_server.frontend.boundary.rooms import Origin
 
 NOWHERE = Origin("")
@@ -20,7 +20,9 @@ class Call:
 
     `deadline` is in seconds on CLOCK_MONOTONIC and infinite for streams without a total deadline. `resource` is the
     name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND. `work_s`
-    are the CPU seconds that it has had, as far as they are counted: of the control plane.
+    are the CPU seconds that it has had, as far as they are counted: of the control plane. `digest` is of the version
+    that it asks for, if it says so; `detail` is for the audit alone: what its caller is not told. `actor` is who the
+    catalog is told has changed something.
     """
 
     request_id: str
@@ -30,6 +32,9 @@ class Call:
     resource: str = ""
     origin: Origin = NOWHERE
     work_s: float = 0.0
+    digest: str = ""
+    detail: str = ""
+    _actor: Actor | None = field(default=None, init=False, repr=False)
 
     @property
     def tenant(self) -> str:
@@ -38,7 +43,10 @@ class Call:
 
     @property
     def actor(self) -> Actor:
-        return Actor(self.principal.name, self.origin.connection, self.method.removeprefix("/"))
+        if self._actor is None:
+            method = self.method.removeprefix("/")
+            self._actor = Actor(self.principal.name, self.origin.connection, method, entries=[])
+        return self._actor
 
 
 _current: ContextVar[Call] = ContextVar("adamix_call")
@@ -57,3 +65,9 @@ def find() -> Call | None:
 def current() -> Call:
     """The call this task answers. LookupError outside of one."""
     return _current.get()
+
+
+def actor() -> Actor:
+    """Who makes the call this task answers; the server itself outside of one."""
+    call = find()
+    return SERVER if call is None else call.actor

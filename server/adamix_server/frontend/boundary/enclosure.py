@@ -21,6 +21,7 @@ import grpc.aio
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded
 from adamix_server.access.principal import NOBODY, Principal
+from adamix_server.access.redaction import without_secrets
 from adamix_server.api import status
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
@@ -28,10 +29,14 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.gate import Gate
 from adamix_server.frontend.boundary.pace import Pace
 from adamix_server.frontend.boundary.places import Places
+from adamix_server.frontend.boundary.quota import Quota
+from adamix_server.frontend.boundary.quota import Seat as QuotaSeat
 from adamix_server.frontend.boundary.receiving import Messages, Parse, Receiver
 from adamix_server.frontend.boundary.rooms import Origin, Room
 from adamix_server.frontend.boundary.sending import REQUEST_ID_KEY, Departure, ReaderGone, Sending
 from adamix_server.frontend.boundary.sessions import Basis, Session, Sessions, has_changed
+from adamix_server.frontend.boundary.witness import Witness
+from adamix_server.frontend.usage import Meter
 from adamix_server.limits.messages import MAX_TIMEOUT_S
 from adamix_server.telemetry.metrics import Recorder
 
@@ -63,6 +68,7 @@ class Method:
         is_kept: there is room for its calls when there is none for others.
         is_quiet: called so often that a line of log a call would cost more than the call.
         is_stream: of messages, one way or both: it may outlive its caller's credential.
+        is_audited: each of its calls is written down, however it ends.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Method:
     is_kept: bool
     is_quiet: bool
     is_stream: bool
+    is_audited: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,10 @@ class Books:
     sending: Sending
     origin: Callable[[str], Origin]
     gate: Gate
+    quota: Quota
     sessions: Sessions
+    witness: Witness
+    meter: Meter
 
 
 class Enclosure:
@@ -103,6 +113,7 @@ class Enclosure:
         "_books",
         "_call",
         "_context",
+        "_counted",
         "_is_admitted",
         "_limit_s",
         "_method",
@@ -121,6 +132,7 @@ class Enclosure:
         self._context = context
         self._aborted: BaseException | None = None
         self._is_admitted = False
+        self._counted: QuotaSeat | None = None
         self._seat: Room | None = None
         self._receiver: Receiver | None = None
         self._basis: Basis = ()
@@ -141,16 +153,25 @@ class Enclosure:
         self.departure.task.add_done_callback(self._gone)
         # All of this before a byte of its message is read.
         try:
-            self._call.principal = self._books.gate.admit(self._method.name, self._context)
+            gate = self._books.gate
+            self._call.principal = gate.identify(self._method.name, self._context)
+            gate.check(self._method.name, self._call.principal)
+            self._counted = await self._books.quota.enter(self._method.name, self._call.tenant)
             self._admit()
         except AdamixError as refusal:
+            self._count_out()
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
             if self._call.tenant:
                 self._books.recorder.inc("adamix_tenant_rejected_total", self._call.tenant, refusal.reason)
+            self._books.meter.rejected(self._call.tenant, refusal.reason)
             await self._end(refusal)
+        except asyncio.CancelledError as gone:
+            # Its client has left while this front end asked for a slot.
+            await self._end(gone)
         self._basis = self._books.sessions.basis()
         if self._method.is_stream:
             self._session = self._books.sessions.open(self._call, self._recognise)
+        self._books.meter.called(self._call.principal)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
             await self._timer.__aenter__()
@@ -171,10 +192,14 @@ class Enclosure:
                 self._receiver.close()
             if self._is_admitted:
                 self._books.admission.leave()
+            # Before the answer leaves: whoever has it may call again.
+            self._count_out()
             if self._session is not None:
                 self._books.sessions.close(self._session)
         if self._session is not None and self._session.error is not None:
             error = await self._ended_by(self._session, self._session.error, error)
+        if self._method.is_audited and isinstance(error, AdamixError) and error.code is Code.RESOURCE_EXHAUSTED:
+            self._books.meter.rejected(self._call.tenant, error.reason)
         await self._end(error)
 
     def receiver(self, parse: Parse) -> Receiver:
@@ -226,6 +251,11 @@ class Enclosure:
                 books.admission.leave()
             raise
 
+    def _count_out(self) -> None:
+        """The call is none of its tenant's any more."""
+        self._books.quota.leave(self._counted)
+        self._counted = None
+
     @staticmethod
     async def _ended_by(session: Session, reason: AdamixError, error: BaseException | None) -> BaseException | None:
         """What a stream ends with whose caller is known no more."""
@@ -266,7 +296,7 @@ class Enclosure:
                     extra={"request_id": self._call.request_id, "method": self._method.label},
                 )
                 known = status.internal(self._call.request_id, known)
-            self._record(known.code.name)
+            self._record(known.code.name, known.reason)
             if known is error:
                 # Nothing of a message is kept while the status waits to be sent.
                 _forget_frames(error)
@@ -301,7 +331,9 @@ class Enclosure:
             self._aborted = aborted
             raise
 
-    def _record(self, code: str) -> None:
+    def _record(self, code: str, reason: str = "") -> None:
+        if self._method.is_audited or self._books.witness.is_turned_away(code):
+            self._books.witness.saw(self._call, self._method.label, code, reason)
         seconds = time.monotonic() - self._start
         self._books.recorder.inc("adamix_requests_total", self._method.label, code)
         self._books.recorder.observe("adamix_request_seconds", self._method.label, value=seconds)
@@ -316,7 +348,7 @@ class Enclosure:
                     "code": code,
                     "seconds": round(seconds, 6),
                     "tenant": self._call.tenant,
-                    "resource": self._call.resource,
+                    "resource": without_secrets(self._call.resource),
                     "peer": self._call.origin.connection,
                 },
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from adamix.errors import PermissionDenied
 from adamix_server.access.principal import ANYONE, NOBODY, Principal
-from adamix_server.access.rights import NEEDS
+from adamix_server.access.rights import NEEDS, Need
 
 # grpc.aio.ServicerContext: generic in grpc-stubs, but not when it runs.
 Context = Any
@@ -32,20 +32,25 @@ class Gate:
         self._identify = identify
 
     def admit(self, method: str, context: Context) -> Principal:
-        """Who makes a call of `method`, if they may.
+        """Who makes a call of `method`, if they may. Raises Unauthenticated, PermissionDenied."""
+        principal = self.identify(method, context)
+        self.check(method, principal)
+        return principal
 
-        Raises:
-            Unauthenticated: nobody knows the caller.
-            PermissionDenied: it lacks the right that the method needs.
-        """
-        # A method that there is not is told apart from one that there is only by those whom we know.
-        need = NEEDS.get(method, "identity")
-        if need == "nothing":
-            return NOBODY
-        principal = self._identify(context)
-        if need != "identity" and not principal.has(need):
+    def identify(self, method: str, context: Context) -> Principal:
+        """Who makes a call of `method`. Raises Unauthenticated: nobody knows the caller."""
+        return NOBODY if _need(method) == "nothing" else self._identify(context)
+
+    def check(self, method: str, principal: Principal) -> None:
+        """Whether somebody may call `method`. Raises PermissionDenied: the right that it needs is missing."""
+        need = _need(method)
+        if need != "identity" and need != "nothing" and not principal.has(need):
             raise PermissionDenied(
                 f"this credential has no right {need!r}, which {method.rpartition('/')[2]} needs",
                 reason="RIGHT_MISSING",
             )
-        return principal
+
+
+def _need(method: str) -> Need:
+    # A method that there is not is told apart from one that there is only by those whom we know.
+    return NEEDS.get(method, "identity")

@@ -161,7 +161,7 @@ class Residency:
                 await self._view.run(partial(self._view.catalog.check_pin, tenant))
             with self._doubted_on_error(digest):
                 await self._pin_in_engine(tenant, digest, version.num_bytes)
-                change = partial(self._view.catalog.set_pinned, tenant, task, digest, True)
+                change = partial(self._view.catalog.set_pinned, tenant, task, digest, True, by=calls.actor())
                 version = await self._view.change(change)
         return self._to_version(version, manifest_json, await self._settle_soon(digest))
 
@@ -172,7 +172,7 @@ class Residency:
             NotFound: no such version.
         """
         manifest_json = await self._manifest(tenant, task, digest)
-        change = partial(self._view.catalog.set_pinned, tenant, task, digest, False)
+        change = partial(self._view.catalog.set_pinned, tenant, task, digest, False, by=calls.actor())
         version = await self._view.change(change)
         await self._settle_soon(digest)
         (residency,) = await self.where([version])

@@ -24,6 +24,7 @@ from adamix_server.api.resource_names import version_name
 from adamix_server.blobs.local import Temporary
 from adamix_server.catalog.rows import Registration, VersionRow
 from adamix_server.frontend import convert
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView, to_the_end
 from adamix_server.frontend.control import upload
 from adamix_server.frontend.control.adapter_root import AdapterRoot
@@ -97,7 +98,7 @@ class Registrations:
                 try:
                     verdict = await self._judged(tenant, task, temporary, header.expected_digest)
                 except InvalidAdapter as error:
-                    await self._remember_failure(tenant, task, error)
+                    log.info("an adapter was refused: %s", error.message, extra={"task": task, "reason": error.reason})
                     raise
             if header.validate_only:
                 return adapters_pb2.RegisterAdapterResponse(version=self._validated(tenant, task, verdict))
@@ -193,7 +194,7 @@ class Registrations:
             make_live=header.make_live if header.HasField("make_live") else True,
             request_id=header.request_id,
         )
-        register = partial(self._catalog.register, registration)
+        register = partial(self._catalog.register, registration, calls.actor())
         if bool(registration.request_id) and await self._view.run(partial(self._catalog.is_answered, registration)):
             return await self._view.change(register)
         # Asked again when it is registered. Who may have no more is not to put others out of host memory.
@@ -214,13 +215,6 @@ class Registrations:
             await self._view.run(partial(self._catalog.discard, digest))
         except AdamixError as error:
             log.warning("the bytes of a failed registration stay: %s", error.message, extra={"digest": digest})
-
-    async def _remember_failure(self, tenant: str, task: str, refused: InvalidAdapter) -> None:
-        log.info("an adapter was refused: %s", refused.message, extra={"task": task, "reason": refused.reason})
-        try:
-            await self._view.run(partial(self._catalog.record_failure, tenant, task, refused.reason))
-        except AdamixError as error:
-            log.warning("the refusal was not recorded: %s", error.message)
 
     def _validated(self, tenant: str, task: str, verdict: Verdict) -> adapters_pb2.Version:
         return adapters_pb2.Version(

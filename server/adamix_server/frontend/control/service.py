@@ -6,14 +6,12 @@ a call's turn is, `shares.py`.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
-from adamix_server.api import status
-from adamix_server.api.resource_names import parse_task, task_name
 from adamix_server.catalog.pointer import check_split
 from adamix_server.catalog.rows import Name, TaskRow, VersionRecord, check_same_form
 from adamix_server.channel.engine_frames import Value
@@ -21,17 +19,16 @@ from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.control import upload
+from adamix_server.frontend.control.converting import converted
 from adamix_server.frontend.control.pins import Residency
 from adamix_server.frontend.control.reclaimer import Reclaimer
 from adamix_server.frontend.control.registration import Registrations
+from adamix_server.frontend.control.scope import its_task, new_task
 from adamix_server.frontend.control.shares import Shares
 from adamix_server.frontend.control.upload_places import UploadPlaces
 from adamix_server.frontend.control.watch import Change, Mark, Watch
-from adamix_server.frontend.visibility import NO_TASK, visible
-from adamix_server.names import check_digest, task_not_found
+from adamix_server.names import check_digest
 
-# Between so many rows other calls get on.
-ROWS_AT_ONCE = 16
 # CPU seconds that a watcher is told tasks in one turn; those of a message, besides its making, and of a look at a task.
 WATCH_TURN_S = 0.01
 MESSAGE_S = 0.000_15
@@ -40,9 +37,6 @@ _MARKS = {
     Mark.SYNCHRONISED: adapters_pb2.WatchTasksResponse(synchronised=True),
     Mark.HEARTBEAT: adapters_pb2.WatchTasksResponse(heartbeat=True),
 }
-
-Row = TypeVar("Row")
-Message = TypeVar("Message")
 
 
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
@@ -70,14 +64,14 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def RegisterAdapter(self, requests: upload.Requests, _context: Any) -> adapters_pb2.RegisterAdapterResponse:
         with self._places.upload(calls.current().origin.connection) as place:
             header = await upload.read_header(requests, place)
-            tenant, task = _new(header.task, "header.task")
+            tenant, task = new_task(header.task, "header.task")
             return await self._registrations.register(tenant, task, header, requests, place)
 
     async def GetTask(self, request: adapters_pb2.GetTaskRequest, _context: Any) -> adapters_pb2.GetTaskResponse:
         tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
             row = await self._view.run(partial(self._catalog.get_task, tenant, task))
-            (message,) = await _converted([row], self._to_task)
+            (message,) = await converted([row], self._to_task)
         return adapters_pb2.GetTaskResponse(task=message)
 
     async def ListTasks(self, request: adapters_pb2.ListTasksRequest, _context: Any) -> adapters_pb2.ListTasksResponse:
@@ -86,7 +80,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         read = partial(self._catalog.list_tasks, principal.tenant, size, token, principal.may_name)
         async with self._shares.calls.turn():
             page = await self._view.run(read)
-            tasks = await _converted(page.rows, self._to_task)
+            tasks = await converted(page.rows, self._to_task)
         return adapters_pb2.ListTasksResponse(tasks=tasks, next_page_token=page.next_page_token)
 
     async def ListVersions(
@@ -98,7 +92,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             page = await self._view.run(read)
             where = await self._residency.where(page.rows)
             pairs = list(zip(page.rows, where, strict=True))
-            versions = await _converted(pairs, self._to_version)
+            versions = await converted(pairs, self._to_version)
         return adapters_pb2.ListVersionsResponse(versions=versions, next_page_token=page.next_page_token)
 
     async def DeleteTask(
@@ -106,7 +100,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> adapters_pb2.DeleteTaskResponse:
         tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
-            await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag))
+            await self._view.change(partial(self._catalog.delete_task, tenant, task, request.etag, by=calls.actor()))
         self._reclaimer.request()
         return adapters_pb2.DeleteTaskResponse()
 
@@ -115,7 +109,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> adapters_pb2.DeleteVersionResponse:
         tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
-            await self._view.change(partial(self._catalog.delete_version, tenant, task, request.digest, request.etag))
+            version = tenant, task, request.digest
+            await self._view.change(partial(self._catalog.delete_version, *version, request.etag, by=calls.actor()))
         self._reclaimer.request()
         return adapters_pb2.DeleteVersionResponse()
 
@@ -131,22 +126,23 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             with self._view.reading():
                 await asyncio.gather(*(self._residency.bring(tenant, row.digest, row.num_bytes) for row in versions))
         async with self._shares.calls.turn():
-            row = await self._view.change(partial(self._catalog.set_traffic, tenant, task, split, request.etag))
-            (message,) = await _converted([row], self._to_task)
+            change = partial(self._catalog.set_traffic, tenant, task, split, request.etag, by=calls.actor())
+            row = await self._view.change(change)
+            (message,) = await converted([row], self._to_task)
         return adapters_pb2.SetTrafficResponse(task=message)
 
     async def Rollback(self, request: adapters_pb2.RollbackRequest, _context: Any) -> adapters_pb2.RollbackResponse:
         tenant, task = self._task(request.task)
         async with self._shares.calls.turn():
-            row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag))
-            (message,) = await _converted([row], self._to_task)
+            row = await self._view.change(partial(self._catalog.rollback, tenant, task, request.etag, by=calls.actor()))
+            (message,) = await converted([row], self._to_task)
         return adapters_pb2.RollbackResponse(task=message)
 
     async def LoadVersion(
         self, request: adapters_pb2.LoadVersionRequest, _context: Any
     ) -> adapters_pb2.LoadVersionResponse:
         tenant, task = self._task(request.task)
-        digest = check_digest(request.digest)
+        digest = _digest(request.digest)
         async with self._shares.orders.turn():
             version = await self._residency.load(tenant, task, digest)
         return adapters_pb2.LoadVersionResponse(version=version)
@@ -155,7 +151,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self, request: adapters_pb2.UnloadVersionRequest, _context: Any
     ) -> adapters_pb2.UnloadVersionResponse:
         tenant, task = self._task(request.task)
-        digest = check_digest(request.digest)
+        digest = _digest(request.digest)
         async with self._shares.orders.turn():
             version = await self._residency.unload(tenant, task, digest)
         return adapters_pb2.UnloadVersionResponse(version=version)
@@ -164,7 +160,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self, request: adapters_pb2.PinVersionRequest, _context: Any
     ) -> adapters_pb2.PinVersionResponse:
         tenant, task = self._task(request.task)
-        act, digest = self._residency.pin if request.pinned else self._residency.unpin, check_digest(request.digest)
+        act, digest = self._residency.pin if request.pinned else self._residency.unpin, _digest(request.digest)
         async with self._shares.orders.turn():
             version = await act(tenant, task, digest)
         return adapters_pb2.PinVersionResponse(version=version)
@@ -196,7 +192,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         Raises:
             InvalidRequest, NotFound.
         """
-        found = _name(name, "task")
+        found = its_task(name)
         self._view.snapshot.task(*found)
         return found
 
@@ -220,29 +216,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         return convert.to_task(row, self._view.availability.reason_of_task(row))
 
 
-async def _converted(rows: Sequence[Row], convert_one: Callable[[Row], Message]) -> list[Message]:
-    """Messages of rows, a few at a time; the time it takes is the call's work."""
-    call, messages = calls.current(), list[Message]()
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        began = time.perf_counter()
-        messages += map(convert_one, rows[start : start + ROWS_AT_ONCE])
-        call.work_s += time.perf_counter() - began
-        await asyncio.sleep(0)
-    return messages
-
-
-def _new(name: str, field: str) -> Name:
-    """(tenant, task) of a task that need not be there yet. Raises InvalidRequest, NotFound."""
-    if (found := _name(name, field)) == NO_TASK:
-        raise task_not_found()
-    return found
-
-
-def _name(name: str, field: str) -> Name:
-    """(tenant, task) of a request, as it is looked up; the call's resource from now on. Raises InvalidRequest."""
-    call = calls.current()
-    # Of a name as large as a message no more is kept than an error says of it.
-    call.resource = status.clip(name, status.MAX_ERROR_BYTES)
-    asked = parse_task(name, call.tenant, field)
-    call.resource = task_name(*asked)
-    return visible(asked, call.principal)
+def _digest(value: str) -> str:
+    """The digest of a request, also for who looks at the call when it has ended. Raises InvalidRequest."""
+    digest = calls.current().digest = check_digest(value)
+    return digest

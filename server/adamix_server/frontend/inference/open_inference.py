@@ -110,6 +110,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                 await stages.tokenize(items)
                 # One that cannot be answered fails them all, so the engine need not hear of the others.
                 if _first_error(items) is None:
+                    await stages.charge(items, place)
                     await stages.infer(items, place)
         results = _read(items, head)
         stages.record(items, call.tenant, time.monotonic() - start)

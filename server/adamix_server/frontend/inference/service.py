@@ -46,6 +46,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 before_tokenize = time.monotonic()
                 await stages.tokenize(items)
                 tokenize_s = time.monotonic() - before_tokenize
+                await stages.charge(items, place)
                 await stages.infer(items, place)
         response = inference_pb2.PredictResponse()
         if _common_error(items) is None:

@@ -20,10 +20,12 @@ from adamix_server.catalog.rows import Name, VersionRow
 from adamix_server.channel.engine_frames import Event, Row
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.feeding import Feeding, Place
 from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, likely_tokens
+from adamix_server.frontend.usage import Meter
 from adamix_server.frontend.visibility import NO_TASK, visible
 from adamix_server.names import check_digest
 from adamix_server.telemetry.metrics import Recorder
@@ -45,6 +47,7 @@ class Item:
         name: (tenant, task) of what answers it, once the version is known. The tenant is that of the task, not of the
             caller, if the task is lent.
         text: what to tokenize; None for an input that came as token ids.
+        num_tokens: once they are known.
     """
 
     asked: str
@@ -54,6 +57,7 @@ class Item:
     version: VersionRow | None = None
     text: Text | None = None
     tokens: Tokens | None = None
+    num_tokens: int = 0
     event: Event | None = None
     error: AdamixError | None = None
 
@@ -68,13 +72,22 @@ class Stages:
     """The stages and the parts of the front end that own them."""
 
     def __init__(
-        self, view: CatalogView, tokenizer: Tokenizer, link: EngineLink, feeding: Feeding, recorder: Recorder
+        self,
+        view: CatalogView,
+        tokenizer: Tokenizer,
+        link: EngineLink,
+        feeding: Feeding,
+        quota: Quota,
+        recorder: Recorder,
+        meter: Meter,
     ) -> None:
         self.view = view
         self._tokenizer = tokenizer
         self._link = link
         self._feeding = feeding
+        self._quota = quota
         self._recorder = recorder
+        self._meter = meter
 
     def read(self, message: inference_pb2.PredictInput, field: str, principal: Principal, deadline: float) -> Item:
         """An input with its version and content, or with what is wrong with them.
@@ -181,7 +194,24 @@ class Stages:
             if isinstance(result, AdamixError):
                 item.error = result
             else:
-                item.tokens = result
+                item.tokens, item.num_tokens = result, len(result)
+
+    async def charge(self, items: Iterable[Item], place: Place) -> None:
+        """Charge the tenant the tokens of one call's inputs; all get the error that says why it may not have them."""
+        if not self._quota.is_charged(place.tenant):
+            return
+        charged = [item for item in items if item.tokens is not None and item.error is None]
+        try:
+            await self._quota.charge(place.tenant, _tokens(charged))
+        except AdamixError as error:
+            for item in charged:
+                item.error = error
+
+    async def charge_each(self, items: Iterable[Item], place: Place) -> None:
+        """As `charge`, for inputs of a stream, each of which is admitted alone."""
+        if self._quota.is_charged(place.tenant):
+            for item in items:
+                await self.charge((item,), place)
 
     def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
         """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
@@ -208,6 +238,7 @@ class Stages:
         try:
             return list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
+            self._quota.refund(place.tenant, _tokens(ready))
             for item in ready:
                 item.error = error
             return []
@@ -247,13 +278,16 @@ class Stages:
             prediction.version = item.version.digest
 
     def record(self, items: Iterable[Item], tenant: str, seconds: float) -> None:
-        """Count a tenant's inputs that came to their end after `seconds`, by task and by the reason they were refused
-        for.
+        """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for.
 
         What they say of the versions that they are for is remembered.
+
+        Args:
+            tenant: that asked; the tasks may be another's.
         """
         answered: Counter[Name] = Counter()
-        refused: dict[str, int] = {}
+        refused: Counter[str] = Counter()
+        num_tokens = 0
         tasks, availability = self.view.snapshot.tasks, self.view.availability
         for item in items:
             if item.version is not None:
@@ -262,13 +296,19 @@ class Stages:
                 elif not availability.is_clean:
                     availability.loaded(item.version.digest)
             if item.error is not None and _is_refusal(item.error):
-                refused[item.error.reason] = refused.get(item.error.reason, 0) + 1
+                refused[item.error.reason] += 1
+            if item.event is not None:
+                num_tokens += item.num_tokens
             # A task that was deleted meanwhile must not get its series back.
             if item.version is not None and item.name in tasks:
                 answered[item.name] += 1
+        if num_tokens:
+            self._meter.computed(tenant, num_tokens)
+            self._recorder.inc("adamix_tenant_tokens_total", tenant, "input", by=num_tokens)
         for reason, count in refused.items():
             self._recorder.inc("adamix_rejected_total", reason, by=count)
             self._recorder.inc("adamix_tenant_rejected_total", tenant, reason, by=count)
+            self._meter.rejected(tenant, reason, count)
         for name, count in answered.items():
             self._recorder.inc("adamix_task_requests_total", *name, by=count)
             self._recorder.observe("adamix_task_seconds", *name, value=seconds)
@@ -285,6 +325,7 @@ class Stages:
             case "token_ids":
                 vocab_size = self.view.spec.vocab_size
                 item.tokens = check_ids(message.token_ids.ids, vocab_size, max_tokens, f"{field}.token_ids")
+                item.num_tokens = len(item.tokens)
             case _:
                 raise InvalidRequest(f"{field} has no text, pair or token_ids", reason="TEXT_EMPTY", field=field)
 
@@ -300,6 +341,11 @@ def _lengths(items: Iterable[Item]) -> list[int]:
 
 def _is_refusal(error: AdamixError) -> bool:
     return error.code in _REJECTIONS or error.reason == "DEADLINE_UNREACHABLE"
+
+
+def _tokens(items: Iterable[Item]) -> int:
+    """Of all of them together, as far as they are tokenised."""
+    return sum(len(item.tokens) for item in items if item.tokens is not None)
 
 
 def settle(item: Item, event: Event) -> None:

@@ -154,6 +154,7 @@ class PredictStream:
                 with await self._stages.place(items, tenant) as place:
                     before = time.monotonic()
                     await self._stages.tokenize(items)
+                    await self._stages.charge_each(items, place)
                     waiting = self._stages.submit([entry.item for entry in entries if not entry.is_ready], place)
                 tokenize_s = time.monotonic() - before
                 for item, future in waiting:

@@ -22,6 +22,7 @@ import numpy as np
 from adamix.files.adapter_file import decode, encode
 from adamix.files.manifest import BackboneRef, HeadSpec, Manifest, TrainingRecord
 from adamix.files.tensors import TensorData, canonical_json
+from adamix_server.access.entries import Entry
 from adamix_server.catalog import changes
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.rows import Registration
@@ -126,7 +127,17 @@ def fill(store: Path) -> None:
     catalog.delete_task("default", "topic-3")
     add(catalog, "other", "topic-3", 1)
     for number in range(3):
-        catalog.record_failure("default", "reviews", f"TRUNCATED_{number}")
+        catalog.audit_log.append(
+            [
+                Entry.of(
+                    changes.now_us(),
+                    tenant="default",
+                    resource="tenants/default/tasks/reviews",
+                    code="INVALID_ARGUMENT",
+                    reason=f"TRUNCATED_{number}",
+                )
+            ]
+        )
     if SCHEMA_VERSION > 1:
         catalog.set_pinned("default", "reviews", third, True)
         catalog.set_pinned("other", "reviews", first, True)
@@ -188,8 +199,15 @@ def answers(catalog: Catalog, schema: int) -> dict[str, Any]:
         },
         "audit": {
             tenant: [
-                [row.time_us, row.revision, row.task, row.action, row.digest, row.detail]
-                for row in catalog.audit(tenant)
+                [
+                    row.time_us,
+                    row.revision,
+                    row.resource.rpartition("/")[2],
+                    row.action or "fail",
+                    row.digest or None,
+                    row.detail or row.reason,
+                ]
+                for row in catalog.audit_log.page(tenant).rows
             ]
             for tenant in TENANTS
         },

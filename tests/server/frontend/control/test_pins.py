@@ -14,6 +14,7 @@ import pytest
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, Overloaded, Unavailable
 from adamix.files.manifest import BackboneSpec, HeadSpec
 from adamix_protos.v1 import adapters_pb2 as pb
+from adamix_server.access.principal import Actor
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.rows import VersionRecord, VersionRow
 from adamix_server.channel.engine_frames import Control
@@ -348,7 +349,7 @@ class SlowWorld:
     def check_pin(self, tenant: str) -> None:
         pass
 
-    def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool) -> VersionRow:
+    def set_pinned(self, tenant: str, task: str, digest: str, pinned: bool, *, by: Actor) -> VersionRow:
         if pinned:
             self.pins.add(task)
         else:

@@ -94,7 +94,7 @@ async def test_validate_only_leaves_no_trace(
     assert harness.blobs() == harness.temporaries() == []
     assert harness.engine.controls == []
     catalog = Catalog(store, backbone_fingerprint=spec.fingerprint)
-    assert (catalog.revision(), catalog.audit("default")) == (0, ())
+    assert (catalog.revision(), catalog.audit_log.page("default").rows) == (0, ())
     catalog.close()
 
 

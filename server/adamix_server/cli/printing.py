@@ -1,0 +1,28 @@
+"""How the commands that ask a server print what it has said: one document, or something for people."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_PIPE_CHARS = 240
+
+
+def show(document: Mapping[str, Any], text: str | Table, *, as_json: bool) -> None:
+    """Print one of the two on stdout."""
+    if as_json:
+        typer.echo(json.dumps(document))
+    else:
+        console = Console()
+        # Whoever reads it from a file or a pipe has lines of any length.
+        width = None if console.is_terminal else _PIPE_CHARS
+        console.print(text, highlight=False, soft_wrap=isinstance(text, str), width=width)
+
+
+def day_and_time(time: datetime | None, never: str = "") -> str:
+    """In UTC, to the minute; `never` for None."""
+    return never if time is None else f"{time:%Y-%m-%d %H:%M}"
