@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 import pytest
 
-from adamix.errors import Code
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
@@ -30,7 +29,8 @@ WARM_UP = 800
 LONGEST_S = 0.03
 # A leak of a request or a future per call would cost more than this.
 GROWTH_BYTES = 24 << 20
-QUEUE_INPUTS, INPUTS_PER_CALL = 4096, 64
+# The queue takes 4,096 inputs at most, and 1,024 more wait for room in it.
+INPUTS_PER_CALL, MORE_THAN_FIT = 64, 100
 # Half of the tasks have no slot at any moment: their calls are given up while they wait for one, too.
 TASKS, SLOTS = 8, 4
 
@@ -136,6 +136,7 @@ def test_two_thousand_calls_given_up(
     children = [server.child("adamix_server.engine"), server.child("adamix_server.frontend")]
     ways = [unary, stream]
     storms(server.address, WARM_UP, 0, ways)
+    fitted = calls_that_fit(server)
     before = [resident_bytes(pid) for pid in children]
     ends = storms(server.address, CALLS, 1_000, ways)
     assert ends.total() == CALLS
@@ -150,12 +151,13 @@ def test_two_thousand_calls_given_up(
     print(f"ends: {dict(ends)}")
     print(f"growth of engine and front end: {[round(g / 2**20, 1) for g in growth]} MiB")
     assert max(growth) < GROWTH_BYTES
-    the_whole_queue_is_free(server)
+    # All of the queue is free again; what it takes goes by what the engine was measured to do, which is never the same.
+    assert calls_that_fit(server) == pytest.approx(fitted, rel=0.15)
     assert server.terminate() == 0
 
 
-def the_whole_queue_is_free(server: Server) -> None:
-    """With the engine held still, exactly as many inputs are accepted as the queue has room for."""
+def calls_that_fit(server: Server) -> int:
+    """With the engine held still: of so many whole calls as there is never room for, those that are let in."""
     whole = inference_pb2.PredictRequest(
         inputs=[inference_pb2.PredictInput(task="task-0", text="fish")] * INPUTS_PER_CALL
     )
@@ -165,26 +167,14 @@ def the_whole_queue_is_free(server: Server) -> None:
         stub.Predict(whole, timeout=30)
         os.kill(engine, signal.SIGSTOP)
         try:
-            calls = [stub.Predict.future(whole, timeout=60) for _ in range(QUEUE_INPUTS // INPUTS_PER_CALL)]
-            # Tokenized on the way in, so the refusal comes as soon as all of them are under way.
-            end = time.monotonic() + 30
-            refusal = None
-            while refusal is None and time.monotonic() < end:
-                one = inference_pb2.PredictRequest(inputs=whole.inputs[:1])
-                try:
-                    calls.append(stub.Predict.future(one, timeout=60))
-                    calls[-1].result(timeout=0.2)
-                except grpc.FutureTimeoutError:
-                    continue
-                except grpc.RpcError as error:
-                    refusal = status.from_rpc_error(error)
-                    calls.pop()
-            assert refusal is not None
-            assert refusal.code is Code.RESOURCE_EXHAUSTED
+            calls = [stub.Predict.future(whole, timeout=60) for _ in range(MORE_THAN_FIT)]
+            # Nobody else ends: the refused are all that do, as soon as all have been looked at.
+            refused, before, end = 0, -1, time.monotonic() + 8
+            while time.monotonic() < end and (not refused or refused != before):
+                time.sleep(1)
+                before, refused = refused, sum(call.done() for call in calls)
         finally:
             os.kill(engine, signal.SIGCONT)
-        # Those that came before the refusal were all taken; single inputs that overtook a whole call cost it a few.
-        accepted = sum(
-            prediction.WhichOneof("result") != "error" for call in calls for prediction in call.result().predictions
-        )
-        assert accepted == QUEUE_INPUTS
+        ends = Counter(end_of(call).partition(":")[0] for call in calls)
+        assert ends == {ANSWERED: MORE_THAN_FIT - refused, grpc.StatusCode.RESOURCE_EXHAUSTED.name: refused}
+    return MORE_THAN_FIT - refused

@@ -4,6 +4,8 @@ A grant is of a task that there is: it goes with the task, and with the tenant t
 transaction, as those of `store.Catalog`.
 """
 
+from itertools import islice
+
 from sqlalchemy import delete, func, insert, select, tuple_
 
 from adamix.errors import InvalidRequest, NotFound, Overloaded
@@ -14,6 +16,7 @@ from adamix_server.catalog.access_reading import grants_of, select_grants, to_gr
 from adamix_server.catalog.changes import Change, grant_name
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.paging import check_page_size, make_token, read_token
+from adamix_server.catalog.reading import IsListed
 from adamix_server.catalog.rows import Page
 from adamix_server.catalog.traces import Traces
 from adamix_server.limits.tenants import MAX_GRANTS_PER_TENANT
@@ -70,8 +73,13 @@ class Grants:
             changed: list[Change] = [("grant", owner, grant_name(task, tenant))]
             changes.record_access(connection, owner, "remove_grant", changed, task=task, detail=tenant, by=by)
 
-    def list(self, tenant: str, page_size: int = 0, page_token: str = "") -> Page[GrantRow]:
+    def list(
+        self, tenant: str, page_size: int = 0, page_token: str = "", is_listed: IsListed | None = None
+    ) -> Page[GrantRow]:
         """The grants of a tenant's tasks and to it, by owner, task and tenant, as many as fit in a page.
+
+        Args:
+            is_listed: whether those of tasks of this id are; None for all. Of others not even the token tells.
 
         Raises:
             InvalidRequest: a malformed id, or a bad page size or token.
@@ -82,7 +90,12 @@ class Grants:
         query = select_grants.where(grants_of(tenant))
         if key is not None:
             query = query.where(tuple_(*name) > tuple_(*key))
-        with self._database.read() as connection:
-            rows = tuple(map(to_grant, connection.execute(query.order_by(*name).limit(size + 1))))
+        # No more is read than it takes.
+        with (
+            self._database.read() as connection,
+            connection.execute(query.order_by(*name)).yield_per(size + 1) as found,
+        ):
+            listed = (row for row in map(to_grant, found) if is_listed is None or is_listed(row.task))
+            rows = tuple(islice(listed, size + 1))
         last = rows[size - 1] if len(rows) > size else None
         return Page(rows[:size], "" if last is None else make_token(listing, [last.owner, last.task, last.tenant]))

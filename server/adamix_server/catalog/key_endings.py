@@ -20,7 +20,7 @@ class Endings(msgspec.Struct, frozen=True):
 
     Attributes:
         ids: of all keys that it has.
-        revoked: those of them that are.
+        revoked: those that are; with those that it has forgotten, as far back as its audit tells.
         deleted: tenants that were deleted, with the time of the last deletion.
     """
 
@@ -35,8 +35,12 @@ class Endings(msgspec.Struct, frozen=True):
 
 def read_endings(connection: Connection) -> Endings:
     ids = connection.scalars(select(_keys.key_id))
-    revoked = connection.scalars(select(_keys.key_id).where(_keys.revoke_time_us.is_not(None)))
-    deletions = select(_audit.tenant, func.max(_audit.time_us)).where(_audit.action == "delete_tenant")
+    revoked = set(connection.scalars(select(_keys.key_id).where(_keys.revoke_time_us.is_not(None))))
+    # Of a tenant with too many, the first to end are forgotten.
+    ends = select(_audit.resource).where(schema.is_change, _audit.action == "revoke_key")
+    revoked |= {resource.rpartition("/")[2] for resource in connection.scalars(ends)}
+    deletions = select(_audit.tenant, func.max(_audit.time_us))
+    deletions = deletions.where(schema.is_change, _audit.action == "delete_tenant")
     deleted = connection.execute(deletions.group_by(_audit.tenant))
     return Endings(frozenset(ids), frozenset(revoked), dict(deleted.all()))
 

@@ -7,7 +7,8 @@ nobody waits for. Knows neither callers nor how they show a key.
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from sqlalchemy import Connection, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, String, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from adamix.errors import FailedPrecondition, InvalidRequest, NotFound, Overloaded
@@ -62,7 +63,7 @@ class Keys:
         by: Actor = SERVER,
     ) -> KeyRow:
         """Let whoever shows a key call for a tenant. Of a tenant's keys that have ended, the first to end may be
-        forgotten for it.
+        forgotten for it, unless it stood for a certificate.
 
         Args:
             key: None for whoever shows a certificate with `certificate_name`. Whose certificates have which names is
@@ -186,11 +187,19 @@ class Keys:
 
 def note_used(connection: Connection, days: Mapping[str, str]) -> None:
     """As `Keys.note_used`, inside a write transaction."""
-    for key_id, day in days.items():
-        known = select(_keys.key_id, literal(day)).where(_keys.key_id == key_id)
-        row = sqlite_insert(schema.key_uses).from_select(["key_id", "day"], known)
-        newest = {"day": func.max(_uses.day, row.excluded.day)}
-        connection.execute(row.on_conflict_do_update(index_elements=[_uses.key_id], set_=newest))
+    if days:
+        connection.execute(_NOTE_USED, [{"id": key_id, "on": day} for key_id, day in days.items()])
+
+
+def _note_used() -> SqliteInsert:
+    known = select(_keys.key_id, bindparam("on", type_=String)).where(_keys.key_id == bindparam("id"))
+    row = sqlite_insert(schema.key_uses).from_select(["key_id", "day"], known)
+    newest = {"day": func.max(_uses.day, row.excluded.day)}
+    return row.on_conflict_do_update(index_elements=[_uses.key_id], set_=newest)
+
+
+# Compiled once: thousands of keys may be used in a few seconds, and everybody else who writes waits.
+_NOTE_USED = _note_used()
 
 
 def _find(connection: Connection, key_id: str) -> KeyRow | None:
@@ -212,7 +221,9 @@ def _make_room(connection: Connection, tenant: str, now_us: int) -> list[Change]
         return []
     never = (1 << 63) - 1
     end_us = func.min(func.coalesce(_keys.revoke_time_us, never), func.coalesce(_keys.expire_time_us, never))
-    ended = select(_keys.key_id).where(mine, end_us <= now_us).order_by(end_us, _keys.id).limit(1)
+    # One that stood for a certificate keeps that out, which would else be what it says of itself again.
+    may_go = mine & (_keys.certificate_name == "") & (end_us <= now_us)
+    ended = select(_keys.key_id).where(may_go).order_by(end_us, _keys.id).limit(1)
     if (first := connection.scalar(ended)) is None:
         raise Overloaded(
             f"tenant {tenant} has {MAX_KEYS_PER_TENANT:,} keys in force, which is the most; revoke one",

@@ -31,6 +31,9 @@ _WAYS_ON = (
 # As the index has it.
 _is_change = schema.is_change
 _tasks, _versions, _traffic, _audit = schema.tasks.c, schema.versions.c, schema.traffic.c, schema.audit.c
+_registered = (
+    select(_tasks.tenant, _tasks.task, _versions.digest).join_from(schema.versions, schema.tasks).where(schema.is_ready)
+)
 
 
 def catalog_missing() -> FailedPrecondition:
@@ -110,12 +113,21 @@ def settle(connection: Connection, store_id: str, revision: int) -> None:
     changes.forget_changes(connection)
 
 
-def registered(connection: Connection, *task: str) -> set[Key]:
-    """(tenant, task, digest) of every version in service; of one task, if (tenant, task) is given."""
-    query = select(_tasks.tenant, _tasks.task, _versions.digest).join_from(schema.versions, schema.tasks)
-    if task:
-        query = query.where(_tasks.tenant == task[0], _tasks.task == task[1])
-    return {(tenant, task, digest) for tenant, task, digest in connection.execute(query.where(schema.is_ready))}
+def registered(connection: Connection) -> set[Key]:
+    """(tenant, task, digest) of every version in service."""
+    return {(tenant, task, digest) for tenant, task, digest in connection.execute(_registered)}
+
+
+def registered_of(connection: Connection, tasks: Iterable[tuple[str, str]]) -> set[Key]:
+    """As `registered`, of some (tenant, task) alone."""
+    by_tenant: dict[str, list[str]] = {}
+    for tenant, task in tasks:
+        by_tenant.setdefault(tenant, []).append(task)
+    found: set[Key] = set()
+    for tenant, its in by_tenant.items():
+        rows = connection.execute(_registered.where(_tasks.tenant == tenant, _tasks.task.in_(its)))
+        found |= {(tenant, task, digest) for tenant, task, digest in rows}
+    return found
 
 
 def origins_of(connection: Connection, wanted: Set[Key], store_id: str) -> Iterator[Origin]:

@@ -44,7 +44,9 @@ class PartedMap(Mapping[K, V]):
         return sum(map(len, self._parts))
 
     def changed(self, items: Mapping[K, V | None]) -> "PartedMap[K, V]":
-        """The map with other values for some keys, and without those whose value is None."""
+        """The map with other values for some keys, and without those whose value is None; itself if that is none."""
+        if not items:
+            return self
         by_part: defaultdict[int, list[K]] = defaultdict(list)
         for key in items:
             by_part[hash(key) % _PARTS].append(key)

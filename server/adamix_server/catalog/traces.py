@@ -22,6 +22,8 @@ from adamix_server.catalog.store_file import Progress, StoreFile, read_store_fil
 
 log = logging.getLogger(__name__)
 
+_FORGOTTEN_AT_ONCE = 100
+
 
 class Traces:
     """Beside one open catalog.
@@ -66,13 +68,16 @@ class Traces:
     def forget(self, keys: Iterable[Key]) -> None:
         """Remove the origins of versions that are deleted, or were not registered after all.
 
-        In a transaction of its own, after the deletion is durable, so that none of them is being registered anew. What
-        cannot be done now, the next start does.
+        In transactions of its own, after the deletion is durable, so that none of them is being registered anew; some
+        at a time, since a tenant may have had thousands, and others write as well. What cannot be done now, the next
+        start does.
         """
+        gone = list(keys)
         try:
-            with self._database.write() as connection:
-                for key in keys:
-                    if key not in lineage.registered(connection, *key[:2]):
+            for start in range(0, len(gone), _FORGOTTEN_AT_ONCE):
+                some = gone[start : start + _FORGOTTEN_AT_ONCE]
+                with self._database.write() as connection:
+                    for key in set(some) - lineage.registered_of(connection, {key[:2] for key in some}):
                         self._origins.remove(key)
         except (AdamixError, OSError) as error:
             log.warning("the origins of deleted versions stay for now: %s", error)

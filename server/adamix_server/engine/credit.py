@@ -13,7 +13,7 @@ ROOM_S = 8.0
 TOKENS_PER_INPUT = 8
 # A room that would change by less than this share stays as it is.
 _SMALL_CHANGE = 0.1
-# Front ends that went away are not heard of again, and are forgotten when there are so many newer ones.
+# Front ends that went away are not heard of again, and are forgotten when there are so many that were heard of later.
 _MOST_PEERS = 256
 
 
@@ -63,6 +63,8 @@ class QueueRoom:
             return inputs, tokens
         part = self.part
         now = _towards(granted[0], part[0], inputs), _towards(granted[1], part[1], tokens)
+        # To the end: who is heard of is not the one to be forgotten.
+        del self._granted[peer]
         self._granted[peer] = now
         return inputs + now[0] - granted[0], tokens + now[1] - granted[1]
 

@@ -42,6 +42,7 @@ from adamix_server.engine.request import Batch, Request
 from adamix_server.engine.residency.claims import Claims
 from adamix_server.engine.residency.loader import AdapterLoader, in_use
 from adamix_server.engine.residency.orders import Orders
+from adamix_server.engine.residency.seats import seating
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
@@ -100,7 +101,7 @@ class Engine:
         self._largest_batch_before = 0
         # What front ends asked of adapters besides requests.
         self._orders = Orders(adapters)
-        self._claims = Claims(lambda digest: adapters.residency(digest) == "store")
+        self._claims = Claims(lambda digest: adapters.residency(digest) == "store" and not adapters.is_awaited(digest))
         # The requests that have ended in this step, each with its final event.
         self._outbox: dict[Peer, list[tuple[Request, Event]]] = {}
         self._quarantine = Quarantine()
@@ -131,7 +132,7 @@ class Engine:
         """One turn: take in what has arrived, run one batch, send what is finished."""
         began = time.monotonic()
         # Before the loop may go to sleep: holds given back by the last step can have made room for a waiting adapter.
-        self._bring()
+        self._bring(self._seating())
         began = self._receive(began)
         self._bring()
         self._expire()
@@ -146,14 +147,29 @@ class Engine:
             self._room.follow(self._rate.tokens_per_s)
         self._report()
 
-    def _bring(self) -> None:
+    def _bring(self, order: Sequence[str] = ()) -> None:
         """Fill slots with what was read; answer orders; end the requests whose adapter cannot be brought."""
-        failed = self._adapters.advance()
+        failed = self._adapters.advance(order)
         for answer in self._orders.settle(failed):
             self._reply(*answer.caller, value=answer.residency, error=answer.error)
         for digest, error in failed.items():
             for request in self._scheduler.of(digest):
                 self._finish(request, error)
+
+    def _seating(self) -> list[str]:
+        """The order in which adapters get slots, where those are too few for several tenants; else it is as it is.
+
+        Makes room for the first of them where another tenant has too many.
+        """
+        adapters, scheduler = self._adapters, self._scheduler
+        if not adapters.is_blocked or not scheduler.is_shared:
+            return []
+        order, giving_way = seating(adapters.waiting(), adapters.held(), scheduler.tenants_of, scheduler.weight_of)
+        # What is not read yet takes no slot; so nobody gives one up for it.
+        if giving_way is not None and adapters.residency(order[0]) == "host":
+            for request in scheduler.of(giving_way):
+                adapters.give_way(request.hold)
+        return order
 
     def _receive(self, began: float) -> float:
         """Take in what has arrived. When the step began: as given, or when it had something to do at last."""
@@ -231,7 +247,7 @@ class Engine:
 
     def _tenants_of(self, digest: str) -> set[str]:
         """Those that have requests for an adapter."""
-        return {request.row.tenant for request in self._scheduler.of(digest)}
+        return set(self._scheduler.tenants_of(digest))
 
     def _first_credit(self, peer: Peer) -> Credit:
         inputs, tokens = self._room.grant(peer)

@@ -15,7 +15,7 @@ it is the smallest, and the one that begins a batch finds it empty.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -106,6 +106,10 @@ class FairQueue:
     def of(self, digest: str) -> list[Request]:
         """The requests of one adapter, each tenant's oldest first."""
         return list(chain.from_iterable(self._by_digest.get(digest, {}).values()))
+
+    def tenants_of(self, digest: str) -> Collection[str]:
+        """Those that have requests of one adapter."""
+        return self._by_digest.get(digest, {}).keys()
 
     def of_tenant(self, tenant: str) -> list[Request]:
         return [] if (ready := self._tenants.get(tenant)) is None else list(ready.requests)

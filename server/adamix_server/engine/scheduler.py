@@ -8,7 +8,7 @@ of their tenant's class (`fair.py`), and `service_classes.py` fills a batch from
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from operator import attrgetter
 
 from adamix.errors import InternalError
@@ -88,6 +88,21 @@ class Scheduler:
         """The queued requests of one adapter, oldest first."""
         found = [*self._parked.get(digest, ()), *self._classes.interactive.of(digest), *self._classes.batch.of(digest)]
         return sorted(found, key=_NUMBER)
+
+    def tenants_of(self, digest: str) -> Collection[str]:
+        """Those that have queued requests of an adapter."""
+        if (parked := self._parked.get(digest)) is not None:
+            return {request.row.tenant for request in parked}
+        interactive, batch = self._classes.interactive.tenants_of(digest), self._classes.batch.tenants_of(digest)
+        return {*interactive, *batch} if interactive and batch else interactive or batch
+
+    def weight_of(self, tenant: str) -> float:
+        return float(self._tenants.shares(tenant).weight)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several tenants have something queued, or asked lately."""
+        return len(self._tenants) > 1
 
     def tokens_by_tenant(self) -> dict[str, int]:
         """The tokens of the queued requests of each tenant that has any."""

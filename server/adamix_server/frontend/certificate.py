@@ -1,17 +1,17 @@
 """The credentials of a TLS port: one certificate for all front ends, read again when its files change.
 
 grpc asks before every handshake, in a thread of its own. A pair that cannot be used, such as one of which only one
-file has been exchanged yet, changes nothing: the last good one stays, and the log says so once.
+file has been exchanged yet, changes nothing: the last good one stays, the log says so once, and it is tried again from
+time to time, since a new certificate may not be valid yet.
 """
 
 import logging
-import threading
 
 import grpc
 
 from adamix.errors import InvalidConfig
 from adamix_server.config import TlsSettings
-from adamix_server.trust.tls import read_pair, stamp_of
+from adamix_server.trust.tls import read_pair, watch_of
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,7 @@ class Certificate:
 
     def __init__(self, settings: TlsSettings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
-        self._stamp = stamp_of(settings)
+        self._watch = watch_of(settings)
         self._first = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -34,17 +33,14 @@ class Certificate:
         )
 
     def newer(self) -> grpc.ServerCertificateConfiguration | None:
-        """What is to be shown from now on; None if nothing has changed."""
-        newest = stamp_of(self._settings)
-        with self._lock:
-            if newest == self._stamp:
-                return None
-            # Before it is read: what is written meanwhile is looked at next time.
-            self._stamp = newest
+        """What is to be shown from now on; None if nothing of use has changed."""
+        if not self._watch.is_due():
+            return None
         try:
             pair = self._read()
         except InvalidConfig as error:
-            log.error("the certificate stays as it was: %s", error.message)  # noqa: TRY400 - the trace says nothing
+            if self._watch.failed(error.message):
+                log.error("the certificate stays as it was: %s", error.message)  # noqa: TRY400 - the trace says nothing
             return None
         log.info("the certificate was read again")
         return pair

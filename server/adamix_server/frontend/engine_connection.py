@@ -141,16 +141,18 @@ class EngineConnection:
     def take(self, tenant: str, shares: Shares, num_tokens: int, num_inputs: int = 1) -> None:
         """Take credit that there is, for rows of a tenant that will be sent; or less, as `Room.take`."""
         self.room.take(tenant, shares, num_tokens, num_inputs)
-        self.sent_since[tenant] = self.sent_since.get(tenant, 0) + num_tokens
-        self.all_sent_since += num_tokens
+        self._count_sent(tenant, num_tokens)
 
     def put_back(self, tenant: str, num_tokens: int, num_inputs: int = 1) -> None:
         """Give credit back that was taken for rows that are not sent."""
         self.room.put_back(tenant, num_tokens, num_inputs)
-        # Unless the engine has said something since, and so it was forgotten.
-        if self.sent_since.get(tenant, 0) >= num_tokens:
-            self.sent_since[tenant] -= num_tokens
-            self.all_sent_since -= num_tokens
+        self._count_sent(tenant, -num_tokens)
+
+    def _count_sent(self, tenant: str, num_tokens: int) -> None:
+        """So much more was taken since the engine spoke last; or less, unless that was taken before it spoke."""
+        if (sent := self.sent_since.get(tenant, 0) + num_tokens) >= 0:
+            self.sent_since[tenant] = sent
+            self.all_sent_since += num_tokens
 
     def full(self, num_tokens: int, num_inputs: int) -> Overloaded:
         """What inputs are told for which there is no credit: when to come again."""

@@ -144,6 +144,18 @@ class EngineLink:
         """The connection to an engine that takes work now."""
         return self._connection if self._stall is None else None
 
+    def require_moving(self) -> EngineConnection:
+        """As `moving`. Raises Unavailable: there is no engine (`ENGINE_RESTARTING`), or it stands still
+        (`ENGINE_STALLED`)."""
+        if self._connection is None:
+            raise self.restarting()
+        if (stall := self._stall) is not None:
+            retry_after_s = retry.until_moving(time.monotonic(), stall.since, stall.back_at)
+            raise Unavailable(
+                "the engine makes no progress; try again", reason=ENGINE_STALLED, retry_after_s=retry_after_s
+            )
+        return self._connection
+
     def submit(
         self,
         rows: Sequence[Row],
@@ -166,7 +178,7 @@ class EngineLink:
             Unavailable: there is no engine now (`ENGINE_RESTARTING`), or one that stands still (`ENGINE_STALLED`).
         """
         self._last_submit = time.monotonic()
-        return self._connection_that_moves().submit(rows, shares, futures, is_taken=is_taken)
+        return self.require_moving().submit(rows, shares, futures, is_taken=is_taken)
 
     def tell_shares(self, shares: list[TenantShare]) -> None:
         """Tell the engine, and every later one, of all tenants that are not of weight 1 and interactive.
@@ -190,7 +202,7 @@ class EngineLink:
             Unavailable: there is no engine now, or it stands still, or it went away.
             AdamixError: the engine's own error.
         """
-        reply = await self._connection_that_moves().control(op, digest, digests, tenant, is_kept=is_kept)
+        reply = await self.require_moving().control(op, digest, digests, tenant, is_kept=is_kept)
         if reply.error is not None:
             raise reply.error.to_error()
         return reply.value
@@ -214,16 +226,6 @@ class EngineLink:
 
     def _tell_of_room(self) -> None:
         self.on_room()
-
-    def _connection_that_moves(self) -> EngineConnection:
-        if self._connection is None:
-            raise self.restarting()
-        if (stall := self._stall) is not None:
-            retry_after_s = retry.until_moving(time.monotonic(), stall.since, stall.back_at)
-            raise Unavailable(
-                "the engine makes no progress; try again", reason=ENGINE_STALLED, retry_after_s=retry_after_s
-            )
-        return self._connection
 
     def restarting(self) -> Unavailable:
         """What is told to those that wait for an engine that is gone."""

@@ -148,4 +148,5 @@ class Room:
         there is much to do.
         """
         all_tokens, all_inputs = self.free_tokens + self.tokens, self.free_inputs + self.inputs
-        return 2 * self._batch.tokens < all_tokens and 2 * self._batch.inputs < all_inputs
+        # A room of inputs alone has no tokens of which anybody could hold half.
+        return (2 * self._batch.tokens < all_tokens or not all_tokens) and 2 * self._batch.inputs < all_inputs

@@ -35,12 +35,13 @@ class Tenancy:
 
     def __init__(self, view: CatalogView, default_quotas: Quotas = NO_QUOTAS, *, is_open: bool = False) -> None:
         self._view = view
-        self._default_quotas = default_quotas
+        # Where nobody set any, it is seen at a glance that there are none (`quotas is NO_QUOTAS`).
+        self._default_quotas = NO_QUOTAS if default_quotas == NO_QUOTAS else default_quotas
         self._is_open = is_open
         # Values made of the rows of one revision. Only tenants that there are get one.
         self._access: Access = NO_ACCESS
         self._known: dict[str, Standing] = {}
-        self._anybody = Standing(DEFAULT_SHARES, default_quotas, is_shared=False)
+        self._anybody = Standing(DEFAULT_SHARES, self._default_quotas, is_shared=False)
 
     def of(self, tenant: str) -> Standing:
         """What a tenant is; what anybody is for a tenant that there is not."""
@@ -54,7 +55,8 @@ class Tenancy:
         if (row := access.tenants.get(tenant)) is None:
             return self._anybody
         shares = Shares(weight=row.weight, service_class=row.service_class)
-        standing = Standing(shares, row.quotas.over(self._default_quotas), self._anybody.is_shared)
+        quotas = self._default_quotas if row.quotas == NO_QUOTAS else row.quotas.over(self._default_quotas)
+        standing = Standing(shares, quotas, self._anybody.is_shared)
         self._known[tenant] = standing
         return standing
 

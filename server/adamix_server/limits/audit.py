@@ -13,6 +13,15 @@ MAX_AUDIT_BURST = chapter.limit(
     note='the others are counted, and told every 10 s as one entry ("and 1,234 more")',
     proof="server/frontend/boundary/test_witness.py::test_so_many_in_a_row_have_an_entry_each",
 )
+MAX_AUDIT_BURST_OF_TENANT = chapter.limit(
+    10 * MAX_AUDIT_BURST,
+    "",
+    "the same, of all callers of one tenant, which may have any number of keys",
+    None,
+    more=", then 5 a second",
+    note="the others are counted, as above",
+    proof="server/frontend/boundary/test_witness.py::test_so_many_in_a_row_have_all_callers_of_a_tenant",
+)
 MAX_WAITING_ENTRIES = chapter.limit(
     1_000,
     "",

@@ -41,7 +41,8 @@ UPLOAD_IDLE_S = chapter.limit(
 MAX_UPLOADS = chapter.limit(
     16,
     "",
-    "registrations at once, in one front end, of which 64 KiB or all bytes have come",
+    "registrations at once, in one front end, of which 64 KiB or all bytes have come; a tenant has no more than are "
+    "free",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_UPLOADS",
     note="RetryInfo",
@@ -50,7 +51,7 @@ MAX_UPLOADS = chapter.limit(
 MAX_WAITING_UPLOADS = chapter.limit(
     128,
     "",
-    "registrations of which less has come, half of them of one connection",
+    "registrations of which less has come, half of them of one connection; a tenant has no more than are free",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_UPLOADS",
     note="RetryInfo",
@@ -119,7 +120,8 @@ MAX_PAGE_BYTES = chapter.limit(
 MAX_CONTROL_CALLS = chapter.limit(
     8,
     "",
-    "calls of `AdapterService` and `AdminService` at work at once, in one front end, half of them of one connection; "
+    "calls of `AdapterService` and `AdminService` at work at once, in one front end, half of them of one tenant (with "
+    "`--auth none`: of one connection); "
     "as many more that load, unload, pin or register, and may wait for the engine",
     None,
     note="others wait, within their deadlines",
@@ -128,7 +130,8 @@ MAX_CONTROL_CALLS = chapter.limit(
 MAX_WAITING_CONTROL_CALLS = chapter.limit(
     64,
     "",
-    "calls that wait for that, half of them of one connection",
+    "calls that wait for that; a tenant has as many of them as are free, and a quarter are of one connection (with "
+    "`--auth none`: half)",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_CONTROL_CALLS",
     note="RetryInfo",
@@ -137,7 +140,7 @@ MAX_WAITING_CONTROL_CALLS = chapter.limit(
 MAX_WATCHERS = chapter.limit(
     64,
     "",
-    "`WatchTasks` streams, in one front end",
+    "`WatchTasks` streams, in one front end; a tenant has no more than are free",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_WATCHERS",
     note="RetryInfo",

@@ -130,7 +130,7 @@ chapter.said(
     "one and a half times what is before it in the queue by the engine's rate, and of a full batch",
     Code.DEADLINE_EXCEEDED,
     "DEADLINE_UNREACHABLE",
-    note="RetryInfo, at once",
+    note="RetryInfo, at once. An engine that has nothing to do tries it all the same",
     proof="server/frontend/inference/test_feeding.py::test_a_deadline_that_can_be_met_exactly_is_admitted",
 )
 chapter.said(

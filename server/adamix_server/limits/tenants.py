@@ -11,7 +11,7 @@ MAX_KEYS_PER_TENANT = chapter.limit(
     "keys of a tenant, those revoked or expired included",
     Code.RESOURCE_EXHAUSTED,
     "TOO_MANY_KEYS",
-    note="the one that has ended first is forgotten, if there is one; without RetryInfo",
+    note="the one that has ended first and stood for no certificate is forgotten, if there is one; without RetryInfo",
     proof="server/catalog/test_keys.py::test_so_many_keys_a_tenant_has",
 )
 MAX_GRANTS_PER_TENANT = chapter.limit(

@@ -99,12 +99,8 @@ class Journal:
                 self._write(database, entries, left_out, list(sums.values()), keys)
             today = max(keys.values(), default="")
             self._written_keys = {key: day for key, day in self._written_keys.items() if day >= today} | keys
-            self._expire(database)
-            self._said = ""
         except AdamixError as error:
-            if self._said != error.reason:
-                log.warning("the audit waits for the catalog: %s", error.message, extra={"reason": error.reason})
-            self._said = error.reason
+            self._say(error)
             with self._changed:
                 later, self._entries = self._entries, []
                 self._keep([*entries, *later])
@@ -112,6 +108,19 @@ class Journal:
                 for each in sums.values():
                     self._add(each)
                 self._keys = keys | self._keys
+            return
+        # What is written now must not be written again, whatever becomes of what is too old.
+        try:
+            self._expire(database)
+            self._said = ""
+        except AdamixError as error:
+            self._say(error)
+
+    def _say(self, error: AdamixError) -> None:
+        """Once, until the catalog can be written again or fails otherwise."""
+        if self._said != error.reason:
+            log.warning("the audit waits for the catalog: %s", error.message, extra={"reason": error.reason})
+        self._said = error.reason
 
     def _write(
         self, database: Database, entries: list[Entry], left_out: int, sums: list[Sums], keys: dict[str, str]

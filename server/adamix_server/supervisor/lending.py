@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from adamix_server.access.leases import Lender, Letter, Loan, joined
+from adamix_server.access.leases import Key, Lender, Letter, Loan
 from adamix_server.channel.supervisor_frames import Asks, Loans
 
 
@@ -21,7 +21,8 @@ class Lending:
     def __init__(self, send: Callable[[str, Loans], None]) -> None:
         self._send = send
         self._lender = Lender()
-        self._unsent: dict[str, list[Loan]] = {}
+        # By front end, one word a quota.
+        self._unsent: dict[str, dict[Key, Loan]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self, name: str, asks: Asks) -> None:
@@ -42,11 +43,12 @@ class Lending:
         for name, loan in letters:
             if not self._unsent:
                 loop.call_soon(self._flush)
-            self._unsent[name] = joined(self._unsent.get(name, ()), (loan,))
+            words, key = self._unsent.setdefault(name, {}), loan.key
+            words[key] = loan if (earlier := words.get(key)) is None else loan.over(earlier)
         if self._timer is None and (looks_at := self._lender.looks_at) is not None:
             self._timer = loop.call_later(max(looks_at - time.monotonic(), 0.0), self._look)
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, {}
         for name, loans in unsent.items():
-            self._send(name, Loans(loans=loans))
+            self._send(name, Loans(loans=list(loans.values())))

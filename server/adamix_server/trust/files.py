@@ -1,10 +1,15 @@
 """Small files of an operator that may change while the server runs: whether they have, and what is in them."""
 
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from adamix.errors import InvalidConfig
 from adamix_server.limits.operators import MAX_TRUST_FILE_BYTES
+
+# What was wrong with a file may pass by itself: it is not valid yet, or nobody could read it for a moment.
+RETRY_S = 10.0
 
 # Of each file what changes with it; None where there is none.
 Stamp = tuple[tuple[int, int, int] | None, ...]
@@ -21,6 +26,43 @@ def _stamp_of(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+class Watch:
+    """When files are to be read again: once they have changed, and from time to time while what is there is of no use.
+
+    Thread-safe. To be made before they are read for the first time.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, paths: Iterable[Path], clock: Callable[[], float] = time.monotonic) -> None:
+        self._paths = tuple(paths)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stamp = stamp(self._paths)
+        self._retry_at: float | None = None
+        self._said = ""
+
+    def is_due(self) -> bool:
+        """Whether the caller is to read them now."""
+        newest = stamp(self._paths)
+        with self._lock:
+            if newest != self._stamp:
+                # Before they are read: what is written meanwhile is looked at next time.
+                self._stamp, self._said = newest, ""
+            elif self._retry_at is None or self._clock() < self._retry_at:
+                return False
+            self._retry_at = None
+            return True
+
+    def failed(self, why: str) -> bool:
+        """They are of no use; whether that is news."""
+        with self._lock:
+            self._retry_at = self._clock() + RETRY_S
+            is_news, self._said = why != self._said, why
+        return is_news
 
 
 def read(path: Path, flag: str) -> bytes:

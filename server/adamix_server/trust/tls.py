@@ -11,7 +11,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from adamix_server.config import TlsSettings
-from adamix_server.trust.files import Stamp, read, stamp, wrong
+from adamix_server.trust.files import Watch, read, wrong
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class TlsPair:
     expire_time: dt.datetime
 
 
-def stamp_of(settings: TlsSettings) -> Stamp:
-    """What differs once a file was exchanged."""
-    return stamp(path for path in (settings.cert, settings.key, settings.client_ca) if path is not None)
+def watch_of(settings: TlsSettings) -> Watch:
+    """Tells when the pair is to be read again."""
+    return Watch(path for path in (settings.cert, settings.key, settings.client_ca) if path is not None)
 
 
 def read_pair(settings: TlsSettings, now: dt.datetime | None = None) -> TlsPair:

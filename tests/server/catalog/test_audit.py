@@ -364,13 +364,18 @@ def test_pages_are_read_by_index(log: AuditLog, database: Database) -> None:
     log.append(entries(5))
     seen: list[str] = []
     with database.read() as connection:
-        for where in ("tenant = 'a' AND time_us >= 5", "time_us >= 5", "action != '' AND action = 'register'"):
-            order = "" if "action" in where else "ORDER BY time_us DESC, id DESC LIMIT 5"
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN SELECT * FROM audit WHERE {where} {order}").all()
+        for where in (
+            "tenant = 'a' AND time_us >= 5 ORDER BY time_us DESC, id DESC LIMIT 5",
+            "time_us >= 5 ORDER BY time_us DESC, id DESC LIMIT 5",
+            "tenant = 'a' AND id > 2 ORDER BY id LIMIT 5",
+            "action != '' AND action = 'register'",
+        ):
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN SELECT * FROM audit WHERE {where}").all()
             seen += [row[3] for row in plan]
     assert [row.partition("USING INDEX ")[2].split()[0] for row in seen] == [
         "audit_of_tenant",
         "audit_by_time",
+        "audit_of_tenant_by_id",
         "audit_of_changes",
     ]
 

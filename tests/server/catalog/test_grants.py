@@ -10,7 +10,7 @@ from adamix.errors import InvalidRequest, NotFound, Overloaded
 from adamix_server.catalog import schema
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lineage import CATALOG_FILE
-from adamix_server.catalog.rows import VersionRow
+from adamix_server.catalog.rows import Page, VersionRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.limits.tenants import MAX_GRANTS_PER_TENANT
 
@@ -40,9 +40,10 @@ def test_one_is_told_alike_everywhere_and_taken_back(catalog: Catalog) -> None:
     assert catalog.snapshot() is snapshot
     catalog.grants.remove(ME, "t", "acme")
     assert catalog.snapshot().access.grants == set()
-    assert [(entry.action, entry.task, entry.detail) for entry in catalog.audit(ME)][:2] == [
-        ("remove_grant", "t", "acme"),
-        ("add_grant", "t", "acme"),
+    entries = catalog.audit_log.page(ME).rows[:2]
+    assert [(entry.action, entry.resource, entry.detail) for entry in entries] == [
+        ("remove_grant", f"tenants/{ME}/tasks/t", "acme"),
+        ("add_grant", f"tenants/{ME}/tasks/t", "acme"),
     ]
 
 
@@ -92,6 +93,15 @@ def test_pages(catalog: Catalog) -> None:
         found.append([(row.owner, row.task, row.tenant) for row in page.rows])
         token = page.next_page_token
     assert found == [[("acme", "t", ME), (ME, "t", "acme"), (ME, "t", "other")], [(ME, "u", "acme")]]
+
+
+def test_pages_and_their_tokens_tell_nothing_of_what_is_not_listed(catalog: Catalog) -> None:
+    for owner, task, tenant in ((ME, "t", "acme"), (ME, "t", "other"), (ME, "u", "acme")):
+        catalog.grants.add(owner, task, tenant)
+    page = catalog.grants.list(ME, 1, "", lambda task: task == "u")
+    assert [row.task for row in page.rows] == ["u"]
+    assert page.next_page_token == ""
+    assert catalog.grants.list(ME, 1, "", lambda task: False) == Page((), "")
 
 
 def test_so_many_grants_a_tenant_has(catalog: Catalog, store: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from adamix_server.access import api_keys
+from adamix_server.catalog import keys
 from adamix_server.catalog.backup import backup, restore
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.rebuild import rebuild
@@ -35,9 +36,9 @@ def make(catalog: Catalog, tenant: str = ME) -> str:
 
 def in_force(store: Path) -> set[str]:
     catalog = Catalog(store, backbone_fingerprint=HERE)
-    keys = catalog.snapshot().access.keys
+    known = catalog.snapshot().access.keys
     catalog.close()
-    return {key_id for key_id, row in keys.items() if row.revoke_time_us is None}
+    return {key_id for key_id, row in known.items() if row.revoke_time_us is None}
 
 
 def test_they_come_back_with_a_restore_but_for_those_that_have_ended(running: Catalog, store: Path, to: Path) -> None:
@@ -58,6 +59,20 @@ def test_they_come_back_with_a_restore_but_for_those_that_have_ended(running: Ca
     catalog = Catalog(store, backbone_fingerprint=HERE)
     assert catalog.snapshot().access.keys.keys() == {kept, revoked, gone, of_before}
     catalog.close()
+
+
+def test_one_that_was_revoked_and_then_forgotten_does_not_come_back(
+    running: Catalog, store: Path, to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked = make(running)
+    backup(store, to)
+    running.keys.revoke(revoked, tenant=ME)
+    monkeypatch.setattr(keys, "MAX_KEYS_PER_TENANT", 1)
+    new = make(running)
+    assert running.snapshot().access.keys.keys() == {new}
+    running.close()
+    assert restore(store, to).revocations == 1
+    assert in_force(store) == set()
 
 
 def test_a_key_that_was_made_after_its_tenant_was_made_anew_is_in_force(

@@ -12,7 +12,7 @@ from adamix.errors import FailedPrecondition, InvalidRequest, NotFound, Overload
 from adamix_server.access import api_keys
 from adamix_server.access.api_keys import ApiKey
 from adamix_server.access.rights import ROLES
-from adamix_server.catalog import changes, schema
+from adamix_server.catalog import changes, keys, schema
 from adamix_server.catalog.access import KeyRow
 from adamix_server.catalog.database import Database
 from adamix_server.catalog.lineage import CATALOG_FILE
@@ -65,7 +65,8 @@ def test_one_is_told_alike_everywhere(catalog: Catalog, make: Make) -> None:
     assert (row.revoke_time_us, row.certificate_name) == (None, "")
     assert catalog.keys.get(key.id) == row == catalog.snapshot().access.keys[key.id]
     assert catalog.keys.list(ME).rows == (row,)
-    assert [(entry.action, entry.detail) for entry in catalog.audit(ME)] == [("create_key", f"keys/{key.id}")]
+    entries = catalog.audit_log.page(ME).rows
+    assert [(entry.action, entry.resource) for entry in entries] == [("create_key", f"tenants/{ME}/keys/{key.id}")]
 
 
 def test_a_revoked_one_stays_revoked_and_is_told(catalog: Catalog, make: Make) -> None:
@@ -204,6 +205,20 @@ def test_so_many_keys_a_tenant_has(catalog: Catalog, make: Make, store: Path, mo
     for known in ({first.id}, set()):
         new = make()
         assert catalog.snapshot().access.keys.keys() & {first.id, second.id, new.id} == {*known, new.id}
+    with pytest.raises(Overloaded):
+        make()
+
+
+def test_one_that_stood_for_a_certificate_is_not_forgotten_for_another(
+    catalog: Catalog, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "MAX_KEYS_PER_TENANT", 3)
+    of_certificates = [make(certificate_name=f"spiffe://example.org/{name}") for name in "ab"]
+    other = make()
+    for row in (*of_certificates, other):
+        catalog.keys.revoke(row.id, tenant=ME)
+    new = make()
+    assert catalog.snapshot().access.keys.keys() == {new.id, *(row.id for row in of_certificates)}
     with pytest.raises(Overloaded):
         make()
 

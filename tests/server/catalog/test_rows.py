@@ -50,6 +50,7 @@ def test_a_changed_map_is_what_a_changed_dict_is(
             else:
                 expected[name] = changed
         assert dict(found) == expected
+        assert (found is before) == (not change), "what is made of its keys need not be made anew"
         assert len(found) == len(expected)
         assert all((name in found) == (name in expected) for name in [*change, ("one", "z")])
         assert dict(before) == known, "the one it was made from stays"

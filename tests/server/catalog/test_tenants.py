@@ -41,7 +41,7 @@ def test_one_is_made_changed_and_read_alike_everywhere(catalog: Catalog) -> None
     assert changed.update_time_us > made.update_time_us
     assert changed.create_time_us == made.create_time_us
     assert catalog.tenants.get("acme") == changed == catalog.snapshot().access.tenants["acme"]
-    actions = [(row.action, row.detail) for row in catalog.audit("acme")]
+    actions = [(row.action, row.detail) for row in catalog.audit_log.page("acme").rows]
     assert actions == [
         ("update_tenant", 'weight=1000 service_class=batch quotas={"queued_tokens":7}'),
         ("create_tenant", ""),
@@ -159,7 +159,7 @@ def test_one_with_tasks_goes_only_by_force_and_with_everything(catalog: Catalog,
     assert {tenant for tenant, _, _ in set(Origins(store / ORIGINS_DIRECTORY).keys())} == {ME}
     assert catalog.retired() == (version.digest,)
     assert catalog.pinned() == ()
-    assert catalog.audit("acme")[0].detail == "tasks=1 versions=1"
+    assert catalog.audit_log.page("acme").rows[0].detail == "tasks=1 versions=1"
 
 
 def test_one_made_anew_begins_with_nothing(

@@ -6,13 +6,16 @@ import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from adamix.errors import StoreFull
 from adamix_server.catalog import store_file, traces
+from adamix_server.catalog.database import Database
 from adamix_server.catalog.lineage import CATALOG_FILE
 from adamix_server.catalog.origins import Origins
 from adamix_server.catalog.recovery import recover
@@ -55,6 +58,31 @@ def test_every_change_is_noted(catalog: Catalog, add: Add, store: Path) -> None:
     write_down(catalog, "TRUNCATED")
     catalog.purge(first.digest)
     assert noted(store) == catalog.revision()
+
+
+def test_others_write_while_the_origins_of_a_deleted_tenant_are_removed(
+    catalog: Catalog, add: Add, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        add(f"t{number}", b"1", tenant="acme")
+    kept = add("t0", b"1")
+    monkeypatch.setattr(traces, "_FORGOTTEN_AT_ONCE", 2)
+    write, happened = Database.write, list[str]()
+
+    def seen_writing(database: Database) -> AbstractContextManager[Connection]:
+        happened.append("begin")
+        return write(database)
+
+    def seen_removing(origins: Origins, key: tuple[str, str, str]) -> None:
+        happened.append("remove")
+        origins.path(key).unlink()
+
+    monkeypatch.setattr(Database, "write", seen_writing)
+    monkeypatch.setattr(Origins, "remove", seen_removing)
+    catalog.tenants.delete("acme", force=True)
+    some = ["begin", "remove", "remove"]
+    assert happened == ["begin", *some, *some, *some[:2]]
+    assert keys(store) == {(ME, "t0", kept.digest)}
 
 
 def test_the_number_never_falls(store: Path) -> None:

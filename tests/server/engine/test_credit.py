@@ -62,6 +62,18 @@ def test_front_ends_that_are_gone_are_forgotten() -> None:
     assert len(grants._granted) <= 256
 
 
+def test_one_that_is_heard_of_is_not_forgotten_for_those_that_came_later() -> None:
+    grants = room(1000.0)
+    grants.grant(b"p")
+    grants.follow(2000.0)
+    for number in range(10_000):
+        # Another connects again and again.
+        grants.grant(number.to_bytes(4))
+        grants.give_back(b"p", 0, 0)
+    grants.follow(4000.0)
+    assert grants.give_back(b"p", 3, 50) == (3 + 2000, 50 + 16_000)
+
+
 @given(st.floats(1.0, 1e5), st.lists(st.tuples(st.floats(1.0, 1e5), st.floats(0.0, 1.0), st.booleans()), max_size=60))
 def test_credit_is_never_negative_and_settles_at_a_part_of_the_room(
     first: float, turns: list[tuple[float, float, bool]]

@@ -57,11 +57,23 @@ class Adapters:
     """Adapters that are never ready."""
 
     num_resident = 3
+    is_blocked = False
 
-    def advance(self) -> dict[str, Any]:
+    def __init__(self) -> None:
+        self.near: set[str] = set()
+        self.awaited: set[str] = set()
+
+    def advance(self, order: object) -> dict[str, Any]:
         return {}
 
+    def residency(self, digest: str) -> str:
+        return "device" if digest in self.near else "store"
+
+    def is_awaited(self, digest: str) -> bool:
+        return digest in self.awaited
+
     def hold(self, digest: str) -> Hold:
+        self.awaited.add(digest)
         return Hold(digest, since=0.0)
 
     def is_ready(self, digest: str) -> bool:
@@ -184,6 +196,34 @@ def test_the_tokens_of_each_tenant_are_recorded_while_it_has_any() -> None:
     wire.arrived = [(b"p", Cancel(engine_id=ENGINE_ID, generation=1, ids=[2]))]
     assert told() == {("t",): [5.0], ("u",): []}
     assert told() == {("t",): [5.0]}
+
+
+def test_who_asked_for_an_adapter_knows_where_it_is_however_many_others_were_asked_for_while_it_was_brought() -> None:
+    running, wire = engine(1)
+    rows = [
+        Row(id=number, tenant="t", digest=f"d{number}", token_ids=bytes(4), deadline=time.monotonic() + 60)
+        for number in range(3_000)
+    ]
+    wire.arrived = [(b"p", Submit(engine_id=ENGINE_ID, generation=1, rows=rows))]
+    running.step()
+    adapters: Any = running._adapters
+    adapters.near = {row.digest for row in rows}
+    asked = ["d0", "d1", "d2999"]
+
+    def told(tenant: str) -> Any:
+        wire.arrived = [
+            (
+                b"p",
+                Control(engine_id=ENGINE_ID, generation=1, call=9, op="residencies", digests=asked, tenant=tenant),
+            )
+        ]
+        running.step()
+        frame = wire.sent[-1][1]
+        assert isinstance(frame, Reply)
+        return frame.value
+
+    assert told("t") == ["device"] * 3
+    assert told("another") == ["store"] * 3
 
 
 def test_an_engine_says_how_busy_it_is() -> None:

@@ -114,6 +114,7 @@ class Simulation:
         count = self.random.randint(1, 12)
         self.sizes = {f"adapter-{i}": self.random.choice([256, 512, 1024, 4096, 16_384]) for i in range(count)}
         self.unreadable = {digest for digest in self.sizes if self.random.random() < 0.1}
+        self.tenants = self.random.choice(("t", "tu", "tuvwx"))
         self.channel, self.bank, self.readers = MemoryChannel(), CheckingBank(), LazyReaders(self.random)
         self.live: dict[int, str] = {}
         self.answers: dict[int, Event] = {}
@@ -169,7 +170,8 @@ class Simulation:
             tokens = np.full(self.random.randint(1, 20), which, "<i4").tobytes()
             deadline = time.monotonic() + 1e6 if self.random.random() < 0.98 else 0.0
             digest = f"adapter-{which}"
-            rows.append(Row(id=number, tenant="t", digest=digest, token_ids=tokens, deadline=deadline))
+            tenant = self.random.choice(self.tenants)
+            rows.append(Row(id=number, tenant=tenant, digest=digest, token_ids=tokens, deadline=deadline))
         self.live |= {row.id: row.digest for row in rows}
         self.channel.inbox.append((PEER, Submit(engine_id=ENGINE_ID, generation=1, rows=rows)))
 

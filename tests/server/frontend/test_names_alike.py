@@ -69,7 +69,7 @@ def test_nobody_looks_for_what_a_caller_may_not_see(spec: BackboneSpec) -> None:
     tasks = Seen()
     view = CatalogView(None, spec, None, None)  # type: ignore[arg-type] # none of these is asked
     view._snapshot = Snapshot(revision=1, tasks=tasks)
-    stages = Stages(view, None, None, None, None)  # type: ignore[arg-type] # nor of these
+    stages = Stages(view, None, None, None, None, None, None)  # type: ignore[arg-type] # nor of these
     me, narrowed = of_role("publisher", ME), of_role("publisher", ME, "x*")
     ways = [
         _way(stages, "tenants/other/tasks/theirs", me),

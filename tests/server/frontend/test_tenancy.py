@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adamix_server.access.quotas import DEFAULT_SHARES, Quotas, Shares
+from adamix_server.access.quotas import DEFAULT_SHARES, NO_QUOTAS, Quotas, Shares
 from adamix_server.catalog.access import NO_ACCESS, Access, TenantRow
 from adamix_server.catalog.rows import Snapshot
 from adamix_server.catalog.store import Catalog
@@ -71,6 +71,9 @@ def test_others_could_call_where_there_are_others_and_callers_say_who_they_are()
         assert tenancy.of("default").is_shared is tenancy.of("nobody").is_shared is is_shared
     tenancy = Tenancy(one)  # type: ignore[arg-type] # all it asks
     assert not tenancy.of("default").is_shared
+    # As the boundary asks before every call: without quotas it looks no further.
+    tenancy = Tenancy(one, Quotas())  # type: ignore[arg-type] # all it asks
+    assert tenancy.quotas("default") is tenancy.quotas("nobody") is NO_QUOTAS
     one.take(tenant("default"), tenant("a"))
     assert tenancy.of("default").is_shared
 

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
-from adamix.errors import InvalidRequest, NotFound
+from adamix.errors import InvalidRequest, NotFound, Unavailable
 from adamix_server.access import api_keys
 from adamix_server.access.entries import Entry
 from adamix_server.access.sums import Sums
-from adamix_server.catalog import audit
+from adamix_server.catalog import audit, usage
 from adamix_server.catalog.audit import AuditLog
 from adamix_server.catalog.database import Database
+from adamix_server.catalog.keys import note_used
 from adamix_server.catalog.recovery import recover
 from adamix_server.catalog.store import Catalog
 from adamix_server.catalog.usage import UsageLog
@@ -186,6 +188,31 @@ def test_entries_go_when_they_are_too_old(
         seen.append(log.verify().entries)
     assert seen == [7, 3, 1, 1]
     assert log.verify().fault is None
+
+
+def test_what_is_written_is_not_written_again_because_what_is_too_old_cannot_be_removed(
+    journal: Journal, log: AuditLog, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> int:
+        raise Unavailable("the catalog is busy", reason="STORE_BUSY")
+
+    journal.take(told(2, usage=[Sums(tenant="default", calls=3)]))
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "expire", fail)
+        journal.write()
+    journal.write()
+    assert log.verify().entries == 2
+    assert UsageLog(database).read("default").calls == 3
+
+
+def test_thousands_of_tenants_and_keys_are_written_in_a_few_statements(database: Database) -> None:
+    executed: list[str] = []
+    sums = [Sums(tenant=f"t{number}", calls=1, rejected={"A": 1, "B": 2}) for number in range(2_000)]
+    with database.write() as connection:
+        event.listen(connection, "before_cursor_execute", lambda *given: executed.append(given[2]))
+        usage.add(connection, sums)
+        note_used(connection, {f"{number:012}": "2026-11-30" for number in range(2_000)})
+    assert len(executed) == 3
 
 
 def test_nobody_waits_while_the_catalog_is_locked(journal: Journal, store: Path, log: AuditLog) -> None:

@@ -1,7 +1,12 @@
 """The supervisor lends quotas to front ends, and has back what one held that has ended."""
 
+import asyncio
+
+import pytest
+
 from adamix_server.access.leases import Ask, Flow, Loan
 from adamix_server.channel.supervisor_frames import Asks, Loans
+from adamix_server.supervisor.lending import Lending
 from adamix_testing.stage import Played, StartStage
 
 
@@ -71,3 +76,27 @@ async def test_front_ends_know_which_of_how_many_they_are(start_stage: StartStag
     assert sum(isinstance(frame, Loans) for frame in one.heard) == 1
     stage.supervisor.stop()
     await stage.ended()
+
+
+async def test_what_is_said_of_many_tenants_costs_each_only_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def key(loan: Loan) -> tuple[str, str]:
+        nonlocal looks
+        looks += 1
+        return loan.tenant, loan.quota
+
+    monkeypatch.setattr(Loan, "key", property(key))
+    sent: list[tuple[str, Loans]] = []
+    lending, number = Lending(lambda name, loans: sent.append((name, loans))), 500
+    asks = [
+        Ask(tenant=f"t{n}", quota="input_tokens_per_s", limit=Flow(100.0, 100.0), number=1, first=10.0)
+        for n in range(number)
+    ]
+    for _ in range(2):
+        lending.take("frontend-0", Asks(asks=asks))
+    await asyncio.sleep(0)
+    ((name, loans),) = sent
+    assert name == "frontend-0"
+    assert [(loan.tenant, loan.lent) for loan in loans.loans] == [(f"t{n}", 20.0) for n in range(number)]
+    assert looks <= 4 * number

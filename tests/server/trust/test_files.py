@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from adamix.errors import InvalidConfig
 from adamix_server.config import AccessSettings, FrontEndSettings, TlsSettings
+from adamix_server.frontend import certificate as certificates
+from adamix_server.frontend.certificate import Certificate
 from adamix_server.limits.operators import MAX_TRUST_FILE_BYTES
+from adamix_server.trust import files
 from adamix_server.trust.check import check_files
-from adamix_server.trust.files import read, stamp
+from adamix_server.trust.files import RETRY_S, Watch, read, stamp
 from adamix_server.trust.jwks import read_jwks
 from adamix_server.trust.tls import read_pair
-from adamix_testing.credentials import AUDIENCE, ISSUER, Authority, Issuer, write_pair
+from adamix_testing.credentials import AUDIENCE, ISSUER, Authority, Issuer, make_clock, write_pair
 
 CA = Authority()
 DAY = dt.timedelta(days=1)
@@ -52,6 +56,43 @@ def test_a_stamp_tells_whether_a_file_was_written_or_exchanged(tmp_path: Path) -
     stamps.append(stamp([link]))
     assert len(set(stamps)) == 3
     assert stamp([link]) == stamps[-1]
+
+
+def test_files_are_read_again_once_they_change_and_while_they_are_of_no_use(tmp_path: Path) -> None:
+    path, (hands, clock) = tmp_path / "file", make_clock()
+    path.write_text("1")
+    watch = Watch([path], clock)
+    assert not watch.is_due()
+    path.write_text("22")
+    assert [watch.is_due(), watch.is_due()] == [True, False]
+    assert [watch.failed("it is not valid yet"), watch.failed("it is not valid yet")] == [True, False]
+    hands[0] += RETRY_S - 0.1
+    assert not watch.is_due()
+    hands[0] += 0.1
+    assert [watch.is_due(), watch.is_due()] == [True, False]
+    assert not watch.failed("it is not valid yet"), "nothing new"
+    assert watch.failed("it has expired")
+    path.write_text("333")
+    assert watch.is_due()
+    assert watch.failed("it has expired"), "another file"
+    hands[0] += RETRY_S
+    assert watch.is_due()
+    hands[0] += RETRY_S
+    assert not watch.is_due(), "the last time it was of use"
+
+
+def test_a_certificate_that_is_not_valid_yet_is_shown_once_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "RETRY_S", 0.0)
+    certificate = Certificate(write_pair(tmp_path, CA.issue()))
+    write_pair(tmp_path, CA.issue(begin=DAY / 2, end=3 * DAY))
+    assert [certificate.newer(), certificate.newer()] == [None, None]
+    assert ["is valid only from" in message for message in caplog.messages] == [True]
+    later = dt.datetime.now(dt.UTC) + DAY
+    monkeypatch.setattr(certificates, "read_pair", partial(read_pair, now=later))
+    assert certificate.newer() is not None
+    assert certificate.newer() is None
 
 
 def test_a_good_pair(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds
 from adamix_server.frontend.boundary.gate import Gate
+from adamix_server.frontend.boundary.quota import Quota
+from adamix_server.frontend.boundary.sessions import Sessions
 from adamix_server.frontend.health import HealthServicer
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.telemetry.metrics import Recorder
@@ -84,11 +86,15 @@ class BareBoundary:
         listen: str = "127.0.0.1:0",
         is_shared: Callable[[], bool] = lambda: False,
         gate: Gate | None = None,
+        quota: Quota | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
         self.servicer = PlayedServicer()
         self.admission = Admission(bounds)
         self.recorder = Recorder()
-        self.boundary = Boundary(self.admission, self.recorder, bounds, gate=gate, is_shared=is_shared)
+        self.boundary = Boundary(
+            self.admission, self.recorder, bounds, gate=gate, quota=quota, sessions=sessions, is_shared=is_shared
+        )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self.boundary)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(PlayedAdapters(), self.boundary)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(Readiness(), ()), self.boundary)

@@ -11,8 +11,8 @@ class Claims:
     """By digest, the tenants that know where it is.
 
     Args:
-        is_away: whether an adapter is neither in a slot nor in host memory. Claims on such are worth nothing, and are
-            forgotten from time to time, so that there are about as many as there are adapters near.
+        is_away: whether an adapter is neither in a slot nor in host memory, nor on its way there. Claims on such are
+            worth nothing, and are forgotten from time to time, so that there are about as many as adapters near.
     """
 
     _FEWEST = 1024

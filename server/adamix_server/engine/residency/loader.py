@@ -9,7 +9,7 @@ happens in the engine's thread. Knows neither who asks nor how they are answered
 import logging
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from adamix.errors import AdamixError, FailedPrecondition, InternalError, Overloaded
@@ -32,6 +32,9 @@ class AdapterLoader:
         read: digest -> packed adapter; runs in a thread; raises AdamixError when the blob is missing or unfit.
         wake: called from a thread when a read is over.
         readers: where `read` runs; two threads if not given.
+
+    Attributes:
+        is_blocked: the last `advance` found no slot for an adapter that was read; those behind it wait for that, too.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class AdapterLoader:
         self._wanted: set[str] = set()
         # Unloaded while they were read.
         self._unwanted: set[str] = set()
+        self.is_blocked = False
 
     def hold(self, digest: str) -> Hold:
         """Claim an adapter; if it has no slot, the next `advance` starts bringing it."""
@@ -206,15 +210,37 @@ class AdapterLoader:
     def is_reading(self, digest: str) -> bool:
         return digest in self._reading
 
-    def advance(self) -> dict[str, AdamixError]:
+    def is_awaited(self, digest: str) -> bool:
+        """Whether it is read now, or anybody waits for it."""
+        return digest in self._reading or digest in self._waiting or digest in self._wanted
+
+    def waiting(self) -> list[str]:
+        """The adapters that somebody waits for, in the order in which they were first asked for."""
+        return list(self._waiting)
+
+    def held(self) -> list[str]:
+        """The adapters whose slots requests hold, but for those that are pinned; least recently used first."""
+        return [slot.digest for slot in self._slots if slot.holds and slot.digest not in self._pinned]
+
+    def give_way(self, hold: Hold) -> None:
+        """Let a hold wait for a slot again. One that nobody holds any more is the first to be evicted."""
+        if hold.has_slot:
+            self._slots.release(hold.digest)
+            hold.has_slot, hold.since = False, time.monotonic()
+            self._waiting.setdefault(hold.digest, []).append(hold)
+
+    def advance(self, order: Iterable[str] = ()) -> dict[str, AdamixError]:
         """Take in what was read and fill slots. Call between steps.
+
+        Args:
+            order: in which the adapters that are waited for get slots, if not in that in which they were asked for.
 
         Returns:
             the adapters that cannot be brought, with the reason; their holds are still to be released.
         """
         failed = {digest: error for digest, error in self._take_finished().items() if not self.is_ready(digest)}
         has_room = True
-        for digest in list(self._waiting):
+        for digest in order or list(self._waiting):
             packed = self._arrived.get(digest) or self._cache.get(digest)
             if packed is None and digest not in self._slots:
                 if digest not in failed and self._may_read_ahead():
@@ -229,6 +255,7 @@ class AdapterLoader:
                 # Those behind wait, too, or a large adapter would never find room; but their files may be read.
                 self._slots.close_one()
                 has_room = False
+        self.is_blocked = not has_room
         self._try_wanted(failed, has_room=has_room)
         return failed
 

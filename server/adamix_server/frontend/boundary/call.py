@@ -5,6 +5,7 @@ copied here when it arrives, because a context must not be touched once its call
 asyncio task, so a context variable is as local as an argument. Knows neither grpc nor protobuf.
 """
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -12,6 +13,10 @@ from adamix_server.access.principal import ANYONE, SERVER, Actor, Principal
 from adamix_server.frontend.boundary.rooms import Origin
 
 NOWHERE = Origin("")
+
+
+def _nothing() -> None:
+    """Of a caller who cannot be forgotten."""
 
 
 @dataclass(slots=True)
@@ -22,7 +27,8 @@ class Call:
     name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND. `work_s`
     are the CPU seconds that it has had, as far as they are counted: of the control plane. `digest` is of the version
     that it asks for, if it says so; `detail` is for the audit alone: what its caller is not told. `actor` is who the
-    catalog is told has changed something.
+    catalog is told has changed something. `check` asks once more whether its caller is known, for whoever has kept it
+    waiting; it raises Unauthenticated or PermissionDenied.
     """
 
     request_id: str
@@ -34,12 +40,18 @@ class Call:
     work_s: float = 0.0
     digest: str = ""
     detail: str = ""
+    check: Callable[[], None] = field(default=_nothing, repr=False)
     _actor: Actor | None = field(default=None, init=False, repr=False)
 
     @property
     def tenant(self) -> str:
         """The caller's own."""
         return self.principal.tenant
+
+    @property
+    def known_tenant(self) -> str:
+        """The caller's own, with which it shares what is for all; empty where nobody is asked who they are."""
+        return "" if self.principal is ANYONE else self.principal.tenant
 
     @property
     def actor(self) -> Actor:
@@ -50,6 +62,11 @@ class Call:
 
 
 _current: ContextVar[Call] = ContextVar("adamix_call")
+
+
+def forget(call: Call) -> None:
+    """It has ended: nothing of it is to be kept by who still looks at it."""
+    call.check = _nothing
 
 
 def enter(call: Call) -> None:

@@ -153,13 +153,16 @@ class Enclosure:
         self.departure.task.add_done_callback(self._gone)
         # All of this before a byte of its message is read.
         try:
-            gate = self._books.gate
+            gate, sessions = self._books.gate, self._books.sessions
+            self._basis = sessions.basis()
             self._call.principal = gate.identify(self._method.name, self._context)
             gate.check(self._method.name, self._call.principal)
             self._counted = await self._books.quota.enter(self._method.name, self._call.tenant)
+            # That may have taken a while, in which nobody has looked at this call.
+            self._check()
             self._admit()
         except AdamixError as refusal:
-            self._count_out()
+            self._count_out(is_refused=True)
             self._books.recorder.inc("adamix_rejected_total", refusal.reason)
             if self._call.tenant:
                 self._books.recorder.inc("adamix_tenant_rejected_total", self._call.tenant, refusal.reason)
@@ -168,9 +171,9 @@ class Enclosure:
         except asyncio.CancelledError as gone:
             # Its client has left while this front end asked for a slot.
             await self._end(gone)
-        self._basis = self._books.sessions.basis()
         if self._method.is_stream:
-            self._session = self._books.sessions.open(self._call, self._recognise)
+            self._session = sessions.open(self._call, self._recognise)
+        self._call.check = self._check
         self._books.meter.called(self._call.principal)
         if self._limit_s is not None:
             self._timer = asyncio.timeout(self._limit_s)
@@ -188,6 +191,7 @@ class Enclosure:
         except TimeoutError:
             error = DeadlineExceeded("the call took longer than this server allows")
         finally:
+            calls.forget(self._call)
             if self._receiver is not None:
                 self._receiver.close()
             if self._is_admitted:
@@ -221,12 +225,20 @@ class Enclosure:
     async def only_message(self, messages: Receiver) -> Any:
         """The message of a call that has one. Raises as `Receiver.one`, and Unauthenticated.
 
-        Its caller may have held it back until its key was revoked: so many calls as may run could be kept in hand.
+        Its caller may have held it back until its key was revoked or had expired: so many calls as may run could be
+        kept in hand.
         """
         message = await messages.one()
-        if has_changed(self._books.sessions.basis(), self._basis):
-            self._call.principal = self._recognise()
+        self._check()
         return message
+
+    def _check(self) -> None:
+        """See `Call.check`. Nothing but a look, unless something has changed."""
+        sessions = self._books.sessions
+        basis = sessions.basis()
+        if has_changed(basis, self._basis) or sessions.has_expired(self._call.principal):
+            self._call.principal = self._recognise()
+            self._basis = basis
 
     def _recognise(self) -> Principal:
         """Who makes the call, asked once more. Raises Unauthenticated, PermissionDenied."""
@@ -251,9 +263,9 @@ class Enclosure:
                 books.admission.leave()
             raise
 
-    def _count_out(self) -> None:
+    def _count_out(self, *, is_refused: bool = False) -> None:
         """The call is none of its tenant's any more."""
-        self._books.quota.leave(self._counted)
+        self._books.quota.leave(self._counted, is_refused=is_refused)
         self._counted = None
 
     @staticmethod

@@ -137,16 +137,17 @@ class Quota:
             try:
                 await self._take((tenant, REGISTRATIONS), rate, 1.0, quotas.registrations_per_minute or 0)
             except BaseException:
-                self.leave(seat)
+                self.leave(seat, is_refused=True)
                 raise
         return seat
 
-    def leave(self, seat: Seat | None) -> None:
-        """Count a call out that `enter` let in."""
+    def leave(self, seat: Seat | None, *, is_refused: bool = False) -> None:
+        """Count a call out that `enter` let in. One that was refused all the same does not tell how long calls take."""
         if seat is None:
             return
         now, counted = self._clock(), seat.key[1]
-        self._typical_s[counted] += _NEWEST * (now - seat.since - self._typical_s[counted])
+        if not is_refused:
+            self._typical_s[counted] += _NEWEST * (now - seat.since - self._typical_s[counted])
         self._holder.give(seat.key, 1.0, now)
         self._poke()
 

@@ -98,6 +98,10 @@ class Sessions:
         """The stream has ended."""
         self._open.pop(session, None)
 
+    def has_expired(self, principal: Principal) -> bool:
+        """Whether it is nobody any more, by the time alone."""
+        return principal.expire_time_s <= self._clock()
+
     async def run(self) -> None:
         """End streams, for ever."""
         while True:

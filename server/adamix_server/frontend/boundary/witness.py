@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 from adamix_server.access.entries import Entry
 from adamix_server.frontend.boundary.call import Call
-from adamix_server.limits.audit import MAX_AUDIT_BURST, MAX_WAITING_ENTRIES
+from adamix_server.limits.audit import MAX_AUDIT_BURST, MAX_AUDIT_BURST_OF_TENANT, MAX_WAITING_ENTRIES
 from adamix_server.names import is_name
 
 # With a right to nothing, one is told apart by its address alone, and there may be many of these.
 _REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 # How many seconds until a source may have another entry of its own.
 _ENTRY_S = 2.0
+_TENANT_TIMES = MAX_AUDIT_BURST_OF_TENANT // MAX_AUDIT_BURST
 # How often those that were only counted are told.
 MORE_S = 10.0
-_MAX_SOURCES = 4_096
+_MAX_SOURCES = 8_192
 # All those whom nobody knows, together.
 _ANYBODY = ""
 _TENANTS = "tenants/"
@@ -30,10 +31,18 @@ _TENANTS = "tenants/"
 
 @dataclass(slots=True)
 class _Budget:
-    """Of entries that a source may still have: full again after a while."""
+    """Of entries that a source may still have: full again after a while. A tenant has `times` what one caller has."""
 
     left: float
     since: float
+    times: int
+
+    def at(self, now: float) -> float:
+        """What is left by then."""
+        return min(self.times * MAX_AUDIT_BURST, self.left + self.times * (now - self.since) / _ENTRY_S)
+
+    def is_full(self, now: float) -> bool:
+        return self.at(now) >= self.times * MAX_AUDIT_BURST
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +85,11 @@ class Witness:
         """
         if code == "OK" and call.actor.entries:
             return
-        principal, peer = call.principal.name, call.origin.connection
+        principal, own, peer = call.principal.name, call.tenant, call.origin.connection
         host = call.origin.address or peer.rpartition(":")[0]
         tenant = _tenant_of(call)
         with self._lock:
-            if len(self._entries) < MAX_WAITING_ENTRIES and self._may_have(principal, host):
+            if len(self._entries) < MAX_WAITING_ENTRIES and self._may_have(principal, own, host):
                 self._entries.append(
                     Entry.of(
                         time.time_ns() // 1_000,
@@ -127,13 +136,15 @@ class Witness:
             )
         return entries
 
-    def _may_have(self, principal: str, host: str) -> bool:
-        """Whether a source has an entry left, which it then has no more. Of those nobody knows, all together, too."""
+    def _may_have(self, principal: str, tenant: str, host: str) -> bool:
+        """Whether a source has an entry left, which it then has no more. Of those nobody knows, all together, too; and
+        all callers of a tenant, which may make itself any number of keys.
+        """
         if principal:
-            return self._take(f"@{principal}")
+            return self._take(f"@{principal}") and self._take(f"#{tenant}", _TENANT_TIMES)
         return self._take(_ANYBODY) and self._take(host)
 
-    def _take(self, source: str) -> bool:
+    def _take(self, source: str, times: int = 1) -> bool:
         now = self._clock()
         budget = self._budgets.get(source)
         if budget is None:
@@ -141,9 +152,8 @@ class Witness:
                 self._forget(now)
             if len(self._budgets) >= _MAX_SOURCES:
                 return False
-            budget = self._budgets[source] = _Budget(MAX_AUDIT_BURST, now)
-        budget.left = min(MAX_AUDIT_BURST, budget.left + (now - budget.since) / _ENTRY_S)
-        budget.since = now
+            budget = self._budgets[source] = _Budget(times * MAX_AUDIT_BURST, now, times)
+        budget.left, budget.since = budget.at(now), now
         if budget.left < 1:
             return False
         budget.left -= 1
@@ -151,12 +161,7 @@ class Witness:
 
     def _forget(self, now: float) -> None:
         """Those who could have as many as somebody new."""
-        full = [
-            source
-            for source, budget in self._budgets.items()
-            if budget.left + (now - budget.since) / _ENTRY_S >= MAX_AUDIT_BURST
-        ]
-        for source in full:
+        for source in [source for source, budget in self._budgets.items() if budget.is_full(now)]:
             del self._budgets[source]
 
 

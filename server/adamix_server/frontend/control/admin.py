@@ -139,9 +139,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ListGrants(self, request: pb.ListGrantsRequest, _context: Any) -> pb.ListGrantsResponse:
         tenant, principal = its_tenant(request.tenant, self._access), calls.current().principal
         async with self._shares.calls.turn():
-            read = partial(self._catalog.grants.list, tenant, request.page_size, request.page_token)
-            page = await self._view.run(read)
-            grants = await converted([row for row in page.rows if principal.may_name(row.task)], convert.to_grant)
+            may_name, size, token = principal.may_name, request.page_size, request.page_token
+            page = await self._view.run(partial(self._catalog.grants.list, tenant, size, token, may_name))
+            grants = await converted(page.rows, convert.to_grant)
         return pb.ListGrantsResponse(grants=grants, next_page_token=page.next_page_token)
 
     async def ListAudit(self, request: pb.ListAuditRequest, _context: Any) -> pb.ListAuditResponse:

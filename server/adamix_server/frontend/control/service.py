@@ -62,7 +62,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._places = places
 
     async def RegisterAdapter(self, requests: upload.Requests, _context: Any) -> adapters_pb2.RegisterAdapterResponse:
-        with self._places.upload(calls.current().origin.connection) as place:
+        call = calls.current()
+        with self._places.upload(call.origin.connection, call.known_tenant) as place:
             header = await upload.read_header(requests, place)
             tenant, task = new_task(header.task, "header.task")
             return await self._registrations.register(tenant, task, header, requests, place)
@@ -172,7 +173,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         tenant = principal.tenant
         # It begins with a look through all tasks, and with messages that are on their way before it can be gone.
         await self._pay(len(self._view.snapshot.tasks) * LOOK_S + WATCH_TURN_S)
-        with self._watch.start() as snapshot:
+        with self._watch.start(calls.current().known_tenant) as snapshot:
             async with aclosing(self._watch.follow(tenant, snapshot, principal.may_name)) as changes:
                 spent_s = 0.0
                 async for change in changes:

@@ -1,14 +1,16 @@
 """Turns of control calls: what keeps a caller of the control plane from taking the data plane's time.
 
 Both planes share one interpreter, and a list of a thousand rows costs it as much as dozens of predictions. So only a
-few control calls are at work at once, and a connection has at most half of those places; the others wait, the oldest
+few control calls are at work at once, and a party has at most half of those places; the others wait, the oldest
 first. While data calls run, all control calls together get a twenty-fifth of a core: who has had more than a moment
-of it waits until its share has made up for that. Among those that wait, the connection that has had the least comes
+of it waits until its share has made up for that. Among those that wait, the party that has had the least comes
 first, so that one that calls without pause shuts nobody out. Without data calls nobody waits for that.
 
 Registrations cost a hundred times as much as other calls, most of it in a process of their own. So they have a share of
 their own, and wait for it before their bytes are read: neither does one hold up a look at a task, nor does one that
 waits keep a place from anybody.
+
+A party is a tenant, however many connections it has; where nobody is asked who they are, each connection is one.
 
 Knows neither gRPC nor what the calls do; what they have cost stands in `Call.work_s`.
 """
@@ -30,7 +32,7 @@ from adamix_server.telemetry.metrics import Recorder
 # Of one core, beside data calls: of all control calls, and besides of registrations, until they are to be committed.
 SHARE = 0.04
 REGISTRATION_SHARE = 0.1
-# CPU seconds that a connection, and all of them, may be ahead of their share.
+# CPU seconds that a party, and all of them, may be ahead of their share.
 MAX_AHEAD_S = 0.1
 MAX_ALL_AHEAD_S = 0.3
 # What any call costs besides the work that is measured: receiving, checking, answering, counting.
@@ -78,6 +80,7 @@ class Accounts:
 class _Waiting:
     """A call that waits; the future ends when its turn has come."""
 
+    party: str
     connection: str
     turn: asyncio.Future[None]
 
@@ -110,23 +113,27 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, *, is_bounded: bool = False) -> AsyncIterator[None]:
-        """A place for the length of the block, and the current call's work in it charged to its connection.
+        """A place for the length of the block, and the current call's work in it charged to its party.
 
         Args:
             is_bounded: however many wait already. For callers of which there are few anyhow.
 
         Raises:
             Overloaded: too many wait (`TOO_MANY_CONTROL_CALLS`).
+            Unauthenticated: meanwhile its caller is known no more.
         """
         call = calls.current()
-        await self._enter(call.origin.connection, is_bounded)
+        party = _party_of(call)
+        await self._enter(party, call.origin.connection, is_bounded)
         began, before_s = self._clock(), call.work_s
         try:
+            # It may have waited for long.
+            call.check()
             yield
         finally:
-            self._at_work[call.origin.connection] -= 1
+            self._at_work[party] -= 1
             self._turn_s += 0.1 * (self._clock() - began - self._turn_s)
-            self.charge(call.origin.connection, call.work_s - before_s + CALL_S)
+            self.charge(party, call.work_s - before_s + CALL_S)
             self._look()
 
     @asynccontextmanager
@@ -138,27 +145,28 @@ class Turns:
                 wait begin at once, and corrected by what it did cost.
         """
         call = calls.current()
-        connection = call.origin.connection
-        await self._enter(connection, is_bounded=True)
-        self._at_work[connection] -= 1
-        self._accounts.spend(connection, expected_s)
+        party = _party_of(call)
+        await self._enter(party, call.origin.connection, is_bounded=True)
+        self._at_work[party] -= 1
+        self._accounts.spend(party, expected_s)
         before_s = call.work_s
         self._look()
         try:
+            call.check()
             yield
         finally:
-            self._accounts.spend(connection, call.work_s - before_s + CALL_S - expected_s)
+            self._accounts.spend(party, call.work_s - before_s + CALL_S - expected_s)
             self._look()
 
-    def charge(self, connection: str, seconds: float) -> None:
-        """What a connection has had outside of a turn, or in one."""
+    def charge(self, party: str, seconds: float) -> None:
+        """What a party has had outside of a turn, or in one."""
         self._cost_s += 0.1 * (seconds - self._cost_s)
-        self._accounts.spend(connection, seconds)
+        self._accounts.spend(party, seconds)
 
-    async def _enter(self, connection: str, is_bounded: bool) -> None:
-        waiting = _Waiting(connection, asyncio.get_running_loop().create_future())
+    async def _enter(self, party: str, connection: str, is_bounded: bool) -> None:
+        waiting = _Waiting(party, connection, asyncio.get_running_loop().create_future())
         if not is_bounded:
-            self._check_room(connection)
+            self._check_room(party, connection)
         self._waiting.append(waiting)
         self._look()
         try:
@@ -167,28 +175,35 @@ class Turns:
             if waiting.turn.cancelled():
                 self._waiting.remove(waiting)
             else:  # its turn came at the same moment
-                self._at_work[connection] -= 1
+                self._at_work[party] -= 1
                 self._look()
             raise
 
-    def _check_room(self, connection: str) -> None:
+    def _check_room(self, party: str, connection: str) -> None:
+        """Raises Overloaded."""
+        free = MAX_WAITING_CONTROL_CALLS - len(self._waiting)
+        of_party = sum(waiting.party == party for waiting in self._waiting)
         of_connection = sum(waiting.connection == connection for waiting in self._waiting)
-        if len(self._waiting) < MAX_WAITING_CONTROL_CALLS and of_connection < MAX_WAITING_CONTROL_CALLS // 2:
+        if party == connection:
+            has_room = free > 0 and of_connection < MAX_WAITING_CONTROL_CALLS // 2
+        else:
+            # Alone a tenant has half of the room, n of them 1/(n + 1) each: whoever is new finds some.
+            has_room = of_party < free and of_connection < MAX_WAITING_CONTROL_CALLS // 4
+        if has_room:
             return
         self._recorder.inc("adamix_rejected_total", "TOO_MANY_CONTROL_CALLS")
+        who = "connection" if party == connection else "tenant"
         raise Overloaded(
-            f"{of_connection} calls of this connection and {len(self._waiting)} in all wait for their turn already",
+            f"{of_party} calls of this {who} and {len(self._waiting)} in all wait for their turn already",
             reason="TOO_MANY_CONTROL_CALLS",
-            retry_after_s=self._retry_s(connection),
+            retry_after_s=self._retry_s(party),
         )
 
-    def _retry_s(self, connection: str) -> float:
+    def _retry_s(self, party: str) -> float:
         """Until those that wait have had their turn, one after the other or as the share allows."""
         count = len(self._waiting)
         paced_s = (
-            self._accounts.wait_s(connection) + count * self._cost_s / self._accounts.share
-            if self._is_shared()
-            else 0.0
+            self._accounts.wait_s(party) + count * self._cost_s / self._accounts.share if self._is_shared() else 0.0
         )
         return retry.within(max(count * self._turn_s / MAX_CONTROL_CALLS, paced_s))
 
@@ -202,17 +217,22 @@ class Turns:
         while self._waiting and self._at_work.total() < MAX_CONTROL_CALLS:
             # The task of a cancelled one has yet to take it away.
             there = (each for each in self._waiting if not each.turn.done())
-            may = [each for each in there if self._at_work[each.connection] < MAX_CONTROL_CALLS // 2]
+            may = [each for each in there if self._at_work[each.party] < MAX_CONTROL_CALLS // 2]
             if not may:
                 return
             # Of equals the first: the one that has waited longest.
-            first = min(may, key=lambda each: self._accounts.ahead_s(each.connection))
-            if (wait_s := self._accounts.wait_s(first.connection)) > 0:
+            first = min(may, key=lambda each: self._accounts.ahead_s(each.party))
+            if (wait_s := self._accounts.wait_s(first.party)) > 0:
                 self._timer = asyncio.get_running_loop().call_later(min(wait_s, _LOOK_S), self._look)
                 return
             self._waiting.remove(first)
-            self._at_work[first.connection] += 1
+            self._at_work[first.party] += 1
             first.turn.set_result(None)
+
+
+def _party_of(call: calls.Call) -> str:
+    """Whose share a call takes."""
+    return f"tenants/{call.known_tenant}" if call.known_tenant else call.origin.connection
 
 
 class Shares:

@@ -78,13 +78,15 @@ class Upload:
 
     Attributes:
         connection: that it comes over.
+        tenant: whose it is; empty where nobody is asked who they are.
         meter: of its chunks.
         must_send: whether chunks are to come: known once its header has.
         placed: when it took its place, on the clock of its `UploadPlaces`; None before.
     """
 
-    def __init__(self, places: "UploadPlaces", connection: str, clock: Callable[[], float]) -> None:
+    def __init__(self, places: "UploadPlaces", connection: str, tenant: str, clock: Callable[[], float]) -> None:
         self.connection = connection
+        self.tenant = tenant
         self.meter = Meter()
         self.must_send = False
         self.placed: float | None = None
@@ -176,8 +178,13 @@ class UploadPlaces:
         self._typical_s: float | None = None
 
     @contextmanager
-    def upload(self, connection: str) -> Iterator[Upload]:
+    def upload(self, connection: str, tenant: str = "") -> Iterator[Upload]:
         """Count an upload in for the length of the block; it waits for a place until `Upload.take_place`.
+
+        A tenant has no more of the places, and of the room to wait for one, than are left to others.
+
+        Args:
+            tenant: whose it is; empty where nobody is asked who they are.
 
         Raises:
             Overloaded: too many wait already (`TOO_MANY_UPLOADS`).
@@ -187,7 +194,8 @@ class UploadPlaces:
             raise self._too_many()
         if len(self._waiting) >= MAX_WAITING_UPLOADS and not self._end_slowest(self._waiting):
             raise self._too_many()
-        upload = Upload(self, connection, self._clock)
+        self._check_part(tenant, self._waiting, MAX_WAITING_UPLOADS)
+        upload = Upload(self, connection, tenant, self._clock)
         self._waiting.add(upload)
         self._watch()
         try:
@@ -204,9 +212,16 @@ class UploadPlaces:
         """See `Upload.take_place`."""
         if len(self._placed) >= MAX_UPLOADS and not self._end_slowest(self._placed):
             raise self._too_many()
+        self._check_part(upload.tenant, self._placed, MAX_UPLOADS)
         self._waiting.discard(upload)
         self._placed.add(upload)
         upload.placed = self._clock()
+
+    def _check_part(self, tenant: str, uploads: set[Upload], most: int) -> None:
+        """Raises Overloaded if a tenant has its part of these, and none of its own is to end."""
+        own = [upload for upload in uploads if upload.tenant == tenant]
+        if tenant and len(own) >= most - len(uploads) and not self._end_slowest(own):
+            raise self._too_many()
 
     def _end_slowest(self, uploads: "set[Upload] | list[Upload]") -> bool:
         """End the slowest of those that are slower than the minimum rate; whether there was one."""

@@ -11,7 +11,7 @@ a snapshot comes to be.
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,30 +52,35 @@ class Watch:
         self._view = view
         self._admission = admission
         self._recorder = recorder
-        self._watchers = 0
+        self._watchers = Counter[str]()
         self._full = retry.Lasting()
         # The last comparison: the two snapshots, and what it found by tenant.
         self._compared: tuple[Snapshot, Snapshot, Mapping[str, list[Change]]] | None = None
 
     @contextmanager
-    def start(self) -> Iterator[Snapshot]:
+    def start(self, tenant: str = "") -> Iterator[Snapshot]:
         """Count a watcher in for the length of the block; gives the snapshot it begins with.
 
+        Args:
+            tenant: that has no more of them than are left to others; empty where nobody is asked who they are.
+
         Raises:
-            Overloaded: there are 64 (`TOO_MANY_WATCHERS`).
+            Overloaded: there are 64, or the tenant has its part of them (`TOO_MANY_WATCHERS`).
         """
-        if self._watchers >= MAX_WATCHERS:
+        free, own = MAX_WATCHERS - self._watchers.total(), self._watchers[tenant]
+        if free <= 0 or (tenant and own >= free):
             self._recorder.inc("adamix_rejected_total", "TOO_MANY_WATCHERS")
             raise Overloaded(
-                f"{MAX_WATCHERS} clients are watching; try again later, or list the tasks",
+                f"{MAX_WATCHERS - free} clients are watching, {own} of them yours; try again later, or list the tasks",
                 reason="TOO_MANY_WATCHERS",
                 retry_after_s=self._full.next(time.monotonic()),
             )
-        self._watchers += 1
+        self._watchers[tenant] += 1
         try:
             yield self._view.snapshot
         finally:
-            self._watchers -= 1
+            self._watchers[tenant] -= 1
+            self._watchers = +self._watchers
             if not self._watchers:
                 self._compared = None  # nobody needs the old snapshots any more
 

@@ -11,7 +11,7 @@ Knows rows and the link to the engine; knows neither texts nor what is answered.
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -83,7 +83,7 @@ class Feeding:
         link.on_room = self._feed
 
     def admit(self, tenant: str, num_tokens: int, num_inputs: int, deadline: float) -> Place:
-        """A place for inputs of so many tokens together; without one where there is no engine, which `submit` tells.
+        """A place for inputs of so many tokens together.
 
         Args:
             deadline: of all of them, in seconds on CLOCK_MONOTONIC.
@@ -93,11 +93,11 @@ class Feeding:
             DeadlineExceeded: they would be answered too late (`DEADLINE_UNREACHABLE`).
             Overloaded: there is no room for them (`OVERLOADED`), or the tenant has its share of it
                 (`TENANT_QUEUE_FULL`).
+            Unavailable: there is no engine now, or one that stands still.
         """
+        connection = self._link.require_moving()
         standing = self._tenancy.of(tenant)
         place = Place(self, tenant, standing)
-        if (connection := self._link.moving) is None:
-            return place
         limit, left_s = standing.quotas.queued_tokens, deadline - time.monotonic()
         if limit is not None or not self._is_soon(connection, num_tokens, left_s):
             queue = self._queue(connection, tenant, standing.shares)
@@ -128,7 +128,7 @@ class Feeding:
         queue = self._queue(connection, tenant, standing.shares)
         said: list[QuotaExceeded | DeadlineExceeded | None] = []
         for length, deadline in zip(lengths, deadlines, strict=True):
-            error = self._refusal(queue, tenant, limit, before + length, deadline - now)
+            error = self._refusal(queue, tenant, limit, length, deadline - now, before)
             before += 0 if error is not None else length
             said.append(error)
         return said
@@ -241,9 +241,14 @@ class Feeding:
 
     @staticmethod
     def _refusal(
-        queue: Queue, tenant: str, limit: int | None, num_tokens: int, left_s: float
+        queue: Queue, tenant: str, limit: int | None, size: int, left_s: float, before: int = 0
     ) -> QuotaExceeded | DeadlineExceeded | None:
-        """Why inputs of so many tokens are not to be queued, of which the last is to be answered in `left_s`."""
+        """Why inputs of `size` tokens are not to be queued, of which the last is to be answered in `left_s`.
+
+        Args:
+            before: of this tenant, that are to be queued before them.
+        """
+        num_tokens = before + size
         if limit is not None and queue.own + num_tokens > limit:
             return QuotaExceeded.of(
                 "queued_tokens",
@@ -253,6 +258,10 @@ class Feeding:
                 # What is larger than the quota never fits.
                 retry_after_s=queue.drained_s(queue.own + num_tokens - limit) if num_tokens <= limit else None,
             )
+        if not queue.busy and not before:
+            # Nobody waits for longer if an idle engine tries. Were it to try nothing, a rate that is too low would
+            # never be measured again.
+            return None
         wait_s = queue.wait_s(num_tokens)
         if wait_s is not None and wait_s > left_s:
             return DeadlineExceeded(
@@ -330,8 +339,11 @@ class Feeding:
         """Somebody waits no more for a row, wherever it is."""
         line = self._lines.get(tenant)
         if line is not None and future in line:
+            is_first = next(iter(line)) is future
             self._leave(tenant, future)
-            self._feed()
+            if is_first and tenant in self._lines:
+                # It made no room; but the next one may need less.
+                self._feed((tenant,))
 
     def _leave(self, tenant: str, future: _Future) -> None:
         """A row is here no more."""
@@ -343,8 +355,12 @@ class Feeding:
         self._admit(tenant, -num_tokens)
         self._left.set()
 
-    def _feed(self) -> None:
-        """Send what there is room for now, an input of each tenant in turn; or fail all, if nobody will take it."""
+    def _feed(self, tenants: Iterable[str] | None = None) -> None:
+        """Send what there is room for now, an input of each tenant in turn; or fail all, if nobody will take it.
+
+        Args:
+            tenants: that wait, and that alone may find room; None for all that wait.
+        """
         if not self._lines:
             return
         if not self._link.is_up:
@@ -352,8 +368,8 @@ class Feeding:
             return
         if (connection := self._link.moving) is None:
             return
-        turns = deque(self._lines)
-        while turns:
+        turns, room = deque(self._lines if tenants is None else tenants), connection.room
+        while turns and room.free_inputs > 0:
             tenant = turns.popleft()
             standing = self._tenancy.of(tenant)
             future, row = next(iter(self._lines[tenant].items()))

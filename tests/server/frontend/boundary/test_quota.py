@@ -152,6 +152,24 @@ async def test_registrations_of_a_minute_may_come_at_once(books: Books) -> None:
     books.quota.leave(seat)
 
 
+async def test_how_long_uploads_take_is_learnt_of_none_that_was_refused(books: Books) -> None:
+    books.limits["acme"] = Quotas(registrations_per_minute=60, concurrent_uploads=1)
+    for _ in range(60):
+        seat = await books.quota.enter(REGISTER, "acme")
+        books.clock.now += 5
+        books.quota.leave(seat)
+    books.limits["acme"] = Quotas(registrations_per_minute=1, concurrent_uploads=1)
+    seat = await books.quota.enter(REGISTER, "acme")
+    told = (await books.refused(books.quota.enter(REGISTER, "acme"))).retry_after_s
+    assert told == pytest.approx(5, rel=0.1)
+    books.quota.leave(seat, is_refused=True)
+    for _ in range(100):
+        await books.refused(books.quota.enter(REGISTER, "acme"))
+    books.limits["acme"] = Quotas(concurrent_uploads=1)
+    await books.quota.enter(REGISTER, "acme")
+    assert (await books.refused(books.quota.enter(REGISTER, "acme"))).retry_after_s == told
+
+
 async def test_of_reserved_tokens_those_that_do_not_come_are_put_back(books: Books) -> None:
     books.limits["acme"] = Quotas(generated_tokens_per_s=100)
     async with books.quota.reserved("acme", 400) as reservation:

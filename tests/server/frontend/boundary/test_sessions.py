@@ -2,16 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc
 import pytest
 
 from adamix.errors import AdamixError, PermissionDenied, Unauthenticated
+from adamix_protos.v1 import inference_pb2
 from adamix_server.access.principal import ANYONE, NOBODY, Principal
 from adamix_server.access.refusal import unauthenticated
+from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.boundary.gate import Gate
+from adamix_server.frontend.boundary.quota import Quota, Seat
 from adamix_server.frontend.boundary.sessions import Session, Sessions
+from adamix_testing.bare_boundary import PREDICT, PREDICT_STREAM, BareBoundary
 from adamix_testing.credentials import make_clock
 from adamix_testing.event_loop import clean_loop
+from adamix_testing.refusals import refusal
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +168,80 @@ async def test_a_cancellation_that_comes_after_the_end_is_taken() -> None:
 
 def test_the_one_answer() -> None:
     assert isinstance(unauthenticated(), Unauthenticated)
+
+
+class Door:
+    """A boundary whose one caller has a key that ends, and whose quota takes its time."""
+
+    def __init__(self) -> None:
+        self.hands, clock = make_clock()
+        self.basis: tuple[object, ...] = (object(),)
+        self.principal = Principal("keys/a", "acme", frozenset({"infer"}), expire_time_s=2_000.0)
+        self.is_known = True
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+        self.sessions, door = Sessions(lambda: self.basis, clock), self
+
+        class SlowQuota(Quota):
+            async def enter(self, method: str, tenant: str) -> Seat | None:
+                door.asked.set()
+                await door.go_on.wait()
+                return await super().enter(method, tenant)
+
+        self.bare = BareBoundary(gate=Gate(self.identify), quota=SlowQuota(), sessions=self.sessions)
+
+    def identify(self, _context: Any) -> Principal:
+        if not self.is_known or self.hands[0] >= self.principal.expire_time_s:
+            raise unauthenticated()
+        return self.principal
+
+    async def revoke(self) -> None:
+        self.is_known, self.basis = False, (object(),)
+        await self.sessions.look()
+
+
+@pytest.mark.parametrize("method", [PREDICT, PREDICT_STREAM])
+async def test_a_key_that_is_revoked_while_its_call_waits_for_a_quota_is_refused(method: str) -> None:
+    door = Door()
+    async with door.bare as bare:
+        call = bare.connect().stream_stream(method)(timeout=10)
+        await door.asked.wait()
+        await door.revoke()
+        door.go_on.set()
+        assert await refusal(call.read()) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID")
+
+
+async def test_who_keeps_a_call_waiting_may_ask_once_more_who_makes_it() -> None:
+    door, waits, go_on = Door(), asyncio.Event(), asyncio.Event()
+    door.go_on.set()
+
+    async def behave() -> inference_pb2.PredictResponse:
+        waits.set()
+        await go_on.wait()
+        calls.current().check()
+        return inference_pb2.PredictResponse()
+
+    async with door.bare as bare:
+        bare.servicer.behave = behave
+        go_on.set()
+        await bare.predict()
+        waits.clear()
+        go_on.clear()
+        late = asyncio.ensure_future(bare.predict())
+        await waits.wait()
+        await door.revoke()
+        go_on.set()
+        assert await refusal(late) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID")
+
+
+async def test_a_call_that_is_held_back_until_its_key_has_expired_is_refused() -> None:
+    door = Door()
+    door.go_on.set()
+    async with door.bare as bare:
+        held = [bare.half_open() for _ in range(2)]
+        await held[0].write(b"")
+        await held[0].done_writing()
+        await held[0]
+        door.hands[0] = door.principal.expire_time_s
+        await held[1].write(b"")
+        await held[1].done_writing()
+        assert await refusal(held[1]) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID")

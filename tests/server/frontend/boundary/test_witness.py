@@ -8,7 +8,7 @@ from adamix_server.frontend.boundary import witness as witnesses
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.rooms import Origin
 from adamix_server.frontend.boundary.witness import Witness
-from adamix_server.limits.audit import MAX_AUDIT_BURST, MAX_WAITING_ENTRIES
+from adamix_server.limits.audit import MAX_AUDIT_BURST, MAX_AUDIT_BURST_OF_TENANT, MAX_WAITING_ENTRIES
 
 GET = "adamix.v1.AdapterService/GetTask"
 
@@ -95,6 +95,20 @@ def test_so_many_in_a_row_have_an_entry_each(witness: Witness, clock: Clock) -> 
     assert more.detail == "and 1,235 more"
 
 
+def test_so_many_in_a_row_have_all_callers_of_a_tenant(witness: Witness, clock: Clock) -> None:
+    for i in range(MAX_AUDIT_BURST_OF_TENANT + 7):
+        witness.saw(call(principal(f"keys/{i}")), GET, "OK")
+    assert len(witness.drain()) == MAX_AUDIT_BURST_OF_TENANT
+    witness.saw(call(principal("keys/k", "other")), GET, "OK")
+    assert len(witness.drain()) == 1
+    clock.now += 2
+    for i in range(20):
+        witness.saw(call(principal(f"keys/new-{i}")), GET, "OK")
+    assert len(witness.drain()) == 10
+    clock.now += witnesses.MORE_S
+    assert len(witness.drain()) == 17
+
+
 def test_nobody_is_counted_for_another(witness: Witness, clock: Clock) -> None:
     for _ in range(100):
         witness.saw(call(principal("keys/k1")), GET, "OK")
@@ -121,7 +135,7 @@ def test_those_whom_nobody_knows_share_what_one_has(witness: Witness, clock: Clo
 
 def test_so_many_entries_wait(witness: Witness, clock: Clock) -> None:
     for i in range(MAX_WAITING_ENTRIES + 7):
-        witness.saw(call(principal(f"keys/{i}")), GET, "OK")
+        witness.saw(call(principal(f"keys/{i}", f"t{i}")), GET, "OK")
     assert len(witness.drain()) == MAX_WAITING_ENTRIES
     assert len(witness.drain(is_last=True)) == 7
 
@@ -129,7 +143,8 @@ def test_so_many_entries_wait(witness: Witness, clock: Clock) -> None:
 def test_sources_that_were_long_silent_are_forgotten(
     witness: Witness, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(witnesses, "_MAX_SOURCES", 3)
+    # And their tenant.
+    monkeypatch.setattr(witnesses, "_MAX_SOURCES", 4)
     for name in "abcd":
         witness.saw(call(principal(name)), GET, "OK")
     # Of one too many nothing is told but the number.

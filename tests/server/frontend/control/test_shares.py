@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamix.errors import Code, Overloaded
+from adamix.errors import Code, Overloaded, Unauthenticated
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2
+from adamix_server.access.principal import ANYONE, Principal
+from adamix_server.access.refusal import unauthenticated
+from adamix_server.access.rights import ALL_RIGHTS
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.rooms import Origin
@@ -45,11 +48,14 @@ class Scene:
             task.cancel()
         await asyncio.wait(self.tasks)
 
-    def call(self, connection: str, work_s: float = 0.0, *, is_bounded: bool = False) -> asyncio.Task[None]:
-        """A call that stays at work until the test ends it."""
+    def call(
+        self, connection: str, work_s: float = 0.0, *, is_bounded: bool = False, tenant: str = ""
+    ) -> asyncio.Task[None]:
+        """A call that stays at work until the test ends it; of a tenant, where callers are asked who they are."""
 
         async def run() -> None:
-            call = Call("id", "method", math.inf, origin=Origin(connection))
+            principal = Principal("", tenant, ALL_RIGHTS) if tenant else ANYONE
+            call = Call("id", "method", math.inf, origin=Origin(connection), principal=principal)
             calls.enter(call)
             end = asyncio.Event()
             async with self.turns.turn(is_bounded=is_bounded):
@@ -135,6 +141,72 @@ async def test_beyond_those_that_may_wait_calls_are_refused() -> None:
         bounded = scene.call("c", is_bounded=True)
         await settle()
         assert not bounded.done()
+
+
+async def test_a_tenant_with_many_connections_shuts_nobody_out() -> None:
+    async with Scene(is_shared=True) as scene:
+        half, room = MAX_CONTROL_CALLS // 2, MAX_WAITING_CONTROL_CALLS // 2
+        flood = [scene.call(f"a{number}", work_s=0.05, tenant="a") for number in range(2 * MAX_WAITING_CONTROL_CALLS)]
+        await settle()
+        assert len(scene.at_work) == half
+        assert sum(task.done() for task in flood) == len(flood) - half - room, "refused"
+        # Others find places, and room: half of what is left.
+        for _ in range(half):
+            scene.call("b", tenant="b")
+        await settle()
+        assert scene.connections().count("b") == half
+        waiting = [scene.call(f"b{number}", tenant="b") for number in range(room // 2)]
+        operator = scene.call("c", tenant="default")
+        await settle()
+        assert not any(task.done() for task in (*waiting, operator))
+        with pytest.raises(Overloaded, match="calls of this tenant"):
+            await scene.call("b", tenant="b")
+        # Who has had least comes next, whatever connections others have besides.
+        scene.end_first()
+        await settle()
+        scene.end_first()
+        await settle()
+        assert "c" in scene.connections()
+
+
+@pytest.mark.parametrize("kind", ["turn", "prepaid"])
+async def test_whose_key_has_ended_while_it_waited_has_no_turn(kind: str) -> None:
+    async with Scene() as scene:
+        turns, is_known = scene.turns, True
+
+        def check() -> None:
+            if not is_known:
+                raise unauthenticated()
+
+        async def run() -> None:
+            calls.enter(Call("id", "method", math.inf, origin=Origin("a"), check=check))
+            async with turns.turn() if kind == "turn" else turns.prepaid(0.0):
+                pytest.fail("it has had its turn")
+
+        for _ in range(MAX_CONTROL_CALLS // 2):
+            scene.call("a")
+        await settle()
+        late = asyncio.create_task(run())
+        await settle()
+        is_known = False
+        scene.end_first()
+        with pytest.raises(Unauthenticated):
+            await late
+        scene.call("a")
+        await settle()
+        assert len(scene.at_work) == MAX_CONTROL_CALLS // 2, "its place is free"
+
+
+async def test_one_connection_leaves_its_tenants_others_some_room() -> None:
+    async with Scene() as scene:
+        quarter = MAX_WAITING_CONTROL_CALLS // 4
+        looping = [scene.call("a", tenant="a") for _ in range(MAX_CONTROL_CALLS // 2 + quarter)]
+        await settle()
+        with pytest.raises(Overloaded):
+            await scene.call("a", tenant="a")
+        others = scene.call("other", tenant="a")
+        await settle()
+        assert not any(task.done() for task in (*looping, others))
 
 
 async def test_who_stops_waiting_leaves_no_trace() -> None:

@@ -90,13 +90,15 @@ class Scene:
         self.places = UploadPlaces(600.0, Recorder(), lambda: self.now)
         self.uploads: list[tuple[Upload, asyncio.Task[None]]] = []
 
-    async def start(self, connection: str, num_bytes: int, *, with_place: bool = True) -> AdamixError | None:
+    async def start(
+        self, connection: str, num_bytes: int, *, with_place: bool = True, tenant: str = ""
+    ) -> AdamixError | None:
         """Begin an upload that sends so much and then nothing; what it is refused with."""
         started: asyncio.Future[Upload] = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
             try:
-                with self.places.upload(connection) as upload:
+                with self.places.upload(connection, tenant) as upload:
                     upload.must_send = True
                     async with upload.receiving():
                         upload.arrived(num_bytes)
@@ -151,6 +153,25 @@ async def test_so_many_have_a_place_and_no_more() -> None:
         # Nobody knows how long they will take: half as long as they have, say.
         assert refused.retry_after_s == 2.0
         assert await scene.ended() == []
+
+
+async def test_a_tenant_leaves_places_and_room_to_others() -> None:
+    async with on_stage() as scene:
+        for tenant, number in (("a", MAX_UPLOADS // 2), ("b", MAX_UPLOADS // 4)):
+            for _ in range(number):
+                assert await scene.start(tenant, MAX_CHUNK_BYTES, tenant=tenant) is None
+            assert isinstance(await scene.start(tenant, MAX_CHUNK_BYTES, tenant=tenant), Overloaded)
+        assert await scene.start("c", MAX_CHUNK_BYTES, tenant="c") is None
+    async with on_stage() as scene:
+        half = MAX_WAITING_UPLOADS // 2
+        for number in range(half):
+            assert await scene.start(f"a{number}", MAX_WAITING_UPLOAD_BYTES - 1, with_place=False, tenant="a") is None
+        assert isinstance(await scene.start("a", 1, with_place=False, tenant="a"), Overloaded)
+        assert await scene.start("b", 1, with_place=False, tenant="b") is None
+        # Of its own the slowest has to go.
+        scene.now = 5.0
+        assert await scene.start("a", 1, with_place=False, tenant="a") is None
+        assert len(await scene.ended()) == 1
 
 
 async def test_the_slowest_loses_its_place_to_who_comes() -> None:

@@ -23,6 +23,7 @@ from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing
+from adamix_testing.identities import Callers, of_role, said
 from adamix_testing.network import network
 from adamix_testing.refusals import refusal
 
@@ -142,6 +143,23 @@ async def test_only_so_many_watch(
             break
     for each in (call, calls[1]):
         each.cancel()
+
+
+async def test_a_tenant_leaves_others_some_to_watch_with(
+    start_serving: StartServing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adamix_server.frontend.control.watch.MAX_WATCHERS", 4)
+    tenants = {name: of_role("owner", name) for name in ("default", "acme", "other")}
+    harness = await start_serving(callers=Callers(tenants))
+    watching = []
+    for tenant, most in (("default", 2), ("acme", 1), ("other", 1)):
+        for _ in range(most):
+            watching.append(harness.adapters.WatchTasks(WATCH, metadata=said(tenant)))
+            assert (await watching[-1].read()).synchronised
+        found = await refusal(read_all(harness.adapters.WatchTasks(WATCH, metadata=said(tenant))))
+        assert found == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS")
+    for call in watching:
+        call.cancel()
 
 
 async def test_a_heartbeat_breaks_every_silence(

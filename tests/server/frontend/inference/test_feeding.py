@@ -19,7 +19,7 @@ from adamix_server.channel.engine_frames import Credit, Event, QueueState, Row
 from adamix_server.channel.supervisor_frames import EngineDown, EngineMoving, EngineStalled
 from adamix_server.frontend.engine_link import EngineLink
 from adamix_server.frontend.inference.feeding import Feeding, Place
-from adamix_server.frontend.tenancy import Tenancy
+from adamix_server.frontend.tenancy import Standing, Tenancy
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL, MAX_WAITING_INPUTS
 from adamix_testing.fake_engine import ENGINE_ID, FakeEngine
 
@@ -230,6 +230,20 @@ async def test_so_many_inputs_wait_and_no_more(start: Start) -> None:
     shared.call("b", *names("b", 64))
 
 
+async def test_calls_of_the_class_batch_wait_in_half_of_the_places(start: Start) -> None:
+    batch = [
+        TenantRow(tenant=name, etag="", create_time_us=0, update_time_us=0, service_class="batch") for name in "ab"
+    ]
+    scene = await start(*batch, "other", inputs=1, tokens=32)
+    scene.call("other", "running")
+    for n in range(MAX_WAITING_INPUTS // MAX_INPUTS_PER_CALL // 4):
+        for tenant in "ab":
+            scene.call(tenant, *names(f"{tenant}{n}.", MAX_INPUTS_PER_CALL))
+    for tenant in "ab":
+        assert reason_of(lambda tenant=tenant: scene.call(tenant, "x", "y")) == "TENANT_QUEUE_FULL"
+    scene.call("other", *names("o", MAX_INPUTS_PER_CALL))
+
+
 async def test_who_gives_up_leaves_the_line_at_once(start: Start) -> None:
     scene = await start("default", inputs=1, tokens=32)
     futures = scene.call("default", *names("a", 4))
@@ -242,6 +256,37 @@ async def test_who_gives_up_leaves_the_line_at_once(start: Start) -> None:
     assert scene.engine.cancelled == [scene.engine.submits[-1].rows[0].id]
     await scene.answer()
     scene.assert_nothing_is_left(1, 32)
+
+
+async def test_who_gives_up_costs_nothing_of_the_others_that_wait(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants = names("t", 100)
+    scene = await start(*tenants, inputs=10, tokens=64)
+    scene.call("t0", "running", tokens=31)
+    futures = [scene.call(tenant, *names(f"{tenant}.", 3), tokens=32) for tenant in tenants[1:]]
+    await settle()
+    looks, of = 0, scene.feeding._tenancy.of
+
+    def counted(tenant: str) -> Standing:
+        nonlocal looks
+        looks += 1
+        return of(tenant)
+
+    monkeypatch.setattr(scene.feeding._tenancy, "of", counted)
+    # Of those that are first in their tenant's line, the next one is looked at.
+    for call in futures[1:21]:
+        for future in (call[1], call[0]):
+            future.cancel()
+            await settle()
+    assert looks == 20
+    # And while there is no room at all, nobody is.
+    scene.says(room=(-8, 0))
+    await settle()
+    looks = 0
+    scene.says()
+    await settle()
+    assert looks == 0
 
 
 async def test_who_gives_up_before_it_has_left_makes_room_at_once(start: Start) -> None:
@@ -311,18 +356,21 @@ async def test_what_waits_ends_with_the_engine_and_outlives_a_stall(start: Start
     futures = scene.call("default", *names("a", 3))
     stalled = {"generation": 1, "engine_id": ENGINE_ID}
     now = time.monotonic()
+    place = scene.feeding.admit("default", 2, 2, NEVER)
     scene.link.engine_stalled(EngineStalled(**stalled, since=now, back_at=now + 10))
     await scene.answer()
     assert [future.done() for future in futures] == [True, False, False]
-    # What is new is refused by the link, not by its room.
-    with scene.feeding.admit("default", 2, 1, NEVER) as place, pytest.raises(Unavailable, match="no progress"):
+    # What is new is refused by the link, not by its room, and before anything is done for it if that can be.
+    with place, pytest.raises(Unavailable, match="no progress"):
         scene.feeding.submit(place, scene.rows("default", "late"))
+    assert reason_of(lambda: scene.feeding.admit("default", 2, 1, NEVER)) == "ENGINE_STALLED"
     scene.link.engine_moving(EngineMoving(**stalled))
     assert await scene.sent() == ["a0", "a1"]
     scene.link.engine_down(EngineDown(**stalled))
     for future in futures[1:]:
         assert isinstance(error := future.exception(), Unavailable)
         assert error.reason == "ENGINE_RESTARTING"
+    assert reason_of(lambda: scene.feeding.admit("default", 2, 1, NEVER)) == "ENGINE_RESTARTING"
     await scene.up(2, 32)
     scene.assert_nothing_is_left(2, 32)
     scene.call("default", "b", "c", "d")
@@ -379,6 +427,38 @@ async def test_a_tenant_of_which_the_engine_says_nothing_has_what_is_under_way_f
     assert reason_of(lambda: scene.feeding.admit("a", 10, 1, time.monotonic() + 4)) == "DEADLINE_UNREACHABLE"
     with scene.feeding.admit("b", 10, 1, time.monotonic() + 4):
         pass
+
+
+async def test_an_idle_engine_is_given_what_its_rate_says_it_cannot_do_in_time(start: Start) -> None:
+    """A rate that is too low would else refuse what alone could show that: nothing is measured but what runs."""
+    scene = await start("a", "b", inputs=1000, tokens=10_000)
+    scene.says(tokens_per_s=1.0)
+    await settle()
+    soon = time.monotonic() + 1
+    assert [error is None for error in scene.feeding.refusals("a", [100, 100], [soon, soon])] == [True, False]
+    with scene.feeding.admit("a", 100, 1, soon) as place:
+        assert reason_of(lambda: scene.feeding.admit("b", 10, 1, soon)) == "DEADLINE_UNREACHABLE"
+        scene.feeding.submit(place, scene.rows("a", "x", tokens=100))
+    assert reason_of(lambda: scene.feeding.admit("b", 10, 1, soon)) == "DEADLINE_UNREACHABLE"
+    await scene.answer()
+    scene.says(tokens_per_s=1.0)
+    await settle()
+    with scene.feeding.admit("b", 10, 1, soon):
+        pass
+
+
+async def test_less_than_was_reserved_is_not_taken_from_what_others_have_sent(start: Start) -> None:
+    """The engine has spoken between the two, and what was reserved before is forgotten."""
+    quotas = TenantRow(tenant="a", etag="", create_time_us=0, update_time_us=0, quotas=Quotas(queued_tokens=1000))
+    scene = await start(quotas, inputs=1000, tokens=10_000)
+    connection = scene.link.moving
+    assert connection is not None
+    with scene.feeding.admit("a", 800, 1, NEVER) as place:
+        scene.says(tokens_per_s=1000.0, queued_tokens=500, active_weight=1.0, tenants={"a": 500})
+        await settle()
+        scene.feeding.submit(place, scene.rows("a", "x", tokens=100))
+    assert (connection.sent_since.get("a", 0), connection.all_sent_since) == (0, 0)
+    assert reason_of(lambda: scene.feeding.admit("a", 600, 1, NEVER)) == "QUOTA_QUEUED_TOKENS"
 
 
 async def test_what_was_said_long_ago_is_done_by_now(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

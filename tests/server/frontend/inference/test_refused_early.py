@@ -101,6 +101,24 @@ async def test_a_tenant_that_has_its_share_of_the_queue_is_refused_before_its_te
     stream.cancel()
 
 
+async def test_while_there_is_no_engine_no_text_is_read(
+    start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, tokenized: list[int]
+) -> None:
+    seed("sst2", make_adapter())
+    harness = await start_serving()
+    harness.stall_engine()
+    await harness.until(lambda: harness.front_end._link.is_stalled)
+    one = pb.PredictRequest(inputs=[ONE])
+    assert reason(status_of(await failure(harness.inference.Predict(one)))) == "ENGINE_STALLED"
+    harness.kill_engine()
+    await harness.until(lambda: not harness.front_end._link.is_up)
+    assert reason(status_of(await failure(harness.inference.Predict(one)))) == "ENGINE_RESTARTING"
+    assert tokenized == []
+    harness.start_engine()
+    await harness.until(lambda: harness.front_end._link.is_up)
+    assert len((await harness.inference.Predict(one)).predictions) == 1
+
+
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once(
     start_serving: StartServing, seed: Seed, make_adapter: MakeAdapter, tokenized: list[int]
 ) -> None:

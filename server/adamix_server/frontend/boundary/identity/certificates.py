@@ -16,6 +16,7 @@ from adamix_server.access.principal import Principal
 from adamix_server.access.refusal import Refusal
 from adamix_server.access.rights import ROLES
 from adamix_server.catalog.access import Access
+from adamix_server.config import DEFAULT_TENANT
 from adamix_server.frontend.boundary.identity.keys import principal_of_row
 from adamix_server.frontend.boundary.rooms import Address
 
@@ -79,6 +80,9 @@ class Certificates:
             raise Refusal("revoked", name)
         said = _SPIFFE.fullmatch(shown.spiffe_id)
         if said is None or shown.spiffe_id.count("/tenant/") != 1 or (rights := ROLES.get(said["role"])) is None:
+            raise Refusal("certificate", name)
+        # As of a token's scope: who signs names within one tenant must not make operators of the whole server.
+        if "admin" in rights and said["tenant"] != DEFAULT_TENANT:
             raise Refusal("certificate", name)
         if said["tenant"] not in access.tenants:
             raise Refusal("tenant_gone", name)

@@ -22,7 +22,7 @@ from adamix_server.frontend.boundary.identity.networks import caller_address
 from adamix_server.frontend.boundary.identity.tokens import Tokens
 from adamix_server.frontend.boundary.rooms import Network
 from adamix_server.limits.messages import MAX_CREDENTIAL_BYTES
-from adamix_server.trust.files import stamp
+from adamix_server.trust.files import Watch
 from adamix_server.trust.jwks import read_jwks
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Identity:
         self._jwks = settings.jwt_jwks
         self._tokens: Tokens | None = None
         if self._jwks is not None:
-            self._jwks_stamp = stamp([self._jwks])
+            self._watch = Watch([self._jwks])
             self._tokens = Tokens(settings, read_jwks(self._jwks))
 
     def __call__(self, context: Context) -> Principal:
@@ -95,17 +95,17 @@ class Identity:
             return
         while True:
             await asyncio.sleep(_LOOK_S)
-            newest = await asyncio.to_thread(stamp, [path])
-            if newest == self._jwks_stamp:
+            if not await asyncio.to_thread(self._watch.is_due):
                 continue
-            self._jwks_stamp = newest
             try:
                 tokens.keys = await asyncio.to_thread(read_jwks, path)
             except InvalidConfig as error:
-                log.error("the issuer's keys stay as they were: %s", error.message)  # noqa: TRY400 - the trace says nothing
-            except Exception:
+                if self._watch.failed(error.message):
+                    log.error("the issuer's keys stay as they were: %s", error.message)  # noqa: TRY400 - the trace says nothing
+            except Exception as error:
                 # The next file may be a better one.
-                log.exception("the issuer's keys stay as they were")
+                if self._watch.failed(type(error).__name__):
+                    log.exception("the issuer's keys stay as they were")
             else:
                 log.info("the issuer's keys were read again", extra={"keys": len(tokens.keys)})
 

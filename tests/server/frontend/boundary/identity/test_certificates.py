@@ -55,6 +55,8 @@ def test_a_spiffe_id_says_tenant_and_role(uri: str, tenant: str, role: str) -> N
         ("certificate", ["spiffe://example.org/tenant/ACME/role/caller"]),
         ("certificate", ["spiffe://example.org/tenant/x/role/caller/tenant/acme/role/operator"]),
         ("certificate", ["spiffe://example.org/tenant/acme/role/caller?a=b"]),
+        # An operator of the whole server, said by whoever may sign for one tenant.
+        ("certificate", ["spiffe://example.org/tenant/acme/role/operator"]),
         ("certificate", [CALLER, "spiffe://example.org/tenant/acme/role/operator"]),
         ("tenant_gone", ["spiffe://example.org/tenant/deleted/role/caller"]),
     ],

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adamix.errors import InvalidConfig
 from adamix_server.access.refusal import Refusal
 from adamix_server.access.rights import RIGHTS
 from adamix_server.config import AccessSettings
@@ -18,6 +19,7 @@ from adamix_server.frontend.boundary.identity import identity as identities
 from adamix_server.frontend.boundary.identity import tokens as module
 from adamix_server.frontend.boundary.identity.identity import Identity
 from adamix_server.frontend.boundary.identity.tokens import Tokens
+from adamix_server.trust import files
 from adamix_server.trust.jwks import VerificationKey, read_jwks
 from adamix_testing.credentials import AUDIENCE, ISSUER, Issuer, Shown, bearer, make_access
 
@@ -245,5 +247,31 @@ async def test_keys_are_read_again_and_a_broken_file_keeps_the_old(
         with pytest.raises(Exception, match="valid credential"):
             identity(Shown(bearer(old)))
         assert refused == ["signature"], "also a token that was verified before"
+    finally:
+        running.cancel()
+
+
+async def test_a_file_that_could_not_be_read_for_a_moment_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "_LOOK_S", 0.01)
+    monkeypatch.setattr(files, "RETRY_S", 0.0)
+    path, other, tries = ISSUED.write(tmp_path / "jwks.json"), Issuer(), [0]
+    identity = Identity(settings(path), lambda: ACCESS, on_refused=lambda kind, name: None, clock=lambda: 1_000.0)
+
+    def read_later(path: Path) -> tuple[VerificationKey, ...]:
+        tries[0] += 1
+        if tries[0] < 3:
+            raise InvalidConfig("too many open files", reason="TRUST_FILE_INVALID")
+        return read_jwks(path)
+
+    monkeypatch.setattr(identities, "read_jwks", read_later)
+    running, before = asyncio.create_task(identity.keep_fresh()), identity.basis()
+    try:
+        other.write(path, "ES256")
+        async with asyncio.timeout(5):
+            while identity.basis()[1] is before[1]:  # noqa: ASYNC110 - a file has no event
+                await asyncio.sleep(0.01)
+        assert identity(Shown(bearer(other.token("ES256")))).tenant == "acme"
     finally:
         running.cancel()
