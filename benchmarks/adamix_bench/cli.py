@@ -60,6 +60,9 @@ def serving(
     front_ends: Annotated[int, typer.Option(help="Front-end processes of the server.")] = _DEFAULTS.front_ends,
     server: Annotated[str | None, typer.Option(help="HOST:PORT of a running server to ask.  [default: own]")] = None,
     peers: Annotated[bool, typer.Option("--peers", help="Also padded transformers and PEFT, in process.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Also the engine as it runs with that flag, in process.")
+    ] = False,
     targets: Annotated[bool, typer.Option("--targets", help="Measure everything that has a target.")] = False,
     against: Annotated[
         Path | None,
@@ -92,6 +95,7 @@ def serving(
             front_ends=front_ends,
             server=server,
             peers=peers,
+            deterministic=deterministic,
             seed=seed,
         )
         from adamix_bench.serving.run import run

@@ -32,8 +32,8 @@ as lengths differ (1024, 48, 64 in fp32: 5.0 against 3.5 ms).
 Shapes: T rows, G segments, N tiles, B rows per tile, R rank, D features.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamix_kernels import reference
+from adamix_kernels.invariant import one_thread
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, RoutedProjection, activation
 
@@ -104,7 +105,7 @@ def head(features: Tensor, segments: Segments, weights: Sequence[HeadWeights | N
     used = [weights[slot] for slot in set(segments.slots.tolist()) if slot]
     largest = max((w.numel() for h in used if h is not None for w in (h.dense, h.out) if w is not None), default=0)
     if features.device.type == "cpu" and 2 * len(features) * largest < _THREADS_PAY_FLOPS * len(segments):
-        with _one_thread():
+        with one_thread():
             return reference.head(features, segments, weights)
     return reference.head(features, segments, weights)
 
@@ -172,7 +173,7 @@ def _adapt(
         if form == "tiles":
             _tiles(out, residual, source, segments, positions, chosen)
             continue
-        with _one_thread() if form == "loop_on_one_thread" else nullcontext():
+        with one_thread() if form == "loop_on_one_thread" else nullcontext():
             _loop(out, residual, source, [runs[p] for p in positions], chosen)
 
 
@@ -338,14 +339,3 @@ def pick_form(
         "tiles": speed.tiles_us + (products_us + weights_us + 4 * pass_us) / threads,
     }
     return min(estimates, key=lambda form: estimates[form])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to the calling thread (costs 0.2 us; the pool of threads survives)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

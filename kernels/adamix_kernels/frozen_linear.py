@@ -9,6 +9,7 @@ For every number of rows and every shape oneDNN compiles code of its own and kee
 with changing numbers of rows does well to round them up to `padded_rows`. Knows no model.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -76,3 +77,34 @@ class FrozenLinear(nn.Module):
     def _product(self, x: Tensor, fused: str, variant: str) -> Tensor:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, fused, [], variant)  # noqa: SLF001
         return y
+
+
+class InvariantLinear(FrozenLinear):
+    """A `FrozenLinear` that gives a row the same bits in whatever company and place, at some cost in speed.
+
+    oneDNN chooses its code by the number of rows, so every product here has exactly `BLOCK_ROWS` of them.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+
+    def _product(self, x: Tensor, fused: str, variant: str) -> Tensor:
+        return in_blocks(lambda rows: super(InvariantLinear, self)._product(rows, fused, variant), x)
+
+
+# Rows of a product in deterministic mode. A batch is filled up to a multiple: more rows make short batches dear, fewer
+# make long ones dear.
+BLOCK_ROWS = 64
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` on blocks of exactly `BLOCK_ROWS` rows of x `[..., T, features]`, one after another.
+
+    Raises:
+        ValueError: the rows are no multiple of a block.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) % BLOCK_ROWS:
+        raise ValueError(f"{len(rows)} rows are no multiple of {BLOCK_ROWS}")
+    parts = [function(block) for block in torch.split(rows, BLOCK_ROWS)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*x.shape[:-1], -1)

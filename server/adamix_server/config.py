@@ -43,6 +43,7 @@ class EngineSettings:
         threads: of its operators; 0 is as many as there are cores.
         stall_s: an engine that comes to the end of no step for so long is taken to be stuck, and replaced after three
             times that. Longer than any step takes.
+        deterministic: a request's answer has the same bits whatever shares its batch; fp32 on CPUs alone, and slower.
     """
 
     backbone: str
@@ -56,6 +57,7 @@ class EngineSettings:
     max_queue_tokens: Annotated[int, Within(16, 1 << 30)] = 262_144
     threads: Annotated[int, Within(0, 1024)] = 0
     stall_s: Annotated[float, Within(1, 3600)] = 10.0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _check(self)

@@ -6,7 +6,7 @@ names in one place, `catalog/origins.py`, which asks again.
 
 import re
 
-from adamix.errors import InvalidRequest, NotFound
+from adamix.errors import FailedPrecondition, InvalidRequest, NotFound
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -61,3 +61,12 @@ def tenant_not_found() -> NotFound:
 
 def version_not_found() -> NotFound:
     return NotFound("version not found")
+
+
+def adapter_quarantined() -> FailedPrecondition:
+    """What is said of a version whose inputs failed again and again: by the engine, and before it is asked."""
+    return FailedPrecondition(
+        "inputs of this version failed again and again, so it is not run; register another one, or load it to try "
+        "again",
+        reason="ADAPTER_QUARANTINED",
+    )

@@ -30,13 +30,15 @@ _SPARE = 1.1
 class MixedEngine:
     """The runner with an adapter and a head for each of `num_tasks` tasks, all in slots: slot 1 is task 0."""
 
-    def __init__(self, backbone: Backbone, tasks: Iterable[SynthTask], num_tasks: int) -> None:
+    def __init__(
+        self, backbone: Backbone, tasks: Iterable[SynthTask], num_tasks: int, *, deterministic: bool = False
+    ) -> None:
         found = iter(tasks)
         first = _pack(next(found))
         capacity = int(num_tasks * (_aligned(first.num_bytes) + _ALIGNMENT_BYTES) * _SPARE)
         self.adapter_bytes = first.num_bytes
         bank = SlotBank(num_tasks, capacity, torch.float32, torch.device("cpu"))
-        self._runner = ModelRunner(_own_copy(backbone), bank)
+        self._runner = ModelRunner(_own_copy(backbone), bank, deterministic=deterministic)
         offset = 0
         for slot in range(1, num_tasks + 1):
             packed = first if slot == 1 else _pack(next(found))

@@ -3,8 +3,10 @@
 All take turns in one run. In process everything is asked at once; over the wire calls come as `--loop` says.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from adamix_bench.measure import Goal, in_turns, timed
@@ -21,6 +23,7 @@ from adamix_bench.serving.workbench import Workbench
 from adamix_bench.serving.workload import Requests, draw_arrivals
 
 BARE, ENGINE, SERVER = "bare backbone", "engine in process", "server"
+DETERMINISTIC = "engine in process, deterministic"
 _CONNECTIONS = 4
 
 
@@ -37,6 +40,9 @@ def measure(settings: Settings, report: Report, say: Say) -> None:
         bare = BareEngine(bench.backbone)
         ways[BARE] = timed(lambda: bare.run(requests, batches))
         ways[ENGINE] = timed(lambda: engine.run(requests, batches))
+        if settings.deterministic:
+            invariant = MixedEngine(bench.backbone, bench.tasks(settings.tasks), settings.tasks, deterministic=True)
+            ways[DETERMINISTIC] = timed(lambda: invariant.run(requests, batches))
         if settings.peers:
             ways |= _peers(bench, bare, requests, settings, report)
 
@@ -51,8 +57,20 @@ def measure(settings: Settings, report: Report, say: Say) -> None:
         plan = _plan(settings, bench, requests, address)
         ways[SERVER] = lambda: load.run(plan)
         _keep(report, in_turns(ways, settings.repetitions, keep), requests, settings)
+    if settings.deterministic:
+        report.facts["processor_s"] = {
+            name: _processor_s(partial(each.run, requests, batches))
+            for name, each in ((ENGINE, engine), (DETERMINISTIC, invariant))
+        }
     if settings.server is None:
         report.facts["resident_share"] = min(1.0, settings.num_slots / settings.tasks)
+
+
+def _processor_s(work: Callable[[], None]) -> float:
+    """Of all threads of this process."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def _keep(
@@ -71,6 +89,9 @@ def _keep(
         for name, speed in speeds.items()
         if BARE in speeds and name != BARE
     ]
+    if ENGINE in speeds and DETERMINISTIC in speeds:
+        cost = speeds[DETERMINISTIC].over(speeds[ENGINE])
+        report.goals.append(Goal("deterministic", f"{DETERMINISTIC} over {ENGINE}", cost))
     if ENGINE in speeds and SERVER in speeds:
         report.goals.append(Goal("wire", f"{SERVER} over {ENGINE}", speeds[SERVER].over(speeds[ENGINE])))
 

@@ -26,6 +26,7 @@ class Settings:
         repetitions: turns, each of which runs every way once; one more before them warms up and is not counted.
         threads: of the operators, in this process and in the server; 0 takes one per core.
         server: HOST:PORT of a running server to ask instead of starting one.
+        deterministic: also measure the engine in process as `--deterministic` makes it.
     """
 
     backbone: str = "minilm"
@@ -47,6 +48,7 @@ class Settings:
     front_ends: int = 1
     server: str | None = None
     peers: bool = False
+    deterministic: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,9 +89,12 @@ class Settings:
             )
         if self.slots is not None and self.resident_share is not None:
             raise InvalidConfig("give --slots or --resident-share, not both", field="slots")
-        if self.server is not None and (self.slots or self.resident_share or self.front_ends > 1 or self.peers):
+        if self.server is not None and (
+            self.slots or self.resident_share or self.front_ends > 1 or self.peers or self.deterministic
+        ):
             raise InvalidConfig(
-                "--slots, --resident-share, --front-ends and --peers are for a server of the benchmark's own"
+                "--slots, --resident-share, --front-ends, --peers and --deterministic are for a server of the "
+                "benchmark's own"
             )
 
     @property

@@ -11,7 +11,17 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from adamix_server.channel.engine_frames import Cancel, Control, Credit, Emit, Hello, Reply, Submit, TenantShares
+from adamix_server.channel.engine_frames import (
+    Cancel,
+    Control,
+    Credit,
+    Emit,
+    Hello,
+    Quarantined,
+    Reply,
+    Submit,
+    TenantShares,
+)
 from adamix_server.channel.supervisor_frames import (
     Account,
     Agreed,
@@ -37,7 +47,7 @@ from adamix_server.channel.supervisor_frames import (
 
 # Front end -> engine, and back.
 ToEngine = Submit | Cancel | Control | TenantShares
-FromEngine = Hello | Emit | Credit | Reply
+FromEngine = Hello | Emit | Credit | Reply | Quarantined
 
 # Supervisor -> child, and back: words, and what is counted, which is made when it is sent.
 ToChild = (

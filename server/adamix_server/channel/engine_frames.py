@@ -156,6 +156,22 @@ class Emit(Frame, frozen=True, kw_only=True):
     queue: QueueState = QueueState()
 
 
+class QuarantinedVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that is not run for a tenant, and the reason of its last failure."""
+
+    tenant: str
+    digest: str
+    reason: str
+
+
+class Quarantined(Frame, frozen=True, kw_only=True):
+    """Engine -> front end: all that is quarantined. Sent before the first credit, and whenever it changes."""
+
+    generation: int
+    engine_id: str
+    versions: list[QuarantinedVersion]
+
+
 class Credit(Frame, frozen=True, kw_only=True):
     """Engine -> front end: how much more may be submitted. Added to what the front end has."""
 
@@ -177,8 +193,9 @@ class Credit(Frame, frozen=True, kw_only=True):
 #   residencies where is each of `digests`, as far as the tenant knows it by what it did? "store" | "host" | "device" in
 #               their order; one of these is also the answer of all of the above but `pins`
 #   in_use      which of `digests` does any request hold? A list of digests
+#   lift        end the quarantine of an adapter for the tenant, if there is one
 #   report      how busy are you? An `EngineLoad`
-Op = Literal["hello", "load", "activate", "pin", "unpin", "unload", "pins", "residencies", "in_use", "report"]
+Op = Literal["hello", "load", "activate", "pin", "unpin", "unload", "pins", "residencies", "in_use", "lift", "report"]
 
 
 class Control(Frame, frozen=True, kw_only=True):

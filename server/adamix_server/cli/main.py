@@ -140,6 +140,12 @@ def serve(
         float,
         typer.Option(help="An engine without a step for so many seconds is stuck; after three times that, replaced."),
     ] = EngineSettings.stall_s,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="Answers equal to the bit whatever shares a batch; float32 on CPUs alone."
+        ),
+    ] = EngineSettings.deterministic,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
 ) -> None:
     """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
@@ -155,6 +161,7 @@ def serve(
                 host_cache_bytes=host_cache_mib << 20,
                 threads=threads,
                 stall_s=engine_stall_s,
+                deterministic=deterministic,
             ),
             front_end=FrontEndSettings(
                 adapter_root=adapter_root,

@@ -97,6 +97,8 @@ class Version:
     live: bool
     residency: str
     pinned: bool
+    quarantined: bool = False
+    quarantine_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,8 @@ def to_version(message: adapters_pb2.Version) -> Version:
         live=message.live,
         residency=adapters_pb2.Residency.Name(message.residency).removeprefix("RESIDENCY_"),
         pinned=message.pinned,
+        quarantined=message.quarantined,
+        quarantine_reason=message.quarantine_reason,
     )
 
 

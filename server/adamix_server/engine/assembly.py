@@ -108,6 +108,12 @@ def assemble(
         )
     device = next(loaded.model.parameters()).device
     dtype = choose_dtype(settings.dtype, device)
+    if settings.deterministic and (device.type != "cpu" or dtype != torch.float32):
+        raise InvalidConfig(
+            "deterministic answers are to be had in float32 on CPUs alone; leave out --deterministic, or use --device "
+            "cpu --dtype float32",
+            field="deterministic",
+        )
     bank = SlotBank(settings.slots, settings.arena_bytes, dtype, device)
     slots = Slots(settings.slots, settings.arena_bytes)
     hello = Hello(
@@ -134,7 +140,7 @@ def assemble(
         wake=channel.wake,
         recorder=recorder,
     )
-    runner = ModelRunner(loaded, bank)
+    runner = ModelRunner(loaded, bank, deterministic=settings.deterministic)
     rate = TokenRate(warm_up.tokens_per_s(runner, loaded.spec, settings.max_batch_tokens), settings.max_batch_tokens)
     _check_patience(rate, settings.max_batch_tokens, settings.stall_s)
     scheduler = Scheduler(settings.max_batch_tokens)

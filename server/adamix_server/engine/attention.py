@@ -9,7 +9,8 @@ On a CPU sequences are laid into blocks of equal length, several short ones to a
 blocks of one length are one call. Where each call costs as much as the attention of a few short texts, that takes two
 thirds of the time of one call for each length. The mask adds minus infinity, which hides every finite value and no
 other: a sequence whose keys or values are not finite spoils its whole block. Whoever runs a batch sees that in the
-results, and lays such sequences apart.
+results, and lays such sequences apart. Where answers have to be equal to the bit in every company, each sequence is a
+call of its own.
 """
 
 import bisect
@@ -135,13 +136,27 @@ def _mask(owner: NDArray[np.int64], dtype: torch.dtype, device: torch.device) ->
     return mask[:, None].to(device)
 
 
-Layout = PackedLayout | SequenceLayout
+@dataclass(frozen=True)
+class SingleLayout:
+    """The sequences of one batch, each computed by itself: its bits are its own. The layout for `--deterministic`."""
+
+    lengths: tuple[int, ...]
+
+
+Layout = PackedLayout | SequenceLayout | SingleLayout
 
 
 def lay_out(
-    lengths: Sequence[int], device: torch.device, dtype: torch.dtype, apart: Sequence[bool] | None = None
+    lengths: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    apart: Sequence[bool] | None = None,
+    *,
+    deterministic: bool = False,
 ) -> Layout:
     """The layout for a device: see `PackedLayout.of`. Only blocks have to lay sequences apart."""
+    if deterministic:
+        return SingleLayout(tuple(lengths))
     if keeps_apart(device):
         return SequenceLayout.from_lengths(lengths)
     return PackedLayout.of(lengths, device, dtype, apart)
@@ -202,6 +217,8 @@ def packed_attention(
             raise FailedPrecondition(f"packed attention takes heads of up to {LARGEST_HEAD} features, not {features}")
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
         return varlen_attention(q, k, v, layout, scale=scaling)[None], None
+    if isinstance(layout, SingleLayout):
+        return _each_alone(query, key, value, layout, scaling)[None], None
     rows = [t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)]
     outputs = []
     for group in layout.groups:
@@ -212,6 +229,19 @@ def packed_attention(
         outputs.append(o.transpose(1, 2).reshape(-1, heads * features))
     together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return together.index_select(0, layout.inverse).view(1, tokens, heads, features), None
+
+
+def _each_alone(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SingleLayout, scaling: float | None
+) -> torch.Tensor:
+    """`[1, N, T, E]` each -> `[T, N, E]`."""
+    outputs = []
+    for parts in zip(*(torch.split(t, list(layout.lengths), dim=2) for t in (query, key, value)), strict=True):
+        # Copies: how a sequence's rows lie in memory must not depend on how many were before them.
+        q, k, v = (part.clone(memory_format=torch.contiguous_format) for part in parts)
+        o = F.scaled_dot_product_attention(q, k, v, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+        outputs.append(o[0].transpose(0, 1))
+    return torch.cat(outputs)
 
 
 def register() -> None:

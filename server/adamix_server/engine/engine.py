@@ -25,6 +25,8 @@ from adamix_server.channel.engine_frames import (
     EngineLoad,
     Event,
     Hello,
+    Quarantined,
+    QuarantinedVersion,
     Reply,
     Submit,
     TenantShare,
@@ -35,6 +37,7 @@ from adamix_server.channel.engine_frames import (
 )
 from adamix_server.engine.credit import QueueRoom
 from adamix_server.engine.model_runner import ModelRunner
+from adamix_server.engine.quarantine import Quarantine
 from adamix_server.engine.request import Batch, Request
 from adamix_server.engine.residency.claims import Claims
 from adamix_server.engine.residency.loader import AdapterLoader, in_use
@@ -101,6 +104,9 @@ class Engine:
         self._claims = Claims(lambda digest: adapters.residency(digest) == "store" and not adapters.is_awaited(digest))
         # The requests that have ended in this step, each with its final event.
         self._outbox: dict[Peer, list[tuple[Request, Event]]] = {}
+        self._quarantine = Quarantine()
+        # The front ends that have introduced themselves.
+        self._peers: dict[Peer, None] = {}
         self._draining = False
         self._stopped = False
 
@@ -182,16 +188,21 @@ class Engine:
                 now = time.monotonic()
                 for row in rows:
                     self._claims.note(row.digest, row.tenant)
-                    self._scheduler.add(Request(row, peer, now, self._adapters.hold(row.digest)))
+                    request = Request(row, peer, now, self._adapters.hold(row.digest))
+                    self._scheduler.add(request)
+                    if (refusal := self._quarantine.error(row.tenant, row.digest)) is not None:
+                        self._finish(request, refusal)
             case Cancel(ids=ids):
                 for request_id in ids:
-                    if (request := self._scheduler.find(peer, request_id)) is not None:
-                        self._finish(request, Cancelled("the caller is gone"))
+                    if (gone := self._scheduler.find(peer, request_id)) is not None:
+                        self._finish(gone, Cancelled("the caller is gone"))
             case TenantShares(shares=shares):
                 # All front ends read the same catalog: whose word is the newest knows best.
                 self._scheduler.set_shares({each.tenant: _shares(each) for each in shares})
             case Control(op="hello"):
                 self._channel.send(peer, self.hello)
+                self._peers[peer] = None
+                self._channel.send(peer, self._quarantined())
                 self._channel.send(peer, self._first_credit(peer))
             case Control():
                 self._control(peer, frame)
@@ -215,6 +226,9 @@ class Engine:
                 value = [self._residency(digest, frame.tenant) for digest in frame.digests]
             case "in_use":
                 value = [digest for digest in frame.digests if self._adapters.is_held(digest)]
+            case "lift":
+                if self._quarantine.lift(frame.tenant, frame.digest):
+                    self._tell_quarantined()
             case "report":
                 value = self._load()
         self._reply(peer, frame.call, value=value)
@@ -285,23 +299,54 @@ class Engine:
                 batch_tasks=batch.num_adapters,
             )
             self._finish(request, outcome)
+        self._judge(batch, outcomes)
         self._record(batch, compute_s)
+
+    def _judge(self, batch: Batch, outcomes: Sequence[NDArray[np.float32] | AdamixError]) -> None:
+        """Hold failures against their adapters, and end what waits for one that is quarantined since."""
+        newly = self._quarantine.judge(batch.requests, outcomes, self._is_well_without_adapter, time.monotonic())
+        if not newly:
+            return
+        for tenant, digest in newly:
+            log.error("a version is quarantined", extra={"tenant": tenant, "digest": digest})
+            for request in self._scheduler.of(digest):
+                if (refusal := self._quarantine.error(request.row.tenant, digest)) is not None:
+                    self._finish(request, refusal)
+        self._tell_quarantined()
+
+    def _is_well_without_adapter(self, request: Request) -> bool:
+        try:
+            return self._runner.is_finite_without_adapter(request)
+        except Exception:
+            # What ends even this is the device's fault, or the backbone's: `_compute` has looked at the device.
+            log.exception("a request failed without its adapter, too", extra={"request": request.row.id})
+            return False
+
+    def _tell_quarantined(self) -> None:
+        told = self._quarantined()
+        for peer in self._peers:
+            self._channel.send(peer, told)
+
+    def _quarantined(self) -> Quarantined:
+        return Quarantined(
+            generation=self.hello.generation,
+            engine_id=self.hello.engine_id,
+            versions=[
+                QuarantinedVersion(tenant=tenant, digest=digest, reason=reason)
+                for (tenant, digest), reason in self._quarantine.reasons.items()
+            ],
+        )
 
     def _compute(self, batch: Batch) -> list[NDArray[np.float32] | AdamixError]:
         """Run a batch. If it fails, run its halves, so that only the requests that fail alone fail."""
         try:
             return list(self._runner.run(batch.requests))
-        except torch.OutOfMemoryError:
-            if len(batch.requests) == 1:
+        except Exception as error:
+            # The boundary around one request's computation: whatever is raised inside belongs to that request alone.
+            if len(batch.requests) == 1 and _is_out_of_memory(error):
                 # What takes the memory now is no longer there when all that waits has been computed.
                 retry_after_s = self._rate.seconds(self._scheduler.queued_tokens + batch.num_tokens)
-                return [
-                    Overloaded(
-                        "not enough device memory for this request now", retry_after_s=retry.within(retry_after_s)
-                    )
-                ]
-        except Exception:
-            # The boundary around one request's computation: whatever is raised inside belongs to that request alone.
+                return [Overloaded("not enough memory for this request now", retry_after_s=retry.within(retry_after_s))]
             if len(batch.requests) == 1:
                 log.exception("a request failed", extra={"request": batch.requests[0].row.id})
                 # Some device errors end the device's context. Then this raises, too: better a new engine than one
@@ -350,6 +395,7 @@ class Engine:
         if now >= self._next_stats:
             self._next_stats = now + _STATS_EVERY_S
             self._recorder.set("adamix_queue_requests", value=len(self._scheduler))
+            self._recorder.set("adamix_quarantined_versions", value=len(self._quarantine.reasons))
             self._recorder.set("adamix_running_requests", value=self._largest_batch)
             self._recorder.set_tenants("adamix_tenant_queue_tokens", self._scheduler.tokens_by_tenant())
             self._largest_batch_before, self._largest_batch = self._largest_batch, 0
@@ -359,6 +405,11 @@ class Engine:
 
 def _shares(share: TenantShare) -> Shares:
     return Shares(weight=min(max(share.weight, 1), MAX_WEIGHT), service_class=share.service_class)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was short, of the device or of the host: torch says the second by words alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _final_event(request: Request, outcome: NDArray[np.float32] | AdamixError) -> Event:

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from adamix.backbones.sites import Family
-from adamix_kernels.frozen_linear import FUSED_ACTIVATIONS, FrozenLinear, is_available
+from adamix.errors import FailedPrecondition
+from adamix_kernels.frozen_linear import FUSED_ACTIVATIONS, FrozenLinear, InvariantLinear, in_blocks, is_available
+from adamix_kernels.invariant import one_thread
 from adamix_kernels.weights import activation as function_of
 
 # Two activations are one if they agree here: the two forms of GELU differ by 5e-4.
@@ -32,6 +34,34 @@ def freeze_linears(model: nn.Module, family: Family) -> bool:
             layer.set_submodule(path.module, FrozenLinear(linear, fused))
             frozen = True
     return frozen
+
+
+def make_invariant(model: nn.Module, family: Family) -> None:
+    """Exchange, in place, what gives a row other bits in other company: all linears of a body and its activations.
+
+    Raises:
+        FailedPrecondition: a linear is not fp32 on a CPU whose torch has the packed product.
+    """
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            if module.weight.dtype != torch.float32 or not _can_freeze(module):
+                raise FailedPrecondition("equal bits in every company are to be had in fp32 on CPUs with oneDNN alone")
+            model.set_submodule(path, InvariantLinear(module))
+    if family.mlp_activation is not None:
+        for layer in model.get_submodule(family.layers).children():
+            layer.set_submodule(family.mlp_activation, _InBlocks(layer.get_submodule(family.mlp_activation)))
+
+
+class _InBlocks(nn.Module):
+    """An elementwise module on blocks of rows, one thread each: where a vectorised loop ends is the same for all."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with one_thread():
+            return in_blocks(self.inner, x)
 
 
 def _can_freeze(linear: nn.Linear) -> bool:

@@ -17,11 +17,11 @@ from adamix.backbones.backbone import Backbone
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.files.manifest import HeadSpec
 from adamix_kernels import dispatch
-from adamix_kernels.frozen_linear import padded_rows
+from adamix_kernels.frozen_linear import BLOCK_ROWS, padded_rows
 from adamix_kernels.segments import Segments
 from adamix_server.engine import attention
 from adamix_server.engine.attention import packed
-from adamix_server.engine.frozen import freeze_linears
+from adamix_server.engine.frozen import freeze_linears, make_invariant
 from adamix_server.engine.request import Request
 from adamix_server.engine.residency.slot_bank import SlotBank
 
@@ -40,12 +40,25 @@ _ID_BYTES = 4
 
 
 class ModelRunner:
-    """A backbone with a slot bank at its sites. Takes the backbone over: its modules are wrapped in place."""
+    """A backbone with a slot bank at its sites. Takes the backbone over: its modules are wrapped in place.
 
-    def __init__(self, backbone: Backbone, bank: SlotBank) -> None:
+    Args:
+        deterministic: give each request the same bits whatever shares its batch and whatever else the bank holds. In
+            fp32 on a CPU; slower.
+
+    Raises:
+        FailedPrecondition: the backbone cannot be run packed, or (`deterministic`) not so.
+    """
+
+    def __init__(self, backbone: Backbone, bank: SlotBank, *, deterministic: bool = False) -> None:
+        if deterministic and (bank.device.type != "cpu" or bank.dtype != torch.float32):
+            raise FailedPrecondition("deterministic answers are to be had in fp32 on CPUs alone")
         attention.register()
         self._backbone = backbone
         self._bank = bank
+        self._deterministic = deterministic
+        # Each sequence is a segment of its own, computed in the form that is its own.
+        bank.implementation = "invariant" if deterministic else None
         self._is_frozen = False
         self._check_parity()
         bank.install(backbone.model, list(backbone.family.sites))
@@ -59,7 +72,7 @@ class ModelRunner:
         good.
         """
         outputs, known = self._outputs(requests), set(self._bank.apart)
-        if attention.keeps_apart(self._bank.device):
+        if self._deterministic or attention.keeps_apart(self._bank.device):
             return outputs
         if suspects := _not_finite(requests, outputs) - known:
             self._bank.apart |= suspects
@@ -79,8 +92,8 @@ class ModelRunner:
         hidden = self.hidden_states(requests)
         lengths = [request.num_tokens for request in requests]
         features = self._pool(hidden, lengths, [self._head_spec(slot) for slot in slots])
-        grouped = Segments.from_lengths(slots, [1] * len(slots))
-        outputs = dispatch.head(features, grouped, self._bank.heads)
+        grouped = self._segments(slots, [1] * len(slots))
+        outputs = dispatch.head(features, grouped, self._bank.heads, implementation=self._bank.implementation)
         # All in one copy, because for each the host waits until the device has nothing left to do.
         together = torch.cat([output.reshape(-1) for output in outputs]).float().cpu().numpy()
         parts = np.split(together, np.cumsum([output.numel() for output in outputs])[:-1])
@@ -97,8 +110,14 @@ class ModelRunner:
         fill_ids = bytes(_ID_BYTES * sum(filling))
         token_ids = b"".join([*(request.row.token_ids for request in requests), fill_ids])
         type_ids = b"".join([*map(self._type_ids, requests), fill_ids])
-        with self._bank.batch(Segments.from_lengths(slots, lengths)):
+        with self._bank.batch(self._segments(slots, lengths)):
             return self._forward(token_ids, type_ids, lengths, slots)[:num_tokens]
+
+    @torch.inference_mode()
+    def is_finite_without_adapter(self, request: Request) -> bool:
+        """Whether the bare backbone has finite hidden states for a request's tokens."""
+        bare = Request.of_tokens(request.token_ids, request.type_ids)
+        return bool(torch.isfinite(self.hidden_states([bare])).all())
 
     def check_device(self) -> None:
         """Raise the device's own error if it can no longer compute."""
@@ -107,11 +126,19 @@ class ModelRunner:
 
     def _filling(self, num_tokens: int) -> list[int]:
         """Lengths of sequences that bring a batch to one of few sizes, where sizes cost memory and time."""
-        if not self._is_frozen:
+        if self._deterministic:
+            missing, longest = -num_tokens % BLOCK_ROWS, self._backbone.spec.max_tokens
+        elif self._is_frozen:
+            missing = padded_rows(num_tokens) - num_tokens
+            longest = min(_LONGEST_FILLING, self._backbone.spec.max_tokens)
+        else:
             return []
-        missing = padded_rows(num_tokens) - num_tokens
-        longest = min(_LONGEST_FILLING, self._backbone.spec.max_tokens)
         return [min(longest, missing - done) for done in range(0, missing, longest)]
+
+    def _segments(self, slots: Sequence[int], lengths: Sequence[int]) -> Segments:
+        if self._deterministic:
+            return Segments(np.array(slots, np.int32), np.cumsum([0, *lengths], dtype=np.int64))
+        return Segments.from_lengths(slots, lengths)
 
     def _type_ids(self, request: Request) -> bytes:
         # A tokenizer may tell the texts of a pair apart where the backbone, with one type, does not.
@@ -129,12 +156,16 @@ class ModelRunner:
         if self._backbone.spec.type_vocab_size:
             inputs["token_type_ids"] = _ids(type_ids, device)
         apart = [slot in self._bank.apart for slot in slots] if self._bank.apart else None
-        with packed(attention.lay_out(lengths, device, self._bank.dtype, apart)):
+        layout = attention.lay_out(lengths, device, self._bank.dtype, apart, deterministic=self._deterministic)
+        with packed(layout):
             hidden: torch.Tensor = self._backbone.model(**inputs).last_hidden_state[0]
         return hidden
 
     def _pool(self, hidden: torch.Tensor, lengths: Sequence[int], specs: Sequence[HeadSpec]) -> torch.Tensor:
         """One feature vector per sequence `[N, H]`, pooled as its head wants."""
+        if self._deterministic and len(lengths) > 1:
+            parts = zip(torch.split(hidden, list(lengths)), lengths, specs, strict=True)
+            return torch.cat([self._pool(part.clone(), [length], [spec]) for part, length, spec in parts])
         ends = np.cumsum(lengths)
         starts = ends - lengths
         features = hidden.new_zeros(len(lengths), hidden.shape[1])
@@ -172,11 +203,17 @@ class ModelRunner:
             model(input_ids=_ids(ids, device), position_ids=_positions([n], first, device)).last_hidden_state[0]
             for ids, n in zip(sequences, lengths, strict=True)
         ]
-        self._is_frozen = freeze_linears(model, self._backbone.family)
+        if self._deterministic:
+            make_invariant(model, self._backbone.family)
+        else:
+            self._is_frozen = freeze_linears(model, self._backbone.family)
         model.set_attn_implementation(attention.IMPLEMENTATION)
         expected = torch.cat(alone).float()
-        token_ids = b"".join(sequences)
-        together = self._forward(token_ids, bytes(len(token_ids)), lengths, [0] * len(lengths))
+        filling = self._filling(sum(lengths))
+        token_ids = b"".join([*sequences, bytes(_ID_BYTES * sum(filling))])
+        packed_lengths = [*lengths, *filling]
+        together = self._forward(token_ids, bytes(len(token_ids)), packed_lengths, [0] * len(packed_lengths))
+        together = together[: sum(lengths)]
         deviations = (together.float() - expected).norm(dim=1) / expected.norm(dim=1)
         difference = deviations.max().item()
         if not difference <= _PARITY[self._bank.dtype]:

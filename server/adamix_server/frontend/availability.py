@@ -9,7 +9,7 @@ bytes are put anew, what was held against it is forgotten.
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from adamix.errors import AdamixError, Code, DataLoss
@@ -19,6 +19,7 @@ from adamix_server.blobs.local import BlobStore
 from adamix_server.blobs.packed_size import packed_bytes, padded, too_large_for_server
 from adamix_server.catalog.rows import Snapshot, TaskRow, VersionRow
 from adamix_server.limits.adapters import MAX_REMEMBERED_FAILURES
+from adamix_server.names import adapter_quarantined
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +51,17 @@ class Availability:
     Args:
         arena_bytes: what all adapters of the engine share.
         dtype: that it computes in.
+        quarantined: by (tenant, digest), what the engine does not run now, and the reason of its last failure.
     """
 
-    def __init__(self, blobs: BlobStore, arena_bytes: int, dtype: str) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        arena_bytes: int,
+        dtype: str,
+        quarantined: Callable[[], Mapping[tuple[str, str], str]] = dict,
+    ) -> None:
+        self._quarantined = quarantined
         self._blobs = blobs
         self._arena_bytes = arena_bytes
         self._itemsize = _ITEMSIZES[dtype]
@@ -70,8 +79,23 @@ class Availability:
         """Whether no failure is remembered: most servers, at most times."""
         return not self._failures
 
-    def reason(self, version: VersionRow) -> str:
-        """Why a version of this backbone cannot be answered; empty if nothing is known against it."""
+    def quarantine_reason(self, version: VersionRow, tenant: str = "") -> str:
+        """By what failure a version is quarantined for a tenant, or else for its own; empty if it is not."""
+        return self._quarantined().get((tenant or version.tenant, version.digest), "")
+
+    def quarantined_for(self, tenants: Iterable[str], digest: str) -> list[str]:
+        """Those of the tenants for whom these bytes are quarantined."""
+        quarantined = self._quarantined()
+        return [tenant for tenant in tenants if (tenant, digest) in quarantined]
+
+    def reason(self, version: VersionRow, tenant: str = "") -> str:
+        """Why a version of this backbone cannot be answered; empty if nothing is known against it.
+
+        Args:
+            tenant: who asks, if not its own tenant.
+        """
+        if self.quarantine_reason(version, tenant):
+            return "ADAPTER_QUARANTINED"
         if version.head.type not in PREDICT_HEADS:
             return "WRONG_HEAD"
         if version.digest in self._too_large:
@@ -79,12 +103,17 @@ class Availability:
         failure = self._failures.get(version.digest)
         return "" if failure is None else failure.reason
 
-    def reason_of_task(self, row: TaskRow) -> str:
-        """Why a task cannot be answered: nothing is live, or something speaks against all that is."""
+    def reason_of_task(self, row: TaskRow, tenant: str = "") -> str:
+        """As `reason`, of a task: nothing is live, or something speaks against all that is."""
         if not row.live:
             return row.unavailable_reason
-        reasons = {version.digest: self.reason(version) for version in row.live}
+        reasons = {version.digest: self.reason(version, tenant) for version in row.live}
         return reasons[row.heaviest.digest] if all(reasons.values()) else ""
+
+    def check_quarantine(self, version: VersionRow, tenant: str) -> None:
+        """Raises FailedPrecondition (`ADAPTER_QUARANTINED`) of a version that the engine does not run for a tenant."""
+        if self.quarantine_reason(version, tenant):
+            raise adapter_quarantined()
 
     def check(self, version: VersionRow) -> None:
         """Raises InvalidAdapter (`ADAPTER_TOO_LARGE_FOR_SERVER`) of a version that this server can never load."""

@@ -129,19 +129,22 @@ class CatalogView:
         self.availability.check(version)
         return version
 
-    def unavailable_reason(self, tenant: str, task: str, digest: str = "") -> str:
+    def unavailable_reason(self, tenant: str, task: str, digest: str = "", *, caller: str = "") -> str:
         """Why a task, or its version with `digest`, cannot be answered now; empty if nothing is known against it.
+
+        Args:
+            caller: the tenant that asks, if it is another one.
 
         Raises:
             NotFound: no such task or version, or not the tenant's.
         """
         row = self._snapshot.task(tenant, task)
         if not digest:
-            return self.availability.reason_of_task(row)
+            return self.availability.reason_of_task(row, caller)
         version = row.version(digest)
         if version.backbone_fingerprint != self.spec.fingerprint:
             return "BACKBONE_CHANGED"
-        return self.availability.reason(version)
+        return self.availability.reason(version, caller)
 
     def _find(self, tenant: str, task: str, digest: str) -> VersionRow:
         row = self._snapshot.task(tenant, task)

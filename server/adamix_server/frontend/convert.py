@@ -92,7 +92,9 @@ def to_change(tenant: str, task: str, row: TaskRow | None, unavailable_reason: s
     return adapters_pb2.WatchTasksResponse(task=to_task(row, unavailable_reason))
 
 
-def to_version(row: VersionRow, manifest_json: str, residency: object = None) -> adapters_pb2.Version:
+def to_version(
+    row: VersionRow, manifest_json: str, residency: object = None, quarantine_reason: str = ""
+) -> adapters_pb2.Version:
     """A version as the catalog holds it. `residency` is what the engine says, if it was asked."""
     return adapters_pb2.Version(
         name=version_name(row.tenant, row.task, row.digest),
@@ -105,6 +107,8 @@ def to_version(row: VersionRow, manifest_json: str, residency: object = None) ->
         live=row.live,
         pinned=row.pinned,
         residency=_RESIDENCY.get(str(residency), adapters_pb2.RESIDENCY_UNSPECIFIED),
+        quarantined=bool(quarantine_reason),
+        quarantine_reason=quarantine_reason,
     )
 
 

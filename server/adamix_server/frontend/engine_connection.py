@@ -8,7 +8,7 @@ caller is ever left hanging. Knows frames; knows nothing of the engine's other l
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from adamix.errors import Overloaded, Unavailable
@@ -23,6 +23,7 @@ from adamix_server.channel.engine_frames import (
     Event,
     Hello,
     Op,
+    Quarantined,
     QueueState,
     Reply,
     Row,
@@ -55,6 +56,7 @@ class EngineConnection:
         queue_time: when it did, in seconds on CLOCK_MONOTONIC.
         sent_since, all_sent_since: tokens that credit was taken for since then, by tenant and together.
         batch_tokens: of a full batch.
+        quarantined: by (tenant, digest), the reason of what the engine does not run.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class EngineConnection:
         self.queue_time = time.monotonic()
         self.sent_since: dict[str, int] = {}
         self.all_sent_since = 0
+        self.quarantined: Mapping[tuple[str, str], str] = {}
         self.granted = asyncio.Event()
         self.is_closed = False
         self._channel = frames
@@ -267,15 +270,17 @@ class EngineConnection:
                 case Credit() if self._is_ours(frame):
                     self._grant(frame.tokens, frame.inputs, frame.queue)
                     self.granted.set()
+                case Quarantined() if self._is_ours(frame):
+                    self.quarantined = {(each.tenant, each.digest): each.reason for each in frame.versions}
                 case Reply() if self._is_ours(frame):
                     future = self._calls.get(frame.call)
                     if future is not None and not future.done():
                         future.set_result(frame)
-                case Emit() | Credit() | Reply() | Hello():
+                case Emit() | Credit() | Reply() | Quarantined() | Hello():
                     # A greeting, which EngineUp has already brought, or a frame of an engine that is gone.
                     continue
 
-    def _is_ours(self, frame: Emit | Credit | Reply) -> bool:
+    def _is_ours(self, frame: Emit | Credit | Reply | Quarantined) -> bool:
         return frame.generation == self.generation and frame.engine_id == self.engine_id
 
     def _grant(self, tokens: int, inputs: int, queue: QueueState) -> None:

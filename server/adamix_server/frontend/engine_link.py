@@ -6,7 +6,7 @@ What goes over a connection is `engine_connection.py`'s. Knows neither gRPC nor 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from adamix.errors import Unavailable
 from adamix_server import retry
@@ -65,6 +65,11 @@ class EngineLink:
         """Whether rows are under way, or were submitted within the last quarter of a second."""
         is_busy = self._connection is not None and self._connection.is_busy
         return is_busy or time.monotonic() - self._last_submit < ASKED_S
+
+    @property
+    def quarantined(self) -> Mapping[tuple[str, str], str]:
+        """By (tenant, digest), why the engine that there is now does not run it: the reason of its last failure."""
+        return {} if self._connection is None else self._connection.quarantined
 
     @property
     def is_stalled(self) -> bool:

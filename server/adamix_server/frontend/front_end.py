@@ -194,7 +194,9 @@ class FrontEnd:
         catalog = await asyncio.to_thread(
             Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False, default_quotas=quotas
         )
-        availability = Availability(catalog.blobs, hello.limits.arena_bytes, hello.dtype)
+        availability = Availability(
+            catalog.blobs, hello.limits.arena_bytes, hello.dtype, lambda: self._link.quarantined
+        )
         view = CatalogView(catalog, hello.spec, self._agreement, availability)
         closing.callback(view.close)
         await view.refresh()

@@ -60,6 +60,25 @@ MAX_REMEMBERED_FAILURES = chapter.limit(
     note="never an error: of the oldest, `ModelReady` and `unavailable_reason` are silent until they are called again",
     proof="server/frontend/test_availability.py::test_only_so_many_failures_are_remembered",
 )
+FAILURES_TO_QUARANTINE = chapter.limit(
+    3,
+    "",
+    "failures in ten minutes by which a version's inputs are no longer run: its adapter raises, or gives values that "
+    "are not finite",
+    Code.FAILED_PRECONDITION,
+    "ADAPTER_QUARANTINED",
+    note="for the tenant whose inputs failed, until `LoadVersion` or a restart of the engine",
+    proof="server/engine/test_quarantine.py::test_three_failures_in_ten_minutes_and_not_two",
+)
+QUARANTINE_WINDOW_S = 600.0
+MAX_QUARANTINED = chapter.limit(
+    1024,
+    "",
+    "quarantined versions of an engine, and those of whose failures it knows",
+    None,
+    note="never an error: the oldest are tried again",
+    proof="server/engine/test_quarantine.py::test_only_so_many_are_remembered",
+)
 chapter.said(
     "memory that one adapter takes, in the type that the engine computes in",
     "`--arena-mib`",

@@ -129,6 +129,7 @@ METRICS: dict[str, Metric] = {
             known=(("device",), ("host",)),
         ),
         Metric("adamix_resident_adapters", "gauge", "Adapters held, by tier.", ("tier",)),
+        Metric("adamix_quarantined_versions", "gauge", "Versions that are not run because their inputs failed."),
         Metric("adamix_slots", "gauge", "Slots of the device arena, by state.", ("state",)),
         Metric(
             "adamix_engine_stalled", "gauge", "1 while the engine makes no progress, else 0.", known=((),), across="max"

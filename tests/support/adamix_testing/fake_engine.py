@@ -17,6 +17,8 @@ from adamix_server.channel.engine_frames import (
     Event,
     Hello,
     Limits,
+    Quarantined,
+    QuarantinedVersion,
     QueueState,
     Reply,
     Row,
@@ -58,6 +60,8 @@ class FakeEngine:
         self.on_device: set[str] = set()
         self.pinned: set[str] = set()
         self.most_pinned = 2
+        # By (tenant, digest), the reason of the last failure. A front end is told by `tell_quarantined`.
+        self.quarantined: dict[tuple[str, str], str] = {}
         # What is not answered until the test calls `reply`.
         self.silent_on: set[str] = set()
         self.channel: FakeChannel | None = None
@@ -68,6 +72,7 @@ class FakeEngine:
         self.held.clear()
         self.on_device.clear()
         self.pinned.clear()
+        self.quarantined.clear()
         hello = Hello(
             engine_id=ENGINE_ID,
             generation=self.generation,
@@ -148,7 +153,18 @@ class FakeEngine:
                 return [asked for asked in control.digests if asked in self.in_use]
             case "report":
                 return self.load
+            case "lift":
+                self.quarantined.pop((control.tenant, digest), None)
+                self.tell_quarantined()
         return "device" if digest in self.on_device else "host"
+
+    def tell_quarantined(self) -> None:
+        """Say to the front end what is quarantined now."""
+        versions = [
+            QuarantinedVersion(tenant=tenant, digest=digest, reason=reason)
+            for (tenant, digest), reason in self.quarantined.items()
+        ]
+        self.emit(Quarantined(engine_id=ENGINE_ID, generation=self.generation, versions=versions))
 
     def answer_all(self) -> None:
         self.answer(list(self.held))

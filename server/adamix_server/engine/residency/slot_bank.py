@@ -61,6 +61,8 @@ class SlotBank:
         # Slots whose adapter gives values that are not finite, alone or with another: their sequences share no block of
         # attention.
         self.apart: set[int] = set()
+        # Of the ops on rows; None chooses.
+        self.implementation: str | None = None
         self._segments: Segments | None = None
 
     def install(self, model: nn.Module, sites: list[str]) -> None:
@@ -76,10 +78,15 @@ class SlotBank:
     def write(self, slot: int, offset_bytes: int, packed: PackedAdapter) -> None:
         """Bring an adapter to the device and enter it in the tables. Its range of the arena is the caller's to choose.
 
+        The range is overwritten as a whole before any table refers to it, so nothing is left of whose it was before.
+
         On CUDA the copy is queued on the current stream, so a forward pass that follows sees it whole.
         """
         if self._segments is not None:
             raise InternalError("the arena was written during a forward pass")
+        if slot in self._occupied:
+            # At sites that the new one has not, the old one would stay.
+            raise InternalError(f"slot {slot} was not cleared")
         if self._arena is None:
             weights = packed.weights
         else:
@@ -192,12 +199,12 @@ class LinearSite(BankSite):
 
     def add_loras(self, rows: torch.Tensor, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """`rows [T, out]` with `s·B(Ax)` added, from `x [T, in]`, where a segment's slot has a LoRA here."""
-        return dispatch.lora_(rows, x, segments, self._loras, self._window)
+        return dispatch.lora_(rows, x, segments, self._loras, self._window, implementation=self._bank.implementation)
 
     def add_bottlenecks(self, rows: torch.Tensor, segments: Segments) -> None:
         """Add `s·up(act(down(y)))` to `rows [T, out]`, where a segment's slot has a bottleneck here."""
         columns = rows if self._window is None else rows[:, slice(*self._window)]
-        dispatch.bottleneck_(columns, segments, self._bottlenecks)
+        dispatch.bottleneck_(columns, segments, self._bottlenecks, implementation=self._bank.implementation)
 
 
 class NormSite(BankSite):
@@ -215,4 +222,7 @@ class NormSite(BankSite):
     def adapt(self, rows: torch.Tensor, segments: Segments) -> torch.Tensor:
         """`[T, hidden] -> [T, hidden]`, with what each segment's slot has here."""
         norm = self.inner
-        return dispatch.bottleneck_norm(rows, segments, self._bottlenecks, norm.weight, norm.bias, norm.eps)
+        how = self._bank.implementation
+        return dispatch.bottleneck_norm(
+            rows, segments, self._bottlenecks, norm.weight, norm.bias, norm.eps, implementation=how
+        )

@@ -101,7 +101,9 @@ class Residency:
             log.warning("a version becomes live while there is no engine", extra={"digest": digest})
 
     async def load(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
-        """Bring a version into a slot if one can be had for nothing, else to host memory.
+        """Bring a version into a slot if one can be had for nothing, else to host memory; it is run again.
+
+        What ends is the quarantine of its own tenant, and of those that the task is lent to.
 
         Raises:
             NotFound, FailedPrecondition: as `CatalogView.resolve`.
@@ -111,7 +113,10 @@ class Residency:
         with self._view.reading():
             manifest_json = await self._manifest(tenant, task, digest)
             residency = await self._bring("activate", digest, version.num_bytes, tenant)
-        return convert.to_version(version, manifest_json, residency)
+            lent_to = {to for owner, lent, to in self._view.snapshot.access.grants if (owner, lent) == (tenant, task)}
+            for concerned in self._view.availability.quarantined_for({tenant, *lent_to}, digest):
+                await self._link.control("lift", digest, tenant=concerned)
+        return self._to_version(version, manifest_json, residency)
 
     async def unload(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Take a version out of its slot and out of host memory, until somebody asks for it.
@@ -136,7 +141,7 @@ class Residency:
             )
         is_kept = any((row.live or row.pinned) and row.tenant != tenant for row in rows)
         residency = await self._link.control("unload", digest, tenant=tenant, is_kept=is_kept)
-        return convert.to_version(version, manifest_json, residency)
+        return self._to_version(version, manifest_json, residency)
 
     async def pin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Bring a version into a slot and pin it there until `unpin`, over every restart.
@@ -158,7 +163,7 @@ class Residency:
                 await self._pin_in_engine(tenant, digest, version.num_bytes)
                 change = partial(self._view.catalog.set_pinned, tenant, task, digest, True, by=calls.actor())
                 version = await self._view.change(change)
-        return convert.to_version(version, manifest_json, await self._settle_soon(digest))
+        return self._to_version(version, manifest_json, await self._settle_soon(digest))
 
     async def unpin(self, tenant: str, task: str, digest: str) -> adapters_pb2.Version:
         """Let a version be evicted again. One that is not pinned stays so.
@@ -171,7 +176,11 @@ class Residency:
         version = await self._view.change(change)
         await self._settle_soon(digest)
         (residency,) = await self.where([version])
-        return convert.to_version(version, manifest_json, residency)
+        return self._to_version(version, manifest_json, residency)
+
+    def _to_version(self, version: VersionRow, manifest_json: str, residency: Value) -> adapters_pb2.Version:
+        reason = self._view.availability.quarantine_reason(version)
+        return convert.to_version(version, manifest_json, residency, reason)
 
     async def _bring(
         self, op: Literal["load", "activate", "pin"], digest: str, num_bytes: int = 0, tenant: str = ""

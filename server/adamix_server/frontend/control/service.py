@@ -13,7 +13,8 @@ from typing import Any
 
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc
 from adamix_server.catalog.pointer import check_split
-from adamix_server.catalog.rows import Name, TaskRow, check_same_form
+from adamix_server.catalog.rows import Name, TaskRow, VersionRecord, check_same_form
+from adamix_server.channel.engine_frames import Value
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.catalog_view import CatalogView
@@ -92,7 +93,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             page = await self._view.run(read)
             where = await self._residency.where(page.rows)
             pairs = list(zip(page.rows, where, strict=True))
-            versions = await converted(pairs, lambda pair: convert.to_version(pair[0], pair[0].manifest_json, pair[1]))
+            versions = await converted(pairs, self._to_version)
         return adapters_pb2.ListVersionsResponse(versions=versions, next_page_token=page.next_page_token)
 
     async def DeleteTask(
@@ -206,6 +207,11 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             return _MARKS[change]
         reason = "" if change.row is None else self._view.availability.reason_of_task(change.row)
         return convert.to_change(tenant, change.task, change.row, reason)
+
+    def _to_version(self, pair: tuple[VersionRecord, Value]) -> adapters_pb2.Version:
+        row, where = pair
+        reason = self._view.availability.quarantine_reason(row)
+        return convert.to_version(row, row.manifest_json, where, reason)
 
     def _to_task(self, row: TaskRow) -> adapters_pb2.Task:
         return convert.to_task(row, self._view.availability.reason_of_task(row))

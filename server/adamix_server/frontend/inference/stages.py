@@ -112,13 +112,15 @@ class Stages:
         Raises:
             InvalidRequest: not a task name, or not a digest; the field is one of those given.
             NotFound: no such task or version, or not the caller's to see.
-            FailedPrecondition: nothing answers it on this backbone, or not by a prediction.
+            FailedPrecondition: nothing answers it on this backbone, or not by a prediction; or its inputs failed again
+                and again (`ADAPTER_QUARANTINED`).
             InvalidAdapter: this server can never load what does (`ADAPTER_TOO_LARGE_FOR_SERVER`).
         """
         name = self._name(item, digest, principal, task_field, version_field)
         version = self.view.resolve(*name, digest)
         if version.head.type not in answers.PREDICT_HEADS:
             raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
+        self.view.availability.check_quarantine(version, principal.tenant)
         item.name, item.version = name, version
         return version
 
@@ -131,7 +133,7 @@ class Stages:
             InvalidRequest, NotFound: as `resolve`.
         """
         name = self._name(item, digest, principal, task_field, version_field)
-        return self.view.unavailable_reason(*name, digest)
+        return self.view.unavailable_reason(*name, digest, caller=principal.tenant)
 
     def _name(self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str) -> Name:
         """What the input is for, as it is looked up. Raises InvalidRequest."""

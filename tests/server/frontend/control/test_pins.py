@@ -338,6 +338,9 @@ class SlowWorld:
     def loaded(self, digest: str) -> None:
         pass
 
+    def quarantine_reason(self, version: VersionRow) -> str:
+        return ""
+
     # The catalog.
     def pinned(self) -> tuple[str, ...]:
         return ("d",) if self.pins else ()
