@@ -70,6 +70,7 @@ def test_a_quick_run_prints_one_document(tmp_path: Path) -> None:
     assert (tmp_path / "serving.png").stat().st_size > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_quick_run_of_the_targets_measures_every_one(tmp_path: Path) -> None:
     result = command(tmp_path, "--targets", "--json")

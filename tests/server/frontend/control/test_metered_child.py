@@ -2,14 +2,17 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adamix_server.frontend.control.metered_child import NICENESS, run
+from adamix_server.frontend.control import metered_child
+from adamix_server.frontend.control.metered_child import NICENESS, Child, run
 
 
 def start(program: str, told: list[float], *, timeout_s: float = 30.0) -> "subprocess.CompletedProcess[bytes]":
@@ -41,13 +44,22 @@ def test_it_is_given_its_input_and_says_how_it_ended() -> None:
     assert len(told) == 2
 
 
-def test_one_that_takes_too_long_is_killed_and_its_time_is_told() -> None:
+def test_one_that_takes_too_long_is_killed_and_its_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[Child] = []
+
+    class Seen(Child):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            children.append(self)
+
+    monkeypatch.setattr(metered_child, "Child", Seen)
     told: list[float] = []
     with pytest.raises(subprocess.TimeoutExpired):
         start(burn(600.0), told, timeout_s=0.3)
     assert told[0] > 0.0
+    assert children[0].returncode == -signal.SIGKILL
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # nothing is left of it
+        os.waitpid(children[0].pid, os.WNOHANG)  # nothing is left of it
 
 
 def test_it_is_nice_in_its_own_session_too() -> None:

@@ -155,7 +155,10 @@ ENDS = {
     # From outside: a person, a session that ends, the kernel for its memory.
     **{
         f"gets {name}": (
-            f"import os; print(flush=True); os.kill(os.getpid(), {int(signal.Signals[name])})",
+            # A shell's background jobs ignore some of them, and hand that on.
+            "import os, signal; print(flush=True); "
+            + ("" if name == "SIGKILL" else f"signal.signal(signal.{name}, signal.SIG_DFL); ")
+            + f"os.kill(os.getpid(), signal.{name})",
             INTERRUPTED,
         )
         for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
