@@ -25,7 +25,7 @@ MAX_KEPT_CALLS = chapter.limit(
     proof="server/frontend/boundary/test_receiving.py::test_room_is_kept_for_signs_of_life",
 )
 MAX_OTHER_CALLS_PER_S = chapter.limit(
-    60,
+    30,
     "",
     "calls of one connection that are no predictions, a second, while predictions run",
     None,

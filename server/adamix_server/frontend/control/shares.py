@@ -2,7 +2,7 @@
 
 Both planes share one interpreter, and a list of a thousand rows costs it as much as dozens of predictions. So only a
 few control calls are at work at once, and a party has at most half of those places; the others wait, the oldest
-first. While data calls run, all control calls together get a twenty-fifth of a core: who has had more than a moment
+first. While data calls run, all control calls together get a fortieth of a core: who has had more than a moment
 of it waits until its share has made up for that. Among those that wait, the party that has had the least comes
 first, so that one that calls without pause shuts nobody out. Without data calls nobody waits for that.
 
@@ -30,8 +30,8 @@ from adamix_server.limits.control import MAX_CONTROL_CALLS, MAX_WAITING_CONTROL_
 from adamix_server.telemetry.metrics import Recorder
 
 # Of one core, beside data calls: of all control calls, and besides of registrations, until they are to be committed.
-SHARE = 0.04
-REGISTRATION_SHARE = 0.1
+SHARE = 0.025
+REGISTRATION_SHARE = 0.08
 # CPU seconds that a party, and all of them, may be ahead of their share.
 MAX_AHEAD_S = 0.1
 MAX_ALL_AHEAD_S = 0.3
