@@ -14,7 +14,7 @@ from adamix_server.frontend.boundary.rooms import Origin
 from adamix_server.limits.calls import MAX_OTHER_CALLS_PER_S
 
 # So many seconds' worth at once.
-BURST_S = 0.25
+BURST_S = 0.2
 # However much more one has asked: after this it is told something.
 MAX_WAIT_S = 5.0
 # While somebody waits: so often is it looked whether data calls still run.
