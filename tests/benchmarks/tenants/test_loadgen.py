@@ -97,5 +97,6 @@ def test_every_call_is_accounted_for_by_what_became_of_it(served: tuple[Answers,
     assert found.batches == [(100, 0.5)]
     assert (answers.asked["full"], answers.asked["full once"]) == (1, 2)
     again = max(call.due_s for call in found.calls if call.outcome == "ok")
-    assert 0.05 + 0.05 <= again < 1.5
+    # RetryInfo is up to a fifth shorter than the 0.05 s.
+    assert 0.05 + 0.039 <= again < 1.5
     assert found.most_late_s >= found.late_s >= 0
