@@ -18,7 +18,8 @@ import grpc
 import grpc.aio
 import msgspec
 
-from adamix_bench.serving.load import Outcome, Plan, read_frame, write_frame
+from adamix_bench.serving.generator_process import read_frame, write_frame
+from adamix_bench.serving.load import Outcome, Plan
 from adamix_protos.v1 import inference_pb2
 from adamix_server.client.connection import channel_options
 

@@ -3,20 +3,10 @@
 Imports neither torch nor grpc: both sides of the pipe share this module.
 """
 
-import contextlib
-import os
-import subprocess
-import sys
-from types import TracebackType
-from typing import Self
-
 import msgspec
 
-from adamix.errors import Unavailable
-from adamix_bench.serving.load import read_frame, write_frame
+from adamix_bench.serving.generator_process import GeneratorProcess
 from adamix_bench.tenants.trace import Ended
-
-_STOP_S = 5.0
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,45 +65,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     batches: list[tuple[int, float]]
 
 
-class LoadProcess:
-    """The generator's process, for any number of plans one after another."""
+class LoadProcess(GeneratorProcess[Plan, Outcome]):
+    """The load generator's process."""
 
-    def __enter__(self) -> Self:
-        # A session of its own: Ctrl-C reaches the benchmark, which then ends the generator.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "adamix_bench.tenants.loadgen"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def run(self, plan: Plan) -> Outcome:
-        """Carry a plan out; returns when every call has ended. Raises Unavailable when the process has died."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise Unavailable("the load generator has no pipes")
-        try:
-            write_frame(stdin, msgspec.msgpack.encode(plan))
-        except BrokenPipeError:
-            raise Unavailable("the load generator has died") from None
-        data = read_frame(stdout)
-        if data is None:
-            raise Unavailable("the load generator has died")
-        return msgspec.msgpack.decode(data, type=Outcome)
+    def __init__(self) -> None:
+        super().__init__("adamix_bench.tenants.loadgen", Outcome)

@@ -19,7 +19,7 @@ import numpy as np
 from google.rpc import status_pb2
 
 from adamix.errors import AdamixError, DeadlineExceeded
-from adamix_bench.serving.load import read_frame, write_frame
+from adamix_bench.serving.generator_process import read_frame, write_frame
 from adamix_bench.tenants.load import Due, Outcome, Plan
 from adamix_bench.tenants.trace import Ended
 from adamix_bench.tenants.trace import Outcome as Kind

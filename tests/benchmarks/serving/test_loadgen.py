@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from adamix.errors import Unavailable
-from adamix_bench.serving.load import LoadProcess, Outcome, Plan, read_frame, write_frame
+from adamix_bench.serving.generator_process import read_frame, write_frame
+from adamix_bench.serving.load import LoadProcess, Outcome, Plan
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
 
 TIMEOUT_S = 20.0
