@@ -88,9 +88,10 @@ class BareBoundary:
         gate: Gate | None = None,
         quota: Quota | None = None,
         sessions: Sessions | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.servicer = PlayedServicer()
-        self.admission = Admission(bounds)
+        self.admission = admission or Admission(bounds)
         self.recorder = Recorder()
         self.boundary = Boundary(
             self.admission, self.recorder, bounds, gate=gate, quota=quota, sessions=sessions, is_shared=is_shared

@@ -171,6 +171,10 @@ class Enclosure:
         except asyncio.CancelledError as gone:
             # Its client has left while this front end asked for a slot.
             await self._end(gone)
+        except Exception as error:  # noqa: BLE001 - `_end` logs it
+            # Of any kind: `__aexit__` does not run for it, and grpc would answer with its text.
+            self._count_out(is_refused=True)
+            await self._end(error)
         if self._method.is_stream:
             self._session = sessions.open(self._call, self._recognise)
         self._call.check = self._check

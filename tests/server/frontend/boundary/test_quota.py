@@ -19,11 +19,13 @@ from adamix_server.access.rights import NEEDS
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel.supervisor_frames import Asks, Refresh
 from adamix_server.config import FrontEndSettings
+from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.quota import CALLS, COUNTED, STREAMS, UPLOADS, Quota
 from adamix_server.limits.quotas import LENDER_SILENCE_S
 from adamix_server.supervisor.lending import Lending
 from adamix_testing import harness as harnesses
 from adamix_testing.adapters import MakeAdapter
+from adamix_testing.bare_boundary import BareBoundary
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, serving
 from adamix_testing.refusals import details, failure, refusal, status_of
@@ -262,6 +264,25 @@ def request(count: int = 1) -> inference_pb2.PredictRequest:
 
 def streamed(name: str) -> inference_pb2.PredictStreamRequest:
     return inference_pb2.PredictStreamRequest(id=name, input=request().inputs[0])
+
+
+async def test_a_bug_before_the_message_is_told_by_its_id_alone_and_keeps_no_slot() -> None:
+    quota = Quota(lambda _tenant: Quotas(concurrent_calls=1))
+    broken = True
+
+    class Broken(Admission):
+        def enter(self) -> None:
+            if broken:
+                raise RuntimeError("what nobody is to read")
+            super().enter()
+
+    async with BareBoundary(quota=quota, admission=Broken()) as bare:
+        for _ in range(2):
+            failed = await failure(bare.predict())
+            assert failed.code() is grpc.StatusCode.INTERNAL
+            assert "nobody" not in failed.details()
+        broken = False
+        await bare.predict()
 
 
 async def test_a_refusal_over_the_wire(servers: Servers) -> None:
