@@ -15,6 +15,8 @@ DEFAULT_TENANT = "default"
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+# In what the backbone's weights are kept. What is computed from them stays in `dtype`.
+QuantizeName = Literal["none", "bf16"]
 # How a server learns who calls: it asks nobody; or by API keys, by tokens of an issuer, by certificates.
 AuthKind = Literal["none", "keys", "jwt", "mtls"]
 
@@ -44,6 +46,12 @@ class EngineSettings:
         stall_s: an engine that comes to the end of no step for so long is taken to be stuck, and replaced after three
             times that. Longer than any step takes.
         deterministic: a request's answer has the same bits whatever shares its batch; fp32 on CPUs alone, and slower.
+        kv_bytes: memory of a decoder for keys and values; 0 is a quarter of the free host memory up to 4 GiB, or 0.8 of
+            the free device memory.
+        max_running: texts that a decoder generates at once; 0 is 64 on CPUs and 256 on other devices.
+        max_chunk_tokens: of a prompt that a decoder computes in one step beside running texts; 0 is 64 on CPUs and
+            2,048 on other devices.
+        quantize: in what the backbone's weights are kept.
     """
 
     backbone: str
@@ -58,6 +66,10 @@ class EngineSettings:
     threads: Annotated[int, Within(0, 1024)] = 0
     stall_s: Annotated[float, Within(1, 3600)] = 10.0
     deterministic: bool = False
+    kv_bytes: Annotated[int, Within(0, 1 << 42)] = 0
+    max_running: Annotated[int, Within(0, 4096)] = 0
+    max_chunk_tokens: Annotated[int, Within(0, 1 << 16)] = 0
+    quantize: QuantizeName = "none"
 
     def __post_init__(self) -> None:
         _check(self)

@@ -22,6 +22,9 @@ Pooling = Literal["cls", "mean", "last", "none"]
 Dense = Literal["none", "own", "backbone"]
 Share = Literal["up", "down", "none"]
 RoutingGranularity = Literal["batch", "instance"]
+# What text the head of a language model was trained to go on with: a source and a separator, a text as it is, or a chat
+# through a template.
+PromptForm = Literal["source", "text", "chat"]
 
 LINEAR_SITES = ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_gate", "mlp_in", "mlp_out")
 NORM_SITES = ("attn_norm", "mlp_norm")
@@ -35,6 +38,7 @@ MAX_LABELS = 4096
 MAX_NAME = 512
 MAX_TEMPLATE = 2_000
 MAX_CLIP = 1e15
+MAX_CHAT_TEMPLATE_BYTES = 64 << 10
 # Those that may grow large, for people.
 _PARTS = {
     "head.id2label": "the names of the labels (head.id2label)",
@@ -130,7 +134,11 @@ class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The self-description of an adapter. `check()` has passed on every instance made by `from_json`."""
+    """The self-description of an adapter. `check()` has passed on every instance made by `from_json`.
+
+    `prompt` and `chat_template` belong to a `causal_lm` head; the template, in jinja2, is used where a request brings a
+    chat, in place of the backbone's own.
+    """
 
     kind: Kind
     activation: Activation
@@ -141,6 +149,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     training: TrainingRecord
     window: int | None = None
     stride: int | None = None
+    prompt: PromptForm | None = None
+    chat_template: str | None = None
+
+    @property
+    def prompt_form(self) -> PromptForm:
+        """How a prompt becomes token ids. Files that do not say were trained here, on sources."""
+        return self.prompt or "source"
 
     def scale(self, layer: int, site: str) -> float:
         """The factor on the adapter's output at one site; a `layers.i.site` entry wins over a `site` entry."""
@@ -204,6 +219,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         _require(head.dim is None or 1 <= head.dim <= 65_536, "head.dim is out of range")
         _require(head.clip is None or all(_finite(v, MAX_CLIP) for v in head.clip), "head.clip is not finite")
         _require(head.clip is None or head.clip[0] < head.clip[1], "head.clip is not an interval")
+        writes = head.type == "causal_lm"
+        _require(self.prompt is None or writes, "prompt belongs to a causal_lm head")
+        _require(self.chat_template is None or writes, "chat_template belongs to a causal_lm head")
+        template_bytes = len((self.chat_template or "").encode(errors="surrogatepass"))
+        _require(template_bytes <= MAX_CHAT_TEMPLATE_BYTES, f"chat_template is over {MAX_CHAT_TEMPLATE_BYTES} bytes")
         self._check_cloze()
         self._check_training()
         try:

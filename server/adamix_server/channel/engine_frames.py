@@ -10,6 +10,7 @@ import msgspec
 
 from adamix.errors import AdamixError, Code
 from adamix.files.manifest import BackboneSpec
+from adamix.generation.sampling import GREEDY, Sampling
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -17,13 +18,20 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine can take at once. `arena_bytes`: of all adapters together, so of the largest one, too."""
+    """What the engine can take at once. `arena_bytes`: of all adapters together, so of the largest one, too.
+
+    Of a decoder: it keeps keys and values in `pages` of `page_tokens` tokens each (both 0 on an encoder), and generates
+    for at most `max_running` requests at once.
+    """
 
     max_batch_tokens: int
     max_queue_inputs: int
     max_queue_tokens: int
     slots: int
     arena_bytes: int = 1 << 40
+    pages: int = 0
+    page_tokens: int = 0
+    max_running: int = 0
 
 
 class Hello(Frame, frozen=True):
@@ -37,8 +45,30 @@ class Hello(Frame, frozen=True):
     device: str
 
 
+class GenerateParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How a row is gone on with. The front end has checked that all of it is in range.
+
+    Attributes:
+        max_new_tokens: with the row's tokens no more than fit into the window and into all pages together.
+        sampling: without a seed the engine draws one.
+        eos_ids: tokens that end the text, and are no part of it; `stop_ids` those of this request alone.
+        ignore_eos: go on behind a token of `eos_ids`.
+        logprobs: how many alternatives are reported of each token; None reports no probabilities at all.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    eos_ids: list[int] = []
+    stop_ids: list[int] = []
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One input of one request, tokenised. `token_ids` and `type_ids` are little-endian int32 bytes."""
+    """One input of one request, tokenised. `token_ids` and `type_ids` are little-endian int32 bytes.
+
+    With `generate` it is answered by tokens, else by its head's outputs. An empty `digest` is the backbone alone.
+    """
 
     id: int
     tenant: str
@@ -46,6 +76,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: bytes
     deadline: float
     type_ids: bytes | None = None
+    generate: GenerateParams | None = None
 
 
 class TenantShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,12 +166,41 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     tenants: dict[str, int] = {}
 
 
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """How a text ended.
+
+    Attributes:
+        reason: at an end of text, at a token of `stop_ids`, at `max_new_tokens`, or because nobody waits.
+        num_tokens: generated, the token that ended it not included.
+        cached_tokens: of the prompt, that had been computed before.
+        seed: by which it was drawn.
+    """
+
+    reason: Literal["eos", "stop", "length", "cancelled"]
+    num_tokens: int
+    cached_tokens: int
+    seed: int
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of one request's answer: fp32 logits (little-endian bytes) or an error."""
+    """One step of one request's answer: fp32 logits (little-endian bytes), tokens, or an error.
+
+    Attributes:
+        seq: counts the events of a row from 0.
+        final: nothing comes after it for this row. Of a row that is not generated, every event is.
+        tokens: generated since the last event, little-endian int32.
+        logprobs: if asked for, (1 + alternatives) pairs of little-endian (int32 token, fp32 logarithm of its
+            probability) for each of them: the token itself, then the likeliest ones.
+        finish: in the final event of a text.
+    """
 
     id: int
+    seq: int = 0
     final: bool = True
     payload: bytes = b""
+    tokens: bytes = b""
+    logprobs: bytes = b""
+    finish: Finish | None = None
     error: WireError | None = None
     timing: Timing = Timing()
 
@@ -216,13 +276,15 @@ class Control(Frame, frozen=True, kw_only=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """How busy an engine is. `running_inputs` is the largest batch of the last second."""
+    """How busy an engine is. `running_inputs` is the largest batch of the last second, `used_pages` those that hold
+    something that is needed now."""
 
     queued_inputs: int
     queued_tokens: int
     running_inputs: int
     resident_adapters: int
     slots: int
+    used_pages: int = 0
 
 
 Value = str | bool | EngineLoad | list[str] | None
