@@ -17,6 +17,7 @@ from adamix_server.channel.channel import EngineChannel
 from adamix_server.channel.engine_frames import Hello, Limits
 from adamix_server.channel.supervisor_frames import StartEngine
 from adamix_server.engine import warm_up
+from adamix_server.engine.encoding import Encoding
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.residency.host_cache import HostCache
@@ -143,8 +144,8 @@ def assemble(
     runner = ModelRunner(loaded, bank, deterministic=settings.deterministic)
     rate = TokenRate(warm_up.tokens_per_s(runner, loaded.spec, settings.max_batch_tokens), settings.max_batch_tokens)
     _check_patience(rate, settings.max_batch_tokens, settings.stall_s)
-    scheduler = Scheduler(settings.max_batch_tokens)
-    return Engine(channel, runner, adapters, scheduler, hello, rate, recorder, on_stats, start.front_ends)
+    encoding = Encoding(runner, Scheduler(settings.max_batch_tokens))
+    return Engine(channel, encoding, adapters, hello, rate, recorder, on_stats, start.front_ends)
 
 
 def _check_patience(rate: TokenRate, max_batch_tokens: int, stall_s: float) -> None:

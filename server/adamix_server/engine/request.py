@@ -39,6 +39,7 @@ class Request:
         num_tokens: of its row.
         number: its place among all that have arrived.
         passed: in how many batches it was its tenant's oldest and too long for what was left.
+        num_events: that its front end was sent.
     """
 
     row: Row = field(repr=False)
@@ -50,6 +51,7 @@ class Request:
     timing: Timing = _NOT_RUN
     number: int = 0
     passed: int = 0
+    num_events: int = 0
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix_server.channel.engine_frames import Event, Hello, Limits, Row, Submit
+from adamix_server.engine.encoding import Encoding
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.residency.host_cache import HostCache
 from adamix_server.engine.residency.loader import AdapterLoader
@@ -54,9 +55,8 @@ class Small:
         )
         self.engine = Engine(
             channel,
-            runner,
+            Encoding(runner, Scheduler(limits.max_batch_tokens)),
             self.loader,
-            Scheduler(limits.max_batch_tokens),
             Hello(
                 engine_id="0",
                 generation=1,

@@ -23,6 +23,7 @@ from adamix_server.channel.engine_frames import (
     TenantShare,
     TenantShares,
 )
+from adamix_server.engine.encoding import Encoding
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.residency.slots import Hold
 from adamix_server.engine.scheduler import Scheduler
@@ -93,7 +94,9 @@ def engine(
     adapters: Any = Adapters()
     runner: Any = None
     rate = TokenRate(tokens_per_s, 64)
-    return Engine(wire, runner, adapters, Scheduler(64), hello, rate, Recorder(), lambda: None, front_ends), wire
+    return Engine(
+        wire, Encoding(runner, Scheduler(64)), adapters, hello, rate, Recorder(), lambda: None, front_ends
+    ), wire
 
 
 @pytest.mark.parametrize(
