@@ -103,11 +103,12 @@ class Desk:
 
     def end(self, request: Request, outcome: Outcome) -> None:
         """End a request that was queued, with its whole answer or an error."""
+        number, timing = request.num_events, request.timing
         if isinstance(outcome, AdamixError):
-            self._end(request, Event(id=request.row.id, error=WireError.of(outcome), timing=request.timing))
+            self._end(request, Event(id=request.row.id, seq=number, error=WireError.of(outcome), timing=timing))
         else:
             payload = outcome.astype("<f4").tobytes()
-            self._end(request, Event(id=request.row.id, payload=payload, timing=request.timing))
+            self._end(request, Event(id=request.row.id, seq=number, payload=payload, timing=timing))
 
     def end_text(self, request: Request, finish: Finish, tokens: bytes = b"", logprobs: bytes = b"") -> None:
         """End a request whose text is complete, with what is new of it."""

@@ -155,7 +155,9 @@ class Engine:
         adapters, scheduler = self._adapters, self._scheduler
         if not adapters.is_blocked or not scheduler.is_shared:
             return []
-        order, giving_way = seating(adapters.waiting(), adapters.held(), scheduler.tenants_of, scheduler.weight_of)
+        order, giving_way = seating(
+            adapters.waiting(), adapters.held(), scheduler.tenants_of, scheduler.weight_of, self._steps.kept()
+        )
         # What is not read yet takes no slot; so nobody gives one up for it.
         if giving_way is not None and adapters.residency(order[0]) == "host":
             for request in scheduler.of(giving_way):

@@ -17,7 +17,8 @@ from adamix_server.channel.channel import Peer
 from adamix_server.channel.engine_frames import Row, Timing
 from adamix_server.engine.residency.slots import Hold
 
-_NOT_RUN = Timing()
+# Of a request that nothing was computed of.
+NOT_RUN = Timing()
 
 
 class Status(Enum):
@@ -48,7 +49,7 @@ class Request:
     hold: Hold
     slot: int = 0
     status: Status = Status.QUEUED
-    timing: Timing = _NOT_RUN
+    timing: Timing = NOT_RUN
     number: int = 0
     passed: int = 0
     num_events: int = 0
