@@ -149,8 +149,8 @@ def serve(
     kv_bytes: Annotated[
         int,
         typer.Option(
-            help="Memory of a decoder for keys and values.  [0: a quarter of the free host memory up to 4 GiB, or 0.8 of "
-            "the free device memory]"
+            help="Memory of a decoder for keys and values.  [0: a quarter of the free host memory up to 4 GiB, or 0.8 "
+            "of the free device memory]"
         ),
     ] = EngineSettings.kv_bytes,
     max_running: Annotated[

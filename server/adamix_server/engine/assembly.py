@@ -123,8 +123,8 @@ def assemble(
 
     Raises:
         FailedPrecondition: the backbone cannot be run packed.
-        InvalidConfig: the queue, or a decoder's pages, could not hold one text of the backbone's full length; or what is
-            asked for is not to be had on this device.
+        InvalidConfig: the queue, or a decoder's pages, could not hold one text of the backbone's full length; or this
+            device has not what is asked for.
     """
     settings = start.settings
     if settings.max_queue_tokens < loaded.spec.max_tokens:
@@ -210,9 +210,7 @@ def _decoding(
     max_chunk_tokens = settings.max_chunk_tokens or (HOST_CHUNK_TOKENS if is_host else DEVICE_CHUNK_TOKENS)
     # And one that is nobody's.
     pages = Pages(num_pages + 1, PAGE_TOKENS)
-    runner = DecoderRunner(
-        loaded, bank, pages.count, deterministic=settings.deterministic, quantize=settings.quantize
-    )
+    runner = DecoderRunner(loaded, bank, pages.count, deterministic=settings.deterministic, quantize=settings.quantize)
     sampler = Sampler(spec.vocab_size)
     tokens_per_s = warm_up.decoder_tokens_per_s(runner, sampler, spec, settings.max_batch_tokens, PAGE_TOKENS)
     scheduler = DecoderScheduler(

@@ -124,6 +124,11 @@ class DecoderScheduler(RequestQueue):
         self.num_cached = 0
 
     @property
+    def running(self) -> Iterator[Sequence]:
+        """What runs, oldest first."""
+        return iter(self._running)
+
+    @property
     def num_running(self) -> int:
         """Requests that run. `len` counts them, too."""
         return len(self._running)

@@ -18,6 +18,7 @@ from adamix_server.engine.decoder_runner import DecoderRunner
 from adamix_server.engine.decoder_scheduler import DecoderScheduler
 from adamix_server.engine.desk import Desk
 from adamix_server.engine.request import NOT_RUN, Request
+from adamix_server.engine.residency.loader import AdapterLoader
 from adamix_server.engine.sampler import Drawn, Sampler
 from adamix_server.engine.sequence import Sequence as TokenSequence
 from adamix_server.engine.sequence import Work, ending
@@ -55,6 +56,8 @@ class Decoding:
         self._limits = limits
         self._window = window
         self._step_rate = step_rate
+        # Of texts, while others wait for a slot.
+        self._most_adapters = max(limits.slots // 2, 1)
         self._num_preempted = 0
 
     @property
@@ -98,16 +101,33 @@ class Decoding:
     def kept(self) -> Collection[str]:
         return {sequence.request.row.digest for sequence in self.queue.running}
 
+    def arrange(self, order: list[str], adapters: AdapterLoader) -> list[str]:
+        if len(self._texts()) < self._most_adapters:
+            return order
+        waiting, held = order or adapters.waiting(), adapters.held()
+        # With a slot they would have to wait all the same.
+        texts = {digest for digest in (*waiting, *held) if self._is_for_texts(digest)}
+        order = sorted(waiting, key=texts.__contains__)
+        if order and order[0] not in texts and adapters.residency(order[0]) == "host":
+            kept = self.kept()
+            if (giving_way := next((each for each in held if each in texts and each not in kept), None)) is not None:
+                for request in self.queue.of(giving_way):
+                    adapters.give_way(request.hold)
+        return order
+
     def take(self, desk: Desk, rate: TokenRate) -> Step | None:
-        self._limit_adapters(desk)
-        works = self.queue.next_step(desk.adapters.is_ready, time.monotonic(), self._step_rate.tokens_per_s)
+        adapters = desk.adapters
+        adapters.expect_to_last(self._texts())
+        # A text keeps its slot until it is complete, so texts leave some slots to others that wait for one.
+        self.queue.max_adapters = self._most_adapters if adapters.is_blocked else None
+        works = self.queue.next_step(adapters.is_ready, time.monotonic(), self._step_rate.tokens_per_s)
         if not works:
             return None
         is_behind = self.queue.is_behind
         started = time.monotonic()
         for work in works:
             request = work.sequence.request
-            request.slot = desk.adapters.slot_for(request.hold)
+            request.slot = adapters.slot_for(request.hold)
             if request.timing is NOT_RUN:
                 request.timing = Timing(queue_s=started - request.arrived, load_s=request.hold.waited_s)
                 desk.recorder.observe("adamix_queue_seconds", value=request.timing.queue_s)
@@ -134,31 +154,19 @@ class Decoding:
         before, self._num_preempted = self._num_preempted, self.queue.num_preempted
         recorder.inc("adamix_preemptions_total", by=self._num_preempted - before)
 
+    def _texts(self) -> set[str]:
+        """The adapters of the texts that run."""
+        return {each.request.row.digest for each in self.queue.running if each.params is not None} - {""}
+
+    def _is_for_texts(self, digest: str) -> bool:
+        """Whether nothing but texts waits for an adapter."""
+        queued = self.queue.of(digest)
+        return bool(queued) and all(request.row.generate is not None for request in queued)
+
     def _generated(self, request: Request) -> TokenSequence | None:
         """What there is of a text that has begun; None if it has no token yet."""
-        sequence = self.queue.sequence(request)
+        sequence = self.queue.sequence_of(request)
         return sequence if sequence is not None and sequence.num_generated else None
-
-    def _limit_adapters(self, desk: Desk) -> None:
-        """A text holds its slot until it is complete. While others wait for one, texts leave half of them to those."""
-        adapters = desk.adapters
-        texts = {each.request.row.digest for each in self.queue.running if each.params is not None} - {""}
-        adapters.expect_to_last(texts)
-        most = max(self._limits.slots // 2, 1)
-        self.queue.max_adapters = most if adapters.is_blocked else None
-        if not adapters.is_blocked or len(texts) < most:
-            return
-        # What is answered by a head has its slot back soon, so it gets that of a text that may not begin anyway. From
-        # text to text it would only be carried to and fro.
-        if all(request.row.generate is not None for request in self.queue.of(adapters.waiting()[0])):
-            return
-        kept = self.kept()
-        for digest in adapters.held():
-            queued = self.queue.of(digest)
-            if digest not in kept and all(request.row.generate is not None for request in queued):
-                for request in queued:
-                    adapters.give_way(request.hold)
-                return
 
     def _compute(self, works: Sequence[Work], desk: Desk, rate: TokenRate) -> list[_Given]:
         def alone(work: Work, error: Exception) -> AdamixError:
@@ -223,9 +231,7 @@ class Decoding:
 
 
 def _finish(sequence: TokenSequence, reason: Literal["eos", "stop", "length", "cancelled"]) -> Finish:
-    return Finish(
-        reason=reason, num_tokens=sequence.num_text, cached_tokens=sequence.num_cached, seed=sequence.seed
-    )
+    return Finish(reason=reason, num_tokens=sequence.num_text, cached_tokens=sequence.num_cached, seed=sequence.seed)
 
 
 def _time(request: Request, batch: Timing, ended: float) -> None:

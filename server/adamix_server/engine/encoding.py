@@ -11,6 +11,7 @@ from adamix_server.channel.engine_frames import Row, Timing
 from adamix_server.engine.desk import Desk
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Batch, Request
+from adamix_server.engine.residency.loader import AdapterLoader
 from adamix_server.engine.scheduler import Scheduler
 from adamix_server.engine.steps import Step, compute, failed_alone
 from adamix_server.engine.token_rate import TokenRate
@@ -44,6 +45,9 @@ class Encoding:
     def kept(self) -> Collection[str]:
         # What runs has ended before anybody asks.
         return ()
+
+    def arrange(self, order: list[str], adapters: AdapterLoader) -> list[str]:
+        return order
 
     def take(self, desk: Desk, rate: TokenRate) -> Step | None:
         batch = self.queue.next_batch(desk.adapters.is_ready, time.monotonic(), rate.tokens_per_s)

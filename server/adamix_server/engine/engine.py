@@ -148,21 +148,23 @@ class Engine:
                 self._desk.end(request, error)
 
     def _seating(self) -> list[str]:
-        """The order in which adapters get slots, where those are too few for several tenants; else it is as it is.
+        """The order in which adapters get slots, where those are too few; else it is as it is.
 
         Makes room for the first of them where another tenant has too many.
         """
         adapters, scheduler = self._adapters, self._scheduler
-        if not adapters.is_blocked or not scheduler.is_shared:
+        if not adapters.is_blocked:
             return []
-        order, giving_way = seating(
-            adapters.waiting(), adapters.held(), scheduler.tenants_of, scheduler.weight_of, self._steps.kept()
-        )
-        # What is not read yet takes no slot; so nobody gives one up for it.
-        if giving_way is not None and adapters.residency(order[0]) == "host":
-            for request in scheduler.of(giving_way):
-                adapters.give_way(request.hold)
-        return order
+        order: list[str] = []
+        if scheduler.is_shared:
+            order, giving_way = seating(
+                adapters.waiting(), adapters.held(), scheduler.tenants_of, scheduler.weight_of, self._steps.kept()
+            )
+            # What is not read yet takes no slot; so nobody gives one up for it.
+            if giving_way is not None and adapters.residency(order[0]) == "host":
+                for request in scheduler.of(giving_way):
+                    adapters.give_way(request.hold)
+        return self._steps.arrange(order, adapters)
 
     def _receive(self, began: float) -> float:
         """Take in what has arrived. When the step began: as given, or when it had something to do at last."""

@@ -16,6 +16,7 @@ from adamix_server import retry
 from adamix_server.channel.engine_frames import Row
 from adamix_server.engine.desk import Desk, Queue, Runner
 from adamix_server.engine.request import Request
+from adamix_server.engine.residency.loader import AdapterLoader
 from adamix_server.engine.token_rate import TokenRate
 from adamix_server.telemetry.metrics import Recorder
 
@@ -66,6 +67,11 @@ class Steps(Protocol):
 
     def kept(self) -> Collection[str]:
         """The adapters whose slots are needed until something that runs has ended, which nobody can hasten."""
+
+    def arrange(self, order: list[str], adapters: AdapterLoader) -> list[str]:
+        """Where slots are too few: in which order adapters get them, if they are to be got in another one than `order`;
+        there and here none at all is the order in which they were asked for. May make some give way.
+        """
 
     def take(self, desk: Desk, rate: TokenRate) -> Step | None:
         """Take one step; None if nothing can run.

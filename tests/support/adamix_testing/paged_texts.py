@@ -22,7 +22,7 @@ from adamix_server.engine.sequence import Work, ending
 
 PEER = b"peer"
 EOS = 7
-_VOCABULARY = 97
+VOCABULARY = 97
 
 
 def text_request(
@@ -53,15 +53,15 @@ def text_request(
 
 def text_alone(request: Request) -> list[int]:
     """The tokens of its text, computed by nobody's help. With the one that ends it."""
-    params, state, drawn = request.row.generate, _first_state(request), list[int]()
+    params, state, drawn = request.row.generate, first_state(request), list[int]()
     assert params is not None
     for token in request.token_ids:
-        state = _next_state(state, int(token))
+        state = next_state(state, int(token))
     while len(drawn) < params.max_new_tokens:
-        drawn.append(state % _VOCABULARY)
+        drawn.append(state % VOCABULARY)
         if drawn[-1] in params.eos_ids:
             break
-        state = _next_state(state, drawn[-1])
+        state = next_state(state, drawn[-1])
     return drawn
 
 
@@ -111,7 +111,7 @@ class FakeDecoder:
             state = self._compute(work)
             self.given[work.sequence.request.row.tenant] += work.num_new
             if work.is_complete and work.sequence.params is not None:
-                drawn[work.sequence] = state % _VOCABULARY
+                drawn[work.sequence] = state % VOCABULARY
                 self.given[work.sequence.request.row.tenant] += 2
         complete = [work.sequence for work in works if work.is_complete]
         self.scheduler.take_in(works, drawn)
@@ -160,9 +160,9 @@ class FakeDecoder:
     def _compute(self, work: Work) -> int:
         """The state behind the last of its tokens."""
         sequence, size = work.sequence, self.pages.page_tokens
-        state = _first_state(sequence.request)
+        state = first_state(sequence.request)
         for at, token in enumerate(sequence.tokens[: sequence.num_computed + work.num_new].tolist()):
-            state = _next_state(state, token)
+            state = next_state(state, token)
             page = sequence.pages[at // size]
             if at < sequence.num_computed:
                 assert self._states[page, at % size] == state, "a page holds something else"
@@ -171,11 +171,11 @@ class FakeDecoder:
         return state
 
 
-def _first_state(request: Request) -> int:
+def first_state(request: Request) -> int:
     return sum(ord(letter) * 31**at for at, letter in enumerate(f"{request.row.tenant}|{request.row.digest}")) % (
         1 << 40
     )
 
 
-def _next_state(state: int, token: int) -> int:
+def next_state(state: int, token: int) -> int:
     return (state * 6_364_136_223_846_793_005 + token * 1_442_695_040_888_963_407 + 12_345) % (1 << 61)

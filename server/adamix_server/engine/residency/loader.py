@@ -1,9 +1,10 @@
 """Brings adapters to the device: store -> host in threads, host -> slot between two steps of the engine.
 
-Whoever wants an adapter takes a `Hold` on its digest and gives it back when done. A hold has the slot as soon as
-the adapter does, and from then on the slot cannot be taken away. Slots are given in the order of the wishes, so no
-adapter waits for ever. What an operator pins is held by the loader itself, until unpinned. No adapter at all, the empty
-digest, is always there and takes no slot. Everything but the reading happens in the engine's thread. Knows neither who asks nor how they are answered (`orders.py`).
+Whoever wants an adapter takes a `Hold` on its digest and gives it back when done. A hold has the slot as soon as the
+adapter does, and from then on the slot cannot be taken away. Slots are given in the order of the wishes, so no adapter
+waits for ever. What an operator pins is held by the loader itself, until unpinned. No adapter at all, the empty digest,
+is always there and takes no slot. Everything but the reading happens in the engine's thread. Knows neither who asks nor
+how they are answered (`orders.py`).
 """
 
 import logging
