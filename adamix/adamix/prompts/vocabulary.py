@@ -1,4 +1,4 @@
-"""What a decoder's checkpoint says beside its `tokenizer.json`: which tokens begin, part and end texts, and its template.
+"""What a decoder's checkpoint says beside its `tokenizer.json`: tokens that begin and end texts, and its chat template.
 
 It is read from the checkpoint once, with transformers (`adamix.backbones.backbone.export_generation`), and travels as
 `generation.json`. Plain data; knows neither tokenizers nor templates.
