@@ -28,6 +28,7 @@ def of_checkpoint(
         auto: as `AutoTokenizer` makes it.
     """
     return Vocabulary(
+        vocab_size=config.vocab_size,
         bos_id=file.bos_token_id,
         eos_id=file.eos_token_id,
         eos_ids=_eos_ids(source, config),

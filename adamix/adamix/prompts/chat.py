@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,10 @@ import msgspec
 
 from adamix.errors import AdamixError, InvalidConfig, InvalidData, Unavailable
 from adamix.files.manifest import MAX_CHAT_TEMPLATE_BYTES
-from adamix.prompts.prompts import Message
 
 if TYPE_CHECKING:
     from adamix.prompts import sandbox
+    from adamix.prompts.prompts import Message
 
 # -I: neither the environment nor the working directory can add code. -B: it may not write files. By its path, because
 # it needs nothing of this package, and starts in half the time without.
@@ -81,7 +82,7 @@ class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatRenderer:
-    """Renders chats in a child process, which starts with the first. Threads may share it. `close` when done."""
+    """Renders chats in a child process, which starts with the first and ends with this. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -92,7 +93,7 @@ class ChatRenderer:
     def render(
         self,
         template: str,
-        messages: Sequence[Message],
+        messages: "Sequence[Message]",
         special_tokens: Mapping[str, str],
         *,
         is_own: bool = False,
@@ -194,7 +195,7 @@ class _GoneError(Exception):
 
 
 class _Child:
-    """A child that is ready.
+    """A child that is ready. `end` ends it; so does the end of the object.
 
     Raises:
         OSError: it could not be started, or does not say that it is ready.
@@ -214,6 +215,7 @@ class _Child:
             # A Ctrl-C for the parent is not for the child, which ends when its stdin does.
             start_new_session=True,
         )
+        self.end = weakref.finalize(self, _end, self._process)
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise OSError("a child without pipes")
@@ -244,10 +246,6 @@ class _Child:
             self.end()
             raise _GoneError(self._process.returncode) from None
 
-    def end(self) -> None:
-        with self._process:  # closes its pipes and waits
-            self._process.kill()
-
     def _read(self, ends_at: float) -> _Answer:
         length = int.from_bytes(self._read_bytes(_LENGTH_BYTES, ends_at), "big")
         if length > _MAX_ANSWER_BYTES:
@@ -267,6 +265,11 @@ class _Child:
             parts.append(part)
             length -= len(part)
         return b"".join(parts)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    with process:  # closes its pipes and waits
+        process.kill()
 
 
 def _wait(descriptor: int, event: int, ends_at: float) -> None:

@@ -12,14 +12,14 @@ Knows neither requests nor models; how many tokens are too many is the caller's 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from adamix.errors import InvalidConfig
+from adamix.errors import InvalidConfig, InvalidData
+from adamix.prompts.chat import ChatRenderer
 from adamix.prompts.vocabulary import Vocabulary
 
 
@@ -29,16 +29,6 @@ class Message:
 
     role: str
     content: str
-
-
-class Renderer(Protocol):
-    """What makes a text of a chat: `chat.ChatRenderer`."""
-
-    def render(
-        self, template: str, messages: Sequence[Message], special_tokens: Mapping[str, str], *, is_own: bool = False
-    ) -> str:
-        """The text up to where the answer begins; `is_own`: by the template of the backbone."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -59,15 +49,15 @@ class Prompts:
     Args:
         tokenizer: of the exported `tokenizer.json`. Its truncation and padding are turned off.
         vocabulary: of the `generation.json` beside it.
-        renderer: of chats; without one there are none.
+        renderer: of chats; without one it is one of its own, which starts nothing before the first chat.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary, renderer: Renderer | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary, renderer: ChatRenderer | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self._renderer = renderer
+        self._renderer = renderer or ChatRenderer()
 
     def source(self, text: str, max_tokens: int) -> Prompt:
         """The prompt of a source, of at most `max_tokens` tokens (at least 2): a longer one loses its beginning.
@@ -112,8 +102,12 @@ class Prompts:
         return lead + source[len(source) - room + len(lead) :]
 
     def text(self, text: str) -> tuple[int, ...]:
-        """The ids of a text as `AutoTokenizer` gives them, its special tokens included. May be empty."""
-        return tuple(self._foreign.encode(text).ids)
+        """The ids of a text as `AutoTokenizer` gives them, its special tokens included. May be empty.
+
+        Raises:
+            InvalidData: one of its tokens is none of the model's.
+        """
+        return self._encoded(text, add_special_tokens=True)
 
     def chat(self, messages: Sequence[Message], template: str | None = None) -> tuple[int, ...]:
         """The ids of a chat as `apply_chat_template(…, add_generation_prompt=True)` gives them.
@@ -127,15 +121,24 @@ class Prompts:
         Raises:
             InvalidConfig: there is no template, or it cannot be used whatever the messages are (its syntax; it loads
                 other templates; it is too large).
-            InvalidData: the template refuses these messages, or takes too much time, memory or text for them.
+            InvalidData: the template refuses these messages, or takes too much time, memory or text for them; or as
+                `text`.
             Unavailable: nothing can be rendered at the moment.
         """
         chosen = self._vocabulary.chat_template if template is None else template
-        if chosen is None or self._renderer is None:
+        if chosen is None:
             raise InvalidConfig("neither the adapter nor its backbone has a chat template: send a prompt instead")
         tokens = self._vocabulary.special_tokens
         text = self._renderer.render(chosen, messages, tokens, is_own=template is None)
-        return tuple(self._foreign.encode(text, add_special_tokens=False).ids)
+        return self._encoded(text, add_special_tokens=False)
+
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        # Of the ways to encode only the batches release the GIL.
+        (encoding,) = self._foreign.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        size = self._vocabulary.vocab_size
+        if size is not None and any(token >= size for token in encoding.ids):
+            raise InvalidData("the text has a token of the tokenizer that the model does not know")
+        return tuple(encoding.ids)
 
     @cached_property
     def _foreign(self) -> Tokenizer:
