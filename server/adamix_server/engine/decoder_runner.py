@@ -1,9 +1,10 @@
 """Runs one step of a decoder: works in, logits over the vocabulary and head outputs out.
 
-Knows the device, the slot bank and the pages of keys and values; reads of a sequence its tokens, its pages and its slot,
-and knows neither queues nor digests nor who asked. Which sequences run, and which pages are theirs, is the scheduler's
-to say. The backbone is the unmodified transformers model with a site of the bank at every point of its family; a layer
-of other code may take the place of a whole one only where `_check_parity` holds it to the same answers.
+Knows the device, the slot bank and the pages of keys and values; reads of a sequence its tokens, its pages and its
+slot, and knows neither queues nor digests nor who asked. Which sequences run, and which pages are theirs, is the
+scheduler's to say. The backbone is the transformers model with a site of the bank at every point of its family, and
+some of its leaves exchanged (`frozen_decoder.py`); it is refused at the start if its answers are then other than
+before.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from adamix_server.config import QuantizeName
 from adamix_server.engine import causal_attention
 from adamix_server.engine.causal_attention import paged
 from adamix_server.engine.chunked_pooling import ChunkedPooling
-from adamix_server.engine.frozen import freeze_decoder
+from adamix_server.engine.frozen_decoder import freeze_decoder
 from adamix_server.engine.kv_cache import KvCache
 from adamix_server.engine.model_runner import PARITY
 from adamix_server.engine.request import Request
