@@ -19,7 +19,7 @@ from adamix.backbones.backbone import Backbone
 from adamix.backbones.decoders import KvShape, check_positions
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.files.manifest import HeadSpec
-from adamix_kernels import dispatch
+from adamix_kernels import dispatch, rows
 from adamix_kernels.frozen_linear import BLOCK_ROWS, padded_step_rows
 from adamix_kernels.paged import PAGE_TOKENS
 from adamix_kernels.segments import Segments
@@ -95,7 +95,11 @@ class DecoderRunner:
         self._shape = KvShape.of(backbone.model.config)
         self._pooling = ChunkedPooling()
         self._check_parity(quantize)
-        bank.install(backbone.model, list(backbone.family.sites))
+        by_row = bank.device.type == "cpu" and rows.is_available(bank.dtype)
+        if by_row:
+            # Whatever the length of a segment: by what form a row is computed must not depend on its company.
+            bank.implementation = "rows"
+        bank.install(backbone.model, list(backbone.family.sites), with_records=by_row)
         self._cache = KvCache.allocate(self._shape, num_pages, bank.dtype, bank.device)
 
     @property
