@@ -61,6 +61,10 @@ class Decoding:
         self._num_preempted = 0
 
     @property
+    def num_queued(self) -> int:
+        return len(self.queue) - self.queue.num_running
+
+    @property
     def used_pages(self) -> int:
         return self.queue.pages.num_referenced
 
@@ -101,7 +105,7 @@ class Decoding:
     def kept(self) -> Collection[str]:
         return {sequence.request.row.digest for sequence in self.queue.running}
 
-    def arrange(self, order: list[str], adapters: AdapterLoader) -> list[str]:
+    def arrange(self, order: list[str], adapters: AdapterLoader, /) -> list[str]:
         if len(self._texts()) < self._most_adapters:
             return order
         waiting, held = order or adapters.waiting(), adapters.held()

@@ -27,6 +27,10 @@ class Encoding:
         self.runner = runner
         self.queue = scheduler
 
+    @property
+    def num_queued(self) -> int:
+        return len(self.queue)
+
     def refusal(self, row: Row) -> AdamixError | None:
         # Front ends refuse these themselves, as they know the task.
         if row.generate is not None or not row.digest:
@@ -46,7 +50,7 @@ class Encoding:
         # What runs has ended before anybody asks.
         return ()
 
-    def arrange(self, order: list[str], adapters: AdapterLoader) -> list[str]:
+    def arrange(self, order: list[str], _adapters: AdapterLoader, /) -> list[str]:
         return order
 
     def take(self, desk: Desk, rate: TokenRate) -> Step | None:

@@ -260,7 +260,7 @@ class Engine:
 
     def _load(self) -> EngineLoad:
         return EngineLoad(
-            queued_inputs=len(self._scheduler),
+            queued_inputs=self._steps.num_queued,
             queued_tokens=self._scheduler.queued_tokens,
             running_inputs=max(self._largest_batch, self._largest_batch_before),
             resident_adapters=self._adapters.num_resident,
@@ -286,7 +286,7 @@ class Engine:
         now = time.monotonic()
         if now >= self._next_stats:
             self._next_stats = now + _STATS_EVERY_S
-            self._recorder.set("adamix_queue_requests", value=len(self._scheduler))
+            self._recorder.set("adamix_queue_requests", value=self._steps.num_queued)
             self._recorder.set("adamix_quarantined_versions", value=self._isolation.num_quarantined)
             self._recorder.set("adamix_running_requests", value=self._largest_batch)
             self._recorder.set_tenants("adamix_tenant_queue_tokens", self._scheduler.tokens_by_tenant())

@@ -50,6 +50,10 @@ class Steps(Protocol):
     def runner(self) -> Runner: ...
 
     @property
+    def num_queued(self) -> int:
+        """Requests that do not run yet."""
+
+    @property
     def used_pages(self) -> int:
         """Pages that hold something that is needed now."""
 
@@ -68,9 +72,11 @@ class Steps(Protocol):
     def kept(self) -> Collection[str]:
         """The adapters whose slots are needed until something that runs has ended, which nobody can hasten."""
 
-    def arrange(self, order: list[str], adapters: AdapterLoader) -> list[str]:
-        """Where slots are too few: in which order adapters get them, if they are to be got in another one than `order`;
-        there and here none at all is the order in which they were asked for. May make some give way.
+    def arrange(self, order: list[str], adapters: AdapterLoader, /) -> list[str]:
+        """In which order adapters get slots, where those are too few. May make some give way.
+
+        Args:
+            order: as tenants' turns are. Here and in the result an empty one is that in which they were asked for.
         """
 
     def take(self, desk: Desk, rate: TokenRate) -> Step | None:

@@ -334,7 +334,7 @@ def test_an_engine_says_what_it_does() -> None:
     engine.step(2)
     load = engine.control("report").value
     assert isinstance(load, EngineLoad)
-    assert (load.running_inputs, load.queued_inputs) == (1, 1)
+    assert (load.running_inputs, load.queued_inputs, load.queued_tokens) == (1, 0, 0)
     assert load.used_pages == engine.pages.num_referenced == 3
     engine.settle()
     engine.samples()

@@ -172,73 +172,26 @@ class Answer:
         return "" if error is None else error.reason
 
 
-class TextEngine:
-    """An engine whose steps the test makes, and the front ends that ask it.
+class FrontEnds:
+    """Those that ask an engine whose steps the test makes.
 
     Attributes:
+        engine: to be set by who makes one.
         answers: of each row by its number.
         emits: with whom each was sent to.
-        credit: inputs and tokens that came back, by front end.
+        credit: inputs and tokens that were granted, by front end.
     """
 
-    def __init__(
-        self,
-        *,
-        pages: int = 64,
-        max_running: int = 8,
-        max_chunk_tokens: int = 8,
-        max_batch_tokens: int = 64,
-        slots: int = 4,
-        resident: Sequence[str] = ("a",),
-        is_readable: Callable[[str], bool] = lambda _: True,
-    ) -> None:
+    engine: Engine
+
+    def __init__(self) -> None:
         self.answers: dict[int, Answer] = {}
         self.emits: list[tuple[bytes, Emit]] = []
         self.credit: dict[bytes, Counter[str]] = {}
         self.quarantined: list[str] = []
         self.replies: list[Reply] = []
-        self.recorder = Recorder()
         self._numbers = itertools.count()
         self._inbox: list[tuple[bytes, ToEngine]] = []
-        self._is_readable = is_readable
-        self.pages, self.bank = Pages(pages + 1, PAGE_TOKENS), Bank()
-        self.runner = FakeRunner(self.bank, pages + 1)
-        limits = Limits(
-            max_batch_tokens=max_batch_tokens,
-            max_queue_inputs=4096,
-            max_queue_tokens=65_536,
-            slots=slots,
-            pages=pages,
-            page_tokens=PAGE_TOKENS,
-            max_running=max_running,
-        )
-        self.scheduler = DecoderScheduler(max_batch_tokens, self.pages, max_running, max_chunk_tokens)
-        self.slots = Slots(slots, 1 << 20)
-        self.loader = AdapterLoader(
-            self.slots,
-            self.bank,  # type: ignore[arg-type]
-            HostCache(1 << 20),
-            self._read,  # type: ignore[arg-type]
-            lambda: None,
-            self.recorder,
-            AtOnce(),
-        )
-        spec = no_model_spec(max_tokens=WINDOW)
-        runner: Any = self.runner
-        rate = TokenRate(1e6, max_batch_tokens)
-        self.decoding = Decoding(runner, Sampler(VOCABULARY), self.scheduler, limits, WINDOW, rate)
-        self.engine = Engine(
-            self,
-            self.decoding,
-            self.loader,
-            Hello(engine_id=ENGINE_ID, generation=1, spec=spec, limits=limits, dtype="float32", device="cpu"),
-            TokenRate(1e6, max_batch_tokens),
-            self.recorder,
-            lambda: None,
-        )
-        for digest in resident:
-            self.control("activate", digest)
-            self.step(2)
 
     # The engine's end of a channel.
 
@@ -319,14 +272,74 @@ class TextEngine:
         for _ in range(times):
             self.engine.step()
 
-    def settle(self, most: int = 3000) -> None:
-        """Until everything is answered; then nothing must be left of it."""
+    def until_answered(self, most: int = 3000) -> None:
+        """Until everything is answered."""
         for _ in range(most):
             if all(answer.is_over for answer in self.answers.values()) and not self._inbox:
-                break
+                return
             self.step()
-        else:
-            raise AssertionError("requests are stuck")
+        raise AssertionError("requests are stuck")
+
+
+class TextEngine(FrontEnds):
+    """An engine over fakes, and those that ask it."""
+
+    def __init__(
+        self,
+        *,
+        pages: int = 64,
+        max_running: int = 8,
+        max_chunk_tokens: int = 8,
+        max_batch_tokens: int = 64,
+        slots: int = 4,
+        resident: Sequence[str] = ("a",),
+        is_readable: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        super().__init__()
+        self.recorder = Recorder()
+        self._is_readable = is_readable
+        self.pages, self.bank = Pages(pages + 1, PAGE_TOKENS), Bank()
+        self.runner = FakeRunner(self.bank, pages + 1)
+        limits = Limits(
+            max_batch_tokens=max_batch_tokens,
+            max_queue_inputs=4096,
+            max_queue_tokens=65_536,
+            slots=slots,
+            pages=pages,
+            page_tokens=PAGE_TOKENS,
+            max_running=max_running,
+        )
+        self.scheduler = DecoderScheduler(max_batch_tokens, self.pages, max_running, max_chunk_tokens)
+        self.slots = Slots(slots, 1 << 20)
+        self.loader = AdapterLoader(
+            self.slots,
+            self.bank,  # type: ignore[arg-type]
+            HostCache(1 << 20),
+            self._read,  # type: ignore[arg-type]
+            lambda: None,
+            self.recorder,
+            AtOnce(),
+        )
+        spec = no_model_spec(max_tokens=WINDOW)
+        runner: Any = self.runner
+        rate = TokenRate(1e6, max_batch_tokens)
+        self.decoding = Decoding(runner, Sampler(VOCABULARY), self.scheduler, limits, WINDOW, rate)
+        self.engine = Engine(
+            self,
+            self.decoding,
+            self.loader,
+            Hello(engine_id=ENGINE_ID, generation=1, spec=spec, limits=limits, dtype="float32", device="cpu"),
+            TokenRate(1e6, max_batch_tokens),
+            self.recorder,
+            lambda: None,
+        )
+        for digest in resident:
+            self.control("activate", digest)
+            self.step(2)
+
+    def settle(self) -> None:
+        """Until everything is answered; then nothing must be left of it."""
+        self.until_answered()
         self.check_empty()
 
     def check_empty(self) -> None:
