@@ -6,6 +6,7 @@ that was given away too early, or found by the wrong request, is noticed by whoe
 from that number alone: every text is what `text_alone` says, whatever happened on the way.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -72,7 +73,7 @@ class FakeDecoder:
         texts: the tokens of each request that was generated and has ended, with the one that ended it.
         answered: the requests that were answered by a head.
         first_step: the number of the step that gave each request its first token, or its answer.
-        given: tokens that were computed for each tenant, generated ones counted twice.
+        given: tokens of prompts that were computed for each tenant, and twice those that were generated.
         steps: how many there were.
     """
 
@@ -109,10 +110,11 @@ class FakeDecoder:
         drawn: dict[Text, int] = {}
         for work in works:
             state = self._compute(work)
-            self.given[work.sequence.request.row.tenant] += work.num_new
-            if work.is_complete and work.sequence.params is not None:
+            is_text = work.sequence.params is not None
+            if work.is_complete and is_text:
                 drawn[work.sequence] = state % VOCABULARY
-                self.given[work.sequence.request.row.tenant] += 2
+            is_prompt = work.num_new > 1 or not work.sequence.num_generated
+            self.given[work.sequence.request.row.tenant] += is_prompt * work.num_new + 2 * (work.sequence in drawn)
         complete = [work.sequence for work in works if work.is_complete]
         self.scheduler.take_in(works, drawn)
         for sequence in complete:
@@ -149,7 +151,7 @@ class FakeDecoder:
         assert pages.num_free + pages.num_idle + pages.num_referenced == pages.count - 1
         for tenant in {sequence.request.row.tenant for sequence in sequences}:
             own = {page for s in sequences if s.request.row.tenant == tenant for page in s.pages}
-            assert scheduler._running.pages_of(tenant) == len(own)
+            assert scheduler._running.page_counts[tenant] == len(own)
         for work in works:
             assert work.num_new > 0
             assert work.num_new <= work.sequence.num_pending
@@ -161,7 +163,7 @@ class FakeDecoder:
         """The state behind the last of its tokens."""
         sequence, size = work.sequence, self.pages.page_tokens
         state = first_state(sequence.request)
-        for at, token in enumerate(sequence.tokens[: sequence.num_computed + work.num_new].tolist()):
+        for at, token in enumerate(map(int, sequence.tokens[: sequence.num_computed + work.num_new])):
             state = next_state(state, token)
             page = sequence.pages[at // size]
             if at < sequence.num_computed:
@@ -172,9 +174,7 @@ class FakeDecoder:
 
 
 def first_state(request: Request) -> int:
-    return sum(ord(letter) * 31**at for at, letter in enumerate(f"{request.row.tenant}|{request.row.digest}")) % (
-        1 << 40
-    )
+    return zlib.crc32(f"{request.row.tenant}|{request.row.digest}".encode())
 
 
 def next_state(state: int, token: int) -> int:
