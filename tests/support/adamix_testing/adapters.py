@@ -50,6 +50,20 @@ def random_adapter(
     return adapter_file.decode(adapter_file.encode(manifest, tensors))
 
 
+def text_adapter(
+    spec: BackboneSpec, seed: int, *, kind: Kind = "lora", sites: tuple[str, ...] = ("attn_q", "attn_v"), rank: int = 4
+) -> AdapterFile:
+    """An adapter at these sites of every layer of a decoder, for the texts that its language-model head goes on with."""
+    random = np.random.default_rng(seed)
+    tensors: dict[str, TensorData] = {}
+    for layer in range(spec.num_layers):
+        for site in sites:
+            tensors |= _weights_at(f"layers.{layer}.{site}.", kind, rank, spec.sites[site], random)
+    head = HeadSpec(type="causal_lm", pooling="none")
+    manifest = make_manifest(spec, head, kind=kind, scaling=0.5, training=TrainingRecord(method="random"))
+    return adapter_file.decode(adapter_file.encode(manifest, tensors))
+
+
 def adapter_bytes(
     spec: BackboneRef,
     head: HeadSpec = NO_MAYBE_YES,
