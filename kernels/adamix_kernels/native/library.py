@@ -1,4 +1,4 @@
-"""The kernels of this folder as functions of tensors: checks nothing that its callers have not checked, chooses nothing.
+"""The kernels of this folder as functions of tensors: checks nothing, its callers do, and chooses nothing.
 
 One pool of threads: the library takes the OpenMP runtime that torch has loaded, and as many threads of it as
 `torch.get_num_threads()` says.
