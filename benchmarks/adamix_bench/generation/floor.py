@@ -1,6 +1,7 @@
 """What no form on these products can beat: a workload's matrix products alone, packed and in fp32, step by step."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from adamix_server.engine.frozen import freeze_decoder
 class Floor:
     def __init__(self, backbone: Backbone) -> None:
         own = own_copy(backbone)
-        assert own.lm_head is not None
-        frozen = freeze_decoder(own.model, own.lm_head, own.family, deterministic=False, quantize="none")
+        head = cast("nn.Module", own.lm_head)
+        frozen = freeze_decoder(own.model, head, own.family, deterministic=False, quantize="none")
         self._linears = [module for module in own.model.modules() if isinstance(module, FrozenLinear | nn.Linear)]
         self._head = frozen.head
         self._hidden_size = own.spec.hidden_size

@@ -47,11 +47,7 @@ class StepSize:
 
 
 class InProcess:
-    """The engine's parts over a copy of a backbone, with adapters in all slots: slot 1 has the first.
-
-    Attributes:
-        steps: of the last run.
-    """
+    """The engine's parts over a copy of a backbone, with adapters in all slots: slot 1 has the first."""
 
     def __init__(
         self,
@@ -74,7 +70,14 @@ class InProcess:
             offset += -(-adapter.num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self._sampler = Sampler(backbone.spec.vocab_size)
         self._num_adapters = len(packed)
-        self.steps: list[StepSize] = []
+        # Of the last run without adapters.
+        self._last: tuple[Workload, list[StepSize]] | None = None
+
+    def steps_of(self, workload: Workload) -> list[StepSize]:
+        """What the last run without adapters did, which must have been of this workload."""
+        if self._last is None or self._last[0] is not workload:
+            raise FailedPrecondition("the engine has not run these requests")
+        return self._last[1]
 
     def generate(self, workload: Workload, num_adapters: int = 0) -> Texts:
         """All texts, with so many different adapters in turns; 0 is the backbone alone.
@@ -85,7 +88,7 @@ class InProcess:
         scheduler = DecoderScheduler(
             EngineSettings.max_batch_tokens, Pages(self._num_pages, PAGE_TOKENS), MOST_AT_ONCE, _CHUNK_TOKENS
         )
-        self.steps = []
+        steps: list[StepSize] = []
         requests = self._requests(workload, num_adapters)
         texts: list[list[int]] = [[] for _ in requests]
         for request in requests:
@@ -95,7 +98,7 @@ class InProcess:
             result = self._runner.run(works)
             complete = [work.sequence for work in works if work.is_complete]
             drawn = self._sampler.draw(result.logits, complete)
-            self.steps.append(StepSize(sum(work.num_new for work in works), len(complete)))
+            steps.append(StepSize(sum(work.num_new for work in works), len(complete)))
             tokens = {sequence: one.token for sequence, one in zip(complete, drawn, strict=True) if one is not None}
             if not works or len(tokens) < len(complete):
                 raise AdamixError("nothing can run" if not works else "the model's scores are not finite")
@@ -104,6 +107,8 @@ class InProcess:
                 if ending(sequence) is not None:
                     texts[sequence.request.row.id] = sequence.generated.tolist()
                     scheduler.end(sequence.request)
+        if not num_adapters:
+            self._last = workload, steps
         return texts
 
     def _requests(self, workload: Workload, num_adapters: int) -> list[Request]:

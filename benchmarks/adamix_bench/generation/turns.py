@@ -34,9 +34,7 @@ class Turn:
         return self.num_tokens / self.cpu_s
 
 
-def timed(
-    generate: Callable[[], Texts], workload: Workload, cpu_s: Callable[[], float] = time.process_time
-) -> Turn:
+def timed(generate: Callable[[], Texts], workload: Workload, cpu_s: Callable[[], float] = time.process_time) -> Turn:
     """Time what writes a text for each request.
 
     Args:

@@ -25,8 +25,8 @@ class ContinuousBatching:
 
     def __init__(self, language_model: PreTrainedModel, most_at_once: int) -> None:
         # Its attention is exchanged.
-        self._model: Any = shared_copy(language_model)
-        self._model.eval()
+        model: Any = shared_copy(language_model)
+        self._model = model.eval()
         self._model.set_attn_implementation("sdpa")
         self._num_blocks = most_at_once * -(-(PROMPT_TOKENS[1] + NEW_TOKENS[1]) // _PAGE_TOKENS) + 1
         self._stack = ExitStack()

@@ -12,8 +12,8 @@ from adamix_bench.generation.workload import Workload
 
 class PlainGenerate:
     def __init__(self, language_model: PreTrainedModel) -> None:
-        self._model: Any = shared_copy(language_model)
-        self._model.eval()
+        model: Any = shared_copy(language_model)
+        self._model = model.eval()
         self._model.generation_config = GenerationConfig()
 
     @torch.inference_mode()
