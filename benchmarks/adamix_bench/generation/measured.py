@@ -66,7 +66,9 @@ def measure(settings: Settings, report: Report, say: Say) -> None:
             workload = Workload.draw(concurrency, backbone.spec.vocab_size, settings.seed)
             ways.runs.clear()
             _choose(ways, concurrency, is_largest=concurrency == max(settings.concurrency))
-            runs = {cell: _warmed(run, workload) for cell, run in ways.runs.items()}
+            few = workload.first(_WARM_REQUESTS)
+            warm = Workload(few.prompts, [_WARM_TOKENS] * len(few))
+            runs = {cell: _warmed(run, warm, workload) for cell, run in ways.runs.items()}
 
             def keep(turn: int, found: Mapping[Cell, Sequence[Turn]], concurrency: int = concurrency) -> None:
                 say(f"{concurrency} at once: turn {turn} of {settings.repetitions}")
@@ -136,10 +138,9 @@ def _in_process(engine: InProcess, num_adapters: int) -> Callable[[Workload], Tu
     return lambda asked: timed(lambda: engine.generate(asked, num_adapters), asked)
 
 
-def _warmed(run: Callable[[Workload], Turn], workload: Workload) -> Callable[[], Turn]:
-    """The first call, which does not count, generates little."""
-    few = workload.first(_WARM_REQUESTS)
-    waiting = [workload.__class__(few.prompts, [_WARM_TOKENS] * len(few))]
+def _warmed(run: Callable[[Workload], Turn], warm: Workload, workload: Workload) -> Callable[[], Turn]:
+    """The first call, which does not count, is another one."""
+    waiting = [warm]
     return lambda: run(waiting.pop() if waiting else workload)
 
 

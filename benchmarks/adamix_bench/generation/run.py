@@ -14,6 +14,7 @@ from adamix_bench import machine
 from adamix_bench.generation.report import Report, plot
 from adamix_bench.generation.settings import Settings
 
+_WIDTH = 132
 _STARTED = time.monotonic()
 
 
@@ -45,7 +46,10 @@ def run(settings: Settings, *, out: Path, command: Sequence[str], quiet: bool) -
     if (picture := plot(report)) is not None:
         written.append(picture)
     if not quiet:
-        Console().print(report.tables())
+        console = Console()
+        # Numbers that are cut off say nothing.
+        console.width = max(console.width, _WIDTH)
+        console.print(report.tables())
     _say(", ".join(map(str, written)))
     return document
 
