@@ -20,7 +20,7 @@ from pathlib import Path
 SOURCE_FOLDER = Path(__file__).parent
 LIBRARY, VARIANT = "library.c", "variant.c"
 # No -ffast-math: sums have the order that the sources give them.
-FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast")
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast")
 # Sets of instructions, each with its flags; those that the compiler refuses are left out, the first must do.
 PLAIN = "plain"
 _X86 = {

@@ -1,13 +1,19 @@
-// Attention of new tokens to the pages of their sequence. Sixteen tokens are one page of keys `[size, 16]`: a product of
-// a query with a page needs no sum over lanes. Every query's sums run over its tokens in their order, whatever shares a
-// block with it.
+// Attention of new tokens to the pages of their sequence. A page of keys is `[size, 16]`, so that a product of a query
+// with its sixteen tokens needs no sum over lanes. Every query's sums run over its tokens in their order, whatever shares
+// a block with it.
 #pragma once
 #include <math.h>
 
 #include "kernels.h"
 #include "vectors.h"
 
-static const ints COUNT = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#define PARTS (PAGE_TOKENS / LANES)
+
+INLINE ints count_from(int32_t first) {
+    ints count;
+    for (int i = 0; i < LANES; i++) count[i] = first + i;
+    return count;
+}
 
 // The queries of one block that share a head of keys and values: each sees the tokens `begin` to `end`.
 struct queries {
@@ -47,20 +53,24 @@ INLINE void scores_of(struct queries *s, int n, const struct attention *a, const
     for (int i = 0; i < n; i++) maximum[i] = all(-INFINITY);
     for (int64_t page = s->first_page; page < s->end_page; page++) {
         const float *keys = a->k_pages + (pages[page] * a->heads + head) * a->size * PAGE_TOKENS;
-        floats product[MOST_QUERIES];
-        for (int i = 0; i < n; i++) product[i] = all(0.0f);
+        floats product[MOST_QUERIES][PARTS];
+        for (int i = 0; i < n; i++)
+            for (int part = 0; part < PARTS; part++) product[i][part] = all(0.0f);
         for (int64_t e = 0; e < a->size; e++) {
-            floats key = load(keys + e * PAGE_TOKENS);
-            for (int i = 0; i < n; i++) product[i] += key * s->q[i][e];
+            floats key[PARTS];
+            for (int part = 0; part < PARTS; part++) key[part] = load(keys + e * PAGE_TOKENS + part * LANES);
+            for (int i = 0; i < n; i++)
+                for (int part = 0; part < PARTS; part++) product[i][part] += key[part] * s->q[i][e];
         }
-        for (int i = 0; i < n; i++) {
-            // Whole pages are less than 2^31 tokens: `PagedBatch` sees to it.
-            ints token = COUNT + (int32_t)(page * PAGE_TOKENS);
-            ints unseen = (token < (int32_t)s->begin[i]) | (token >= (int32_t)s->end[i]);
-            floats score = choose(unseen, all(-INFINITY), product[i] * a->scale);
-            store(s->scores[i] + (page - s->first_page) * PAGE_TOKENS, score);
-            maximum[i] = choose(score > maximum[i], score, maximum[i]);
-        }
+        for (int i = 0; i < n; i++)
+            for (int part = 0; part < PARTS; part++) {
+                // All tokens are less than 2^31: `PagedBatch` sees to it.
+                ints token = count_from((int32_t)(page * PAGE_TOKENS + part * LANES));
+                ints unseen = (token < (int32_t)s->begin[i]) | (token >= (int32_t)s->end[i]);
+                floats score = choose(unseen, all(-INFINITY), product[i][part] * a->scale);
+                store(s->scores[i] + (page - s->first_page) * PAGE_TOKENS + part * LANES, score);
+                maximum[i] = choose(score > maximum[i], score, maximum[i]);
+            }
     }
     for (int i = 0; i < n; i++) s->maximum[i] = largest(maximum[i]);
 }
@@ -78,7 +88,7 @@ static void soften(struct queries *s, int n) {
     }
 }
 
-// `vectors` times 16 columns, or (0) the `rest` of less than 16, beginning with `column`.
+// `vectors` times LANES columns, or (0) the `rest` of less than LANES, beginning with `column`.
 INLINE void values_of(
     struct queries *s, int n, int vectors, int64_t rest, int64_t column, const struct attention *a,
     const int32_t *pages, int64_t head

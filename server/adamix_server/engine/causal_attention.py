@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from adamix.errors import FailedPrecondition, InternalError
-from adamix_kernels.paged import PagedBatch, paged_attention
+from adamix_kernels.paged import Implementation, PagedBatch, paged_attention
 from adamix_server.engine.attention import check_call
 from adamix_server.engine.kv_cache import KvCache
 
@@ -31,7 +31,7 @@ _active = threading.local()
 
 
 @contextmanager
-def paged(batch: PagedBatch, cache: KvCache, implementation: str | None = None) -> Iterator[None]:
+def paged(batch: PagedBatch, cache: KvCache, implementation: Implementation | None = None) -> Iterator[None]:
     """The sequences of the forward pass inside the block, and where their keys and values lie.
 
     Refuses nesting; one per thread.
@@ -63,7 +63,7 @@ def causal_attention(
         FailedPrecondition: the model asks for something this function does not compute (a soft cap, a mask, sinks, …),
             or its attention is not causal. Ignoring it would give wrong answers.
     """
-    step: tuple[PagedBatch, KvCache, str | None] | None = getattr(_active, "step", None)
+    step: tuple[PagedBatch, KvCache, Implementation | None] | None = getattr(_active, "step", None)
     if step is None:
         raise InternalError("paged attention ran outside `with paged(…)`")
     check_call(module, attention_mask, keywords, _HONOURED)

@@ -1,9 +1,10 @@
 """Runs one step of a decoder: works in, logits over the vocabulary and head outputs out.
 
-Knows the device, the slot bank and the pages of keys and values; reads of a sequence its tokens, its pages and its slot,
-and knows neither queues nor digests nor who asked. Which sequences run, and which pages are theirs, is the scheduler's
-to say. The backbone is the unmodified transformers model with a site of the bank at every point of its family; a layer
-of other code may take the place of a whole one only where `_check_parity` holds it to the same answers.
+Knows the device, the slot bank and the pages of keys and values; reads of a sequence its tokens, its pages and its
+slot, and knows neither queues nor digests nor who asked. Which sequences run, and which pages are theirs, is the
+scheduler's to say. The backbone is the transformers model with a site of the bank at every point of its family, and
+some of its leaves exchanged (`frozen_decoder.py`); it is refused at the start if its answers are then other than
+before.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from adamix.backbones.backbone import Backbone
 from adamix.backbones.decoders import KvShape, check_positions
 from adamix.errors import FailedPrecondition, InternalError
 from adamix.files.manifest import HeadSpec
-from adamix_kernels import dispatch
+from adamix_kernels import dispatch, rows
 from adamix_kernels.frozen_linear import BLOCK_ROWS, padded_step_rows
 from adamix_kernels.paged import PAGE_TOKENS
 from adamix_kernels.segments import Segments
@@ -26,7 +27,7 @@ from adamix_server.config import QuantizeName
 from adamix_server.engine import causal_attention
 from adamix_server.engine.causal_attention import paged
 from adamix_server.engine.chunked_pooling import ChunkedPooling
-from adamix_server.engine.frozen import freeze_decoder
+from adamix_server.engine.frozen_decoder import freeze_decoder
 from adamix_server.engine.kv_cache import KvCache
 from adamix_server.engine.model_runner import PARITY
 from adamix_server.engine.request import Request
@@ -94,7 +95,11 @@ class DecoderRunner:
         self._shape = KvShape.of(backbone.model.config)
         self._pooling = ChunkedPooling()
         self._check_parity(quantize)
-        bank.install(backbone.model, list(backbone.family.sites))
+        by_row = bank.device.type == "cpu" and rows.is_available(bank.dtype)
+        if by_row:
+            # Whatever the length of a segment: by what form a row is computed must not depend on its company.
+            bank.implementation = "rows"
+        bank.install(backbone.model, list(backbone.family.sites), with_records=by_row)
         self._cache = KvCache.allocate(self._shape, num_pages, bank.dtype, bank.device)
 
     @property

@@ -4,17 +4,13 @@ The model stays the one of transformers; only leaves of its tree are exchanged f
 the result with the untouched model when it starts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from adamix.backbones.sites import Family
-from adamix.errors import FailedPrecondition, InvalidConfig
+from adamix.errors import FailedPrecondition
 from adamix_kernels.frozen_linear import (
     FUSED_ACTIVATIONS,
-    Bf16Linear,
     FrozenLinear,
     InvariantLinear,
     in_blocks,
@@ -22,7 +18,6 @@ from adamix_kernels.frozen_linear import (
 )
 from adamix_kernels.invariant import one_thread
 from adamix_kernels.weights import activation as function_of
-from adamix_server.config import QuantizeName
 
 # Two activations are one if they agree here: the two forms of GELU differ by 5e-4.
 _PROBE = torch.linspace(-6, 6, 121)
@@ -47,59 +42,6 @@ def freeze_linears(model: nn.Module, family: Family) -> bool:
     return frozen
 
 
-@dataclass(frozen=True)
-class FrozenDecoder:
-    """What became of a decoder.
-
-    Attributes:
-        head: the language-model head, to be used in place of the one that was given. Where that is tied to the
-            embedding, a packed one is a second copy of the largest matrix of a small model.
-        is_packed: whether products are packed, so that each number of rows costs memory.
-    """
-
-    head: nn.Module
-    is_packed: bool
-
-
-def freeze_decoder(
-    model: nn.Module, head: nn.Module, family: Family, *, deterministic: bool, quantize: QuantizeName
-) -> FrozenDecoder:
-    """Exchange, in place, the linears at a decoder's sites, and give its language-model head a packed form.
-
-    A `Conv1D` of transformers (GPT-2) stays as it is.
-
-    Raises:
-        FailedPrecondition: `deterministic`, and a part's bits depend on what shares the step.
-        InvalidConfig: this CPU has no packed product with bf16 weights.
-    """
-    if deterministic:
-        make_invariant(model, family)
-        return FrozenDecoder(_invariant(head), is_packed=True)
-    pack = _packing(next(model.parameters()), quantize)
-    if pack is None:
-        return FrozenDecoder(head, is_packed=False)
-    for layer in model.get_submodule(family.layers).children():
-        for path in family.sites.values():
-            if isinstance(linear := layer.get_submodule(path.module), nn.Linear):
-                layer.set_submodule(path.module, pack(linear))
-    return FrozenDecoder(pack(head) if isinstance(head, nn.Linear) else head, is_packed=True)
-
-
-def _packing(weight: torch.Tensor, quantize: QuantizeName) -> Callable[[nn.Linear], FrozenLinear] | None:
-    """What packs the linears of a body with weights like this one, if anything does."""
-    if quantize == "none":
-        return FrozenLinear if weight.device.type == "cpu" and is_available(weight.dtype) else None
-    if weight.dtype == torch.bfloat16:
-        return _packing(weight, "none")
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not is_available(torch.bfloat16):
-        raise InvalidConfig(
-            "weights in bf16 beside values in fp32 are to be had on CPUs that multiply bf16; leave out --quantize, or "
-            "use --dtype bfloat16",
-            field="quantize",
-        )
-    return Bf16Linear
-
-
 def make_invariant(model: nn.Module, family: Family) -> None:
     """Exchange, in place, what gives a row other bits in other company: all linears of a body and its activations.
 
@@ -108,13 +50,13 @@ def make_invariant(model: nn.Module, family: Family) -> None:
     """
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
-            model.set_submodule(path, _invariant(module))
+            model.set_submodule(path, invariant(module))
     if family.mlp_activation is not None:
         for layer in model.get_submodule(family.layers).children():
             layer.set_submodule(family.mlp_activation, _InBlocks(layer.get_submodule(family.mlp_activation)))
 
 
-def _invariant(module: nn.Module) -> InvariantLinear:
+def invariant(module: nn.Module) -> InvariantLinear:
     if not isinstance(module, nn.Linear) or module.weight.dtype != torch.float32 or not _can_freeze(module):
         raise FailedPrecondition("equal bits in every company are to be had in fp32 on CPUs with oneDNN alone")
     return InvariantLinear(module)

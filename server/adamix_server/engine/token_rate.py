@@ -22,6 +22,8 @@ class TokenRate:
             raise ValueError(f"an engine that computes {tokens_per_s} tokens a second computes none")
         self._token_s = 1.0 / tokens_per_s
         self._half_full = full_tokens / 2
+        # Of steps by which no token left the queue, though some waited there.
+        self._empty_s = 0.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -30,10 +32,16 @@ class TokenRate:
     def add(self, num_tokens: int, seconds: float, *, is_behind: bool = False) -> None:
         """A batch of `num_tokens` took `seconds` from one step's begin to its end.
 
-        `is_behind`: more could have run, and was left for the next batch.
+        `is_behind`: more could have run, and was left for the next batch. Then a step of no tokens at all, in which
+        others went on, made it wait, too.
         """
         if (num_tokens < self._half_full and not is_behind) or seconds <= 0:
+            self._empty_s = 0.0
             return
+        if not num_tokens:
+            self._empty_s += seconds
+            return
+        seconds, self._empty_s = seconds + self._empty_s, 0.0
         kept = 0.5 ** (num_tokens / HALF_LIFE_TOKENS)
         self._token_s = kept * self._token_s + (1.0 - kept) * (seconds / num_tokens)
 

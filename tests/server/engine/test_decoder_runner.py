@@ -1,18 +1,13 @@
 """Decoders in steps over pages: whatever shares a step, a text is the one that its adapter writes alone."""
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pytest
 
-from adamix.files.adapter_file import AdapterFile
-from adamix.backbones import backbone as backbones
-from adamix.backbones.backbone import Backbone
 from adamix_testing.decoders import (
     DECODERS,
     Steps,
-    read_sequence,
     runner_with,
     text_adapters,
     text_sequence,

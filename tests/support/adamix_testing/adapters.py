@@ -53,7 +53,7 @@ def random_adapter(
 def text_adapter(
     spec: BackboneSpec, seed: int, *, kind: Kind = "lora", sites: tuple[str, ...] = ("attn_q", "attn_v"), rank: int = 4
 ) -> AdapterFile:
-    """An adapter at these sites of every layer of a decoder, for the texts that its language-model head goes on with."""
+    """An adapter at these sites of every layer of a decoder, under the language-model head."""
     random = np.random.default_rng(seed)
     tensors: dict[str, TensorData] = {}
     for layer in range(spec.num_layers):

@@ -58,7 +58,7 @@ def _rope(kind: str, **parameters: float) -> dict[str, Any]:
 
 
 _LLAMA3 = _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
-_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS, "initializer_range": 0.3}
+_GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS, "initializer_range": 0.3}
 
 DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **_GPT2)),
@@ -99,10 +99,12 @@ def written_alone(backbone: Backbone, adapter: AdapterFile | None, prompt: Seque
     """The first tokens that `generate` of transformers writes, greedy, whatever they are. The backbone is untouched."""
     if adapter is None:
         assert backbone.language_model is not None
-        model = shared_copy(backbone.language_model)
+        model: Any = shared_copy(backbone.language_model)
         model.config.use_cache = True
     else:
         model = attach_adapter(adapter, backbone)
+    # What is None in the settings of a call is filled in from the model's own: no token may count as an end.
+    model.generation_config = GenerationConfig()
     how = GenerationConfig(
         do_sample=False, max_new_tokens=count, min_new_tokens=count, use_cache=True, eos_token_id=None, pad_token_id=0
     )

@@ -6,6 +6,7 @@ that was given away too early, or found by the wrong request, is noticed by whoe
 from that number alone: every text is what `text_alone` says, whatever happened on the way.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,7 +23,7 @@ from adamix_server.engine.sequence import Work, ending
 
 PEER = b"peer"
 EOS = 7
-_VOCABULARY = 97
+VOCABULARY = 97
 
 
 def text_request(
@@ -53,15 +54,15 @@ def text_request(
 
 def text_alone(request: Request) -> list[int]:
     """The tokens of its text, computed by nobody's help. With the one that ends it."""
-    params, state, drawn = request.row.generate, _first_state(request), list[int]()
+    params, state, drawn = request.row.generate, first_state(request), list[int]()
     assert params is not None
     for token in request.token_ids:
-        state = _next_state(state, int(token))
+        state = next_state(state, int(token))
     while len(drawn) < params.max_new_tokens:
-        drawn.append(state % _VOCABULARY)
+        drawn.append(state % VOCABULARY)
         if drawn[-1] in params.eos_ids:
             break
-        state = _next_state(state, drawn[-1])
+        state = next_state(state, drawn[-1])
     return drawn
 
 
@@ -72,7 +73,7 @@ class FakeDecoder:
         texts: the tokens of each request that was generated and has ended, with the one that ended it.
         answered: the requests that were answered by a head.
         first_step: the number of the step that gave each request its first token, or its answer.
-        given: tokens that were computed for each tenant, generated ones counted twice.
+        given: tokens of prompts that were computed for each tenant, and twice those that were generated.
         steps: how many there were.
     """
 
@@ -109,10 +110,11 @@ class FakeDecoder:
         drawn: dict[Text, int] = {}
         for work in works:
             state = self._compute(work)
-            self.given[work.sequence.request.row.tenant] += work.num_new
-            if work.is_complete and work.sequence.params is not None:
-                drawn[work.sequence] = state % _VOCABULARY
-                self.given[work.sequence.request.row.tenant] += 2
+            is_text = work.sequence.params is not None
+            if work.is_complete and is_text:
+                drawn[work.sequence] = state % VOCABULARY
+            is_prompt = work.num_new > 1 or not work.sequence.num_generated
+            self.given[work.sequence.request.row.tenant] += is_prompt * work.num_new + 2 * (work.sequence in drawn)
         complete = [work.sequence for work in works if work.is_complete]
         self.scheduler.take_in(works, drawn)
         for sequence in complete:
@@ -149,7 +151,7 @@ class FakeDecoder:
         assert pages.num_free + pages.num_idle + pages.num_referenced == pages.count - 1
         for tenant in {sequence.request.row.tenant for sequence in sequences}:
             own = {page for s in sequences if s.request.row.tenant == tenant for page in s.pages}
-            assert scheduler._running.pages_of(tenant) == len(own)
+            assert scheduler._running.page_counts[tenant] == len(own)
         for work in works:
             assert work.num_new > 0
             assert work.num_new <= work.sequence.num_pending
@@ -160,9 +162,9 @@ class FakeDecoder:
     def _compute(self, work: Work) -> int:
         """The state behind the last of its tokens."""
         sequence, size = work.sequence, self.pages.page_tokens
-        state = _first_state(sequence.request)
-        for at, token in enumerate(sequence.tokens[: sequence.num_computed + work.num_new].tolist()):
-            state = _next_state(state, token)
+        state = first_state(sequence.request)
+        for at, token in enumerate(map(int, sequence.tokens[: sequence.num_computed + work.num_new])):
+            state = next_state(state, token)
             page = sequence.pages[at // size]
             if at < sequence.num_computed:
                 assert self._states[page, at % size] == state, "a page holds something else"
@@ -171,11 +173,9 @@ class FakeDecoder:
         return state
 
 
-def _first_state(request: Request) -> int:
-    return sum(ord(letter) * 31**at for at, letter in enumerate(f"{request.row.tenant}|{request.row.digest}")) % (
-        1 << 40
-    )
+def first_state(request: Request) -> int:
+    return zlib.crc32(f"{request.row.tenant}|{request.row.digest}".encode())
 
 
-def _next_state(state: int, token: int) -> int:
+def next_state(state: int, token: int) -> int:
     return (state * 6_364_136_223_846_793_005 + token * 1_442_695_040_888_963_407 + 12_345) % (1 << 61)
