@@ -17,7 +17,6 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from adamix.errors import InvalidConfig
 from adamix.prompts.vocabulary import Vocabulary
 
 

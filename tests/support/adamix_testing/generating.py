@@ -1,0 +1,58 @@
+"""A front end of a decoder, whose engine says what a test lets it say."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc.aio
+
+from adamix_protos.v1 import inference_pb2 as pb
+from adamix_testing.fake_engine import FakeEngine
+from adamix_testing.harness import Harness
+
+# Its window, and what its engine keeps: more than one text can have.
+WINDOW = 128
+PAGES = 16
+
+
+def decoder(engine: FakeEngine) -> None:
+    """For `prepare`: an engine that generates."""
+    engine.pages = PAGES
+
+
+def holding_decoder(engine: FakeEngine) -> None:
+    """One that says nothing by itself."""
+    decoder(engine)
+    engine.hold = True
+
+
+def request(task: str = "writer", **fields: Any) -> pb.GenerateRequest:
+    """What asks for a text after `abc`, if `fields` do not say otherwise."""
+    if not fields.keys() & {"prompt", "chat", "token_ids"}:
+        fields["prompt"] = "abc"
+    return pb.GenerateRequest(task=task, **fields)
+
+
+async def generate(harness: Harness, **fields: Any) -> list[pb.GenerateResponse]:
+    """All messages of an answer, which must end OK."""
+    return [message async for message in harness.inference.Generate(request(**fields))]
+
+
+def text_of(messages: Sequence[pb.GenerateResponse]) -> str:
+    return "".join(message.text_delta for message in messages)
+
+
+async def until_error(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcError]:
+    """The messages of an answer that must fail, and how it does."""
+    messages: list[pb.GenerateResponse] = []
+    try:
+        async for message in call:
+            messages.append(message)
+    except grpc.aio.AioRpcError as error:
+        return messages, error
+    raise AssertionError("the answer ended OK")
+
+
+async def next_message(call: Any) -> pb.GenerateResponse:
+    message = await call.read()
+    assert message is not grpc.aio.EOF
+    return message
