@@ -78,6 +78,8 @@ class FakeEngine:
         self.pages, self.page_tokens = 0, 16
         self.script: Script = echo
         self.cached_tokens = 0
+        # Whether tokens that come with the end are a part of the text.
+        self.counts_the_end = True
         # Of rows that are held: how many events of each have been sent, and tokens in them.
         self._sent: dict[int, tuple[int, int]] = {}
         self.arena_bytes = 1 << 30
@@ -242,7 +244,7 @@ class FakeEngine:
         prompt back, the last that of its input.
         """
         seq, num_tokens = self._sent.pop(row.id, (0, 0))
-        num_tokens += len(tokens)
+        num_tokens += len(tokens) if finish is None or self.counts_the_end else 0
         is_final = finish is not None or error is not None
         if is_final:
             self.held = [held for held in self.held if held.id != row.id]

@@ -8,10 +8,11 @@ import grpc.aio
 from adamix_protos.v1 import inference_pb2 as pb
 from adamix_testing.fake_engine import FakeEngine
 from adamix_testing.harness import Harness
+from adamix_testing.refusals import failure
 
 # Its window, and what its engine keeps: more than one text can have.
-WINDOW = 128
-PAGES = 16
+WINDOW = 1024
+PAGES = 64
 
 
 def decoder(engine: FakeEngine) -> None:
@@ -44,12 +45,12 @@ def text_of(messages: Sequence[pb.GenerateResponse]) -> str:
 async def until_error(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcError]:
     """The messages of an answer that must fail, and how it does."""
     messages: list[pb.GenerateResponse] = []
-    try:
-        async for message in call:
-            messages.append(message)
-    except grpc.aio.AioRpcError as error:
-        return messages, error
-    raise AssertionError("the answer ended OK")
+
+    async def read_all() -> None:
+        while True:
+            messages.append(await next_message(call))
+
+    return messages, await failure(read_all())
 
 
 async def next_message(call: Any) -> pb.GenerateResponse:

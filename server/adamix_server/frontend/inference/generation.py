@@ -180,8 +180,13 @@ class _Generating:
         return num_new
 
     async def _more(self, stream: EventStream, answer: Answer, reservation: Reservation) -> Event | None:
-        """Take what comes next, as much as is told in one message: the event that ends the answer, if it is there."""
-        for moment, event in await stream.take(MAX_EVENTS_PER_MESSAGE):
+        """Take what comes next, as much as is told in one message.
+
+        Returns:
+            once the answer has ended, the last event that has come.
+        """
+        arrivals = await stream.take(MAX_EVENTS_PER_MESSAGE)
+        for moment, event in arrivals:
             if event.error is None:
                 # The engine has the adapter and has computed the prompt.
                 self._reading.close()
@@ -189,9 +194,10 @@ class _Generating:
             if num_tokens := answer.add(event):
                 reservation.made(num_tokens)
                 self._measure(moment, num_tokens)
-            if event.final or answer.is_stopped:
-                return event
-        return None
+            if answer.is_stopped:
+                break
+        last = arrivals[-1][1]
+        return last if last.final or answer.is_stopped else None
 
     def _measure(self, moment: float, num_tokens: int) -> None:
         recorder, last = self._parts.recorder, self._last_tokens
