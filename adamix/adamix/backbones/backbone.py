@@ -18,11 +18,19 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.hub import cached_file
 
 from adamix.backbones import language_model as language_models
 from adamix.backbones import packaged, sites
+from adamix.backbones import vocabulary as vocabularies
 from adamix.errors import InvalidConfig
 from adamix.files.manifest import BackboneSpec
 
@@ -107,11 +115,7 @@ def read_family(name: str) -> sites.Family:
     Raises:
         InvalidConfig: it cannot be found or read, or its family is not supported.
     """
-    try:
-        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
-    return sites.family(config.model_type)
+    return sites.family(_read_config(name).model_type)
 
 
 def load(
@@ -235,6 +239,19 @@ def export_tokenizer(name: str) -> str:
     return json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
 
 
+def export_generation(name: str) -> str:
+    """The text of `generation.json`, as canonical JSON: what the checkpoint says of prompts and of where texts end.
+
+    Ends are those of its `generation_config.json`, or of its config where it has none; the chat template is the one
+    that `AutoTokenizer` finds, of several the default.
+
+    Raises:
+        InvalidConfig: the checkpoint, or its tokenizer, cannot be found or read.
+    """
+    config = _read_config(name)
+    return vocabularies.of_checkpoint(resolve(name), config, load_tokenizer(name), _auto_tokenizer(name)).to_json()
+
+
 def fingerprint(model: nn.Module, present: Collection[str]) -> str:
     """sha256 over the sorted (name, shape, sha256 of the fp32 little-endian bytes) of the tensors in `present`.
 
@@ -282,6 +299,14 @@ def _auto_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InvalidConfig(f"the tokenizer of {name!r} has no fast implementation (tokenizer.json)")
     return tokenizer
+
+
+def _read_config(name: str) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    return config
 
 
 def _spec(

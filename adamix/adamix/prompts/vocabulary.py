@@ -1,4 +1,4 @@
-"""What a decoder's checkpoint says beside its `tokenizer.json`: which tokens begin, part and end texts, and its template.
+"""What a decoder's checkpoint says beside its `tokenizer.json`: tokens that begin and end texts, and its chat template.
 
 It is read from the checkpoint once, with transformers (`adamix.backbones.backbone.export_generation`), and travels as
 `generation.json`. Plain data; knows neither tokenizers nor templates.
@@ -18,6 +18,7 @@ class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """The tokens that mean something of their own.
 
     Attributes:
+        vocab_size: tokens that the model has a row for, which may be fewer than the tokenizer's; None if not known.
         bos_id: the tokenizer's beginning of text; None where it has none.
         eos_id: its end of text.
         eos_ids: the tokens at which the model itself stops, ascending: a checkpoint may name several.
@@ -27,6 +28,7 @@ class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             that are not here are the file's. Texts and chats of models that were trained elsewhere are cut by these.
     """
 
+    vocab_size: int | None = None
     bos_id: int | None = None
     eos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
