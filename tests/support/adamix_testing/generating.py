@@ -55,5 +55,14 @@ async def until_error(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.Ai
 
 async def next_message(call: Any) -> pb.GenerateResponse:
     message = await call.read()
-    assert message is not grpc.aio.EOF
+    assert isinstance(message, pb.GenerateResponse), "the answer has ended"
     return message
+
+
+async def rest_of(call: Any) -> list[pb.GenerateResponse]:
+    """The messages up to the end of an answer, which must be OK."""
+    messages: list[pb.GenerateResponse] = []
+    while isinstance(message := await call.read(), pb.GenerateResponse):
+        messages.append(message)
+    assert await call.code() is grpc.StatusCode.OK
+    return messages

@@ -30,19 +30,6 @@ def decoder_spec(spec: BackboneSpec) -> BackboneSpec:
     return make_spec(model_type="gpt2", vocab_size=300, max_tokens=WINDOW)
 
 
-class _PlainPrompts:
-    def __init__(self, tokenizer, vocabulary, renderer=None):
-        self.tokenizer = tokenizer
-
-    def text(self, text):
-        return tuple(self.tokenizer.encode(text).ids)
-
-
-@pytest.fixture(autouse=True)
-def plain_prompts(monkeypatch):
-    monkeypatch.setattr("adamix_server.frontend.inference.generation.Prompts", _PlainPrompts)
-
-
 @pytest.fixture
 async def start_generating(store: Path, decoder_files: Path, decoder_spec: BackboneSpec) -> AsyncIterator[StartServing]:
     """As `start_serving`, of a decoder."""

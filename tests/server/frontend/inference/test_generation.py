@@ -14,7 +14,16 @@ from adamix_server.limits.generation import DEFAULT_NEW_TOKENS, MAX_EVENTS_PER_M
 from adamix_server.limits.messages import MAX_TIMEOUT_S
 from adamix_testing.byte_tokenizers import END_ID, FIRST_BYTE
 from adamix_testing.fake_engine import Ending, FakeEngine, Said
-from adamix_testing.generating import WINDOW, decoder, generate, holding_decoder, next_message, request, text_of
+from adamix_testing.generating import (
+    WINDOW,
+    decoder,
+    generate,
+    holding_decoder,
+    next_message,
+    request,
+    rest_of,
+    text_of,
+)
 from adamix_testing.harness import Harness, StartServing
 
 HARD = "naïve 日本語 🙂👩‍👩‍👧\n\n  x"
@@ -160,7 +169,7 @@ async def test_a_stop_ends_it(start_generating: StartServing, writer: str) -> No
     harness.engine.say(row, *said[4:], *tokens_of("x"))
     harness.engine.say(row, *tokens_of("y"))
     await harness.until(lambda: harness.engine.cancelled == [row.id])
-    messages = [first, *[message async for message in call]]
+    messages = [first, *await rest_of(call)]
     last = messages[-1]
     assert text_of(messages) == "one"
     assert [token for message in messages for token in message.token_ids] == said
@@ -218,7 +227,7 @@ async def test_what_a_client_does_not_read_comes_together(start_generating: Star
     for token in tokens_of("x" * number):
         harness.engine.say(row, token)
     harness.engine.say(row, finish="length")
-    messages = [message async for message in call]
+    messages = await rest_of(call)
     assert [len(message.token_ids) for message in messages] == [MAX_EVENTS_PER_MESSAGE, 5]
     assert text_of(messages) == "x" * number
 
