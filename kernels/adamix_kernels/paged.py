@@ -249,11 +249,11 @@ def _decode(q: Tensor, k_pages: Tensor, v_pages: Tensor, bucket: "_Bucket", scal
     unseen = position >= bucket.ends[:, None]
     if window is not None:
         unseen |= position < bucket.ends[:, None] - window
-    scores = scale * (q.view(size, heads, -1, features) @ keys).to(wide)
+    scores = scale * (q.reshape(size, heads, -1, features) @ keys).to(wide)
     weights = scores.masked_fill_(unseen[:, None, None], -torch.inf).softmax(-1).to(q.dtype)
     # What nobody sees may be anything, and nothing times zero is not always zero.
     values = values.masked_fill(unseen[:, None, :, None], 0)
-    return (weights @ values).view(size, -1, features)
+    return (weights @ values).reshape(size, -1, features)
 
 
 def _native(

@@ -58,7 +58,7 @@ def find() -> Path | None:
                 return path
             broken = path
     if broken is not None:
-        raise BuildError(f"{broken} is not what was built: python -m adamix_kernels.native.build")
+        raise BuildError(f"{broken} is not what was built: run python -m adamix_kernels.native.build")
     return None
 
 
