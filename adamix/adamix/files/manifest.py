@@ -152,10 +152,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prompt: PromptForm | None = None
     chat_template: str | None = None
 
+    # Files that do not say were trained here, on sources.
+    DEFAULT_PROMPT_FORM: ClassVar[PromptForm] = "source"
+
     @property
     def prompt_form(self) -> PromptForm:
-        """How a prompt becomes token ids. Files that do not say were trained here, on sources."""
-        return self.prompt or "source"
+        """How a prompt becomes token ids."""
+        return self.prompt or self.DEFAULT_PROMPT_FORM
 
     def scale(self, layer: int, site: str) -> float:
         """The factor on the adapter's output at one site; a `layers.i.site` entry wins over a `site` entry."""

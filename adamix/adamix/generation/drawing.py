@@ -146,10 +146,13 @@ def next_token(logits: Scores, generated: NDArray[np.int32], sampling: Sampling,
     scores = changed(logits, changes_of(generated, sampling)) if changes_scores(sampling) else logits
     if sampling.is_greedy:
         return int(scores.argmax())
-    order = np.argsort(-scores, kind="stable")
-    found = place(scores[order], sampling, uniform(seed, len(generated)))
-    # Among all scores one always is.
-    return None if found is None else int(order[found])
+    # Sorting numbers takes a tenth of the time of sorting ids by them.
+    descending = -np.sort(-scores)
+    found = place(descending, sampling, uniform(seed, len(generated)))
+    if found is None:  # never, of all scores
+        return None
+    value = descending[found]
+    return int(np.flatnonzero(scores == value)[found - np.searchsorted(-descending, -value)])
 
 
 def log_mass(logits: Scores) -> float:
@@ -164,7 +167,10 @@ def logprobs(logits: Scores, token: int, alternatives: int) -> bytes:
 
     They are of the model's own scores: neither penalties nor temperature change them.
     """
-    order = np.argsort(-logits, kind="stable")[:alternatives] if alternatives else np.zeros(0, np.int64)
+    order = np.zeros(0, np.int64)
+    if alternatives:
+        likely = np.flatnonzero(logits >= -np.partition(-logits, alternatives - 1)[alternatives - 1])
+        order = likely[np.argsort(-logits[likely], kind="stable")][:alternatives]
     return pack_logprobs(np.array([token, *order]), logits[[token, *order]], log_mass(logits))
 
 

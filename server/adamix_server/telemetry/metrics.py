@@ -98,6 +98,16 @@ METRICS: dict[str, Metric] = {
             _FEW_SECONDS,
             per_task=True,
         ),
+        Metric(
+            "adamix_time_to_first_token_seconds",
+            "histogram",
+            "Time from a call's arrival to the first token of its answer.",
+            (),
+            _SECONDS,
+        ),
+        Metric(
+            "adamix_inter_token_seconds", "histogram", "Time from one token of an answer to the next.", (), _SECONDS
+        ),
         Metric("adamix_queue_seconds", "histogram", "Time from arrival in the engine to its batch.", (), _SECONDS),
         Metric("adamix_queue_requests", "gauge", "Inputs waiting in the engine."),
         Metric("adamix_tenant_queue_tokens", "gauge", "Tokens waiting in the engine, per tenant.", ("tenant",)),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamix.errors import InvalidConfig
 from adamix.generation import drawing
@@ -139,6 +140,23 @@ def test_logits_are_left_as_they_were_and_the_likeliest_costs_nothing_else() -> 
     assert [one.token for one in drawn if one] == logits.argmax(-1).tolist()
     assert not {"topk", "sort", "exp", "logsumexp", "where"} & set(seen)
     assert seen.count("cpu") == 1
+
+
+def test_the_host_never_waits_for_one_number_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_is_host", lambda _: False)
+    waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
+    copies: list[str] = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            copies.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    asked = [sequence(sampling, i, [1, 2, 1]) for i, sampling in enumerate(SETTINGS)]
+    with Watched():
+        Sampler(200).draw(rows(len(SETTINGS), 200), asked)
+    assert "aten::topk" in copies
+    assert not waits & set(copies)
 
 
 def test_only_rows_whose_best_fall_short_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
