@@ -43,7 +43,7 @@ MAX_OUTPUT_BYTES = 256 << 10
 # Wall-clock: the machine may be busy with other things.
 _PATIENCE_S = 10.0
 _REST_S = 1.0
-_MAX_RESTING = 1024
+MAX_RESTING = 1024
 # JSON may write a byte as six.
 _MAX_ANSWER_BYTES = 8 * MAX_OUTPUT_BYTES
 _LENGTH_BYTES = 4
@@ -147,7 +147,7 @@ class ChatRenderer:
         with self._lock_of_resting:
             self._resting[template] = (time.monotonic() + _REST_S, answer)
             self._resting.move_to_end(template)
-            if len(self._resting) > _MAX_RESTING:
+            if len(self._resting) > MAX_RESTING:
                 self._resting.popitem(last=False)
 
     def _ask(self, order: "sandbox.Order") -> _Answer:
