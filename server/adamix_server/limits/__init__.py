@@ -6,9 +6,11 @@ settings; where a setting decides, the line says which. `docs/limits.md` is writ
 can be in force and not in the table. Knows no module that keeps a limit.
 """
 
-from adamix_server.limits import adapters, audit, calls, control, messages, operators, quotas, tenants
+from adamix_server.limits import adapters, audit, calls, chats, control, messages, operators, quotas, tenants
 from adamix_server.limits.table import Limit
 
 TABLE: tuple[Limit, ...] = tuple(
-    row for room in (messages, calls, adapters, control, tenants, quotas, audit, operators) for row in room.chapter.rows
+    row
+    for room in (messages, calls, chats, adapters, control, tenants, quotas, audit, operators)
+    for row in room.chapter.rows
 )

@@ -128,7 +128,7 @@ def test_a_template_that_took_too_long_rests(own: ChatRenderer, monkeypatch: pyt
         own.render(slow, CHAT, {}, is_own=True)
     assert len(asked) == 2
     until, answer = own._resting[slow]
-    own._resting[slow] = (until - chats._REST_S, answer)
+    own._resting[slow] = (until - chats.REST_S, answer)
     with pytest.raises(InvalidData, match="takes more than 50 ms"):
         own.render(slow, CHAT, {})
     assert len(asked) == 3
