@@ -38,7 +38,8 @@ class Decoding:
     Args:
         limits: as front ends know them.
         window: tokens that a text may have, with its prompt.
-        step_rate: at which tokens are computed; what a warm-up has shown.
+        leaving_rate: at which the tokens of prompts leave the queue while it has some. They are computed much faster,
+            but have to wait until texts before them have ended.
     """
 
     def __init__(
@@ -48,14 +49,14 @@ class Decoding:
         scheduler: DecoderScheduler,
         limits: Limits,
         window: int,
-        step_rate: TokenRate,
+        leaving_rate: TokenRate,
     ) -> None:
         self.runner = runner
         self.queue = scheduler
         self._sampler = sampler
         self._limits = limits
         self._window = window
-        self._step_rate = step_rate
+        self._leaving_rate = leaving_rate
         # Of texts, while others wait for a slot.
         self._most_adapters = max(limits.slots // 2, 1)
         self._num_preempted = 0
@@ -124,7 +125,7 @@ class Decoding:
         adapters.expect_to_last(self._texts())
         # A text keeps its slot until it is complete, so texts leave some slots to others that wait for one.
         self.queue.max_adapters = self._most_adapters if adapters.is_blocked else None
-        works = self.queue.next_step(adapters.is_ready, time.monotonic(), self._step_rate.tokens_per_s)
+        works = self.queue.next_step(adapters.is_ready, time.monotonic(), rate.tokens_per_s)
         if not works:
             return None
         is_behind = self.queue.is_behind
@@ -144,10 +145,14 @@ class Decoding:
         )
         for work in works:
             _time(work.sequence.request, batch, ended)
-        num_tokens = self._hand_out(works, given, desk)
-        self._step_rate.add(batch.batch_tokens, ended - started, is_behind=is_behind)
+        num_left = self._hand_out(works, given, desk)
+        self._leaving_rate.add(num_left, ended - started, is_behind=is_behind)
         _record(desk.recorder, batch, ended - started)
-        return Step(len(works), num_tokens, is_behind)
+        # Few tokens say nothing of how fast many are: that others wait for the end of texts makes no difference.
+        return Step(len(works), batch.batch_tokens, is_full=False)
+
+    def leaving_per_s(self, _rate: TokenRate, /) -> float:
+        return self._leaving_rate.tokens_per_s
 
     def report(self, recorder: Recorder) -> None:
         pages = self.queue.pages

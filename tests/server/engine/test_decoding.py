@@ -356,6 +356,19 @@ def test_an_engine_says_what_it_does() -> None:
     assert samples["adamix_preemptions_total",] == 0
 
 
+def test_long_texts_make_the_queue_slow_and_not_what_is_computed() -> None:
+    engine = TextEngine(max_running=1)
+    for number in range(4):
+        engine.ask(prompt_of(number), 100, eos_ids=[])
+    engine.step(250)
+    said = engine.emits[-1][1].queue
+    assert said.queued_tokens == 6
+    # Or whoever asks next would be refused for the time that those take.
+    assert said.tokens_per_s == pytest.approx(1e6)
+    assert engine.decoding.leaving_per_s(engine.engine._rate) < 0.9e6
+    engine.settle()
+
+
 def test_texts_that_lose_their_pages_come_to_the_same_end() -> None:
     engine = TextEngine(pages=14, max_running=6)
     answers = [engine.ask(prompt_of(number, length=7), 20, eos_ids=[]) for number in range(6)]
