@@ -316,6 +316,36 @@ def test_another_tenant_does_not_take_the_slot_of_a_text_that_runs() -> None:
     assert not other.reason
 
 
+def test_who_gives_a_slot_up_for_another_tenant_is_one_that_does_not_run() -> None:
+    engine = TextEngine(slots=4, max_running=1, resident=("its-0",), pages=100)
+    text = engine.ask(prompt_of(0), 100, digest="its-0", eos_ids=[])
+    engine.step(2)
+    for number in range(1, 4):
+        engine.ask(prompt_of(number), 2, digest=f"its-{number}")
+    engine.step(5)
+    other = engine.ask([1, 2], None, digest="only", tenant="another")
+    engine.step(8)
+    assert other.is_over
+    assert not text.is_over
+    engine.settle()
+
+
+def test_a_slot_that_a_text_holds_is_not_the_one_to_be_closed_for_who_waits() -> None:
+    engine = TextEngine(slots=2, resident=("text", "busy"), pages=100, max_batch_tokens=16)
+    text = engine.ask(prompt_of(0), 100, digest="text", eos_ids=[])
+    engine.step(2)
+    for number in range(60):
+        # Always more than a step computes.
+        for _ in range(2):
+            engine.ask([1] * 8, None, digest="busy")
+        if number == 5:
+            waiting = engine.ask([1, 2], None, digest="waiting")
+        engine.step()
+    assert waiting.is_over
+    assert not text.is_over
+    engine.settle()
+
+
 def test_a_drained_engine_goes_on_until_its_texts_are_complete() -> None:
     engine = TextEngine()
     answers = [engine.ask(prompt_of(number), 20) for number in range(10)]
