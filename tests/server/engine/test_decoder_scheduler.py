@@ -66,6 +66,8 @@ def test_whatever_comes_each_text_is_what_it_is_alone(seed: int) -> None:
                 del requests[each.row.id]
         if rng.random() < 0.1:
             ready ^= {"x"}
+            service_class = rng.choice(("interactive", "batch"))
+            decoder.scheduler.set_shares({"a": Shares(weight=rng.randint(1, 9), service_class=service_class)})
     ready |= {"x", "y"}
     decoder.run()
     for number, request in requests.items():
@@ -287,7 +289,7 @@ def test_a_step_with_texts_is_bounded_and_one_without_is_not() -> None:
     decoder.add(text_request(100, [1] * 60, 4, tenant="u", eos_ids=()))
     works = decoder.step()
     assert sum(work.num_new for work in works) == 256
-    assert 100 in {work.sequence.request.row.id for work in works if work.is_complete}
+    assert (100, 60) in {(work.sequence.request.row.id, work.num_new) for work in works}
     works = decoder.step()
     assert sum(work.num_new for work in works) == 256
     assert max(work.num_new for work in works) == 64
