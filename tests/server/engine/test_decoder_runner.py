@@ -21,7 +21,7 @@ from adamix.files.tensors import TensorData
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow
 from adamix_kernels import native
-from adamix_kernels.frozen_linear import Bf16Linear, is_available, padded_step_rows
+from adamix_kernels.frozen_linear import is_available
 from adamix_server.engine import causal_attention, frozen_decoder
 from adamix_server.engine.decoder_runner import DecoderRunner
 from adamix_server.engine.kv_cache import KvCache, kv_page_bytes
@@ -350,7 +350,7 @@ def test_a_model_whose_chunks_give_something_else_is_refused(monkeypatch: pytest
         runner_with(tiny_decoder("mistral"), [])
 
 
-def test_weights_in_bf16_change_logits_little_and_are_half_the_bytes() -> None:
+def test_weights_in_bf16_change_logits_little() -> None:
     if not is_available(torch.bfloat16):
         pytest.skip("this processor does not multiply bf16")
     results = []
@@ -361,8 +361,6 @@ def test_weights_in_bf16_change_logits_little_and_are_half_the_bytes() -> None:
         results.append(runner.run([Work(sequence, 30)]).logits[0])
     difference = ((results[0] - results[1]).norm() / results[0].norm()).item()
     assert 1e-4 < difference < 5e-2
-    linear = torch.nn.Linear(64, 64)
-    assert Bf16Linear(linear)._weight.dtype == torch.bfloat16
 
 
 def test_a_page_has_room_for_sixteen_tokens_of_all_layers() -> None:
@@ -374,11 +372,3 @@ def test_a_page_has_room_for_sixteen_tokens_of_all_layers() -> None:
     held = sum(t.numel() * t.element_size() for t in (*cache.keys, *cache.values))
     assert held == 5 * kv_page_bytes(shape, torch.bfloat16)
     assert KvShape.of(tiny_decoder("gpt2").model.config) == KvShape(2, 4, 4, 8)
-
-
-def test_steps_of_any_size_run_at_few_sizes() -> None:
-    """Every size of a matrix product costs the engine memory for good; one row alone has other bits."""
-    sizes = {padded_step_rows(rows) for rows in range(1, 257)}
-    assert len(sizes) == 22
-    assert min(sizes) == 2
-    assert all(rows <= padded_step_rows(rows) <= max(2, rows + 15) for rows in range(1, 257))
