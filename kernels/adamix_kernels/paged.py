@@ -49,8 +49,8 @@ class PagedBatch:
     starts: NDArray[np.int64]
     indptr: NDArray[np.int64]
     table: NDArray[np.int32]
-    _blocks: dict[int, NDArray[np.int32]] = field(init=False, repr=False, default_factory=dict)
-    _tensors: dict[object, Any] = field(init=False, repr=False, default_factory=dict)
+    _blocked: dict[int, native.BlockedBatch] = field(init=False, repr=False, default_factory=dict)
+    _on_device: dict[torch.device, "_Indices"] = field(init=False, repr=False, default_factory=dict)
 
     @classmethod
     def of(
@@ -117,9 +117,9 @@ class PagedBatch:
         position = np.arange(self.num_rows) - np.repeat(self.indptr[:-1] - self.starts, self.lengths)
         return self.table[sequence, position // PAGE_TOKENS] * np.int64(PAGE_TOKENS) + position % PAGE_TOKENS
 
-    def blocks(self, rows: int) -> NDArray[np.int32]:
-        """int32 [N, 3]: (sequence, first row, number of rows) of blocks of at most `rows` rows, most work first."""
-        found = self._blocks.get(rows)
+    def blocked(self, rows: int) -> native.BlockedBatch:
+        """What the native form reads, in blocks of at most `rows` rows of one sequence, most work first."""
+        found = self._blocked.get(rows)
         if found is None:
             per_sequence = -(-self.lengths // rows)
             sequence = np.repeat(np.arange(len(self.starts)), per_sequence)
@@ -128,14 +128,22 @@ class PagedBatch:
             count = np.minimum(self.indptr[sequence + 1] - first, rows)
             last_position = self.starts[sequence] + first + count - self.indptr[sequence]
             order = np.argsort(-(last_position * count), kind="stable")
-            found = self._blocks[rows] = np.stack([sequence, first, count], axis=1)[order].astype(np.int32)
+            found = self._blocked[rows] = native.BlockedBatch(
+                indptr=self.indptr,
+                starts=self.starts,
+                table=self.table,
+                places=self.places,
+                blocks=np.stack([sequence, first, count], axis=1)[order].astype(np.int32),
+                has_chunks=self.has_chunks,
+                longest=self.longest,
+            )
         return found
 
     def on(self, device: torch.device) -> "_Indices":
         """What the torch form reads, on a device."""
-        found: _Indices | None = self._tensors.get(device)
+        found = self._on_device.get(device)
         if found is None:
-            found = self._tensors[device] = _Indices.of(self, device)
+            found = self._on_device[device] = _Indices.of(self, device)
         return found
 
 
@@ -249,11 +257,11 @@ def _decode(q: Tensor, k_pages: Tensor, v_pages: Tensor, bucket: "_Bucket", scal
     unseen = position >= bucket.ends[:, None]
     if window is not None:
         unseen |= position < bucket.ends[:, None] - window
-    scores = scale * (q.view(size, heads, -1, features) @ keys).to(wide)
+    scores = scale * (q.reshape(size, heads, -1, features) @ keys).to(wide)
     weights = scores.masked_fill_(unseen[:, None, None], -torch.inf).softmax(-1).to(q.dtype)
     # What nobody sees may be anything, and nothing times zero is not always zero.
     values = values.masked_fill(unseen[:, None, :, None], 0)
-    return (weights @ values).view(size, -1, features)
+    return (weights @ values).reshape(size, -1, features)
 
 
 def _native(
@@ -272,24 +280,16 @@ def _native(
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     # Below this, waking a thread costs more than it saves.
     pays = batch.num_seen * q.shape[1] * q.shape[2] >= _THREADS_PAY
-    threads = torch.get_num_threads() if pays else 1
-    width = -(-batch.longest // PAGE_TOKENS) * PAGE_TOKENS
     return library.paged_attention(
         q,
         k,
         v,
         k_pages,
         v_pages,
-        indptr=batch.indptr,
-        starts=batch.starts,
-        table=batch.table,
-        blocks=batch.blocks(max(1, native.MOST_QUERIES // (q.shape[1] // k.shape[1]))),
-        places=batch.places,
-        has_chunks=batch.has_chunks,
-        scores=torch.empty(threads, native.MOST_QUERIES, width),
+        batch.blocked(max(1, native.MOST_QUERIES // (q.shape[1] // k.shape[1]))),
         scale=scale,
         window=0 if window is None else window,
-        threads=threads,
+        threads=torch.get_num_threads() if pays else 1,
     )
 
 

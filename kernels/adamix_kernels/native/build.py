@@ -20,7 +20,7 @@ from pathlib import Path
 SOURCE_FOLDER = Path(__file__).parent
 LIBRARY, VARIANT = "library.c", "variant.c"
 # No -ffast-math: sums have the order that the sources give them.
-FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast")
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast")
 # Sets of instructions, each with its flags; those that the compiler refuses are left out, the first must do.
 PLAIN = "plain"
 _X86 = {
@@ -58,7 +58,7 @@ def find() -> Path | None:
                 return path
             broken = path
     if broken is not None:
-        raise BuildError(f"{broken} is not what was built: python -m adamix_kernels.native.build")
+        raise BuildError(f"{broken} is not what was built: run python -m adamix_kernels.native.build")
     return None
 
 

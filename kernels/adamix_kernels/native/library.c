@@ -69,10 +69,9 @@ static void run(unit_fn unit, const void *work, int64_t units, int threads) {
     parallel(take_part, &team, (unsigned)threads, 0);
 }
 
-// `has_chunks`: some sequence has more than one new token.
-EXPORT void adamix_paged_attention(const struct attention *work, int64_t blocks, int has_chunks, int threads) {
-    if (has_chunks) run(kernels->write, work, blocks, threads);
-    run(kernels->attend, work, blocks * work->heads, threads);
+EXPORT void adamix_paged_attention(const struct attention *work, int threads) {
+    if (work->batch->has_chunks) run(kernels->write, work, work->batch->num_blocks, threads);
+    run(kernels->attend, work, work->batch->num_blocks * work->heads, threads);
 }
 
 // Numbers multiplied below which waking a thread costs more than it saves.

@@ -1,13 +1,19 @@
-// Attention of new tokens to the pages of their sequence. Sixteen tokens are one page of keys `[size, 16]`: a product of
-// a query with a page needs no sum over lanes. Every query's sums run over its tokens in their order, whatever shares a
-// block with it.
+// Attention of new tokens to the pages of their sequence. A page of keys is `[size, 16]`, so that a product of a query
+// with its sixteen tokens needs no sum over lanes. Every query's sums run over its tokens in their order, whatever shares
+// a block with it.
 #pragma once
 #include <math.h>
 
 #include "kernels.h"
 #include "vectors.h"
 
-static const ints COUNT = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#define PARTS (PAGE_TOKENS / LANES)
+
+INLINE ints count_from(int32_t first) {
+    ints count;
+    for (int i = 0; i < LANES; i++) count[i] = first + i;
+    return count;
+}
 
 // The queries of one block that share a head of keys and values: each sees the tokens `begin` to `end`.
 struct queries {
@@ -20,7 +26,7 @@ struct queries {
 };
 
 static void write_token(const struct attention *a, int64_t row, int64_t head) {
-    int64_t page = a->places[row] / PAGE_TOKENS, token = a->places[row] % PAGE_TOKENS;
+    int64_t page = a->batch->places[row] / PAGE_TOKENS, token = a->batch->places[row] % PAGE_TOKENS;
     const float *k = a->k + row * a->k_row + head * a->k_head, *v = a->v + row * a->v_row + head * a->v_head;
     float *keys = a->k_pages + (page * a->heads + head) * a->size * PAGE_TOKENS + token;
     float *values = a->v_pages + ((page * a->heads + head) * PAGE_TOKENS + token) * a->size;
@@ -29,13 +35,13 @@ static void write_token(const struct attention *a, int64_t row, int64_t head) {
 }
 
 static int64_t rows_of(const struct attention *a, int64_t sequence) {
-    return a->indptr[sequence + 1] - a->indptr[sequence];
+    return a->batch->indptr[sequence + 1] - a->batch->indptr[sequence];
 }
 
 // The token of a sequence with one new token is written by whoever attends: its page is read next.
 static void write(const void *work, int64_t unit, int member) {
     const struct attention *a = work;
-    const int32_t *block = a->blocks + 3 * unit;
+    const int32_t *block = a->batch->blocks + 3 * unit;
     (void)member;
     if (rows_of(a, block[0]) == 1) return;
     for (int64_t row = block[1]; row < block[1] + block[2]; row++)
@@ -47,20 +53,24 @@ INLINE void scores_of(struct queries *s, int n, const struct attention *a, const
     for (int i = 0; i < n; i++) maximum[i] = all(-INFINITY);
     for (int64_t page = s->first_page; page < s->end_page; page++) {
         const float *keys = a->k_pages + (pages[page] * a->heads + head) * a->size * PAGE_TOKENS;
-        floats product[MOST_QUERIES];
-        for (int i = 0; i < n; i++) product[i] = all(0.0f);
+        floats product[MOST_QUERIES][PARTS];
+        for (int i = 0; i < n; i++)
+            for (int part = 0; part < PARTS; part++) product[i][part] = all(0.0f);
         for (int64_t e = 0; e < a->size; e++) {
-            floats key = load(keys + e * PAGE_TOKENS);
-            for (int i = 0; i < n; i++) product[i] += key * s->q[i][e];
+            floats key[PARTS];
+            for (int part = 0; part < PARTS; part++) key[part] = load(keys + e * PAGE_TOKENS + part * LANES);
+            for (int i = 0; i < n; i++)
+                for (int part = 0; part < PARTS; part++) product[i][part] += key[part] * s->q[i][e];
         }
-        for (int i = 0; i < n; i++) {
-            // Whole pages are less than 2^31 tokens: `PagedBatch` sees to it.
-            ints token = COUNT + (int32_t)(page * PAGE_TOKENS);
-            ints unseen = (token < (int32_t)s->begin[i]) | (token >= (int32_t)s->end[i]);
-            floats score = choose(unseen, all(-INFINITY), product[i] * a->scale);
-            store(s->scores[i] + (page - s->first_page) * PAGE_TOKENS, score);
-            maximum[i] = choose(score > maximum[i], score, maximum[i]);
-        }
+        for (int i = 0; i < n; i++)
+            for (int part = 0; part < PARTS; part++) {
+                // All tokens are less than 2^31: `PagedBatch` sees to it.
+                ints token = count_from((int32_t)(page * PAGE_TOKENS + part * LANES));
+                ints unseen = (token < (int32_t)s->begin[i]) | (token >= (int32_t)s->end[i]);
+                floats score = choose(unseen, all(-INFINITY), product[i][part] * a->scale);
+                store(s->scores[i] + (page - s->first_page) * PAGE_TOKENS + part * LANES, score);
+                maximum[i] = choose(score > maximum[i], score, maximum[i]);
+            }
     }
     for (int i = 0; i < n; i++) s->maximum[i] = largest(maximum[i]);
 }
@@ -78,7 +88,7 @@ static void soften(struct queries *s, int n) {
     }
 }
 
-// `vectors` times 16 columns, or (0) the `rest` of less than 16, beginning with `column`.
+// `vectors` times LANES columns, or (0) the `rest` of less than LANES, beginning with `column`.
 INLINE void values_of(
     struct queries *s, int n, int vectors, int64_t rest, int64_t column, const struct attention *a,
     const int32_t *pages, int64_t head
@@ -124,9 +134,9 @@ INLINE void answer(struct queries *s, int n, const struct attention *a, const in
 
 static void attend(const void *work, int64_t unit, int member) {
     const struct attention *a = work;
-    const int32_t *block = a->blocks + 3 * (unit / a->heads);
+    const int32_t *block = a->batch->blocks + 3 * (unit / a->heads);
     const int64_t head = unit % a->heads, sequence = block[0], first = block[1], end = first + block[2];
-    const int32_t *pages = a->table + sequence * a->table_width;
+    const int32_t *pages = a->batch->table + sequence * a->batch->table_width;
     if (rows_of(a, sequence) == 1) write_token(a, first, head);
     // A block has one row, or few enough that all query heads of each fit.
     const int64_t group = a->query_heads / a->heads, passes = (group + MOST_QUERIES - 1) / MOST_QUERIES;
@@ -139,8 +149,8 @@ static void attend(const void *work, int64_t unit, int member) {
                 const int64_t query_head = head * group + of_group;
                 s.q[n] = a->q + row * a->q_row + query_head * a->q_head;
                 s.out[n] = a->out + (row * a->query_heads + query_head) * a->size;
-                s.scores[n] = a->scores + (member * MOST_QUERIES + n) * a->scores_width;
-                s.end[n] = a->starts[sequence] + row - a->indptr[sequence] + 1;
+                s.scores[n] = a->scores + (member * MOST_QUERIES + n) * a->batch->scores_width;
+                s.end[n] = a->batch->starts[sequence] + row - a->batch->indptr[sequence] + 1;
                 s.begin[n] = a->window && s.end[n] > a->window ? s.end[n] - a->window : 0;
                 if (s.begin[n] < s.first_token) s.first_token = s.begin[n];
                 if (s.end[n] > s.end_token) s.end_token = s.end[n];

@@ -6,6 +6,9 @@
 #include "kernels.h"
 #include "vectors.h"
 
+// Hidden units that share what is read of the rows: as many as leave the sums of MOST_ROWS rows in registers.
+#define RANKS (LANES == 16 ? 4 : 2)
+
 struct adapter {
     const float *down, *down_bias, *up, *up_bias;
     int64_t rank, activation;
@@ -44,12 +47,12 @@ INLINE void units_of(
 ) {
     const float *source = a->source + first * a->source_row, *down = adapter->down + rank * a->source_features;
     const int64_t features = a->source_features;
-    floats total[MOST_ROWS][4];
+    floats total[MOST_ROWS][RANKS];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < ranks; j++) total[i][j] = all(0.0f);
     int64_t at = 0;
     for (; at + LANES <= features; at += LANES) {
-        floats weight[4];
+        floats weight[RANKS];
         for (int j = 0; j < ranks; j++) weight[j] = load(down + j * features + at);
         for (int i = 0; i < rows; i++) {
             floats x = load(source + i * a->source_row + at);
@@ -68,7 +71,7 @@ INLINE void units_of(
         }
 }
 
-// `vectors` times 16 columns, or (0) the `rest` of less than 16, beginning with `column`.
+// `vectors` times LANES columns, or (0) the `rest` of less than LANES, beginning with `column`.
 INLINE void columns_of(
     const float hidden[MOST_ROWS][LARGEST_RANK], int rows, int vectors, int64_t rest, int64_t column,
     const struct adaptation *a, const struct adapter *adapter, int64_t first
@@ -99,7 +102,7 @@ INLINE void columns_of(
 INLINE void adapt_rows(int rows, const struct adaptation *a, const struct adapter *adapter, int64_t first) {
     float hidden[MOST_ROWS][LARGEST_RANK];
     int64_t rank = 0, column = 0;
-    for (; rank + 4 <= adapter->rank; rank += 4) units_of(hidden, rows, 4, rank, a, adapter, first);
+    for (; rank + RANKS <= adapter->rank; rank += RANKS) units_of(hidden, rows, RANKS, rank, a, adapter, first);
     for (; rank < adapter->rank; rank++) units_of(hidden, rows, 1, rank, a, adapter, first);
     for (; column + 4 * LANES <= a->features; column += 4 * LANES)
         columns_of(hidden, rows, 4, 0, column, a, adapter, first);

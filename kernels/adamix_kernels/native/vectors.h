@@ -1,17 +1,23 @@
-// Sixteen fp32 numbers at a time, in the vector extensions that GCC and clang share: the compiler makes of them what the
-// processor has. A sum over lanes has one order, so that results do not depend on what stands beside them.
+// As many fp32 numbers at a time as a register holds, in the vector extensions that GCC and clang share. Wider ones would
+// be kept in memory. A sum over lanes has one order, so that results do not depend on what stands beside them.
 #pragma once
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef float unaligned_floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-INLINE floats all(float x) { return (floats){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+INLINE floats all(float x) { return x - (floats){0}; }
 
 INLINE floats load(const float *from) { return *(const unaligned_floats *)from; }
 
