@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -24,9 +25,11 @@ from adamix_kernels import native
 from adamix_kernels.frozen_linear import is_available
 from adamix_server.engine import causal_attention, frozen_decoder
 from adamix_server.engine.decoder_runner import DecoderRunner
+from adamix_server.engine.decoder_scheduler import DecoderScheduler
 from adamix_server.engine.kv_cache import KvCache, kv_page_bytes
+from adamix_server.engine.pages import Pages
 from adamix_server.engine.request import Request, Status
-from adamix_server.engine.sequence import Work
+from adamix_server.engine.sequence import Work, ending
 from adamix_testing.adapters import AdapterShape, embedding_adapter, random_adapter, text_adapter
 from adamix_testing.decoders import (
     DECODERS,
@@ -109,6 +112,44 @@ def test_texts_of_a_pretrained_decoder_in_company_are_those_written_alone() -> N
     sequences = [text_sequence(ids, 4, slot) for slot, ids in prompts]
     Steps(runner_with(backbone, adapters, num_pages=16), chunk=17, num_pages=16).run(sequences, [0, 0, 1])
     assert [sequence.generated.tolist() for sequence in sequences] == expected
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("name", ["qwen2-windows"])
+def test_texts_that_begin_alike_are_those_written_alone(name: str) -> None:
+    """As the engine's scheduler runs them: pages of equal beginnings are shared."""
+    backbone = tiny_decoder(name)
+    adapters = text_adapters(backbone)[:2]
+    random = np.random.default_rng(0)
+    beginning = random.integers(0, VOCABULARY, 36).tolist()
+    asked = []
+    for i in range(9):
+        slot, prompt = i % 3, beginning + random.integers(0, VOCABULARY, int(random.integers(1, 9))).tolist()
+        count = int(random.integers(8, 24))
+        adapter = adapters[slot - 1] if slot else None
+        asked.append((prompt, slot, count, written_alone(backbone, adapter, prompt, count)))
+    pages = Pages(14)
+    scheduler = DecoderScheduler(64, pages, max_running=6, max_chunk_tokens=13)
+    runner = runner_with(backbone, adapters, num_pages=pages.count)
+    requests = []
+    for number, (prompt, slot, count, _) in enumerate(asked):
+        request = text_sequence(prompt, count, slot).request
+        request.row = msgspec.structs.replace(request.row, id=number, digest=f"adapter {slot}" if slot else "")
+        requests.append(request)
+        scheduler.add(request)
+    written: dict[Request, list[int]] = {}
+    while len(written) < len(requests):
+        works = scheduler.next_step(lambda _digest: True, 0.0, 1e4)
+        logits = runner.run(works).logits
+        complete = [work.sequence for work in works if work.is_complete]
+        scheduler.take_in(works, dict(zip(complete, logits.argmax(1).tolist(), strict=True)))
+        for sequence in complete:
+            if ending(sequence):
+                written[sequence.request] = sequence.generated.tolist()
+                scheduler.end(sequence.request)
+    assert [written[request] for request in requests] == [text for *_, text in asked]
+    assert scheduler.num_cached > 0
+    assert pages.num_available == pages.count - 1
 
 
 @dataclass(frozen=True)
