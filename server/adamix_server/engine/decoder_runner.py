@@ -118,6 +118,9 @@ class DecoderRunner:
         Works of one slot should lie together: each change of slot starts a new segment. May be called again with the
         same works, or some of them, if it raised or if what was done with its result did. Whatever values an adapter
         gives its own sequences, no other sequence sees them.
+
+        Raises:
+            FailedPrecondition: a work that is not generated has a language model's head (`HEAD_UNSUPPORTED`).
         """
         plan = self._plan(works)
         hidden = self._forward(plan, self._cache)
@@ -187,8 +190,13 @@ class DecoderRunner:
         spec = self._bank.head_specs[slot]
         if spec is None:
             raise InternalError(f"slot {slot} holds no adapter")
-        if spec.pooling == "none" or spec.dense == "backbone":
-            raise InternalError(f"a {spec.type} head is not read off a decoder's hidden states")
+        if spec.type in ("cloze", "causal_lm"):
+            raise FailedPrecondition(
+                f"a {spec.type} head is the language model's: on a decoder it answers with nothing but texts",
+                reason="HEAD_UNSUPPORTED",
+            )
+        if spec.dense == "backbone":
+            raise InternalError("a head wants the backbone's pooler, which a decoder does not have")
         return spec
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from adamix.backbones import backbone as backbones
 from adamix.backbones.decoders import KvShape
@@ -29,6 +29,8 @@ from adamix_server.engine.decoder_scheduler import DecoderScheduler
 from adamix_server.engine.kv_cache import KvCache, kv_page_bytes
 from adamix_server.engine.pages import Pages
 from adamix_server.engine.request import Request, Status
+from adamix_server.engine.residency.packing import pack
+from adamix_server.engine.residency.slot_bank import SlotBank
 from adamix_server.engine.sequence import Work, ending
 from adamix_testing.adapters import AdapterShape, embedding_adapter, random_adapter, text_adapter
 from adamix_testing.decoders import (
@@ -263,6 +265,16 @@ def test_the_answer_of_a_head_has_the_same_bits_however_its_text_is_cut() -> Non
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_a_head_over_the_vocabulary_answers_nothing_but_texts() -> None:
+    backbone = tiny_decoder("llama")
+    runner = runner_with(backbone, text_adapters(backbone)[:1])
+    sequence = read_sequence([1, 2, 3], 1)
+    sequence.pages = [1]
+    with pytest.raises(FailedPrecondition, match="causal_lm") as refused:
+        runner.run([Work(sequence, 3)])
+    assert refused.value.reason == "HEAD_UNSUPPORTED"
+
+
 def test_a_step_that_failed_behind_the_model_is_computed_again_from_what_was_before_it() -> None:
     backbone = tiny_decoder("llama")
     adapters = [random_adapter(backbone.spec, 1, pooling="mean")]
@@ -402,6 +414,37 @@ def test_weights_in_bf16_change_logits_little() -> None:
         results.append(runner.run([Work(sequence, 30)]).logits[0])
     difference = ((results[0] - results[1]).norm() / results[0].norm()).item()
     assert 1e-4 < difference < 5e-2
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_a_decoder_in_another_dtype_keeps_its_pages_in_that(name: str) -> None:
+    backbone = tiny_decoder(name)
+    assert backbone.language_model is not None
+    backbone.language_model.to(torch.bfloat16)
+    adapters = text_adapters(backbone)[:1]
+    bank = SlotBank(1, 1 << 24, torch.bfloat16, torch.device("cpu"))
+    runner = DecoderRunner(backbone, bank, 8)
+    bank.write(1, 0, pack(adapters[0], torch.bfloat16))
+    sequence = text_sequence(range(20), 3, 1)
+    sequence.pages = [1, 2]
+    logits = runner.run([Work(sequence, 20)]).logits[0]
+    reference = runner_with(tiny_decoder(name), adapters)
+    expected = reference.run([Work(sequence, 20)]).logits[0]
+    assert runner._cache.keys[0].dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    assert (logits - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_decoder_of_few_positions_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fills a step up has no more positions than a text."""
+    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=5, bos_token_id=0, eos_token_id=0)
+    backbone = backbones.from_language_model(GPT2LMHeadModel(config))
+    sequence = text_sequence(range(3), 3)
+    runner = runner_with(backbone, [])
+    monkeypatch.setattr(runner, "_is_packed", True)
+    steps = Steps(runner)
+    steps.run([sequence, *(text_sequence([i], 5) for i in range(9))])
+    assert len(sequence.generated) == 3
 
 
 def test_a_page_has_room_for_sixteen_tokens_of_all_layers() -> None:
