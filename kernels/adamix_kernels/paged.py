@@ -33,7 +33,8 @@ Implementation = Literal["reference", "torch", "native"]
 
 PAGE_TOKENS = 16
 SCRATCH_PAGE = 0
-_MOST_TOKENS = int(np.iinfo(np.int32).max) - PAGE_TOKENS
+_INT32_MAX = int(np.iinfo(np.int32).max)
+_MOST_TOKENS = _INT32_MAX - PAGE_TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +68,14 @@ class PagedBatch:
         if min(first.min(initial=0), new.min(initial=0)) < 0 or (first + new).max(initial=0) > _MOST_TOKENS:
             raise ValueError(f"starts and lengths must not be negative, nor together more than {_MOST_TOKENS}")
         needed = (-(-(first + new) // PAGE_TOKENS)).tolist()
-        table = np.full((len(first), max(needed, default=0)), SCRATCH_PAGE, np.int32)
+        table = np.full((len(first), max(needed, default=0)), SCRATCH_PAGE, np.int64)
         for row, count, of_sequence in zip(table, needed, pages, strict=True):
             if len(of_sequence) < count:
                 raise ValueError(f"a sequence has {len(of_sequence)} pages and needs {count}")
             row[:count] = of_sequence[:count]
-        if table.min(initial=0) < 0:
-            raise ValueError("pages must not be negative")
-        return cls(first, np.insert(np.cumsum(new), 0, 0), table)
+        if table.min(initial=0) < 0 or table.max(initial=0) > _INT32_MAX:
+            raise ValueError("pages must be in 0..2**31 - 1")
+        return cls(first, np.insert(np.cumsum(new), 0, 0), table.astype(np.int32))
 
     @property
     def num_rows(self) -> int:

@@ -142,6 +142,28 @@ def test_where_the_package_cannot_be_written_the_cache_takes_it(sources, tmp_pat
         build.build()
 
 
+def test_a_library_that_cannot_be_read_is_refused(built, caplog):
+    built.unlink()
+    built.mkdir()
+    assert native.load() is None
+    assert f"{built}: Is a directory" in caplog.text
+
+
+@pytest.mark.parametrize("cache", ["relative/cache", None])
+def test_a_cache_that_is_nowhere_is_not_used(cache, sources, monkeypatch):
+    if cache is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", homeless)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    assert build.folders() == (sources / "lib",)
+    assert native.load() is None
+
+
+def homeless():
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_without_a_compiler_one_line_says_so(sources, monkeypatch, capsys):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(sources))

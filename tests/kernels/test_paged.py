@@ -254,7 +254,8 @@ def test_the_native_form_refuses_other_dtypes(library):
         ([1], [-1], [[1]], "must not be negative"),
         ([2**31 - 20], [10], [[1]], "nor together more than"),
         ([15], [2], [[1]], "has 1 pages and needs 2"),
-        ([0], [1], [[-1]], "pages must not be negative"),
+        ([0], [1], [[-1]], "pages must be in 0"),
+        ([0], [1], [[2**32 + 1]], "pages must be in 0"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(starts, lengths, pages, message):
