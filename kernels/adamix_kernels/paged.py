@@ -213,10 +213,10 @@ def reference(
     group, wide = q.shape[1] // k.shape[1], torch.promote_types(q.dtype, torch.float32)
     out = torch.empty_like(q)
     for sequence, (start, end) in enumerate(zip(batch.indptr[:-1].tolist(), batch.indptr[1:].tolist(), strict=True)):
-        keys, values = _tokens_of(sequence, k_pages, v_pages, batch)
+        keys, values, seen = _tokens_of(sequence, k_pages, v_pages, batch, window)
         keys, values = (t.to(wide).repeat_interleave(group, 0) for t in (keys, values))
         scores = scale * q[start:end].transpose(0, 1).to(wide) @ keys
-        scores = scores.masked_fill(~_visible(end - start, keys.shape[2], window, q.device), -torch.inf)
+        scores = scores.masked_fill(~seen, -torch.inf)
         out[start:end] = (scores.softmax(-1) @ values).transpose(0, 1)
     return out
 
@@ -233,13 +233,12 @@ def _torch(
 ) -> Tensor:
     write(k, v, k_pages, v_pages, batch)
     out = q.new_empty(q.shape)
-    for bucket in batch.on(q.device).buckets:
-        out[bucket.rows] = _decode(q[bucket.rows], k_pages, v_pages, bucket, scale, window)
+    for bucket in batch.on(q.device).buckets(k_pages, window):
+        out[bucket.rows] = _decode(q[bucket.rows], k_pages, v_pages, bucket, scale)
     for sequence in np.flatnonzero(batch.lengths > 1).tolist():
         rows = slice(*batch.indptr[sequence : sequence + 2].tolist())
-        keys, values = _tokens_of(sequence, k_pages, v_pages, batch)
+        keys, values, seen = _tokens_of(sequence, k_pages, v_pages, batch, window)
         keys, queries = keys.transpose(1, 2), q[rows].transpose(0, 1)
-        seen = _visible(queries.shape[1], keys.shape[1], window, q.device)
         chunk = F.scaled_dot_product_attention(
             queries[None], keys[None], values[None], attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
@@ -247,22 +246,18 @@ def _torch(
     return out
 
 
-def _decode(q: Tensor, k_pages: Tensor, v_pages: Tensor, bucket: "_Bucket", scale: float, window: int | None) -> Tensor:
-    """One query [B, Hq, E] of each of B sequences, over their pages, which are filled up to the longest."""
-    size, width = bucket.pages.shape
+def _decode(q: Tensor, k_pages: Tensor, v_pages: Tensor, bucket: "_Bucket", scale: float) -> Tensor:
+    """One query [B, Hq, E] of each of B sequences, over pages that are filled up to those of the longest."""
+    size, num_tokens = bucket.unseen.shape
     heads, features = k_pages.shape[1:3]
     wide = torch.promote_types(q.dtype, torch.float32)
-    keys = k_pages[bucket.pages].permute(0, 2, 3, 1, 4).reshape(size, heads, features, width * PAGE_TOKENS)
-    values = v_pages[bucket.pages].transpose(1, 2).reshape(size, heads, width * PAGE_TOKENS, features)
-    position = torch.arange(width * PAGE_TOKENS, device=q.device)
-    unseen = position >= bucket.ends[:, None]
-    if window is not None:
-        unseen |= position < bucket.ends[:, None] - window
-    scores = scale * (q.reshape(size, heads, -1, features) @ keys).to(wide)
-    weights = scores.masked_fill_(unseen[:, None, None], -torch.inf).softmax(-1).to(q.dtype)
+    keys = k_pages.view(-1, PAGE_TOKENS).index_select(0, bucket.keys).view(size, heads, features, num_tokens)
+    values = v_pages.view(-1, PAGE_TOKENS * features).index_select(0, bucket.values)
     # What nobody sees may be anything, and nothing times zero is not always zero.
-    values = values.masked_fill(unseen[:, None, :, None], 0)
-    return (weights @ values).reshape(size, -1, features)
+    values.view(-1, features).index_fill_(0, bucket.unseen_values, 0)
+    scores = scale * (q.reshape(size, heads, -1, features) @ keys).to(wide)
+    weights = scores.masked_fill_(bucket.unseen[:, None, None], -torch.inf).softmax(-1).to(q.dtype)
+    return (weights @ values.view(size, heads, num_tokens, features)).reshape(size, -1, features)
 
 
 def _native(
@@ -308,69 +303,97 @@ def _why_not_native(q: Tensor, k_pages: Tensor) -> str | None:
     return None if native.load() is not None else "it was not built, or is turned off"
 
 
-def _tokens_of(sequence: int, k_pages: Tensor, v_pages: Tensor, batch: PagedBatch) -> tuple[Tensor, Tensor]:
-    """Keys [Hkv, E, L] and values [Hkv, L, E] of a sequence."""
-    end = int(batch.ends[sequence])
-    pages = batch.on(k_pages.device).table[sequence, : -(-end // PAGE_TOKENS)]
-    keys = k_pages[pages].permute(1, 2, 0, 3).flatten(2)[:, :, :end]
-    values = v_pages[pages].transpose(0, 1).flatten(1, 2)[:, :end]
-    return keys, values
-
-
-def _visible(rows: int, end: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [rows, end]: what each of the last `rows` of `end` tokens sees."""
-    token = torch.arange(end, device=device)
-    row = token[end - rows :, None]
+def _tokens_of(
+    sequence: int, k_pages: Tensor, v_pages: Tensor, batch: PagedBatch, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys [Hkv, E, L] and values [Hkv, L, E] of what a sequence's new rows see, bool [rows, L]: which row sees what."""
+    start, end = int(batch.starts[sequence]), int(batch.ends[sequence])
+    first = 0 if window is None else max(0, start + 1 - window)
+    page = first // PAGE_TOKENS
+    pages = batch.on(k_pages.device).table[sequence, page : -(-end // PAGE_TOKENS)]
+    kept = slice(first - page * PAGE_TOKENS, end - page * PAGE_TOKENS)
+    keys = k_pages[pages].permute(1, 2, 0, 3).flatten(2)[:, :, kept]
+    values = v_pages[pages].transpose(0, 1).flatten(1, 2)[:, kept]
+    token = torch.arange(first, end, device=k_pages.device)
+    row = token[start - first :, None]
     seen = token <= row
-    return seen if window is None else seen & (token > row - window)
+    return keys, values, seen if window is None else seen & (token > row - window)
 
 
 @dataclass(frozen=True, eq=False)
 class _Bucket:
-    """Sequences with one new token and about as many pages.
+    """Sequences with one new token and about as many pages, and where L tokens of each are: its last, or all.
 
     Attributes:
         rows: int64 [B], their rows.
-        pages: int64 [B, W].
-        ends: int64 [B], their tokens.
+        unseen: bool [B, L], which of the tokens are not theirs to see.
+        keys: int64 [B * Hkv * E * L / 16], the rows of 16 numbers in which their keys lie.
+        values: int64 [B * Hkv * L / 16], the pages of one head in which their values lie.
+        unseen_values: int64, which of the rows [B * Hkv * L] of values nobody sees.
     """
 
     rows: Tensor
-    pages: Tensor
-    ends: Tensor
+    unseen: Tensor
+    keys: Tensor
+    values: Tensor
+    unseen_values: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class _Indices:
-    """A batch as the torch form reads it.
+    """A batch as the torch form reads it on a device.
 
     Attributes:
         table: int64 [S, W].
         places: int64 [T] each, the page of every row's token and its place there.
     """
 
+    batch: PagedBatch
+    device: torch.device
     table: Tensor
     places: tuple[Tensor, Tensor]
-    buckets: list[_Bucket]
+    _buckets: dict[tuple[int, int, int | None], list[_Bucket]] = field(init=False, repr=False, default_factory=dict)
 
     @classmethod
     def of(cls, batch: PagedBatch, device: torch.device) -> Self:
-        def upload(array: NDArray[Any]) -> Tensor:
-            host = torch.from_numpy(array.astype(np.int64))
-            return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+        places = (_upload(each, device) for each in np.divmod(batch.places, PAGE_TOKENS))
+        return cls(batch, device, _upload(batch.table, device), (next(places), next(places)))
 
-        alone = np.flatnonzero(batch.lengths == 1)
-        num_pages = -(-batch.ends[alone] // PAGE_TOKENS)
-        # From one bucket to the next, sequences are longer by up to a quarter.
-        of_bucket = np.ceil(np.log(num_pages) / np.log(1.25))
-        buckets = []
-        for level in np.unique(of_bucket):
-            chosen = alone[of_bucket == level]
-            width = int(num_pages[of_bucket == level].max())
-            arrays = batch.indptr[chosen], batch.table[chosen, :width], batch.ends[chosen]
-            buckets.append(_Bucket(*map(upload, arrays)))
-        places = upload(batch.places // PAGE_TOKENS), upload(batch.places % PAGE_TOKENS)
-        return cls(upload(batch.table), places, buckets)
+    def buckets(self, k_pages: Tensor, window: int | None) -> list[_Bucket]:
+        """The sequences with one new token; from one bucket to the next they are longer by up to a quarter."""
+        heads, features = k_pages.shape[1:3]
+        found = self._buckets.get((heads, features, window))
+        if found is None:
+            alone = np.flatnonzero(self.batch.lengths == 1)
+            level = np.ceil(np.log(-(-self.batch.ends[alone] // PAGE_TOKENS)) / np.log(1.25))
+            found = [self._bucket(alone[level == each], heads, features, window) for each in np.unique(level)]
+            self._buckets[heads, features, window] = found
+        return found
+
+    def _bucket(self, sequences: NDArray[np.int64], heads: int, features: int, window: int | None) -> _Bucket:
+        batch = self.batch
+        ends = batch.ends[sequences, None]
+        last_page = (ends - 1) // PAGE_TOKENS
+        width = int(last_page.max()) + 1
+        if window is not None:
+            width = min(width, -(-window // PAGE_TOKENS) + 1)
+        column = np.maximum(last_page + 1 - width, 0) + np.arange(width)
+        position = (column[:, :, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).reshape(len(sequences), -1)
+        unseen = position >= ends
+        if window is not None:
+            unseen |= position < ends - window
+        page = batch.table[sequences[:, None], np.minimum(column, last_page)].astype(np.int64)
+        head = page[:, None] * heads + np.arange(heads)[:, None]
+        feature = head[:, :, None] * features + np.arange(features)[:, None]
+        unseen_values = np.flatnonzero(np.repeat(unseen[:, None], heads, axis=1))
+        arrays = batch.indptr[sequences], unseen, feature.ravel(), head.ravel(), unseen_values
+        return _Bucket(*(_upload(array, self.device) for array in arrays))
+
+
+def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for; integers as int64."""
+    host = torch.from_numpy(array if array.dtype == np.bool_ else array.astype(np.int64))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def _check(

@@ -229,6 +229,15 @@ class TestCompany:
         assert_close(case.run(form), case.wide().run("reference"))
 
 
+def test_pages_before_the_window_may_be_anything(form):
+    case = Case.of([(100, 1), (90, 20)])
+    expected = case.run(form, window=30)
+    for pages, first in zip(case.pages, (71, 61), strict=True):
+        count = first // PAGE_TOKENS
+        pages[:count] = [0] * count
+    assert torch.equal(case.run(form, window=30), expected)
+
+
 def test_without_a_wish_the_native_form_computes_what_it_can(library, monkeypatch):
     case = Case.of(ODD_LENGTHS)
     assert torch.equal(case.run(None), case.run("native"))
