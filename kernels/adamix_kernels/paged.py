@@ -16,136 +16,18 @@ Shapes: T new tokens (rows), S sequences, P pages, W pages of the longest sequen
 head, L tokens of a sequence.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adamix_kernels import native
+from adamix_kernels.paged_batch import PAGE_TOKENS, SCRATCH_PAGE, PagedBatch
+from adamix_kernels.paged_torch import in_buckets, reference, write
+
+__all__ = ["PAGE_TOKENS", "SCRATCH_PAGE", "PagedBatch", "paged_attention", "write"]
 
 Implementation = Literal["reference", "torch", "native"]
-
-PAGE_TOKENS = 16
-SCRATCH_PAGE = 0
-_INT32_MAX = int(np.iinfo(np.int32).max)
-_MOST_TOKENS = _INT32_MAX - PAGE_TOKENS
-
-
-@dataclass(frozen=True, eq=False)
-class PagedBatch:
-    """Which rows are whose new tokens, and where each sequence's tokens lie. Built once a step, for all layers.
-
-    Attributes:
-        starts: int64 [S], tokens of each sequence that were computed before.
-        indptr: int64 [S + 1]: the new tokens of sequence s are the rows `indptr[s]:indptr[s + 1]`.
-        table: int32 [S, W], each sequence's pages in the order of its tokens; beyond them scratch.
-    """
-
-    starts: NDArray[np.int64]
-    indptr: NDArray[np.int64]
-    table: NDArray[np.int32]
-    _blocked: dict[int, native.BlockedBatch] = field(init=False, repr=False, default_factory=dict)
-    _on_device: dict[torch.device, "_Indices"] = field(init=False, repr=False, default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, starts: Sequence[int], lengths: Sequence[int], pages: Sequence[Sequence[int] | NDArray[np.integer]]
-    ) -> Self:
-        """Sequences with `lengths` new tokens behind `starts` others, each with pages for both; more are ignored.
-
-        Raises:
-            ValueError: numbers are negative or too large, or a sequence has too few pages.
-        """
-        first, new = np.array(starts, np.int64), np.array(lengths, np.int64)
-        if not len(first) == len(new) == len(pages):
-            raise ValueError(f"{len(first)} starts, {len(new)} lengths and pages of {len(pages)} sequences")
-        if min(first.min(initial=0), new.min(initial=0)) < 0 or (first + new).max(initial=0) > _MOST_TOKENS:
-            raise ValueError(f"starts and lengths must not be negative, nor together more than {_MOST_TOKENS}")
-        needed = (-(-(first + new) // PAGE_TOKENS)).tolist()
-        table = np.full((len(first), max(needed, default=0)), SCRATCH_PAGE, np.int64)
-        for row, count, of_sequence in zip(table, needed, pages, strict=True):
-            if len(of_sequence) < count:
-                raise ValueError(f"a sequence has {len(of_sequence)} pages and needs {count}")
-            row[:count] = of_sequence[:count]
-        if table.min(initial=0) < 0 or table.max(initial=0) > _INT32_MAX:
-            raise ValueError("pages must be in 0..2**31 - 1")
-        return cls(first, np.insert(np.cumsum(new), 0, 0), table.astype(np.int32))
-
-    @property
-    def num_rows(self) -> int:
-        return int(self.indptr[-1])
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """int64 [S], the new tokens of each sequence."""
-        return np.diff(self.indptr)
-
-    @cached_property
-    def ends(self) -> NDArray[np.int64]:
-        """int64 [S], the tokens of each sequence, the new ones included."""
-        return self.starts + self.lengths
-
-    @cached_property
-    def longest(self) -> int:
-        """The most tokens of a sequence."""
-        return int(self.ends.max(initial=0))
-
-    @cached_property
-    def num_pages_needed(self) -> int:
-        """How many pages a cache must have at least: one more than the largest page number."""
-        return int(self.table.max(initial=0)) + 1
-
-    @cached_property
-    def has_chunks(self) -> bool:
-        """Whether some sequence has more than one new token."""
-        return bool((self.lengths > 1).any())
-
-    @cached_property
-    def num_seen(self) -> int:
-        """Tokens that all rows together attend to, without a window."""
-        return int((self.lengths * self.starts + self.lengths * (self.lengths + 1) // 2).sum())
-
-    @cached_property
-    def places(self) -> NDArray[np.int64]:
-        """int64 [T], where each row's token lies: page times 16 plus its place there."""
-        sequence = np.repeat(np.arange(len(self.starts)), self.lengths)
-        position = np.arange(self.num_rows) - np.repeat(self.indptr[:-1] - self.starts, self.lengths)
-        return self.table[sequence, position // PAGE_TOKENS] * np.int64(PAGE_TOKENS) + position % PAGE_TOKENS
-
-    def blocked(self, rows: int) -> native.BlockedBatch:
-        """What the native form reads, in blocks of at most `rows` rows of one sequence, most work first."""
-        found = self._blocked.get(rows)
-        if found is None:
-            per_sequence = -(-self.lengths // rows)
-            sequence = np.repeat(np.arange(len(self.starts)), per_sequence)
-            before = np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence)
-            first = self.indptr[sequence] + (np.arange(len(sequence)) - before) * rows
-            count = np.minimum(self.indptr[sequence + 1] - first, rows)
-            last_position = self.starts[sequence] + first + count - self.indptr[sequence]
-            order = np.argsort(-(last_position * count), kind="stable")
-            found = self._blocked[rows] = native.BlockedBatch(
-                indptr=self.indptr,
-                starts=self.starts,
-                table=self.table,
-                places=self.places,
-                blocks=np.stack([sequence, first, count], axis=1)[order].astype(np.int32),
-                has_chunks=self.has_chunks,
-                longest=self.longest,
-            )
-        return found
-
-    def on(self, device: torch.device) -> "_Indices":
-        """What the torch form reads, on a device."""
-        found = self._on_device.get(device)
-        if found is None:
-            found = self._on_device[device] = _Indices.of(self, device)
-        return found
 
 
 def paged_attention(
@@ -181,83 +63,12 @@ def paged_attention(
     """
     _check(q, k, v, k_pages, v_pages, batch, window)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    chosen = implementation
-    if chosen is None:
-        chosen = "torch" if _why_not_native(q, k_pages) else "native"
+    chosen = implementation or ("torch" if _why_not_native(q, k_pages) else "native")
     if chosen not in _FORMS:
         raise ValueError(f"paged_attention has no implementation {chosen!r}; it has: {', '.join(_FORMS)}")
     if not batch.num_rows:
         return torch.empty_like(q)
     return _FORMS[chosen](q, k, v, k_pages, v_pages, batch, scale, window)
-
-
-def write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, batch: PagedBatch) -> None:
-    """The keys and values of the new tokens, `[T, Hkv, E]`, into their pages."""
-    page, token = batch.on(k.device).places
-    k_pages[page, :, :, token] = k.to(k_pages.dtype)
-    v_pages[page, :, token] = v.to(v_pages.dtype)
-
-
-def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    batch: PagedBatch,
-    scale: float,
-    window: int | None,
-) -> Tensor:
-    """One sequence after another, in at least fp32 and rounded at the end."""
-    write(k, v, k_pages, v_pages, batch)
-    group, wide = q.shape[1] // k.shape[1], torch.promote_types(q.dtype, torch.float32)
-    out = torch.empty_like(q)
-    for sequence, (start, end) in enumerate(zip(batch.indptr[:-1].tolist(), batch.indptr[1:].tolist(), strict=True)):
-        keys, values, seen = _tokens_of(sequence, k_pages, v_pages, batch, window)
-        keys, values = (t.to(wide).repeat_interleave(group, 0) for t in (keys, values))
-        scores = scale * q[start:end].transpose(0, 1).to(wide) @ keys
-        scores = scores.masked_fill(~seen, -torch.inf)
-        out[start:end] = (scores.softmax(-1) @ values).transpose(0, 1)
-    return out
-
-
-def _torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    batch: PagedBatch,
-    scale: float,
-    window: int | None,
-) -> Tensor:
-    write(k, v, k_pages, v_pages, batch)
-    out = q.new_empty(q.shape)
-    for bucket in batch.on(q.device).buckets(k_pages, window):
-        out[bucket.rows] = _decode(q[bucket.rows], k_pages, v_pages, bucket, scale)
-    for sequence in np.flatnonzero(batch.lengths > 1).tolist():
-        rows = slice(*batch.indptr[sequence : sequence + 2].tolist())
-        keys, values, seen = _tokens_of(sequence, k_pages, v_pages, batch, window)
-        keys, queries = keys.transpose(1, 2), q[rows].transpose(0, 1)
-        chunk = F.scaled_dot_product_attention(
-            queries[None], keys[None], values[None], attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        out[rows] = chunk[0].transpose(0, 1)
-    return out
-
-
-def _decode(q: Tensor, k_pages: Tensor, v_pages: Tensor, bucket: "_Bucket", scale: float) -> Tensor:
-    """One query [B, Hq, E] of each of B sequences, over pages that are filled up to those of the longest."""
-    size, num_tokens = bucket.unseen.shape
-    heads, features = k_pages.shape[1:3]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    keys = k_pages.view(-1, PAGE_TOKENS).index_select(0, bucket.keys).view(size, heads, features, num_tokens)
-    values = v_pages.view(-1, PAGE_TOKENS * features).index_select(0, bucket.values)
-    # What nobody sees may be anything, and nothing times zero is not always zero.
-    values.view(-1, features).index_fill_(0, bucket.unseen_values, 0)
-    scores = scale * (q.reshape(size, heads, -1, features) @ keys).to(wide)
-    weights = scores.masked_fill_(bucket.unseen[:, None, None], -torch.inf).softmax(-1).to(q.dtype)
-    return (weights @ values.view(size, heads, num_tokens, features)).reshape(size, -1, features)
 
 
 def _native(
@@ -289,7 +100,7 @@ def _native(
     )
 
 
-_FORMS = {"reference": reference, "torch": _torch, "native": _native}
+_FORMS = {"reference": reference, "torch": in_buckets, "native": _native}
 # Products of one query and one key, or value, in numbers.
 _THREADS_PAY = 100_000
 
@@ -301,99 +112,6 @@ def _why_not_native(q: Tensor, k_pages: Tensor) -> str | None:
     if q.dtype != torch.float32 or k_pages.dtype != torch.float32:
         return f"it takes fp32, not {q.dtype} beside a cache of {k_pages.dtype}"
     return None if native.load() is not None else "it was not built, or is turned off"
-
-
-def _tokens_of(
-    sequence: int, k_pages: Tensor, v_pages: Tensor, batch: PagedBatch, window: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys [Hkv, E, L] and values [Hkv, L, E] of what a sequence's new rows see, bool [rows, L]: which row sees what."""
-    start, end = int(batch.starts[sequence]), int(batch.ends[sequence])
-    first = 0 if window is None else max(0, start + 1 - window)
-    page = first // PAGE_TOKENS
-    pages = batch.on(k_pages.device).table[sequence, page : -(-end // PAGE_TOKENS)]
-    kept = slice(first - page * PAGE_TOKENS, end - page * PAGE_TOKENS)
-    keys = k_pages[pages].permute(1, 2, 0, 3).flatten(2)[:, :, kept]
-    values = v_pages[pages].transpose(0, 1).flatten(1, 2)[:, kept]
-    token = torch.arange(first, end, device=k_pages.device)
-    row = token[start - first :, None]
-    seen = token <= row
-    return keys, values, seen if window is None else seen & (token > row - window)
-
-
-@dataclass(frozen=True, eq=False)
-class _Bucket:
-    """Sequences with one new token and about as many pages, and where L tokens of each are: its last, or all.
-
-    Attributes:
-        rows: int64 [B], their rows.
-        unseen: bool [B, L], which of the tokens are not theirs to see.
-        keys: int64 [B * Hkv * E * L / 16], the rows of 16 numbers in which their keys lie.
-        values: int64 [B * Hkv * L / 16], the pages of one head in which their values lie.
-        unseen_values: int64, which of the rows [B * Hkv * L] of values nobody sees.
-    """
-
-    rows: Tensor
-    unseen: Tensor
-    keys: Tensor
-    values: Tensor
-    unseen_values: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Indices:
-    """A batch as the torch form reads it on a device.
-
-    Attributes:
-        table: int64 [S, W].
-        places: int64 [T] each, the page of every row's token and its place there.
-    """
-
-    batch: PagedBatch
-    device: torch.device
-    table: Tensor
-    places: tuple[Tensor, Tensor]
-    _buckets: dict[tuple[int, int, int | None], list[_Bucket]] = field(init=False, repr=False, default_factory=dict)
-
-    @classmethod
-    def of(cls, batch: PagedBatch, device: torch.device) -> Self:
-        places = (_upload(each, device) for each in np.divmod(batch.places, PAGE_TOKENS))
-        return cls(batch, device, _upload(batch.table, device), (next(places), next(places)))
-
-    def buckets(self, k_pages: Tensor, window: int | None) -> list[_Bucket]:
-        """The sequences with one new token; from one bucket to the next they are longer by up to a quarter."""
-        heads, features = k_pages.shape[1:3]
-        found = self._buckets.get((heads, features, window))
-        if found is None:
-            alone = np.flatnonzero(self.batch.lengths == 1)
-            level = np.ceil(np.log(-(-self.batch.ends[alone] // PAGE_TOKENS)) / np.log(1.25))
-            found = [self._bucket(alone[level == each], heads, features, window) for each in np.unique(level)]
-            self._buckets[heads, features, window] = found
-        return found
-
-    def _bucket(self, sequences: NDArray[np.int64], heads: int, features: int, window: int | None) -> _Bucket:
-        batch = self.batch
-        ends = batch.ends[sequences, None]
-        last_page = (ends - 1) // PAGE_TOKENS
-        width = int(last_page.max()) + 1
-        if window is not None:
-            width = min(width, -(-window // PAGE_TOKENS) + 1)
-        column = np.maximum(last_page + 1 - width, 0) + np.arange(width)
-        position = (column[:, :, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).reshape(len(sequences), -1)
-        unseen = position >= ends
-        if window is not None:
-            unseen |= position < ends - window
-        page = batch.table[sequences[:, None], np.minimum(column, last_page)].astype(np.int64)
-        head = page[:, None] * heads + np.arange(heads)[:, None]
-        feature = head[:, :, None] * features + np.arange(features)[:, None]
-        unseen_values = np.flatnonzero(np.repeat(unseen[:, None], heads, axis=1))
-        arrays = batch.indptr[sequences], unseen, feature.ravel(), head.ravel(), unseen_values
-        return _Bucket(*(_upload(array, self.device) for array in arrays))
-
-
-def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for; integers as int64."""
-    host = torch.from_numpy(array if array.dtype == np.bool_ else array.astype(np.int64))
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def _check(

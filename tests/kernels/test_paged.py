@@ -1,5 +1,7 @@
 """Attention over pages: every form against the definition in fp64, and what a row's result may not depend on."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -236,6 +238,16 @@ def test_pages_before_the_window_may_be_anything(form):
         count = first // PAGE_TOKENS
         pages[:count] = [0] * count
     assert torch.equal(case.run(form, window=30), expected)
+
+
+def test_nothing_is_kept_of_a_step(form):
+    case = Case.of([(20, 1), (3, 9)])
+    batch = case.batch
+    paged_attention(case.q, case.k, case.v, case.k_pages, case.v_pages, batch, implementation=form)
+    gone = weakref.ref(batch)
+    del batch
+    gc.collect()
+    assert gone() is None
 
 
 def test_without_a_wish_the_native_form_computes_what_it_can(library, monkeypatch):
