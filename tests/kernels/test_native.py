@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from adamix.files.adapter_file import MAX_ADAPTER_RANK
 from adamix_kernels import native
 from adamix_kernels.native import build
 from adamix_kernels.native.build import BuildError
@@ -196,6 +197,10 @@ def test_instructions_that_the_compiler_does_not_know_are_left_out(sources, monk
 
 def test_the_best_kernels_of_this_processor_are_taken(library):
     assert library.variant == next(name for name in VARIANTS if library.use_kernels(name))
+
+
+def test_every_adapter_that_may_be_registered_fits():
+    assert native.LARGEST_RANK >= MAX_ADAPTER_RANK
 
 
 def test_the_constants_are_those_of_the_sources():
