@@ -58,8 +58,8 @@ static void take_part(void *data) {
 
 static void run(unit_fn unit, const void *work, int64_t units, int threads) {
     struct team team = {unit, work, units, 0, 1, 0};
-    if (threads > units) threads = (int)units;
-    if (threads < 2 || !parallel) {
+    // All of the threads or none: from a smaller team libgomp ends the others, and makes them anew for the next.
+    if (threads < 2 || units < 2 || !parallel) {
         team.at_once = units;
         take_part(&team);
         return;
