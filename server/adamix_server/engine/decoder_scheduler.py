@@ -12,7 +12,7 @@ can use goes to the others, by turn again. So a newcomer waits for one step, how
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from adamix.errors import InternalError
 from adamix_server.access.quotas import Shares
