@@ -42,8 +42,8 @@ COMPILE_S = 0.5
 MAX_OUTPUT_BYTES = 256 << 10
 # Wall-clock: the machine may be busy with other things.
 _PATIENCE_S = 10.0
-_REST_S = 1.0
-_MAX_RESTING = 1024
+REST_S = 1.0
+MAX_RESTING = 1024
 # JSON may write a byte as six.
 _MAX_ANSWER_BYTES = 8 * MAX_OUTPUT_BYTES
 _LENGTH_BYTES = 4
@@ -145,9 +145,9 @@ class ChatRenderer:
 
     def _rest(self, template: str, answer: _Answer) -> None:
         with self._lock_of_resting:
-            self._resting[template] = (time.monotonic() + _REST_S, answer)
+            self._resting[template] = (time.monotonic() + REST_S, answer)
             self._resting.move_to_end(template)
-            if len(self._resting) > _MAX_RESTING:
+            if len(self._resting) > MAX_RESTING:
                 self._resting.popitem(last=False)
 
     def _ask(self, order: "sandbox.Order") -> _Answer:
@@ -157,7 +157,7 @@ class ChatRenderer:
                 answer = self._exchange(data)
                 if answer is not None:
                     return answer
-        raise Unavailable("chats cannot be rendered at the moment; try again", retry_after_s=_REST_S)
+        raise Unavailable("chats cannot be rendered at the moment; try again", retry_after_s=REST_S)
 
     def _exchange(self, data: bytes) -> _Answer | None:
         """What becomes of an order; None if the child could not be started, or was ended by others."""

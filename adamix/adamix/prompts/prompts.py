@@ -64,6 +64,7 @@ class Prompts:
 
         Raises:
             InvalidConfig: the tokenizer has no end-of-text token.
+            InvalidData: as `text`.
         """
         return self.sources([text], max_tokens)[0]
 
@@ -73,7 +74,7 @@ class Prompts:
         prompts = []
         for ids in self.source_ids(texts):
             kept = self.cut(ids, max_tokens - 1)
-            prompts.append(Prompt((*kept, separator), len(kept) < len(ids)))
+            prompts.append(Prompt(self._known([*kept, separator]), len(kept) < len(ids)))
         return prompts
 
     def source_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -135,10 +136,13 @@ class Prompts:
     def _encoded(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         # Of the ways to encode only the batches release the GIL.
         (encoding,) = self._foreign.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return self._known(encoding.ids)
+
+    def _known(self, ids: list[int]) -> tuple[int, ...]:
         size = self._vocabulary.vocab_size
-        if size is not None and any(token >= size for token in encoding.ids):
+        if size is not None and any(token >= size for token in ids):
             raise InvalidData("the text has a token of the tokenizer that the model does not know")
-        return tuple(encoding.ids)
+        return tuple(ids)
 
     @cached_property
     def _foreign(self) -> Tokenizer:

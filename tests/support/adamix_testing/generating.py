@@ -6,7 +6,8 @@ from typing import Any
 import grpc.aio
 
 from adamix_protos.v1 import inference_pb2 as pb
-from adamix_testing.fake_engine import FakeEngine
+from adamix_testing.byte_tokenizers import FIRST_BYTE
+from adamix_testing.fake_engine import Ending, FakeEngine, Said
 from adamix_testing.harness import Harness
 from adamix_testing.refusals import failure
 
@@ -66,3 +67,25 @@ async def rest_of(call: Any) -> list[pb.GenerateResponse]:
         messages.append(message)
     assert await call.code() is grpc.StatusCode.OK
     return messages
+
+
+def tokens_of(text: str) -> list[int]:
+    """A text in tokens of one byte each."""
+    return [FIRST_BYTE + byte for byte in text.encode()]
+
+
+def saying(text: str, finish: Ending = "eos") -> Any:
+    """For `prepare`: an engine that says a text byte by byte, whatever it is asked."""
+
+    def prepare(engine: FakeEngine) -> None:
+        decoder(engine)
+        engine.script = lambda _: [*(Said([token]) for token in tokens_of(text)), Said(finish=finish)]
+
+    return prepare
+
+
+async def ask(harness: Harness, **fields: Any) -> Any:
+    """A call, and the row that the engine got of it."""
+    call = harness.inference.Generate(request(**fields))
+    await harness.until(lambda: len(harness.engine.held) == 1)
+    return call, harness.engine.held[0]

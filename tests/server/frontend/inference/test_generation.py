@@ -3,7 +3,6 @@
 import math
 import struct
 import time
-from typing import Any
 
 import pytest
 
@@ -12,43 +11,23 @@ from adamix_protos.v1 import inference_pb2 as pb
 from adamix_server.config import FrontEndSettings
 from adamix_server.limits.generation import DEFAULT_NEW_TOKENS, MAX_EVENTS_PER_MESSAGE
 from adamix_server.limits.messages import MAX_TIMEOUT_S
-from adamix_testing.byte_tokenizers import END_ID, FIRST_BYTE
+from adamix_testing.byte_tokenizers import END_ID
 from adamix_testing.fake_engine import Ending, FakeEngine, Said
 from adamix_testing.generating import (
     WINDOW,
+    ask,
     decoder,
     generate,
     holding_decoder,
     next_message,
-    request,
     rest_of,
+    saying,
     text_of,
+    tokens_of,
 )
-from adamix_testing.harness import Harness, StartServing
+from adamix_testing.harness import StartServing
 
 HARD = "naïve 日本語 🙂👩‍👩‍👧\n\n  x"
-
-
-def tokens_of(text: str) -> list[int]:
-    """A text in tokens of one byte each."""
-    return [FIRST_BYTE + byte for byte in text.encode()]
-
-
-def saying(text: str, finish: Ending = "eos") -> Any:
-    """For `prepare`: an engine that says a text byte by byte, whatever it is asked."""
-
-    def prepare(engine: FakeEngine) -> None:
-        decoder(engine)
-        engine.script = lambda _: [*(Said([token]) for token in tokens_of(text)), Said(finish=finish)]
-
-    return prepare
-
-
-async def ask(harness: Harness, **fields: Any) -> Any:
-    """A call, and the row that the engine got of it."""
-    call = harness.inference.Generate(request(**fields))
-    await harness.until(lambda: len(harness.engine.held) == 1)
-    return call, harness.engine.held[0]
 
 
 async def test_a_text_is_told_as_it_comes(start_generating: StartServing, writer: str) -> None:
