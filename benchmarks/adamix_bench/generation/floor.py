@@ -11,7 +11,7 @@ from adamix_bench.generation.in_process import StepSize, own_copy
 from adamix_bench.generation.turns import Texts
 from adamix_bench.generation.workload import Workload
 from adamix_kernels.frozen_linear import FrozenLinear, padded_step_rows
-from adamix_server.engine.frozen import freeze_decoder
+from adamix_server.engine.frozen_decoder import freeze_decoder
 
 
 class Floor:

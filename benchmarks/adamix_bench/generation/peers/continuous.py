@@ -11,7 +11,7 @@ from adamix.modules.heads import shared_copy
 from adamix_bench.generation.turns import Texts
 from adamix_bench.generation.workload import NEW_TOKENS, PROMPT_TOKENS, Workload
 
-# Tokens of a batch with which it was fastest here, at 8 to 64 requests.
+# As many as a step of the engine's has while texts are being written.
 _BATCH_TOKENS = 256
 _PAGE_TOKENS = 32
 _WAIT_S = 300.0
