@@ -44,6 +44,8 @@ _MAX_COMPILED = 64
 _MAX_COMPILED_LENGTH = 512 << 10
 _MAX_DETAIL = 200
 _LENGTH_BYTES = 4
+# Of Linux: pages of memory that this process has.
+_STATUS = Path("/proc/self/statm")
 T = TypeVar("T")
 
 # What a `Template` cannot be used for at all, then what it cannot do with these messages.
@@ -287,9 +289,9 @@ def _on_time(_signal: int, _frame: FrameType | None) -> None:
 
 def _lower_limits() -> None:
     """Of this process for good; what rendering needs was loaded before."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * os.sysconf("SC_PAGE_SIZE") + _MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    if _STATUS.exists():
+        memory = int(_STATUS.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + _MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))
 
