@@ -67,9 +67,7 @@ _PROBLEMS: dict[str, tuple[type[AdamixError], str]] = {
 }
 
 
-# After these the child's memory is in pieces: a new one begins with all of it.
-_LEAVES_RUINS = ("memory", "involved")
-_COSTLY = (*_LEAVES_RUINS, "time")
+_COSTLY = ("time", "memory", "involved")
 _LAST_BREATH_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -169,11 +167,12 @@ class ChatRenderer:
         raise Unavailable("chats cannot be rendered at the moment; try again", retry_after_s=REST_S)
 
     def _exchange(self, data: bytes) -> _Answer | None:
-        """What becomes of an order; None if the child could not be started, or was ended by others."""
+        """What becomes of an order; None if that is for another child to say."""
         ends_at = time.monotonic() + _PATIENCE_S
         try:
             if self._child is None:
                 self._child = _Child(ends_at)
+            is_first = not self._child.has_answered
             answer = self._child.ask(data, ends_at)
         except _GoneError as gone:
             self._child = None
@@ -185,8 +184,10 @@ class ChatRenderer:
             log.warning("chats are not rendered: %s", error)
             self._end()
             return None
-        if answer.problem in _LEAVES_RUINS:
+        if answer.problem == "memory":
+            # What is left of it may be in pieces, and not by this template: the word of a new child counts.
             self._end()
+            return answer if is_first else None
         return answer
 
     def _end(self) -> None:
@@ -225,6 +226,7 @@ class _Child:
             start_new_session=True,
         )
         self.end = weakref.finalize(self, _end, self._process)
+        self.has_answered = False
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise OSError("a child without pipes")
@@ -248,12 +250,14 @@ class _Child:
             while rest:
                 _wait(self._stdin, select.POLLOUT, ends_at)
                 rest = rest[os.write(self._stdin, rest) :]
-            return self._read(ends_at)
+            answer = self._read(ends_at)
         except BrokenPipeError:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_LAST_BREATH_S)
             self.end()
             raise _GoneError(self._process.returncode) from None
+        self.has_answered = True
+        return answer
 
     def _read(self, ends_at: float) -> _Answer:
         length = int.from_bytes(self._read_bytes(_LENGTH_BYTES, ends_at), "big")

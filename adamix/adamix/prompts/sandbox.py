@@ -158,6 +158,8 @@ class Renderer:
             raise _Failed("syntax", error.lineno, error.message or "") from None
         except _Failed:
             raise
+        except MemoryError:
+            raise _Failed("memory") from None
         except (_OutOfTime, Exception):  # noqa: BLE001 - limits of Python's own compiler have errors of many classes
             raise _Failed("involved") from None
         self._compiled[source] = template

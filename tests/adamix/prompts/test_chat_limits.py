@@ -159,6 +159,25 @@ def test_a_child_that_others_ended_is_no_templates_fault(own: ChatRenderer) -> N
     assert own.render("b", CHAT, {}) == "b"
 
 
+def test_want_of_memory_is_believed_of_a_new_child_alone(own: ChatRenderer) -> None:
+    """In an old one it may be others that have left none."""
+    own.render("a", CHAT, {})
+    old = pid(own)
+    asked: list[int] = []
+    ask = chats._Child.ask
+
+    def wanting(child: chats._Child, data: bytes, ends_at: float) -> chats._Answer:
+        asked.append(child._process.pid)
+        return chats._Answer(problem="memory") if asked[-1] == old else ask(child, data, ends_at)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chats._Child, "ask", wanting)
+        assert own.render("b", CHAT, {}) == "b"
+    assert len(set(asked)) == 2
+    with pytest.raises(InvalidData, match="takes too much memory"):
+        own.render(TOO_MUCH["letters"], CHAT, {})
+
+
 def test_without_a_child_nothing_is_rendered(own: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chats, "_COMMAND", ("/bin/false",))
     with pytest.raises(Unavailable, match="cannot be rendered at the moment") as said:
