@@ -328,7 +328,7 @@ async def test_what_writes_texts_is_no_model_of_the_protocol(start_generating: S
         code, told, _, message = await failure(asked)
         assert (code, told) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_HEAD")
         assert message == "this task generates text; call Generate"
-    task = await harness.adapters.GetTask(adapters_pb2.GetTaskRequest(task="writer"))
+    task = (await harness.adapters.GetTask(adapters_pb2.GetTaskRequest(task="writer"))).task
     assert (task.head_type, task.unavailable_reason) == ("causal_lm", "")
 
 
