@@ -9,7 +9,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ IN_FLIGHT = 16
 WINDOW = 64
 MAX_TRIES = 5
 _MAX_WAIT_S = 10.0
+_TURN_S = 0.2
 MAX_MESSAGES = 256
 _WAYS = ("prompt", "source", "messages")
 _ANSWER = ("text", "finish_reason", "token_ids", "logprobs", "error")
@@ -180,7 +181,7 @@ class PromptFile:
 
     def _write(self, prompt: Prompt, future: "Future[GeneratedText]") -> None:
         try:
-            answer = future.result().document
+            answer = _result(future).document
         except AdamixError as error:
             if not _is_own(error):
                 stderr.print(escape(f"{prompt.where}: not answered; the same command goes on from here"))
@@ -192,6 +193,13 @@ class PromptFile:
         told = {name: answer[name] for name in _ANSWER if name in answer}
         self._out.write(json.dumps(kept | told, ensure_ascii=False).encode() + b"\n")
         self._out.flush()
+
+
+def _result(future: "Future[GeneratedText]") -> GeneratedText:
+    """Waits in short turns: Ctrl-C that comes as a wait begins is only seen when it ends."""
+    while not future.done():
+        wait((future,), _TURN_S)
+    return future.result()
 
 
 def _check(where: str, row: Mapping[str, Any]) -> None:
