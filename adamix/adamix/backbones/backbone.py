@@ -8,6 +8,7 @@ knows nothing of adapters.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -22,7 +23,6 @@ from transformers.utils.hub import cached_file
 
 from adamix.backbones import language_model as language_models
 from adamix.backbones import packaged, sites
-from adamix.backbones.quiet import quiet_loading
 from adamix.errors import InvalidConfig
 from adamix.files.manifest import BackboneSpec
 
@@ -75,7 +75,7 @@ def resolve(name: str) -> str:
         InvalidConfig: a packaged name whose package is not installed, or a path that is no directory.
     """
     if name in packaged.PACKAGES:
-        with quiet_loading():  # of weights that have to be converted first
+        with _quiet_loading():  # of weights that have to be converted first
             return str(packaged.directory(name))
     looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
     if looks_local:
@@ -250,7 +250,7 @@ def fingerprint(model: nn.Module, present: Collection[str]) -> str:
 def _read(name: str, auto_class: Any) -> tuple[PreTrainedModel, set[str]]:
     """A model in fp32, and the names of its tensors that the checkpoint lacks."""
     try:
-        with quiet_loading():
+        with _quiet_loading():
             model, info = auto_class.from_pretrained(
                 resolve(name),
                 dtype=torch.float32,
@@ -331,3 +331,23 @@ def _first_position(model: PreTrainedModel, family: sites.Family) -> int:
 def _tensor_digest(tensor: torch.Tensor) -> str:
     values = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
     return hashlib.sha256(values.numpy().astype("<f4", copy=False).data).hexdigest()
+
+
+class _quiet_loading:  # noqa: N801 - a context manager used like a function
+    """Keep transformers' loading report and progress bar off the terminal: a body has no head to warn about."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as transformers_logging
+
+        self._logger = logging.getLogger("transformers")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+        self._bar = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging as transformers_logging
+
+        self._logger.setLevel(self._level)
+        if self._bar:
+            transformers_logging.enable_progress_bar()

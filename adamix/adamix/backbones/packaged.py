@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adamix.backbones.quiet import quiet_loading
 from adamix.errors import InvalidConfig
 
 log = logging.getLogger(__name__)
@@ -118,8 +117,8 @@ def _convert_once(name: str, source: Path, gguf: str, target: Path) -> None:
         # A warning, because that is what a process without logging of its own shows: on its stderr, as a plain line.
         log.warning("preparing the weights of %s: once, under a minute", name)
         try:
-            # The reader's own progress bar knows no switch.
-            with quiet_loading(), redirect_stderr(io.StringIO()):
+            # Its progress bars: one knows no switch.
+            with redirect_stderr(io.StringIO()):
                 _convert(source, gguf, partial)
             for path in partial.iterdir():
                 _sync(path)

@@ -112,7 +112,7 @@ def test_all_are_made_ready_ahead_of_time_and_quietly(
     packaged.main()
     assert "tensors" not in capfd.readouterr().err
     installed.clear()
-    with pytest.raises(SystemExit, match="error: .* are not installed"):
+    with pytest.raises(SystemExit, match=r"error: .* are not installed"):
         packaged.main()
 
 
