@@ -47,7 +47,7 @@ def storm(server: Server, calls: int, seed: int, ends: Counter[str]) -> None:
             try:
                 if way == "leave":
                     for _ in range(generator.randrange(1, most + 1)):
-                        next(deltas)
+                        next(deltas, None)
                     deltas.close()
                 else:
                     GeneratedText.of(deltas)

@@ -11,7 +11,7 @@ _NUM_SPECIAL = 4
 
 
 def save_decoder(name: str, directory: Path) -> Path:
-    """A family of `DECODERS`, the same weights with every call. Each token but the first four is a word `w4`, `w5`, …."""
+    """A family of `DECODERS`, the same weights with every call. Tokens from 4 on are the words `w4`, `w5`, …."""
     torch.manual_seed(0)
     DECODERS[name]().save_pretrained(directory)
     decoder_words([f"w{i}" for i in range(_NUM_SPECIAL, VOCABULARY)]).save_pretrained(directory)
