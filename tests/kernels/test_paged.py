@@ -1,5 +1,7 @@
 """Attention over pages: every form against the definition in fp64, and what a row's result may not depend on."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -229,6 +231,25 @@ class TestCompany:
         assert_close(case.run(form), case.wide().run("reference"))
 
 
+def test_pages_before_the_window_may_be_anything(form):
+    case = Case.of([(100, 1), (90, 20)])
+    expected = case.run(form, window=30)
+    for pages, first in zip(case.pages, (71, 61), strict=True):
+        count = first // PAGE_TOKENS
+        pages[:count] = [0] * count
+    assert torch.equal(case.run(form, window=30), expected)
+
+
+def test_nothing_is_kept_of_a_step(form):
+    case = Case.of([(20, 1), (3, 9)])
+    batch = case.batch
+    paged_attention(case.q, case.k, case.v, case.k_pages, case.v_pages, batch, implementation=form)
+    gone = weakref.ref(batch)
+    del batch
+    gc.collect()
+    assert gone() is None
+
+
 def test_without_a_wish_the_native_form_computes_what_it_can(library, monkeypatch):
     case = Case.of(ODD_LENGTHS)
     assert torch.equal(case.run(None), case.run("native"))
@@ -254,7 +275,8 @@ def test_the_native_form_refuses_other_dtypes(library):
         ([1], [-1], [[1]], "must not be negative"),
         ([2**31 - 20], [10], [[1]], "nor together more than"),
         ([15], [2], [[1]], "has 1 pages and needs 2"),
-        ([0], [1], [[-1]], "pages must not be negative"),
+        ([0], [1], [[-1]], "pages must be in 0"),
+        ([0], [1], [[2**32 + 1]], "pages must be in 0"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(starts, lengths, pages, message):

@@ -210,16 +210,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         InvalidConfig: it cannot be found or read, or has no fast implementation.
     """
-    special = _auto_tokenizer(name).special_tokens_map
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(export_tokenizer(name)),
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
-    # Not as arguments, which would add them to the tokens that are recognised inside of a text.
-    for attribute in _SPECIAL_TOKENS:
-        if special.get(attribute) is not None:
-            setattr(tokenizer, attribute, str(special[attribute]))
-    return tokenizer
+    return _by_its_file(name, _auto_tokenizer(name))
 
 
 def export_tokenizer(name: str) -> str:
@@ -248,8 +239,8 @@ def export_generation(name: str) -> str:
     Raises:
         InvalidConfig: the checkpoint, or its tokenizer, cannot be found or read.
     """
-    config = _read_config(name)
-    return vocabularies.of_checkpoint(resolve(name), config, load_tokenizer(name), _auto_tokenizer(name)).to_json()
+    auto = _auto_tokenizer(name)
+    return vocabularies.of_checkpoint(resolve(name), _read_config(name), _by_its_file(name, auto), auto).to_json()
 
 
 def fingerprint(model: nn.Module, present: Collection[str]) -> str:
@@ -307,6 +298,20 @@ def _read_config(name: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
     return config
+
+
+def _by_its_file(name: str, auto: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A tokenizer by the rules of `tokenizer.json`, with the names that `auto` has for special tokens."""
+    special = auto.special_tokens_map
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(export_tokenizer(name)),
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    # Not as arguments, which would add them to the tokens that are recognised inside of a text.
+    for attribute in _SPECIAL_TOKENS:
+        if special.get(attribute) is not None:
+            setattr(tokenizer, attribute, str(special[attribute]))
+    return tokenizer
 
 
 def _spec(

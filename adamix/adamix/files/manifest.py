@@ -136,8 +136,9 @@ class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The self-description of an adapter. `check()` has passed on every instance made by `from_json`.
 
-    `prompt` and `chat_template` belong to a `causal_lm` head; the template, in jinja2, is used where a request brings a
-    chat, in place of the backbone's own.
+    `prompt` and `chat_template` belong to a `causal_lm` head. Training writes neither, and its adapters go on after
+    sources; importers write how their library asks. The template, in jinja2, is used where a request brings a chat, in
+    place of the backbone's own.
     """
 
     kind: Kind

@@ -43,6 +43,7 @@ MAX_OUTPUT_BYTES = 256 << 10
 # Wall-clock: the machine may be busy with other things.
 _PATIENCE_S = 10.0
 REST_S = 1.0
+MAX_REST_S = 64.0
 MAX_RESTING = 1024
 # JSON may write a byte as six.
 _MAX_ANSWER_BYTES = 8 * MAX_OUTPUT_BYTES
@@ -66,9 +67,7 @@ _PROBLEMS: dict[str, tuple[type[AdamixError], str]] = {
 }
 
 
-# After these the child's memory is in pieces: a new one begins with all of it.
-_LEAVES_RUINS = ("memory", "involved")
-_COSTLY = (*_LEAVES_RUINS, "time")
+_COSTLY = ("time", "memory", "involved")
 _LAST_BREATH_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -81,6 +80,14 @@ class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     detail: str = ""
 
 
+class _Resting(msgspec.Struct, frozen=True):
+    """A template that is not tried again until then, what kept it from being rendered, and how often it was so."""
+
+    until: float
+    answer: _Answer
+    times: int
+
+
 class ChatRenderer:
     """Renders chats in a child process, which starts with the first and ends with this. Threads may share it."""
 
@@ -88,7 +95,7 @@ class ChatRenderer:
         self._lock = threading.Lock()
         self._lock_of_resting = threading.Lock()
         self._child: _Child | None = None
-        self._resting: OrderedDict[str, tuple[float, _Answer]] = OrderedDict()
+        self._resting: OrderedDict[str, _Resting] = OrderedDict()
 
     def render(
         self,
@@ -117,11 +124,12 @@ class ChatRenderer:
             "add_generation_prompt": True,
         }
         order: sandbox.Order = {"template": _sized(template), "variables": variables}
-        answer = None if is_own else self._known(template)
-        if answer is None:
-            answer = self._ask(order)
-            if answer.problem in _COSTLY and not is_own:
-                self._rest(template, answer)
+        resting = None if is_own else self._resting.get(template)
+        if resting is not None and resting.until > time.monotonic():
+            raise _error(resting.answer)
+        answer = self._ask(order)
+        if not is_own:
+            self._take_note(template, answer)
         if answer.text is None:
             raise _error(answer)
         return answer.text
@@ -137,16 +145,15 @@ class ChatRenderer:
         with self._lock:
             self._end()
 
-    def _known(self, template: str) -> _Answer | None:
-        """Of a template that rests, what kept it from being rendered."""
+    def _take_note(self, template: str, answer: _Answer) -> None:
+        """Of what a template has taken: each time in a row that it is too much, it rests for twice as long."""
         with self._lock_of_resting:
-            until, answer = self._resting.get(template, (0.0, None))
-        return answer if until > time.monotonic() else None
-
-    def _rest(self, template: str, answer: _Answer) -> None:
-        with self._lock_of_resting:
-            self._resting[template] = (time.monotonic() + REST_S, answer)
-            self._resting.move_to_end(template)
+            known = self._resting.pop(template, None)
+            if answer.problem not in _COSTLY:
+                return
+            times = 0 if known is None else known.times + 1
+            rest_s = min(REST_S * 2.0 ** min(times, 9), MAX_REST_S)
+            self._resting[template] = _Resting(time.monotonic() + rest_s, answer, times)
             if len(self._resting) > MAX_RESTING:
                 self._resting.popitem(last=False)
 
@@ -160,11 +167,12 @@ class ChatRenderer:
         raise Unavailable("chats cannot be rendered at the moment; try again", retry_after_s=REST_S)
 
     def _exchange(self, data: bytes) -> _Answer | None:
-        """What becomes of an order; None if the child could not be started, or was ended by others."""
+        """What becomes of an order; None if that is for another child to say."""
         ends_at = time.monotonic() + _PATIENCE_S
         try:
             if self._child is None:
                 self._child = _Child(ends_at)
+            is_first = not self._child.has_answered
             answer = self._child.ask(data, ends_at)
         except _GoneError as gone:
             self._child = None
@@ -176,8 +184,10 @@ class ChatRenderer:
             log.warning("chats are not rendered: %s", error)
             self._end()
             return None
-        if answer.problem in _LEAVES_RUINS:
+        if answer.problem == "memory":
+            # What is left of it may be in pieces, and not by this template: the word of a new child counts.
             self._end()
+            return answer if is_first else None
         return answer
 
     def _end(self) -> None:
@@ -216,6 +226,7 @@ class _Child:
             start_new_session=True,
         )
         self.end = weakref.finalize(self, _end, self._process)
+        self.has_answered = False
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise OSError("a child without pipes")
@@ -239,12 +250,14 @@ class _Child:
             while rest:
                 _wait(self._stdin, select.POLLOUT, ends_at)
                 rest = rest[os.write(self._stdin, rest) :]
-            return self._read(ends_at)
+            answer = self._read(ends_at)
         except BrokenPipeError:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_LAST_BREATH_S)
             self.end()
             raise _GoneError(self._process.returncode) from None
+        self.has_answered = True
+        return answer
 
     def _read(self, ends_at: float) -> _Answer:
         length = int.from_bytes(self._read_bytes(_LENGTH_BYTES, ends_at), "big")

@@ -44,6 +44,8 @@ _MAX_COMPILED = 64
 _MAX_COMPILED_LENGTH = 512 << 10
 _MAX_DETAIL = 200
 _LENGTH_BYTES = 4
+# Of Linux: pages of memory that this process has.
+_STATUS = Path("/proc/self/statm")
 T = TypeVar("T")
 
 # What a `Template` cannot be used for at all, then what it cannot do with these messages.
@@ -156,6 +158,8 @@ class Renderer:
             raise _Failed("syntax", error.lineno, error.message or "") from None
         except _Failed:
             raise
+        except MemoryError:
+            raise _Failed("memory") from None
         except (_OutOfTime, Exception):  # noqa: BLE001 - limits of Python's own compiler have errors of many classes
             raise _Failed("involved") from None
         self._compiled[source] = template
@@ -287,9 +291,9 @@ def _on_time(_signal: int, _frame: FrameType | None) -> None:
 
 def _lower_limits() -> None:
     """Of this process for good; what rendering needs was loaded before."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * os.sysconf("SC_PAGE_SIZE") + _MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    if _STATUS.exists():
+        memory = int(_STATUS.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + _MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))
 

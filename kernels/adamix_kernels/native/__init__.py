@@ -8,9 +8,9 @@ import logging
 import os
 from functools import cache
 
-from adamix_kernels.native.library import LARGEST_RANK, MOST_QUERIES, MOST_ROWS, Library
+from adamix_kernels.native.library import LARGEST_RANK, MOST_QUERIES, MOST_ROWS, BlockedBatch, Library
 
-__all__ = ["LARGEST_RANK", "MOST_QUERIES", "MOST_ROWS", "Library", "load"]
+__all__ = ["LARGEST_RANK", "MOST_QUERIES", "MOST_ROWS", "BlockedBatch", "Library", "load"]
 
 _log = logging.getLogger(__name__)
 

@@ -41,21 +41,28 @@ class BuildError(RuntimeError):
 
 def folders() -> tuple[Path, ...]:
     """Where a library may lie, the first place first."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return SOURCE_FOLDER / "lib", Path(cache) / "adamix" / "native"
+    beside = SOURCE_FOLDER / "lib"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # nobody's home is known
+        return (beside,)
+    return (beside, cache / "adamix" / "native") if cache.is_absolute() else (beside,)
 
 
 def find() -> Path | None:
     """The library of these very sources, with its bytes intact; None if it was never built.
 
     Raises:
-        BuildError: there is one, but its bytes are not those that were built.
+        BuildError: there is one, but its bytes are not those that were built, or cannot be read.
     """
     broken = None
     for folder in folders():
         for path in sorted(folder.glob(f"{_NAME}-{_source_digest()}-*.so")):
-            if path.stem.rpartition("-")[2] == _digest(path.read_bytes()):
-                return path
+            try:
+                if path.stem.rpartition("-")[2] == _digest(path.read_bytes()):
+                    return path
+            except OSError as error:
+                raise BuildError(f"{path}: {error.strerror}") from error
             broken = path
     if broken is not None:
         raise BuildError(f"{broken} is not what was built: run python -m adamix_kernels.native.build")

@@ -10,23 +10,30 @@
 
 typedef void (*unit_fn)(const void *work, int64_t unit, int member);
 
-// T rows of S sequences, N blocks; strides count numbers. Unit: one block, one head of keys and values.
+// T rows of S sequences, N blocks of them. The same for all layers of a step.
+struct batch {
+    const int64_t *indptr;  // [S + 1], the rows of each sequence
+    const int64_t *starts;  // [S], its tokens before the first of them
+    const int32_t *table;   // [S, table_width], its pages
+    int64_t table_width;
+    const int64_t *places;  // [T], where in the pages each row's token lies: page * PAGE_TOKENS + token
+    const int32_t *blocks;  // [N, 3]: sequence, first row, number of rows
+    int64_t num_blocks;
+    int64_t has_chunks;    // whether some sequence has more than one row
+    int64_t scores_width;  // tokens of the longest sequence, in whole pages
+};
+
+// Strides count numbers. Unit: one block, one head of keys and values.
 struct attention {
+    const struct batch *batch;
     float *out;                // [T, query_heads, size], contiguous
     const float *q, *k, *v;    // [T, query_heads or heads, size], features together
     float *k_pages, *v_pages;  // [P, heads, size, PAGE_TOKENS], [P, heads, PAGE_TOKENS, size]
     int64_t q_row, q_head, k_row, k_head, v_row, v_head;
     int64_t query_heads, heads, size;
-    const int64_t *indptr;  // [S + 1], the rows of each sequence
-    const int64_t *starts;  // [S], its tokens before the first of them
-    const int32_t *table;   // [S, table_width], its pages
-    int64_t table_width;
-    const int32_t *blocks;  // [N, 3]: sequence, first row, number of rows
-    const int64_t *places;  // [T], where in the pages each row's token lies: page * PAGE_TOKENS + token
     float scale;
     int64_t window;  // tokens seen, the row's own included; 0 is all
-    float *scores;   // [members, MOST_QUERIES, scores_width], for each thread its own
-    int64_t scores_width;
+    float *scores;   // [threads, MOST_QUERIES, scores_width]
 };
 
 // Unit: a block of at most MOST_ROWS rows of one slot. Rows of slots without weights become the residual's.

@@ -58,8 +58,8 @@ static void take_part(void *data) {
 
 static void run(unit_fn unit, const void *work, int64_t units, int threads) {
     struct team team = {unit, work, units, 0, 1, 0};
-    if (threads > units) threads = (int)units;
-    if (threads < 2 || !parallel) {
+    // All of the threads or none: from a smaller team libgomp ends the others, and makes them anew for the next.
+    if (threads < 2 || units < 2 || !parallel) {
         team.at_once = units;
         take_part(&team);
         return;
@@ -69,10 +69,9 @@ static void run(unit_fn unit, const void *work, int64_t units, int threads) {
     parallel(take_part, &team, (unsigned)threads, 0);
 }
 
-// `has_chunks`: some sequence has more than one new token.
-EXPORT void adamix_paged_attention(const struct attention *work, int64_t blocks, int has_chunks, int threads) {
-    if (has_chunks) run(kernels->write, work, blocks, threads);
-    run(kernels->attend, work, blocks * work->heads, threads);
+EXPORT void adamix_paged_attention(const struct attention *work, int threads) {
+    if (work->batch->has_chunks) run(kernels->write, work, work->batch->num_blocks, threads);
+    run(kernels->attend, work, work->batch->num_blocks * work->heads, threads);
 }
 
 // Numbers multiplied below which waking a thread costs more than it saves.

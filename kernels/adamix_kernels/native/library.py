@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Of `kernels.h`.
-MOST_QUERIES, MOST_ROWS, LARGEST_RANK = 6, 4, 1024
+PAGE_TOKENS, MOST_QUERIES, MOST_ROWS, LARGEST_RANK = 16, 6, 4, 1024
 
 _POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 # Best first.
@@ -24,19 +24,55 @@ VARIANTS = ("avx512", "avx2", "plain")
 _TORCH_LIBRARY = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
 
 
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("indptr", "starts", "table")),
+        ("table_width", _COUNT),
+        *((name, _POINTER) for name in ("places", "blocks")),
+        *((name, _COUNT) for name in ("num_blocks", "has_chunks", "scores_width")),
+    )
+
+
 class _Attention(ctypes.Structure):
     _fields_ = (
+        ("batch", ctypes.POINTER(_Batch)),
         *((name, _POINTER) for name in ("out", "q", "k", "v", "k_pages", "v_pages")),
         *((name, _COUNT) for name in ("q_row", "q_head", "k_row", "k_head", "v_row", "v_head")),
         *((name, _COUNT) for name in ("query_heads", "heads", "size")),
-        *((name, _POINTER) for name in ("indptr", "starts", "table")),
-        ("table_width", _COUNT),
-        *((name, _POINTER) for name in ("blocks", "places")),
         ("scale", _NUMBER),
         ("window", _COUNT),
         ("scores", _POINTER),
-        ("scores_width", _COUNT),
     )
+
+
+class BlockedBatch:
+    """Where the sequences of a step lie, as the library reads it: made once, for all layers.
+
+    Args:
+        indptr, starts, table, places: as in `PagedBatch`.
+        blocks: int32 [N, 3], (sequence, first row, rows) of what one thread computes at a time: at most `MOST_QUERIES`
+            queries of a head of keys, or one row.
+        has_chunks: whether some sequence has more than one row.
+        longest: tokens of the longest sequence.
+    """
+
+    def __init__(
+        self,
+        *,
+        indptr: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        table: NDArray[np.int32],
+        places: NDArray[np.int64],
+        blocks: NDArray[np.int32],
+        has_chunks: bool,
+        longest: int,
+    ) -> None:
+        self.scores_width = -(-longest // PAGE_TOKENS) * PAGE_TOKENS
+        # What the pointers below point to lives as long as they do.
+        self._arrays = tuple(np.ascontiguousarray(each) for each in (indptr, starts, table, places, blocks))
+        pointers = [each.ctypes.data for each in self._arrays]
+        self._struct = _Batch(*pointers[:3], table.shape[1], *pointers[3:], len(blocks), has_chunks, self.scores_width)
+        self.pointer = ctypes.pointer(self._struct)
 
 
 class _Adaptation(ctypes.Structure):
@@ -76,7 +112,7 @@ class Library:
         self._use_kernels = found.adamix_use_kernels
         self._use_kernels.argtypes, self._use_kernels.restype = [ctypes.c_char_p], ctypes.c_int
         self._attend = found.adamix_paged_attention
-        self._attend.argtypes = [ctypes.POINTER(_Attention), _COUNT, ctypes.c_int, ctypes.c_int]
+        self._attend.argtypes = [ctypes.POINTER(_Attention), ctypes.c_int]
         self._adapt = found.adamix_adapt
         self._adapt.argtypes, self._adapt.restype = [ctypes.POINTER(_Adaptation), _COUNT, ctypes.c_int], ctypes.c_int
         self._rms_norm = found.adamix_rms_norm
@@ -115,57 +151,37 @@ class Library:
         v: Tensor,
         k_pages: Tensor,
         v_pages: Tensor,
+        batch: BlockedBatch,
         *,
-        indptr: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        table: NDArray[np.int32],
-        blocks: NDArray[np.int32],
-        places: NDArray[np.int64],
-        has_chunks: bool,
-        scores: Tensor,
         scale: float,
         window: int,
         threads: int,
     ) -> Tensor:
-        """Write k and v to their places and attend; see `paged.paged_attention` and `kernels.h`.
-
-        Args:
-            blocks: int32 [N, 3], (sequence, first row, rows) of what one thread computes at a time; of at most
-                `MOST_QUERIES` queries of a head of keys, or of one row.
-            scores: room for `threads` times `MOST_QUERIES` rows, each as long as the longest sequence in whole pages.
+        """Write k and v to their places and attend; see `paged.paged_attention`. A window of 0 is none.
 
         Returns:
             [T, Hq, E].
         """
         out = q.new_empty(q.shape)
+        scores = torch.empty(threads * MOST_QUERIES * batch.scores_width)
         work = _Attention(
+            batch.pointer,
             out.data_ptr(),
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
             k_pages.data_ptr(),
             v_pages.data_ptr(),
-            q.stride(0),
-            q.stride(1),
-            k.stride(0),
-            k.stride(1),
-            v.stride(0),
-            v.stride(1),
+            *q.stride()[:2],
+            *k.stride()[:2],
+            *v.stride()[:2],
             q.shape[1],
-            k.shape[1],
-            q.shape[2],
-            indptr.ctypes.data,
-            starts.ctypes.data,
-            table.ctypes.data,
-            table.shape[1],
-            blocks.ctypes.data,
-            places.ctypes.data,
+            *k.shape[1:],
             scale,
             window,
             scores.data_ptr(),
-            scores.shape[-1],
         )
-        self._attend(work, len(blocks), has_chunks, threads)
+        self._attend(work, threads)
         return out
 
     def adapt(
@@ -210,16 +226,16 @@ class Library:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`weight * x / sqrt(mean(x^2) + eps)` of each row of x [T, D]; a new tensor."""
-        out = torch.empty(x.shape)
-        work = _Norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), out.stride(0), x.stride(0), x.shape[1], eps)
-        self._rms_norm(work, len(x), torch.get_num_threads())
+        rows, features = x.shape
+        out = torch.empty(rows, features)
+        work = _Norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), features, x.stride(0), features, eps)
+        self._rms_norm(work, rows, torch.get_num_threads())
         return out
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """`silu(gate) * up`, both [T, D]; a new tensor."""
-        out = torch.empty(gate.shape)
-        work = _Gate(
-            out.data_ptr(), gate.data_ptr(), up.data_ptr(), out.stride(0), gate.stride(0), up.stride(0), gate.shape[1]
-        )
-        self._silu_mul(work, len(gate), torch.get_num_threads())
+        rows, features = gate.shape
+        out = torch.empty(rows, features)
+        work = _Gate(out.data_ptr(), gate.data_ptr(), up.data_ptr(), features, gate.stride(0), up.stride(0), features)
+        self._silu_mul(work, rows, torch.get_num_threads())
         return out

@@ -26,7 +26,7 @@ struct queries {
 };
 
 static void write_token(const struct attention *a, int64_t row, int64_t head) {
-    int64_t page = a->places[row] / PAGE_TOKENS, token = a->places[row] % PAGE_TOKENS;
+    int64_t page = a->batch->places[row] / PAGE_TOKENS, token = a->batch->places[row] % PAGE_TOKENS;
     const float *k = a->k + row * a->k_row + head * a->k_head, *v = a->v + row * a->v_row + head * a->v_head;
     float *keys = a->k_pages + (page * a->heads + head) * a->size * PAGE_TOKENS + token;
     float *values = a->v_pages + ((page * a->heads + head) * PAGE_TOKENS + token) * a->size;
@@ -35,13 +35,13 @@ static void write_token(const struct attention *a, int64_t row, int64_t head) {
 }
 
 static int64_t rows_of(const struct attention *a, int64_t sequence) {
-    return a->indptr[sequence + 1] - a->indptr[sequence];
+    return a->batch->indptr[sequence + 1] - a->batch->indptr[sequence];
 }
 
 // The token of a sequence with one new token is written by whoever attends: its page is read next.
 static void write(const void *work, int64_t unit, int member) {
     const struct attention *a = work;
-    const int32_t *block = a->blocks + 3 * unit;
+    const int32_t *block = a->batch->blocks + 3 * unit;
     (void)member;
     if (rows_of(a, block[0]) == 1) return;
     for (int64_t row = block[1]; row < block[1] + block[2]; row++)
@@ -134,9 +134,9 @@ INLINE void answer(struct queries *s, int n, const struct attention *a, const in
 
 static void attend(const void *work, int64_t unit, int member) {
     const struct attention *a = work;
-    const int32_t *block = a->blocks + 3 * (unit / a->heads);
+    const int32_t *block = a->batch->blocks + 3 * (unit / a->heads);
     const int64_t head = unit % a->heads, sequence = block[0], first = block[1], end = first + block[2];
-    const int32_t *pages = a->table + sequence * a->table_width;
+    const int32_t *pages = a->batch->table + sequence * a->batch->table_width;
     if (rows_of(a, sequence) == 1) write_token(a, first, head);
     // A block has one row, or few enough that all query heads of each fit.
     const int64_t group = a->query_heads / a->heads, passes = (group + MOST_QUERIES - 1) / MOST_QUERIES;
@@ -149,8 +149,8 @@ static void attend(const void *work, int64_t unit, int member) {
                 const int64_t query_head = head * group + of_group;
                 s.q[n] = a->q + row * a->q_row + query_head * a->q_head;
                 s.out[n] = a->out + (row * a->query_heads + query_head) * a->size;
-                s.scores[n] = a->scores + (member * MOST_QUERIES + n) * a->scores_width;
-                s.end[n] = a->starts[sequence] + row - a->indptr[sequence] + 1;
+                s.scores[n] = a->scores + (member * MOST_QUERIES + n) * a->batch->scores_width;
+                s.end[n] = a->batch->starts[sequence] + row - a->batch->indptr[sequence] + 1;
                 s.begin[n] = a->window && s.end[n] > a->window ? s.end[n] - a->window : 0;
                 if (s.begin[n] < s.first_token) s.first_token = s.begin[n];
                 if (s.end[n] > s.end_token) s.end_token = s.end[n];

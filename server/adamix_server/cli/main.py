@@ -19,6 +19,7 @@ from rich.table import Table
 from adamix.cli import JsonFlag, app, exit_codes, publishing, stderr
 from adamix_server.access.quotas import parse_quotas
 from adamix_server.cli import audit as audit_commands
+from adamix_server.cli import generate as generating
 from adamix_server.cli import grants as grant_commands
 from adamix_server.cli import keys as key_commands
 from adamix_server.cli import store as store_commands
@@ -331,6 +332,9 @@ def predict(
             failed = any(prediction.error is not None for prediction in predictions)
         if failed:
             raise typer.Exit(1)
+
+
+app.command()(generating.generate)
 
 
 def _shares(traffic: "Sequence[tuple[str, int]]", chars: int = 12) -> str:

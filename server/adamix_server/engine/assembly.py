@@ -22,7 +22,7 @@ from adamix_server.channel.supervisor_frames import StartEngine
 from adamix_server.config import EngineSettings
 from adamix_server.engine import kv_sizes, warm_up
 from adamix_server.engine.decoder_runner import DecoderRunner
-from adamix_server.engine.decoder_scheduler import DecoderScheduler
+from adamix_server.engine.decoder_scheduler import TEXT_TOKENS, DecoderScheduler
 from adamix_server.engine.decoding import Decoding
 from adamix_server.engine.encoding import Encoding
 from adamix_server.engine.engine import Engine
@@ -49,6 +49,10 @@ GENERATION_FILE = "generation.json"
 HOST_RUNNING, DEVICE_RUNNING = 64, 256
 # Of a prompt beside running texts, so that a step with one takes at most twice as long as a step without.
 HOST_CHUNK_TOKENS, DEVICE_CHUNK_TOKENS = 64, 2048
+# No step of a decoder is to take more than so much of the time after which it counts as stalled.
+STALL_SHARE = 0.25
+# Of the tokens that leave a decoder's queue, which are few where texts are long.
+LEAVING_HALF_LIFE_TOKENS = 1024
 
 
 def choose_device(name: str) -> torch.device:
@@ -158,7 +162,6 @@ def assemble(
         steps, limits, rate = _decoding(settings, loaded, bank, limits)
     else:
         steps, rate = _encoding(settings, loaded, bank)
-    _check_patience(rate, settings.max_batch_tokens, settings.stall_s)
     hello = Hello(
         engine_id=start.engine_id,
         generation=start.generation,
@@ -185,6 +188,7 @@ def _encoding(settings: EngineSettings, loaded: Backbone, bank: SlotBank) -> tup
     """What an encoder's engine computes with, and how fast that is."""
     runner = ModelRunner(loaded, bank, deterministic=settings.deterministic)
     rate = TokenRate(warm_up.tokens_per_s(runner, loaded.spec, settings.max_batch_tokens), settings.max_batch_tokens)
+    _check_patience(rate, settings.max_batch_tokens, settings.stall_s)
     return Encoding(runner, Scheduler(settings.max_batch_tokens)), rate
 
 
@@ -205,7 +209,10 @@ def _decoding(
         limits,
         pages=num_pages,
         page_tokens=PAGE_TOKENS,
-        max_running=settings.max_running or (HOST_RUNNING if is_host else DEVICE_RUNNING),
+        # Each of them has a token in every step.
+        max_running=min(
+            settings.max_running or (HOST_RUNNING if is_host else DEVICE_RUNNING), settings.max_batch_tokens
+        ),
     )
     max_chunk_tokens = settings.max_chunk_tokens or (HOST_CHUNK_TOKENS if is_host else DEVICE_CHUNK_TOKENS)
     # And one that is nobody's.
@@ -213,12 +220,16 @@ def _decoding(
     runner = DecoderRunner(loaded, bank, pages.count, deterministic=settings.deterministic, quantize=settings.quantize)
     sampler = Sampler(spec.vocab_size)
     tokens_per_s = warm_up.decoder_tokens_per_s(runner, sampler, spec, settings.max_batch_tokens, PAGE_TOKENS)
-    scheduler = DecoderScheduler(
-        settings.max_batch_tokens, pages, limits.max_running, max_chunk_tokens, backbone=spec.fingerprint
-    )
-    step_rate = TokenRate(tokens_per_s, settings.max_batch_tokens)
-    decoding = Decoding(runner, sampler, scheduler, limits, spec.max_tokens, step_rate)
-    return decoding, limits, TokenRate(tokens_per_s, settings.max_batch_tokens)
+    # Prompts can be cut anywhere, so no step has to take as long as a slow engine would need for a full batch.
+    most = max(int(tokens_per_s * settings.stall_s * STALL_SHARE), TEXT_TOKENS, limits.max_running)
+    step_tokens = min(settings.max_batch_tokens, most)
+    scheduler = DecoderScheduler(step_tokens, pages, limits.max_running, max_chunk_tokens, backbone=spec.fingerprint)
+    full_tokens = min(step_tokens, TEXT_TOKENS)
+    leaving_rate = TokenRate(tokens_per_s, full_tokens, LEAVING_HALF_LIFE_TOKENS)
+    decoding = Decoding(runner, sampler, scheduler, limits, spec.max_tokens, leaving_rate)
+    rate = TokenRate(tokens_per_s, full_tokens)
+    _check_patience(rate, step_tokens, settings.stall_s)
+    return decoding, limits, rate
 
 
 def _check_patience(rate: TokenRate, max_batch_tokens: int, stall_s: float) -> None:

@@ -37,6 +37,10 @@ from adamix_server.engine.sequence import Work
 from adamix_server.engine.step_plan import StepPlan
 from adamix_server.engine.transfer import to_device
 
+# Lengths of the texts of the check at the start, and how many tokens of each go into one of its steps: several chunks
+# of some, which end inside of pages.
+_PARITY_LENGTHS, _PARITY_CHUNK = (7, 1, 40, 7), 17
+
 # T rows of a step, G works that are generated and complete, H hidden features, V tokens of the vocabulary.
 
 
@@ -114,6 +118,9 @@ class DecoderRunner:
         Works of one slot should lie together: each change of slot starts a new segment. May be called again with the
         same works, or some of them, if it raised or if what was done with its result did. Whatever values an adapter
         gives its own sequences, no other sequence sees them.
+
+        Raises:
+            FailedPrecondition: a work that is not generated has a language model's head (`HEAD_UNSUPPORTED`).
         """
         plan = self._plan(works)
         hidden = self._forward(plan, self._cache)
@@ -183,62 +190,80 @@ class DecoderRunner:
         spec = self._bank.head_specs[slot]
         if spec is None:
             raise InternalError(f"slot {slot} holds no adapter")
-        if spec.pooling == "none" or spec.dense == "backbone":
-            raise InternalError(f"a {spec.type} head is not read off a decoder's hidden states")
+        if spec.type in ("cloze", "causal_lm"):
+            raise FailedPrecondition(
+                f"a {spec.type} head is the language model's: on a decoder it answers with nothing but texts",
+                reason="HEAD_UNSUPPORTED",
+            )
+        if spec.dense == "backbone":
+            raise InternalError("a head wants the backbone's pooler, which a decoder does not have")
         return spec
 
     @torch.inference_mode()
     def _check_parity(self, quantize: QuantizeName) -> None:
-        """Exchange the backbone's parts for fast ones, and refuse it if its answers in chunks are not its own.
+        """Exchange the backbone's parts for fast ones, and refuse it if its answers are then not its own.
 
-        A few sequences are run both ways: each alone by the untouched model, then all together over pages, in chunks.
+        A few sequences are run both ways: each alone by the untouched model, then together over pages, in chunks.
         """
-        backbone, device = self._backbone, self._bank.device
-        model, spec = backbone.model, backbone.spec
-        generator = np.random.default_rng(0)
-        lengths = [n for n in (7, 1, 40, 7) if n <= spec.max_tokens]
-        sequences = []
-        num_pages = 1
-        for length in lengths:
-            tokens = generator.integers(0, spec.vocab_size, length, dtype=np.int32)
-            sequence = TokenSequence.of(Request.of_tokens(tokens))
-            sequence.pages = list(range(num_pages, num_pages - (-length // PAGE_TOKENS)))
-            num_pages += len(sequence.pages)
-            sequences.append(sequence)
-        alone = []
-        for sequence in sequences:
-            ids = np.stack([sequence.tokens.astype(np.int64), np.arange(sequence.num_tokens) + backbone.first_position])
-            row = to_device(ids, device)
-            alone.append(model(input_ids=row[:1], position_ids=row[1:], use_cache=False).last_hidden_state[0])
-        expected = torch.cat(alone).float()
-        ends = np.cumsum(lengths) - 1
-        expected_logits = self._head(expected[ends].to(self._bank.dtype)).float()
+        backbone = self._backbone
+        sequences = self._random_sequences()
+        ends = np.cumsum([sequence.num_tokens for sequence in sequences]) - 1
+        expected = self._alone(sequences)
+        expected_logits = self._head(expected[ends])
         frozen = freeze_decoder(
-            model, self._head, backbone.family, deterministic=self._deterministic, quantize=quantize
+            backbone.model, self._head, backbone.family, deterministic=self._deterministic, quantize=quantize
         )
         self._head, self._is_packed = frozen.head, frozen.is_packed
-        model.set_attn_implementation(causal_attention.IMPLEMENTATION)
-        cache = KvCache.allocate(self._shape, num_pages, self._bank.dtype, device)
-        parts: list[list[torch.Tensor]] = [[] for _ in sequences]
+        backbone.model.set_attn_implementation(causal_attention.IMPLEMENTATION)
+        together = self._in_chunks(sequences)
+        tolerance = PARITY[torch.bfloat16 if quantize == "bf16" else self._bank.dtype]
+        for what, got, wanted in (
+            ("hidden states", together, expected),
+            ("logits", self._logits(together, ends), expected_logits),
+        ):
+            difference = ((got.float() - wanted.float()).norm(dim=1) / wanted.float().norm(dim=1)).max().item()
+            if not difference <= tolerance:
+                raise FailedPrecondition(
+                    f"backbone {backbone.spec.label} cannot be run over pages: {what} in chunks and of the whole text "
+                    f"differ by {difference:.2%}"
+                )
+
+    def _random_sequences(self) -> list[TokenSequence]:
+        """A few, with pages of their own from 1 on."""
+        spec = self._backbone.spec
+        generator = np.random.default_rng(0)
+        sequences: list[TokenSequence] = []
+        first_page = 1
+        for length in (n for n in _PARITY_LENGTHS if n <= spec.max_tokens):
+            tokens = generator.integers(0, spec.vocab_size, length, dtype=np.int32)
+            sequence = TokenSequence.of(Request.of_tokens(tokens))
+            sequence.pages = list(range(first_page, first_page - (-length // PAGE_TOKENS)))
+            first_page += len(sequence.pages)
+            sequences.append(sequence)
+        return sequences
+
+    def _alone(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        """The last hidden states of sequences, one after another, by the model as it is, each in one pass."""
+        states = []
+        for sequence in sequences:
+            positions = np.arange(sequence.num_tokens) + self._backbone.first_position
+            both = to_device(np.stack([sequence.tokens.astype(np.int64), positions]), self._bank.device)
+            states.append(
+                self._backbone.model(input_ids=both[:1], position_ids=both[1:], use_cache=False).last_hidden_state[0]
+            )
+        return torch.cat(states)
+
+    def _in_chunks(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        """The same over pages, in steps of a chunk of each."""
+        num_pages = sum(len(sequence.pages) for sequence in sequences)
+        cache = KvCache.allocate(self._shape, num_pages + 1, self._bank.dtype, self._bank.device)
+        states: dict[TokenSequence, list[torch.Tensor]] = {sequence: [] for sequence in sequences}
         while works := [
             Work(sequence, min(_PARITY_CHUNK, sequence.num_pending)) for sequence in sequences if sequence.num_pending
         ]:
             plan = self._plan(works)
             hidden = self._forward(plan, cache)
             for i, work in enumerate(works):
-                parts[sequences.index(work.sequence)].append(hidden[plan.indptr[i] : plan.indptr[i + 1]])
+                states[work.sequence].append(hidden[plan.indptr[i] : plan.indptr[i + 1]])
                 work.sequence.num_computed += work.num_new
-        together = torch.cat([chunk for chunks in parts for chunk in chunks])
-        logits = self._logits(together, ends)
-        tolerance = PARITY[torch.bfloat16 if quantize == "bf16" else self._bank.dtype]
-        for what, got, wanted in (("hidden states", together.float(), expected), ("logits", logits, expected_logits)):
-            difference = ((got - wanted).norm(dim=1) / wanted.norm(dim=1)).max().item()
-            if not difference <= tolerance:
-                raise FailedPrecondition(
-                    f"backbone {spec.label} cannot be run over pages: {what} in chunks and of the whole text differ by "
-                    f"{difference:.2%}"
-                )
-
-
-# Of a text's tokens in one step of the check: several chunks, which end inside of pages.
-_PARITY_CHUNK = 17
+        return torch.cat([chunk for chunks in states.values() for chunk in chunks])

@@ -59,8 +59,7 @@ class DecoderScheduler(RequestQueue):
     ) -> None:
         super().__init__(max_batch_tokens)
         self.pages = pages
-        # Each of them gets a token in every step.
-        self._running = Running(pages, min(max_running, max_batch_tokens), backbone)
+        self._running = Running(pages, max_running, backbone)
         self._max_chunk_tokens = max_chunk_tokens
         self._text_tokens = min(max_batch_tokens, max(TEXT_TOKENS, self._running.max_seats + max_chunk_tokens))
         self._draw_seed = draw_seed
@@ -120,7 +119,6 @@ class DecoderScheduler(RequestQueue):
             if there.has(request):
                 there.remove(request)
                 here.add(request)
-        self._sort()
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises KeyError if its front end has another one of that id here, InternalError if it does

@@ -27,8 +27,9 @@ from adamix_server.engine.token_rate import TokenRate
 from adamix_server.names import output_not_finite
 from adamix_server.telemetry.metrics import Recorder
 
-# What a step gave a work: a token, the output of its head, an error; None while its prompt is not complete.
 _NOT_FINITE = output_not_finite()
+_Ending = Literal["eos", "stop", "length"]
+# What a step gave a work: a token, the output of its head, an error; None while its prompt is not complete.
 _Given = Drawn | NDArray[np.float32] | AdamixError | None
 
 
@@ -38,7 +39,8 @@ class Decoding:
     Args:
         limits: as front ends know them.
         window: tokens that a text may have, with its prompt.
-        step_rate: at which tokens are computed; what a warm-up has shown.
+        leaving_rate: at which the tokens of prompts leave the queue while it has some. They are computed much faster,
+            but have to wait until texts before them have ended.
     """
 
     def __init__(
@@ -48,14 +50,14 @@ class Decoding:
         scheduler: DecoderScheduler,
         limits: Limits,
         window: int,
-        step_rate: TokenRate,
+        leaving_rate: TokenRate,
     ) -> None:
         self.runner = runner
         self.queue = scheduler
         self._sampler = sampler
         self._limits = limits
         self._window = window
-        self._step_rate = step_rate
+        self._leaving_rate = leaving_rate
         # Of texts, while others wait for a slot.
         self._most_adapters = max(limits.slots // 2, 1)
         self._num_preempted = 0
@@ -124,7 +126,7 @@ class Decoding:
         adapters.expect_to_last(self._texts())
         # A text keeps its slot until it is complete, so texts leave some slots to others that wait for one.
         self.queue.max_adapters = self._most_adapters if adapters.is_blocked else None
-        works = self.queue.next_step(adapters.is_ready, time.monotonic(), self._step_rate.tokens_per_s)
+        works = self.queue.next_step(adapters.is_ready, time.monotonic(), rate.tokens_per_s)
         if not works:
             return None
         is_behind = self.queue.is_behind
@@ -142,12 +144,14 @@ class Decoding:
             batch_tokens=sum(work.num_new for work in works),
             batch_tasks=len({work.sequence.request.row.digest for work in works}),
         )
-        for work in works:
-            _time(work.sequence.request, batch, ended)
-        num_tokens = self._hand_out(works, given, desk)
-        self._step_rate.add(batch.batch_tokens, ended - started, is_behind=is_behind)
+        num_left = self._hand_out(works, given, desk, batch, ended)
+        self._leaving_rate.add(num_left, ended - started, is_behind=is_behind)
         _record(desk.recorder, batch, ended - started)
-        return Step(len(works), num_tokens, is_behind)
+        # Few tokens say nothing of how fast many are: that others wait for the end of texts makes no difference.
+        return Step(len(works), batch.batch_tokens, is_full=False)
+
+    def leaving_per_s(self, _rate: TokenRate, /) -> float:
+        return self._leaving_rate.tokens_per_s
 
     def report(self, recorder: Recorder) -> None:
         pages = self.queue.pages
@@ -191,7 +195,7 @@ class Decoding:
                 given[number] = _NOT_FINITE if token is None else token
         return given
 
-    def _hand_out(self, works: Sequence[Work], given: Sequence[_Given], desk: Desk) -> int:
+    def _hand_out(self, works: Sequence[Work], given: Sequence[_Given], desk: Desk, batch: Timing, ended: float) -> int:
         """Take in what a step gave, and tell it. Returns the tokens of requests that have their first event by it."""
         pairs = list(zip(works, given, strict=True))
         tokens = {work.sequence: each.token for work, each in pairs if isinstance(each, Drawn)}
@@ -199,7 +203,7 @@ class Decoding:
         self.queue.take_in(
             [work for work, each in pairs if not isinstance(each, AdamixError) or each is _NOT_FINITE], tokens
         )
-        num_first = 0
+        num_first = num_generated = 0
         judged: list[tuple[Request, NDArray[np.float32] | AdamixError]] = []
         for work, each in pairs:
             if each is None:
@@ -208,33 +212,37 @@ class Decoding:
             if not request.num_events:
                 num_first += request.num_tokens
             if isinstance(each, Drawn):
-                self._go_on(sequence, each, desk)
+                reason = ending(sequence)
+                if reason is not None:
+                    _time(request, batch, ended)
+                num_generated += self._tell(sequence, each, reason, desk)
             else:
+                _time(request, batch, ended)
                 desk.end(request, each)
                 if request.row.digest:
                     judged.append((request, each))
+        desk.recorder.inc("adamix_generated_tokens_total", by=num_generated)
         if judged:
             desk.judge(*zip(*judged, strict=True))
         return num_first
 
-    def _go_on(self, sequence: TokenSequence, drawn: Drawn, desk: Desk) -> None:
-        """Tell a token, and that it ended the text, if it did."""
-        request, reason = sequence.request, ending(sequence)
+    def _tell(self, sequence: TokenSequence, drawn: Drawn, reason: _Ending | None, desk: Desk) -> bool:
+        """Tell a token, and why the text ends with it if it does. Whether it is a part of the text."""
         is_text = reason not in ("eos", "stop")
         tokens = drawn.token.to_bytes(4, "little") if is_text else b""
         logprobs = drawn.logprobs if is_text else b""
         if sequence.num_generated == 1:
             desk.recorder.inc("adamix_prefix_tokens_total", "hit", by=sequence.num_cached)
             desk.recorder.inc("adamix_prefix_tokens_total", "miss", by=sequence.num_prompt - sequence.num_cached)
-        desk.recorder.inc("adamix_generated_tokens_total", by=is_text)
         sequence.num_sent = sequence.num_text
         if reason is None:
-            desk.go_on(request, tokens, logprobs)
+            desk.go_on(sequence.request, tokens, logprobs)
         else:
-            desk.end_text(request, _finish(sequence, reason), tokens, logprobs)
+            desk.end_text(sequence.request, _finish(sequence, reason), tokens, logprobs)
+        return is_text
 
 
-def _finish(sequence: TokenSequence, reason: Literal["eos", "stop", "length", "cancelled"]) -> Finish:
+def _finish(sequence: TokenSequence, reason: _Ending | Literal["cancelled"]) -> Finish:
     return Finish(reason=reason, num_tokens=sequence.num_text, cached_tokens=sequence.num_cached, seed=sequence.seed)
 
 

@@ -77,6 +77,9 @@ class Encoding:
         _record(desk.recorder, batch, compute_s)
         return Step(len(batch.requests), batch.num_tokens, is_behind)
 
+    def leaving_per_s(self, rate: TokenRate, /) -> float:
+        return rate.tokens_per_s
+
     def report(self, recorder: Recorder) -> None:
         """There is nothing that only encoders have."""
 

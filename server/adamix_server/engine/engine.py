@@ -50,7 +50,7 @@ class Engine:
     Args:
         steps: how its kind of backbone answers.
         hello: what this engine is; sent to each front end that introduces itself.
-        rate: at which tokens leave the queue; what a warm-up has shown.
+        rate: at which tokens are computed; what a warm-up has shown.
         on_stats: called about once a second, in the loop.
         front_ends: how many share the queue's room. Each may fill its part of it, and no more.
 
@@ -84,7 +84,8 @@ class Engine:
             max_tokens=hello.limits.max_queue_tokens,
             max_text_tokens=hello.spec.max_tokens,
             front_ends=front_ends,
-            tokens_per_s=rate.tokens_per_s,
+            tokens_per_s=steps.leaving_per_s(rate),
+            max_running=hello.limits.max_running,
         )
         self._next_stats = 0.0
         self._largest_batch = 0
@@ -131,8 +132,8 @@ class Engine:
         self._note_progress()
         if step is not None:
             self._largest_batch = max(self._largest_batch, step.num_requests)
-            self._rate.add(step.num_tokens, self.last_step - began, is_behind=step.is_behind)
-            self._room.follow(self._rate.tokens_per_s)
+            self._rate.add(step.num_tokens, self.last_step - began, is_behind=step.is_full)
+            self._room.follow(self._steps.leaving_per_s(self._rate))
         self._report()
 
     def _note_progress(self) -> None:

@@ -38,12 +38,10 @@ class FrozenDecoder:
         head: the language-model head, to be used in place of the one that was given. Where that is tied to the
             embedding, a packed one is a second copy of it.
         is_packed: whether products are packed, so that each number of rows costs memory.
-        is_by_row: whether no row's bits depend on others, as far as it lies with what is exchanged here.
     """
 
     head: nn.Module
     is_packed: bool
-    is_by_row: bool
 
 
 def freeze_decoder(
@@ -60,8 +58,7 @@ def freeze_decoder(
         FailedPrecondition: `deterministic`, and a part's bits depend on what shares the step.
         InvalidConfig: this CPU has no packed product with bf16 weights.
     """
-    weight = next(model.parameters())
-    pack = invariant if deterministic else _packing(weight, quantize)
+    pack = invariant if deterministic else _packing(next(model.parameters()), quantize)
     with torch.inference_mode():
         _exchange_between_products(model, family)
     if pack is not None:
@@ -69,18 +66,12 @@ def freeze_decoder(
             if isinstance(module, nn.Linear):
                 model.set_submodule(path, pack(module))
         head = pack(head) if isinstance(head, nn.Linear) else head
-    is_by_row = (
-        native.load() is not None
-        and weight.dtype == torch.float32
-        and isinstance(head, FrozenLinear)
-        and all(_is_by_row(module) for module in model.modules())
-    )
-    if deterministic and not is_by_row:
+    if deterministic and (native.load() is None or not all(map(_is_by_row, (head, *model.modules())))):
         raise FailedPrecondition(
             "equal bits in every company are to be had of a decoder with RMS norms, gated feed-forwards and plain "
             "linears, in fp32 on CPUs for which the native kernels were built"
         )
-    return FrozenDecoder(head, is_packed=pack is not None, is_by_row=is_by_row)
+    return FrozenDecoder(head, is_packed=pack is not None)
 
 
 def _exchange_between_products(model: nn.Module, family: Family) -> None:

@@ -32,13 +32,13 @@ class Step:
 
     Attributes:
         num_requests: that were computed in it, as a whole or in part.
-        num_tokens: that were queued, and are not any more.
-        is_behind: more could have run, and was left for the next step.
+        num_tokens: that were computed.
+        is_full: it shows how fast the engine is when it has enough to do, however few tokens these are.
     """
 
     num_requests: int
     num_tokens: int
-    is_behind: bool
+    is_full: bool
 
 
 class Steps(Protocol):
@@ -84,8 +84,11 @@ class Steps(Protocol):
 
         Args:
             desk: what ends goes over it.
-            rate: at which tokens leave the queue.
+            rate: at which tokens are computed.
         """
+
+    def leaving_per_s(self, rate: TokenRate, /) -> float:
+        """Tokens that leave the queue in a second while it has some."""
 
     def report(self, recorder: Recorder) -> None:
         """Record the gauges of this kind. Asked about once a second."""

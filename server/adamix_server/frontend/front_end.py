@@ -222,6 +222,8 @@ class FrontEnd:
         stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder, self._meter)
         files = start.tokenizer.parent
         generation = await asyncio.to_thread(open_generation, files, stages, tokenizer, link, quota, recorder)
+        if generation is not None:
+            closing.callback(generation.close)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())

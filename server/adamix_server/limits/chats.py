@@ -2,7 +2,7 @@
 
 from adamix.errors import Code
 from adamix.files.manifest import MAX_CHAT_TEMPLATE_BYTES
-from adamix.prompts.chat import COMPILE_S, MAX_OUTPUT_BYTES, MAX_RESTING, RENDER_S, REST_S
+from adamix.prompts.chat import COMPILE_S, MAX_OUTPUT_BYTES, MAX_REST_S, MAX_RESTING, RENDER_S, REST_S
 from adamix_server.limits.table import Chapter, to_text
 
 chapter = Chapter()
@@ -28,7 +28,8 @@ chapter.said(
     f"{round(1000 * RENDER_S)} ms",
     Code.INVALID_ARGUMENT,
     "CHAT_INVALID",
-    note=f"an adapter's template is then not tried again for {to_text(REST_S, 's')}",
+    note=f"an adapter's template is then not tried again for {to_text(REST_S, 's')}, each time in a row for twice as "
+    f"long, {to_text(MAX_REST_S, 's')} at most",
     proof=_PROOF + "test_what_never_ends_is_ended",
 )
 chapter.said(

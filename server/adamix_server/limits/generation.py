@@ -88,7 +88,7 @@ chapter.said(
     Code.DEADLINE_EXCEEDED,
     "DEADLINE_EXCEEDED",
     note="what was sent before stays",
-    proof="server/frontend/inference/test_generation.py::test_a_deadline_that_passes_in_the_middle",
+    proof="server/frontend/inference/test_generation_ends.py::test_a_deadline_that_passes_in_the_middle",
 )
 MAX_EVENTS_PER_MESSAGE = chapter.limit(
     512,

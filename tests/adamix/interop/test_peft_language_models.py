@@ -17,6 +17,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from adamix.backbones import backbone as backbones
@@ -52,6 +53,7 @@ CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
     "llama": lambda **given: LlamaConfig(**_SIZES | given),
     "mistral": lambda **given: MistralConfig(**_SIZES | {"sliding_window": 6} | given),
     "qwen2": lambda **given: Qwen2Config(**_SIZES | {"tie_word_embeddings": True} | given),
+    "qwen3": lambda **given: Qwen3Config(**_SIZES | {"head_dim": 8, "tie_word_embeddings": True} | given),
 }
 PROMPTS = ([5, 9, 12, 33, 7, 21, 3, 30], [4])
 NEW_TOKENS = 10
@@ -119,6 +121,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama without", "llama", {"target_modules": "all-linear", "exclude_modules": ["v_proj"]}),
     ("mistral all", "mistral", {"target_modules": "all-linear"}),
     ("qwen2 all", "qwen2", {"target_modules": "all-linear"}),
+    ("qwen3 all", "qwen3", {"target_modules": "all-linear"}),
 ]
 
 

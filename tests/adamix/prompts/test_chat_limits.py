@@ -1,11 +1,13 @@
 """What a chat template may take: its length, time, memory and text, and the process that renders it."""
 
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from adamix.errors import InvalidConfig, InvalidData, Unavailable
@@ -17,7 +19,7 @@ from adamix.prompts.prompts import Message
 
 CHAT = [Message("user", "Hi")]
 # Wall-clock, of a machine that may be busy: without limits all of these take hours, or all memory.
-SOON_S = 10.0
+SOON_S = 30.0
 
 
 @pytest.fixture
@@ -127,11 +129,19 @@ def test_a_template_that_took_too_long_rests(own: ChatRenderer, monkeypatch: pyt
     with pytest.raises(InvalidData, match="takes more than 50 ms"):
         own.render(slow, CHAT, {}, is_own=True)
     assert len(asked) == 2
-    until, answer = own._resting[slow]
-    own._resting[slow] = (until - chats.REST_S, answer)
-    with pytest.raises(InvalidData, match="takes more than 50 ms"):
-        own.render(slow, CHAT, {})
-    assert len(asked) == 3
+    # Each time it rests for twice as long, until it is rendered.
+    rests = [own._resting[slow].until - time.monotonic()]
+    for _ in range(9):
+        own._resting[slow] = msgspec.structs.replace(own._resting[slow], until=0.0)
+        monkeypatch.setattr(own, "_ask", lambda order: chats._Answer(problem="memory"))
+        with pytest.raises(InvalidData, match="takes too much memory"):
+            own.render(slow, CHAT, {})
+        rests.append(own._resting[slow].until - time.monotonic())
+    assert [math.ceil(rest) for rest in rests] == [1, 2, 4, 8, 16, 32, 64, 64, 64, 64]
+    own._resting[slow] = msgspec.structs.replace(own._resting[slow], until=0.0)
+    monkeypatch.setattr(own, "_ask", lambda order: chats._Answer(text="short"))
+    assert own.render(slow, CHAT, {}) == "short"
+    assert slow not in own._resting
 
 
 def test_only_so_many_templates_rest(own: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +157,25 @@ def test_a_child_that_others_ended_is_no_templates_fault(own: ChatRenderer) -> N
     assert own.render("a", CHAT, {}) == "a"
     os.kill(pid(own), signal.SIGKILL)
     assert own.render("b", CHAT, {}) == "b"
+
+
+def test_want_of_memory_is_believed_of_a_new_child_alone(own: ChatRenderer) -> None:
+    """In an old one it may be others that have left none."""
+    own.render("a", CHAT, {})
+    old = pid(own)
+    asked: list[int] = []
+    ask = chats._Child.ask
+
+    def wanting(child: chats._Child, data: bytes, ends_at: float) -> chats._Answer:
+        asked.append(child._process.pid)
+        return chats._Answer(problem="memory") if asked[-1] == old else ask(child, data, ends_at)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chats._Child, "ask", wanting)
+        assert own.render("b", CHAT, {}) == "b"
+    assert len(set(asked)) == 2
+    with pytest.raises(InvalidData, match="takes too much memory"):
+        own.render(TOO_MUCH["letters"], CHAT, {})
 
 
 def test_without_a_child_nothing_is_rendered(own: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,3 +153,17 @@ def test_a_token_that_the_model_has_no_row_for_leaves_no_prompt(renderer: ChatRe
 def test_a_tokenizer_without_an_end_makes_no_sources() -> None:
     with pytest.raises(InvalidConfig, match="no end-of-text token"):
         Prompts(letters(), Vocabulary(bos_id=0)).source("a", 9)
+
+
+@pytest.mark.weights
+def test_the_packaged_decoder_is_asked_as_transformers_asks_it(renderer: ChatRenderer) -> None:
+    theirs = AutoTokenizer.from_pretrained(backbone.resolve("smollm2"))
+    vocabulary = Vocabulary.from_json(backbone.export_generation("smollm2"))
+    prompts = Prompts(Tokenizer.from_str(backbone.export_tokenizer("smollm2")), vocabulary, renderer)
+    text = "In 2026, 1,234 na\u00efve \U0001f600s <|im_end|>  \n\tran."
+    assert prompts.text(text) == tuple(theirs(text)["input_ids"])
+    chat = [Message("user", text)]
+    expected = theirs.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
+    assert prompts.chat(chat) == tuple(expected)
+    # Its `<|im_end|>`.
+    assert (vocabulary.eos_ids, vocabulary.ends("chat")) == ((2,), (2,))

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from adamix.backbones import backbone as backbones
 from adamix.backbones.decoders import KvShape
@@ -21,12 +22,16 @@ from adamix.files.tensors import TensorData
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow
 from adamix_kernels import native
-from adamix_kernels.frozen_linear import Bf16Linear, is_available, padded_step_rows
+from adamix_kernels.frozen_linear import is_available
 from adamix_server.engine import causal_attention, frozen_decoder
 from adamix_server.engine.decoder_runner import DecoderRunner
+from adamix_server.engine.decoder_scheduler import DecoderScheduler
 from adamix_server.engine.kv_cache import KvCache, kv_page_bytes
+from adamix_server.engine.pages import Pages
 from adamix_server.engine.request import Request, Status
-from adamix_server.engine.sequence import Work
+from adamix_server.engine.residency.packing import pack
+from adamix_server.engine.residency.slot_bank import SlotBank
+from adamix_server.engine.sequence import Work, ending
 from adamix_testing.adapters import AdapterShape, embedding_adapter, random_adapter, text_adapter
 from adamix_testing.decoders import (
     DECODERS,
@@ -109,6 +114,44 @@ def test_texts_of_a_pretrained_decoder_in_company_are_those_written_alone() -> N
     sequences = [text_sequence(ids, 4, slot) for slot, ids in prompts]
     Steps(runner_with(backbone, adapters, num_pages=16), chunk=17, num_pages=16).run(sequences, [0, 0, 1])
     assert [sequence.generated.tolist() for sequence in sequences] == expected
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("name", ["qwen2-windows"])
+def test_texts_that_begin_alike_are_those_written_alone(name: str) -> None:
+    """As the engine's scheduler runs them: pages of equal beginnings are shared."""
+    backbone = tiny_decoder(name)
+    adapters = text_adapters(backbone)[:2]
+    random = np.random.default_rng(0)
+    beginning = random.integers(0, VOCABULARY, 36).tolist()
+    asked = []
+    for i in range(9):
+        slot, prompt = i % 3, beginning + random.integers(0, VOCABULARY, int(random.integers(1, 9))).tolist()
+        count = int(random.integers(8, 24))
+        adapter = adapters[slot - 1] if slot else None
+        asked.append((prompt, slot, count, written_alone(backbone, adapter, prompt, count)))
+    pages = Pages(14)
+    scheduler = DecoderScheduler(64, pages, max_running=6, max_chunk_tokens=13)
+    runner = runner_with(backbone, adapters, num_pages=pages.count)
+    requests = []
+    for number, (prompt, slot, count, _) in enumerate(asked):
+        request = text_sequence(prompt, count, slot).request
+        request.row = msgspec.structs.replace(request.row, id=number, digest=f"adapter {slot}" if slot else "")
+        requests.append(request)
+        scheduler.add(request)
+    written: dict[Request, list[int]] = {}
+    while len(written) < len(requests):
+        works = scheduler.next_step(lambda _digest: True, 0.0, 1e4)
+        logits = runner.run(works).logits
+        complete = [work.sequence for work in works if work.is_complete]
+        scheduler.take_in(works, dict(zip(complete, logits.argmax(1).tolist(), strict=True)))
+        for sequence in complete:
+            if ending(sequence):
+                written[sequence.request] = sequence.generated.tolist()
+                scheduler.end(sequence.request)
+    assert [written[request] for request in requests] == [text for *_, text in asked]
+    assert scheduler.num_cached > 0
+    assert pages.num_available == pages.count - 1
 
 
 @dataclass(frozen=True)
@@ -220,6 +263,16 @@ def test_the_answer_of_a_head_has_the_same_bits_however_its_text_is_cut() -> Non
         steps.run(sequences)
         answers.append([steps.outputs[sequence].tobytes() for sequence in sequences])
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_head_over_the_vocabulary_answers_nothing_but_texts() -> None:
+    backbone = tiny_decoder("llama")
+    runner = runner_with(backbone, text_adapters(backbone)[:1])
+    sequence = read_sequence([1, 2, 3], 1)
+    sequence.pages = [1]
+    with pytest.raises(FailedPrecondition, match="causal_lm") as refused:
+        runner.run([Work(sequence, 3)])
+    assert refused.value.reason == "HEAD_UNSUPPORTED"
 
 
 def test_a_step_that_failed_behind_the_model_is_computed_again_from_what_was_before_it() -> None:
@@ -350,7 +403,7 @@ def test_a_model_whose_chunks_give_something_else_is_refused(monkeypatch: pytest
         runner_with(tiny_decoder("mistral"), [])
 
 
-def test_weights_in_bf16_change_logits_little_and_are_half_the_bytes() -> None:
+def test_weights_in_bf16_change_logits_little() -> None:
     if not is_available(torch.bfloat16):
         pytest.skip("this processor does not multiply bf16")
     results = []
@@ -361,8 +414,37 @@ def test_weights_in_bf16_change_logits_little_and_are_half_the_bytes() -> None:
         results.append(runner.run([Work(sequence, 30)]).logits[0])
     difference = ((results[0] - results[1]).norm() / results[0].norm()).item()
     assert 1e-4 < difference < 5e-2
-    linear = torch.nn.Linear(64, 64)
-    assert Bf16Linear(linear)._weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_a_decoder_in_another_dtype_keeps_its_pages_in_that(name: str) -> None:
+    backbone = tiny_decoder(name)
+    assert backbone.language_model is not None
+    backbone.language_model.to(torch.bfloat16)
+    adapters = text_adapters(backbone)[:1]
+    bank = SlotBank(1, 1 << 24, torch.bfloat16, torch.device("cpu"))
+    runner = DecoderRunner(backbone, bank, 8)
+    bank.write(1, 0, pack(adapters[0], torch.bfloat16))
+    sequence = text_sequence(range(20), 3, 1)
+    sequence.pages = [1, 2]
+    logits = runner.run([Work(sequence, 20)]).logits[0]
+    reference = runner_with(tiny_decoder(name), adapters)
+    expected = reference.run([Work(sequence, 20)]).logits[0]
+    assert runner._cache.keys[0].dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    assert (logits - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_decoder_of_few_positions_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fills a step up has no more positions than a text."""
+    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=5, bos_token_id=0, eos_token_id=0)
+    backbone = backbones.from_language_model(GPT2LMHeadModel(config))
+    sequence = text_sequence(range(3), 3)
+    runner = runner_with(backbone, [])
+    monkeypatch.setattr(runner, "_is_packed", True)
+    steps = Steps(runner)
+    steps.run([sequence, *(text_sequence([i], 5) for i in range(9))])
+    assert len(sequence.generated) == 3
 
 
 def test_a_page_has_room_for_sixteen_tokens_of_all_layers() -> None:
@@ -374,11 +456,3 @@ def test_a_page_has_room_for_sixteen_tokens_of_all_layers() -> None:
     held = sum(t.numel() * t.element_size() for t in (*cache.keys, *cache.values))
     assert held == 5 * kv_page_bytes(shape, torch.bfloat16)
     assert KvShape.of(tiny_decoder("gpt2").model.config) == KvShape(2, 4, 4, 8)
-
-
-def test_steps_of_any_size_run_at_few_sizes() -> None:
-    """Every size of a matrix product costs the engine memory for good; one row alone has other bits."""
-    sizes = {padded_step_rows(rows) for rows in range(1, 257)}
-    assert len(sizes) == 22
-    assert min(sizes) == 2
-    assert all(rows <= padded_step_rows(rows) <= max(2, rows + 15) for rows in range(1, 257))

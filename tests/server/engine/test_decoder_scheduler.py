@@ -66,6 +66,8 @@ def test_whatever_comes_each_text_is_what_it_is_alone(seed: int) -> None:
                 del requests[each.row.id]
         if rng.random() < 0.1:
             ready ^= {"x"}
+            service_class = rng.choice(("interactive", "batch"))
+            decoder.scheduler.set_shares({"a": Shares(weight=rng.randint(1, 9), service_class=service_class)})
     ready |= {"x", "y"}
     decoder.run()
     for number, request in requests.items():
@@ -107,6 +109,24 @@ def test_the_oldest_never_gives_way() -> None:
         if running and running[0].status is not Status.ENDED:
             assert running[0].status is Status.RUNNING
     assert decoder.scheduler.num_preempted > 0
+
+
+def test_the_oldest_gives_way_to_nobody_s_share() -> None:
+    decoder = FakeDecoder(pages=11, page_tokens=4, max_running=8)
+    requests = [text_request(number, [number] * 30, 4, tenant=f"t{number}", eos_ids=()) for number in range(2)]
+    decoder.add(requests[0])
+    decoder.step()
+    decoder.add(requests[1])
+    decoder.run()
+    assert decoder.scheduler.num_preempted == 0
+    assert list(decoder.texts) == [0, 1]
+
+
+def test_pages_are_not_taken_back_as_soon_as_they_were_given() -> None:
+    decoder = FakeDecoder(pages=51, page_tokens=4, max_running=8)
+    decoder.add(*(text_request(number, [number] * 20, 60, eos_ids=()) for number in range(12)))
+    decoder.run()
+    assert decoder.scheduler.num_preempted <= 26
 
 
 def test_what_gave_way_comes_next_among_its_tenant_s() -> None:
@@ -184,13 +204,14 @@ def test_who_gave_way_was_not_given_what_it_had_computed_itself() -> None:
 
 
 def test_a_text_that_failed_leaves_nothing_to_be_found() -> None:
-    decoder = FakeDecoder(page_tokens=4, chunk=4)
+    decoder = FakeDecoder(page_tokens=4, budget=4)
     scheduler = decoder.scheduler
     request = text_request(0, range(11), 4)
     decoder.add(request)
     for _ in range(3):
         works = scheduler.next_step(decoder.is_ready, 0.0, 1e6)
         scheduler.take_in(works, {})
+    assert works[-1].sequence.num_computed == 11
     scheduler.end(request)
     assert decoder.pages.num_idle == 0
     assert_nothing_is_left(decoder)
@@ -287,16 +308,44 @@ def test_a_step_with_texts_is_bounded_and_one_without_is_not() -> None:
     decoder.add(text_request(100, [1] * 60, 4, tenant="u", eos_ids=()))
     works = decoder.step()
     assert sum(work.num_new for work in works) == 256
-    assert 100 in {work.sequence.request.row.id for work in works if work.is_complete}
+    assert (100, 60) in {(work.sequence.request.row.id, work.num_new) for work in works}
     works = decoder.step()
     assert sum(work.num_new for work in works) == 256
     assert max(work.num_new for work in works) == 64
 
 
+def test_a_long_prompt_comes_in_chunks_and_shorter_ones_beside_others() -> None:
+    decoder = FakeDecoder(pages=200, page_tokens=16, budget=1024, max_running=64, chunk=64)
+    decoder.add(text_request(0, [1] * 600, 9, eos_ids=()))
+    assert [[work.num_new for work in decoder.step()] for _ in range(4)] == [[256], [256], [88], [1]]
+    decoder.add(text_request(1, [2] * 100, 9, eos_ids=()))
+    assert [[work.num_new for work in decoder.step()] for _ in range(3)] == [[1, 64], [1, 36], [1, 1]]
+
+
+def test_a_change_of_class_moves_prompts_that_are_begun() -> None:
+    decoder = FakeDecoder(budget=8, chunk=4)
+    requests = [text_request(number, range(20), None, tenant="t") for number in range(3)]
+    decoder.add(*requests)
+    decoder.step()
+    for request in requests[1:]:
+        decoder.scheduler.end(request)
+    decoder.now = 100.0  # the tenant has nothing queued for long, and is forgotten
+    decoder.step()
+    decoder.scheduler.set_shares({"t": Shares(service_class="batch")})
+    assert not decoder.scheduler._classes.interactive.is_active
+    decoder.run()
+    assert_nothing_is_left(decoder)
+
+
 def test_a_short_budget_still_gives_every_text_its_token() -> None:
     decoder = FakeDecoder(budget=4, max_running=64, pages=200)
     decoder.add(*(text_request(number, [number, 3], 5, eos_ids=()) for number in range(12)))
-    decoder.run()
+    while len(decoder.scheduler):
+        texts = [each for each in decoder.scheduler if decoder.scheduler.sequence_of(each)]
+        begun = {each.row.id for each in texts if decoder.scheduler.sequence_of(each).num_generated}  # type: ignore[union-attr]
+        works = decoder.step()
+        assert sum(work.num_new for work in works) <= 4
+        assert begun <= {work.sequence.request.row.id for work in works}
     assert len(decoder.texts) == 12
 
 

@@ -316,6 +316,36 @@ def test_another_tenant_does_not_take_the_slot_of_a_text_that_runs() -> None:
     assert not other.reason
 
 
+def test_who_gives_a_slot_up_for_another_tenant_is_one_that_does_not_run() -> None:
+    engine = TextEngine(slots=4, max_running=1, resident=("its-0",), pages=100)
+    text = engine.ask(prompt_of(0), 100, digest="its-0", eos_ids=[])
+    engine.step(2)
+    for number in range(1, 4):
+        engine.ask(prompt_of(number), 2, digest=f"its-{number}")
+    engine.step(5)
+    other = engine.ask([1, 2], None, digest="only", tenant="another")
+    engine.step(8)
+    assert other.is_over
+    assert not text.is_over
+    engine.settle()
+
+
+def test_a_slot_that_a_text_holds_is_not_the_one_to_be_closed_for_who_waits() -> None:
+    engine = TextEngine(slots=2, resident=("text", "busy"), pages=100, max_batch_tokens=16)
+    text = engine.ask(prompt_of(0), 100, digest="text", eos_ids=[])
+    engine.step(2)
+    for number in range(60):
+        # Always more than a step computes.
+        for _ in range(2):
+            engine.ask([1] * 8, None, digest="busy")
+        if number == 5:
+            waiting = engine.ask([1, 2], None, digest="waiting")
+        engine.step()
+    assert waiting.is_over
+    assert not text.is_over
+    engine.settle()
+
+
 def test_a_drained_engine_goes_on_until_its_texts_are_complete() -> None:
     engine = TextEngine()
     answers = [engine.ask(prompt_of(number), 20) for number in range(10)]
@@ -354,6 +384,19 @@ def test_an_engine_says_what_it_does() -> None:
     ] == pytest.approx(16)
     assert samples["adamix_kv_cache_usage_ratio",] == pytest.approx(3 / 16)
     assert samples["adamix_preemptions_total",] == 0
+
+
+def test_long_texts_make_the_queue_slow_and_not_what_is_computed() -> None:
+    engine = TextEngine(max_running=1)
+    for number in range(4):
+        engine.ask(prompt_of(number), 100, eos_ids=[])
+    engine.step(250)
+    said = engine.emits[-1][1].queue
+    assert said.queued_tokens == 6
+    # Or whoever asks next would be refused for the time that those take.
+    assert said.tokens_per_s == pytest.approx(1e6)
+    assert engine.decoding.leaving_per_s(engine.engine._rate) < 0.9e6
+    engine.settle()
 
 
 def test_texts_that_lose_their_pages_come_to_the_same_end() -> None:

@@ -322,8 +322,8 @@ class TextEngine(FrontEnds):
         )
         spec = no_model_spec(max_tokens=WINDOW)
         runner: Any = self.runner
-        rate = TokenRate(1e6, max_batch_tokens)
-        self.decoding = Decoding(runner, Sampler(VOCABULARY), self.scheduler, limits, WINDOW, rate)
+        leaving_rate = TokenRate(1e6, max_batch_tokens)
+        self.decoding = Decoding(runner, Sampler(VOCABULARY), self.scheduler, limits, WINDOW, leaving_rate)
         self.engine = Engine(
             self,
             self.decoding,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from adamix.errors import InvalidAdapter, InvalidConfig
+from adamix.errors import InvalidAdapter, InvalidConfig, InvalidData
 from adamix.files.manifest import MAX_CHAT_TEMPLATE_BYTES, Manifest, PromptForm
 from adamix.interop.assembly import PromptPart
 from adamix.interop.reading import converted, read_json, read_text
@@ -70,7 +70,7 @@ def _check(template: str) -> None:
     renderer = ChatRenderer()
     try:
         renderer.check(template)
-    except InvalidConfig as error:
+    except (InvalidConfig, InvalidData) as error:
         raise InvalidAdapter(f"{TEMPLATE_FILE}: {error.message}", reason="UNSUPPORTED") from None
     finally:
         renderer.close()

@@ -35,8 +35,13 @@ _STREAM_METHODS = (
     "/adamix.v1.AdapterService/WatchTasks",
 )
 _UPLOAD_METHODS = ("/adamix.v1.AdapterService/RegisterAdapter",)
-# All of whose inputs are one admission: while the tenant is in debt, their messages need not be read.
-_CHARGED_METHODS = ("/adamix.v1.InferenceService/Predict", "/inference.GRPCInferenceService/ModelInfer")
+# What methods are charged whose inputs are one admission: while the tenant is in debt with any of it, their messages
+# need not be read.
+_CHARGES: Mapping[str, tuple[str, ...]] = {
+    "/adamix.v1.InferenceService/Predict": (INPUT_TOKENS,),
+    "/adamix.v1.InferenceService/Generate": (INPUT_TOKENS, GENERATED_TOKENS),
+    "/inference.GRPCInferenceService/ModelInfer": (INPUT_TOKENS,),
+}
 # Of a tenant's own work. Probes, identities and operators are not counted: no quota locks them out.
 _COUNTED_RIGHTS = ("infer", "read", "register", "operate")
 _ADMIN = "/adamix.v1.AdminService/"
@@ -120,13 +125,13 @@ class Quota:
             what `leave` takes; None where nothing is counted.
 
         Raises:
-            QuotaExceeded: the tenant has as many as it may, or is in debt with its input tokens.
+            QuotaExceeded: the tenant has as many as it may, or is in debt with its tokens.
         """
         quotas = self._quotas(tenant)
         if quotas is NO_QUOTAS or (counted := COUNTED.get(method)) is None:
             return None
-        if quotas.input_tokens_per_s is not None and method in _CHARGED_METHODS:
-            self._check(tenant, INPUT_TOKENS, quotas)
+        for name in _CHARGES.get(method, ()):
+            self._check(tenant, name, quotas)
         limit: int | None = getattr(quotas, counted)
         seat = None
         if limit is not None:
@@ -199,7 +204,7 @@ class Quota:
     async def _settled(self, key: Key, units: float, turn: "_Turn") -> Refusal | None:
         """What a lender says. If the caller goes meanwhile, nothing is taken."""
         try:
-            await turn.future
+            await turn.wait()
         except asyncio.CancelledError:
             if not turn.is_settled:
                 self._holder.withdraw(key, turn)
@@ -233,14 +238,21 @@ class _Turn(Waiting):
 
     def __init__(self) -> None:
         super().__init__()
-        self.future = asyncio.get_running_loop().create_future()
         self.is_settled = False
         self.outcome: Refusal | None = None
+        # Most turns come at once, and wait for nobody.
+        self._settled: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Until it is settled."""
+        if not self.is_settled:
+            self._settled = asyncio.get_running_loop().create_future()
+            await self._settled
 
     def settle(self, refusal: Refusal | None) -> None:
         self.is_settled, self.outcome = True, refusal
-        if not self.future.done():
-            self.future.set_result(None)
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
 
 
 def _flow(name: str, quotas: Quotas) -> Flow | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adamix.errors import AdamixError, InternalError, InvalidConfig, InvalidRequest, Overloaded
+from adamix.prompts.chat import ChatRenderer
 from adamix.prompts.prompts import Prompts
 from adamix.prompts.vocabulary import Vocabulary
 from adamix_protos.v1 import inference_pb2
@@ -37,7 +38,7 @@ Messages = AsyncGenerator[inference_pb2.GenerateResponse, None]
 class Generation:
     """Answers `Generate`, by the parts of the front end that it needs.
 
-    `capacity` is how many tokens of one text the engine that there is now can keep.
+    `capacity` is how many tokens of one text the engine that there is now can keep; `close` ends what renders chats.
     """
 
     stages: Stages
@@ -46,6 +47,7 @@ class Generation:
     quota: Quota
     recorder: Recorder
     capacity: Callable[[], int]
+    close: Callable[[], None]
 
     def messages(self, request: inference_pb2.GenerateRequest, call: Call) -> Messages:
         """The messages of one answer. To be closed when nobody reads on.
@@ -81,8 +83,12 @@ def open_generation(
         vocabulary = Vocabulary.read(directory / "generation.json")
     except OSError as error:
         raise InvalidConfig(f"generation.json cannot be read ({error.strerror})") from None
-    prompting = Prompting(tokenizer, Prompts(tokenizer.backend, vocabulary), vocabulary)
-    return Generation(stages, prompting, Detokenizer(tokenizer.backend), quota, recorder, capacity)
+    renderer = ChatRenderer()
+    prompts = Prompts(tokenizer.backend, vocabulary, renderer)
+    # The first text has its tokenizer made.
+    prompts.text("a")
+    prompting = Prompting(tokenizer, prompts, vocabulary)
+    return Generation(stages, prompting, Detokenizer(tokenizer.backend), quota, recorder, capacity, renderer.close)
 
 
 class _Generating:
