@@ -23,7 +23,7 @@ from adamix_testing.servers import Eventually, Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]
 
-CALLS = 2_000
+SOME, MANY = 800, 2_000
 THREADS = 8
 WARM_UP = 800
 LONGEST_S = 0.03
@@ -126,8 +126,9 @@ def storms(address: str, calls: int, seed: int, ways: list[Callable[..., Any]]) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [SOME, pytest.param(MANY, marks=pytest.mark.long)])
 def test_two_thousand_calls_given_up(
-    start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec, eventually: Eventually
+    count: int, start_server: StartServer, make_adapter: MakeAdapter, spec: BackboneSpec, eventually: Eventually
 ) -> None:
     server = start_server("--metrics-port", "0", "--slots", str(SLOTS)).wait()
     with server.client() as client:
@@ -138,11 +139,11 @@ def test_two_thousand_calls_given_up(
     storms(server.address, WARM_UP, 0, ways)
     fitted = calls_that_fit(server)
     before = [resident_bytes(pid) for pid in children]
-    ends = storms(server.address, CALLS, 1_000, ways)
-    assert ends.total() == CALLS
+    ends = storms(server.address, count, 1_000, ways)
+    assert ends.total() == count
     assert set(ends) <= {ANSWERED, CANCELLED, LATE, REFUSED}, ends
     assert min(ends[CANCELLED], ends[LATE]) > 0, ends
-    assert ends[REFUSED] < CALLS // 2, "most calls get as far as the server"
+    assert ends[REFUSED] < count // 2, "most calls get as far as the server"
     eventually(lambda: server.metric("adamix_slots", state="pinned") == 0, "no slot is pinned")
     eventually(lambda: server.metric("adamix_queue_requests") == 0, "the queue is empty")
     eventually(lambda: server.metric("adamix_running_requests") == 0, "nothing runs")

@@ -42,7 +42,7 @@ def permitted(swaps: list[Swap], began: float, ended: float) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [75, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.long)])
 def test_swaps_under_load(
     count: int, server: Server, make_adapter: MakeAdapter, spec: BackboneSpec, callers: type[Callers]
 ) -> None:

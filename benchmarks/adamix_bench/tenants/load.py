@@ -39,6 +39,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         seconds: nothing is sent again after that; `cut_s` later, what is still under way is given up and left out.
         connections: TCP connections that calls are spread over, so that several front ends share them.
+        in_turn: a call is sent when the one before has ended, whenever it is due; none after `seconds`.
     """
 
     address: str
@@ -47,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     cut_s: float = 60.0
     connections: int = 4
+    in_turn: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

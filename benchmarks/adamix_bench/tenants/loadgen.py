@@ -1,7 +1,8 @@
 """The load generator's process: `python -m adamix_bench.tenants.loadgen`, plans on stdin, outcomes on stdout.
 
-An open loop of several tenants: a call is sent when it is due, whatever became of those before. Requests arrive
-serialised and answers are looked at only when the clock has stopped; of calls that are made again, refusals at once.
+An open loop of several tenants: a call is sent when it is due, whatever became of those before; or, if a plan says so,
+one call after another. Requests arrive serialised and answers are looked at only when the clock has stopped; of calls
+that are made again, refusals at once.
 """
 
 import asyncio
@@ -77,6 +78,13 @@ class _Run:
                 task.cancel()
             await asyncio.gather(*given_up, return_exceptions=True)
 
+    async def in_turn(self) -> None:
+        for number, asked in enumerate(self.plan.calls):
+            now = time.perf_counter()
+            if now > self.started + self.plan.seconds:
+                return
+            await self._ask(_Call(asked, now), self.asks[number % len(self.asks)])
+
     async def _ask(self, call: _Call, ask: Any) -> None:
         asked = call.asked
         payload, metadata = self.plan.groups[asked.group].payloads[asked.payload], self.metadata[asked.group]
@@ -115,7 +123,7 @@ async def carry_out(plan: Plan) -> Outcome:
         gc.freeze()
         cpu = time.process_time()
         run = _Run(plan, [_raw(channel.unary_unary) for channel in channels], metadata)
-        await run.all()
+        await (run.in_turn() if plan.in_turn else run.all())
         return _outcome(run, time.process_time() - cpu)
     finally:
         for channel in channels:

@@ -103,7 +103,7 @@ class _Servers:
     def tell(self) -> None:
         """What else a reader of the numbers needs."""
         if "stage" in self.__dict__:
-            self._report.facts["costs_of_scenarios"] = self.stage.costs
+            self._report.costs = self.stage.costs
 
     def _measure_knee(self, stage: ServerStage) -> None:
         for _ in range(_MOST_DOUBLINGS):

@@ -86,6 +86,9 @@ class Proof:
                     "generator_late_s": trace.late_s,
                 }
             )
+        if (most := self._most_of_short_batches()) is not None:
+            what = "the most that batches of 40 ms, one after another, give on this machine, over the knee"
+            report.add("noisy.most", what, most)
         beside = [case["beside_p99_s"] for case in cases if isinstance(case["beside_p99_s"], float)]
         report.parts["noisy_neighbour"] = {
             "alone_p99_s": alone.p99_s(VICTIM.tenant),
@@ -93,6 +96,13 @@ class Proof:
             "failed": sum(int(case["failed"] or 0) for case in cases),
             "cases": cases,
         }
+
+    def _most_of_short_batches(self) -> float | None:
+        """Tokens over the knee; None where the machine's rates are not known."""
+        if (rates := self._report.facts.get("rates_of_machine")) is None:
+            return None
+        tokens = max(0.0, _SHORT_S - rates["batch_s"]) / rates["token_s"]
+        return float(tokens / _SHORT_S / self._stage.knee)
 
     def fair_share(self) -> None:
         seconds, found = self._sizes.share_s, []

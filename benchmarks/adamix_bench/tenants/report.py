@@ -1,7 +1,7 @@
 """The outcome of a run: one JSON document that is saved after every part, the table of the proof, one picture."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,15 @@ from adamix_bench.tenants.trace import Trace
 FORMAT = "adamix-bench-tenants/1"
 _COLUMNS = 4
 _MOST_LINES = 10
+_PROFILE = (
+    "scenario",
+    "tokens of a batch",
+    "ms of a batch",
+    "cores: engine",
+    "front ends",
+    "generator",
+    "tokens per engine's CPU second",
+)
 # Numbers that are cut off say nothing.
 _WIDTH = 132
 
@@ -28,6 +37,7 @@ class Report:
         stem: of the names of its files.
         parts: what was measured, by the names of the document.
         traces: for the picture, by their titles.
+        costs: by scenario, where its time went, as `ServerStage.costs`.
         facts: what else a reader of the numbers needs.
         failures: parts that could not be measured, with the reason.
     """
@@ -40,6 +50,7 @@ class Report:
     goals: list[Goal] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
     traces: dict[str, Trace] = field(default_factory=dict)
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
@@ -66,6 +77,7 @@ class Report:
             "settings": self.settings,
             "machine": {**self.machine, "load_average_at_the_end": os.getloadavg()[0]},
             **self.facts,
+            **({"costs_of_scenarios": self.costs} if self.costs else {}),
             **self.parts,
             "goals": [goal.to_json() for goal in self.goals],
             "failures": self.failures,
@@ -81,13 +93,17 @@ class Report:
         return self.out / f"{self.stem}{suffix}"
 
     def tables(self) -> Group:
-        return Group(self._table())
+        return Group(self._table(), self._profile()) if self.costs else Group(self._table())
 
     def save_text(self) -> Path:
         """Write the table as a page."""
         path = self.path(".md")
         lines = ["| | what | target | value | met? |", "|---|---|---|---|---|"]
         lines += [f"| {' | '.join(_cells(goal))} |" for goal in self.goals]
+        if self.costs:
+            lines += ["", "Where the time of each scenario went:", ""]
+            lines += [f"| {' | '.join(_PROFILE)} |", "|---" * len(_PROFILE) + "|"]
+            lines += [f"| {' | '.join(_spent(name, costs))} |" for name, costs in self.costs.items()]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
 
@@ -102,6 +118,12 @@ class Report:
             name, what, target, value, verdict = _cells(goal)
             colour = {True: "[green]yes[/]", False: "[red]no[/]"}.get(goal.holds, verdict)  # type: ignore[arg-type]
             table.add_row(name, what, target, value, colour)
+        return table
+
+    def _profile(self) -> Table:
+        table = Table(*_PROFILE, title="where the time of each scenario went", title_justify="left")
+        for name, costs in self.costs.items():
+            table.add_row(*_spent(name, costs))
         return table
 
 
@@ -127,6 +149,20 @@ def plot(report: Report) -> Path | None:
     figure.supxlabel("seconds", fontsize=8)
     figure.supylabel("tokens a second", fontsize=8)
     return reports.save_figure(figure, report.path(".png"))
+
+
+def _spent(name: str, costs: Mapping[str, float]) -> list[str]:
+    """One row of the profile."""
+    elapsed_s = costs["elapsed_s"]
+    cores = [costs[f"{who}_cpu_s"] / elapsed_s for who in ("engine", "front_ends", "generator")]
+    per_cpu_s = costs["answered_tokens"] / costs["engine_cpu_s"]
+    return [
+        name,
+        f"{costs['batch_tokens']:.0f}",
+        f"{1e3 * costs['batch_s']:.1f}",
+        *(f"{each:.2f}" for each in cores),
+        f"{per_cpu_s:,.0f}",
+    ]
 
 
 def _cells(goal: Goal) -> tuple[str, str, str, str, str]:

@@ -102,7 +102,8 @@ class ServerStage:
 
     Attributes:
         knee: tokens a second; a guess until it is measured.
-        costs: by scenario: processor seconds of each process, and what they were spent on.
+        costs: by scenario: how long it took, processor seconds of each process, what they were spent on, and tokens
+            and seconds of batches (their means).
     """
 
     def __init__(self, server: Running, load: LoadProcess, texts: Texts, seed: int, knee: float) -> None:
@@ -118,13 +119,17 @@ class ServerStage:
         """Raises AdamixError if the server cannot be brought to it, or does not answer."""
         if scenario.loads_s:
             raise Unavailable("how long an adapter takes to load can only be chosen with --simulate")
-        before = self.server.processes.cpu_s()
+        before, began = self.server.processes.cpu_s(), time.monotonic()
         with Meter(self.server.metrics_port) as meter:
             outcome = self.send(scenario)
-        after = self.server.processes.cpu_s()
+        after, elapsed_s = self.server.processes.cpu_s(), time.monotonic() - began
         spent = {role: after[role] - before[role] for role in before}
         tokens = sum(call.answered for call in outcome.calls)
+        batches = max(1, len(outcome.batches))
         self.costs[scenario.name] = {
+            "elapsed_s": elapsed_s,
+            "batch_tokens": sum(count for count, _ in outcome.batches) / batches,
+            "batch_s": sum(seconds for _, seconds in outcome.batches) / batches,
             "engine_cpu_s": spent["engine"],
             "front_ends_cpu_s": spent["front ends"],
             "generator_cpu_s": outcome.cpu_s,

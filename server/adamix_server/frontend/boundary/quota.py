@@ -204,7 +204,7 @@ class Quota:
     async def _settled(self, key: Key, units: float, turn: "_Turn") -> Refusal | None:
         """What a lender says. If the caller goes meanwhile, nothing is taken."""
         try:
-            await turn.future
+            await turn.wait()
         except asyncio.CancelledError:
             if not turn.is_settled:
                 self._holder.withdraw(key, turn)
@@ -238,14 +238,21 @@ class _Turn(Waiting):
 
     def __init__(self) -> None:
         super().__init__()
-        self.future = asyncio.get_running_loop().create_future()
         self.is_settled = False
         self.outcome: Refusal | None = None
+        # Most turns come at once, and wait for nobody.
+        self._settled: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Until it is settled."""
+        if not self.is_settled:
+            self._settled = asyncio.get_running_loop().create_future()
+            await self._settled
 
     def settle(self, refusal: Refusal | None) -> None:
         self.is_settled, self.outcome = True, refusal
-        if not self.future.done():
-            self.future.set_result(None)
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
 
 
 def _flow(name: str, quotas: Quotas) -> Flow | None:

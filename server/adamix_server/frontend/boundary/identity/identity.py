@@ -17,7 +17,7 @@ from adamix_server.access.refusal import Refusal, RefusalKind, unauthenticated
 from adamix_server.catalog.access import Access
 from adamix_server.config import AccessSettings
 from adamix_server.frontend.boundary.identity.certificates import Certificates
-from adamix_server.frontend.boundary.identity.keys import PREFIX, principal_of_key
+from adamix_server.frontend.boundary.identity.keys import PREFIX, Keys
 from adamix_server.frontend.boundary.identity.networks import caller_address
 from adamix_server.frontend.boundary.identity.tokens import Tokens
 from adamix_server.frontend.boundary.rooms import Network
@@ -64,7 +64,7 @@ class Identity:
         self._proxies = tuple(proxies)
         self._on_refused = on_refused
         self._clock = clock
-        self._takes_keys = "keys" in settings.auth
+        self._keys = Keys() if "keys" in settings.auth else None
         # With mtls every connection shows a certificate; what is sent as well then decides.
         self._certificates = Certificates() if settings.auth == ("mtls",) else None
         self._jwks = settings.jwt_jwks
@@ -123,8 +123,8 @@ class Identity:
             return self._certificates.principal_of(context, self._access(), now_s, address)
         text = _bearer(credential)
         if text.startswith(PREFIX):
-            if self._takes_keys:
-                return principal_of_key(text, self._access(), now_s, address)
+            if self._keys is not None:
+                return self._keys.principal_of(text, self._access(), now_s, address)
         elif self._tokens is not None and text.count(".") == 2:
             return self._tokens.principal_of(text, self._access(), now_s)
         raise Refusal("malformed")

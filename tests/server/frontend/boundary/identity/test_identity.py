@@ -13,7 +13,6 @@ from adamix_server.access import api_keys
 from adamix_server.access.rights import ROLES
 from adamix_server.catalog.access import Access
 from adamix_server.config import AccessSettings
-from adamix_server.frontend.boundary.identity import identity as identities
 from adamix_server.frontend.boundary.identity import keys
 from adamix_server.frontend.boundary.identity.identity import Identity
 from adamix_server.limits.messages import MAX_CREDENTIAL_BYTES
@@ -134,6 +133,50 @@ def test_the_newest_snapshot_decides() -> None:
     assert door.identity(Shown(bearer(TEXT))).tenant == "acme"
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("revoked", {"revoke_time_us": 1}),
+        ("expired", {"expire_time_us": 1_000_000_000}),
+        ("network", {"networks": ("10.2.0.0/16",)}),
+        ("tenant_gone", {"tenant": "deleted"}),
+        ("wrong_secret", {"digest": OTHER.digest}),
+    ],
+)
+def test_a_key_that_was_recognised_before_is_judged_by_its_newest_row(kind: str, fields: dict[str, Any]) -> None:
+    door = Door(make_access(key_row(KEY)))
+    for _ in range(2):
+        assert door.identity(Shown(bearer(TEXT))).tenant == "acme"
+    door.access = make_access(key_row(KEY, **fields))
+    assert door.refusal(Shown(bearer(TEXT))) == kind
+
+
+def test_a_key_that_was_recognised_before_has_its_newest_rights() -> None:
+    door = Door(make_access(key_row(KEY, rights=ROLES["owner"])))
+    assert door.identity(Shown(bearer(TEXT))).rights == ROLES["owner"]
+    door.access = make_access(key_row(KEY, rights=ROLES["caller"]))
+    assert door.identity(Shown(bearer(TEXT))).rights == ROLES["caller"]
+    door.access = make_access()
+    assert door.refusal(Shown(bearer(TEXT))) == "unknown"
+
+
+def test_a_key_of_some_networks_counts_from_no_other_though_it_was_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door(make_access(key_row(KEY, networks=("10.2.0.0/16",))))
+    monkeypatch.setattr(keys, "is_within", lambda address, networks: True)
+    assert door.identity(Shown(bearer(TEXT)))
+    monkeypatch.setattr(keys, "is_within", lambda address, networks: False)
+    assert door.refusal(Shown(bearer(TEXT))) == "network"
+
+
+def test_of_keys_that_were_recognised_some_thousands_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_MOST_KNOWN", 2)
+    made = [api_keys.make() for _ in range(5)]
+    known, access = keys.Keys(), make_access(*(key_row(key) for _, key in made))
+    for text, key in [*made, *made]:
+        assert known.principal_of(text, access, 0.0, lambda: None).key_id == key.id
+        assert len(known._known) <= 2
+
+
 def test_an_unknown_id_is_compared_as_a_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[int] = []
     real: Callable[[str, str], bool] = keys.hmac.compare_digest
@@ -163,7 +206,7 @@ def test_nobody_comes_in_by_an_error(monkeypatch: pytest.MonkeyPatch, caplog: py
     def broken(text: str, *args: Any) -> Any:
         raise RuntimeError(text)
 
-    monkeypatch.setattr(identities, "principal_of_key", broken)
+    monkeypatch.setattr(keys, "principal_of_key", broken)
     with pytest.raises(Unauthenticated):
         Door(make_access(key_row(KEY))).identity(Shown(bearer(TEXT)))
     (record,) = caplog.records
