@@ -2,17 +2,20 @@
 
 Packages are only carriers of files: found by their import specification, never imported. Weights in GGUF, a format of
 quantised files, are converted once into the user's cache directory, because reading them takes many seconds and gives
-a model that cannot change its dtype. Knows neither what the weights compute nor who asks.
+a model that cannot change its dtype; `python -m adamix.backbones.packaged` does so ahead of time. Knows neither what
+the weights compute nor who asks.
 """
 
 import fcntl
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +117,9 @@ def _convert_once(name: str, source: Path, gguf: str, target: Path) -> None:
         # A warning, because that is what a process without logging of its own shows: on its stderr, as a plain line.
         log.warning("preparing the weights of %s: once, under a minute", name)
         try:
-            _convert(source, gguf, partial)
+            # Its progress bars: one knows no switch.
+            with redirect_stderr(io.StringIO()):
+                _convert(source, gguf, partial)
             for path in partial.iterdir():
                 _sync(path)
             partial.rename(target)
@@ -155,3 +160,16 @@ def _lock(path: Path) -> Iterator[None]:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def main() -> None:
+    """Have all of them ready, so that nobody waits for it later."""
+    for name in PACKAGES:
+        try:
+            directory(name)
+        except InvalidConfig as error:
+            sys.exit(f"error: {error.message}")
+
+
+if __name__ == "__main__":
+    main()

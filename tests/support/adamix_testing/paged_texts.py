@@ -23,7 +23,7 @@ from adamix_server.engine.sequence import Work, ending
 
 PEER = b"peer"
 EOS = 7
-_VOCABULARY = 97
+VOCABULARY = 97
 
 
 def text_request(
@@ -54,15 +54,15 @@ def text_request(
 
 def text_alone(request: Request) -> list[int]:
     """The tokens of its text, computed by nobody's help. With the one that ends it."""
-    params, state, drawn = request.row.generate, _first_state(request), list[int]()
+    params, state, drawn = request.row.generate, first_state(request), list[int]()
     assert params is not None
     for token in request.token_ids:
-        state = _next_state(state, int(token))
+        state = next_state(state, int(token))
     while len(drawn) < params.max_new_tokens:
-        drawn.append(state % _VOCABULARY)
+        drawn.append(state % VOCABULARY)
         if drawn[-1] in params.eos_ids:
             break
-        state = _next_state(state, drawn[-1])
+        state = next_state(state, drawn[-1])
     return drawn
 
 
@@ -118,7 +118,7 @@ class FakeDecoder:
             state = self._compute(work)
             is_text = work.sequence.params is not None
             if work.is_complete and is_text:
-                drawn[work.sequence] = state % _VOCABULARY
+                drawn[work.sequence] = state % VOCABULARY
             is_prompt = work.num_new > 1 or not work.sequence.num_generated
             self.given[work.sequence.request.row.tenant] += is_prompt * work.num_new + 2 * (work.sequence in drawn)
         complete = [work.sequence for work in works if work.is_complete]
@@ -170,9 +170,9 @@ class FakeDecoder:
         sequence, size = work.sequence, self.pages.page_tokens
         if not self.is_thorough:
             return 0
-        state = _first_state(sequence.request)
+        state = first_state(sequence.request)
         for at, token in enumerate(map(int, sequence.tokens[: sequence.num_computed + work.num_new])):
-            state = _next_state(state, token)
+            state = next_state(state, token)
             page = sequence.pages[at // size]
             if at < sequence.num_computed:
                 assert self._states[page, at % size] == state, "a page holds something else"
@@ -181,9 +181,9 @@ class FakeDecoder:
         return state
 
 
-def _first_state(request: Request) -> int:
+def first_state(request: Request) -> int:
     return zlib.crc32(f"{request.row.tenant}|{request.row.digest}".encode())
 
 
-def _next_state(state: int, token: int) -> int:
+def next_state(state: int, token: int) -> int:
     return (state * 6_364_136_223_846_793_005 + token * 1_442_695_040_888_963_407 + 12_345) % (1 << 61)

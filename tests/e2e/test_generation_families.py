@@ -1,0 +1,63 @@
+"""Tiny decoders of every family over the wire: whatever shares the steps, an adapter writes what it writes alone."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamix.backbones import backbone as backbones
+from adamix.files import adapter_file
+from adamix_server.client import Client, GeneratedText
+from adamix_testing.decoder_files import save_decoder
+from adamix_testing.decoders import DECODERS, POSITIONS, VOCABULARY, text_adapters, written_alone
+from adamix_testing.servers import Server
+
+pytestmark = pytest.mark.long
+
+TEXTS, AT_ONCE = 32, 12
+
+
+@pytest.fixture
+def directory(family: str, tmp_path: Path) -> Path:
+    return save_decoder(family, tmp_path / family)
+
+
+@pytest.fixture
+def server(directory: Path, tmp_path: Path) -> Iterator[Server]:
+    """Prompts come in several chunks, and the pages are too few for all."""
+    flags = ("--metrics-port", "0", "--max-chunk-tokens", "7", "--kv-bytes", str(256 << 10))
+    running = Server(directory, tmp_path / "store", *flags)
+    try:
+        yield running.wait()
+    finally:
+        running.kill()
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_tokens_are_those_of_each_text_alone(family: str, directory: Path, server: Server) -> None:
+    backbone = backbones.load(str(directory), language_model=True)
+    adapters = text_adapters(backbone)
+    draw = random.Random(0)
+    shared = [draw.randrange(VOCABULARY) for _ in range(40)]
+    asked: list[tuple[int, list[int], int]] = []
+    for number in range(TEXTS):
+        own = [draw.randrange(VOCABULARY) for _ in range(draw.randrange(1, 40))]
+        prompt = shared + own if number % 3 == 0 else own
+        asked.append((number % len(adapters), prompt, draw.randrange(4, min(40, POSITIONS - len(prompt)))))
+    with server.client() as client:
+        for number, adapter in enumerate(adapters):
+            client.register(f"task-{number}", adapter_file.encode(adapter.manifest, adapter.tensors))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = list(pool.map(lambda text: write(client, *text), asked))
+    for (number, prompt, count), text in zip(asked, found, strict=True):
+        assert list(text.token_ids) == written_alone(backbone, adapters[number], prompt, count)
+    assert sum(text.usage.cached_tokens for text in found) > 0
+    assert server.metric("adamix_preemptions_total") > 0
+
+
+def write(client: Client, number: int, prompt: list[int], count: int) -> GeneratedText:
+    how: dict[str, Any] = {"max_new_tokens": count, "ignore_eos": True, "return_token_ids": True}
+    return GeneratedText.of(client.generate(f"task-{number}", token_ids=prompt, **how))
