@@ -28,7 +28,7 @@ def directory(family: str, tmp_path: Path) -> Path:
 @pytest.fixture
 def server(directory: Path, tmp_path: Path) -> Iterator[Server]:
     """Prompts come in several chunks, and the pages are too few for all."""
-    flags = ("--metrics-port", "0", "--max-chunk-tokens", "7", "--kv-bytes", str(256 << 10))
+    flags = ("--metrics-port", "0", "--max-chunk-tokens", "7", "--kv-bytes", str(96 << 10))
     running = Server(directory, tmp_path / "store", *flags)
     try:
         yield running.wait()
