@@ -7,9 +7,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from adamix_server.cli.main import app
 from adamix_testing.servers import Server
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "generate.md"
@@ -18,6 +21,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "generate.md"
 def blocks(language: str) -> list[str]:
     found = re.findall(rf"^```{language}\n(.*?)\n```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [str(block) for block in found]
+
+
+def test_every_command_is_one_that_there_is() -> None:
+    assert len(blocks("sh")) == 6
+    whole: Any = typer.main.get_command(app)
+    for line in blocks("sh"):
+        words = shlex.split(line.rpartition(";")[2].removesuffix("&"))
+        assert words[0] == "adamix"
+        # Raises what a person would be told of a flag that is not, or that is missing.
+        command = whole.commands[words[1]]
+        command.make_context(words[1], words[2:]).close()
 
 
 @pytest.mark.weights
