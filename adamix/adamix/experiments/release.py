@@ -37,7 +37,7 @@ class Published:
 class Publisher(Protocol):
     """Where adapters go when their gates hold."""
 
-    def check(self, task: str, backbone: BackboneSpec, head: HeadConfig, *, is_generation: bool) -> None:
+    def check(self, task: str, backbone: BackboneSpec, head: HeadConfig) -> None:
         """Raise what would make `publish` fail for every adapter of this backbone with such a head."""
 
     def live_metrics(self, task: str, data: str) -> Sequence[Mapping[str, float]]:
@@ -137,8 +137,7 @@ class Release:
         """
         plan, rows = training.plan, training.rows
         if self._publisher is not None:
-            is_generation = not isinstance(rows, TaskData)
-            self._publisher.check(self._task, training.backbone.spec, plan.head, is_generation=is_generation)
+            self._publisher.check(self._task, training.backbone.spec, plan.head)
         if not isinstance(rows, TaskData):
             if self._split != "validation":
                 raise InvalidConfig("texts to be generated are judged on validation alone", field="split")

@@ -56,7 +56,7 @@ class Push:
         with connecting.connect(address) as client:
             self._served = client.server_info().backbone
 
-    def check(self, task: str, backbone: BackboneSpec, head: HeadConfig, *, is_generation: bool) -> None:
+    def check(self, task: str, backbone: BackboneSpec, head: HeadConfig) -> None:
         """Compare what will be trained with what the server serves.
 
         Raises:
@@ -64,10 +64,9 @@ class Push:
             FailedPrecondition: the server has another backbone or tokenizer, or serves no such heads.
         """
         check_name(task, "task")
-        if is_generation or head.cloze is not None:
+        if head.cloze is not None:
             raise FailedPrecondition(
-                "the server loads no language-model head: what generates texts or answers by a cloze cannot be pushed",
-                reason="HEAD_UNSUPPORTED",
+                "the server answers by no cloze: such an adapter cannot be pushed", reason="HEAD_UNSUPPORTED"
             )
         ours = {"fingerprint": backbone.fingerprint, "tokenizer_fingerprint": backbone.tokenizer_fingerprint}
         if head.dense == "backbone":
