@@ -66,7 +66,8 @@ class Push:
         check_name(task, "task")
         if head.cloze is not None:
             raise FailedPrecondition(
-                "the server answers by no cloze: such an adapter cannot be pushed", reason="HEAD_UNSUPPORTED"
+                "the server answers with no cloze head: what is trained with one cannot be pushed",
+                reason="HEAD_UNSUPPORTED",
             )
         ours = {"fingerprint": backbone.fingerprint, "tokenizer_fingerprint": backbone.tokenizer_fingerprint}
         if head.dense == "backbone":
