@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-complete
+NATIVE := kernels/adamix_kernels/native/lib/.complete
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 # Weights and texts come out of installed packages: nothing is fetched at run time. Threads that wait must sleep,
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@sed -n 's/^#   //p' Makefile
 
-setup: $(SETUP)
+setup: $(SETUP) $(NATIVE)
 
 IS_NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
     echo "adamix needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
@@ -40,19 +41,24 @@ $(SETUP): pyproject.toml constraints.txt Makefile
 	@$(BIN)/python -m adamix.backbones.packaged
 	@touch $@
 
-bench: $(SETUP)
+# In C, for decoders on CPUs. Without a compiler their forms in torch take their place, and one line says so.
+$(NATIVE): $(SETUP) $(wildcard kernels/adamix_kernels/native/*.[ch] kernels/adamix_kernels/native/build.py)
+	@$(BIN)/python -m adamix_kernels.native.build || echo "setup: decoders will take the slower forms in torch" >&2
+	@mkdir -p $(@D) && touch $@
+
+bench: $(SETUP) $(NATIVE)
 	@$(BIN)/adamix bench serving --targets $(ARGS)
 
-demo: $(SETUP)
+demo: $(SETUP) $(NATIVE)
 	@$(BIN)/adamix demo $(ARGS)
 
 # Two at a time, because most tests of whole servers wait for processes to start; the tests of one file stay together.
 # In the order of the folders: many quick files come last, so that neither worker is left with a slow one alone.
-test: $(SETUP)
+test: $(SETUP) $(NATIVE)
 	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "not long" $(ARGS)
 
 # The table of what the kernels take on each target comes first: a test asks whether it is the table of these kernels.
-test-full: aot
+test-full: aot $(NATIVE)
 	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
 
 # Compiles every entry of the plans for every target; commit the result.
@@ -91,5 +97,6 @@ protos: $(SETUP)
 	PYTHON=$(BIN)/python protos/generate.sh
 
 clean:
+	rm -rf kernels/adamix_kernels/native/lib
 	rm -rf build dist demo-output bench-output .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

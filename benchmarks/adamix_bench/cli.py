@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from adamix.cli import JsonFlag, exit_codes
+from adamix_bench.generation.command import generation
 from adamix_bench.kernels.command import kernels
 from adamix_bench.quality.command import quality
 from adamix_bench.serving.settings import Settings
@@ -25,6 +26,7 @@ bench.command()(kernels)
 bench.command()(training)
 bench.command()(quality)
 bench.command()(tenants)
+bench.command()(generation)
 
 
 def register(app: typer.Typer) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ class Goal:
 
 
 def in_turns(
-    ways: Mapping[str, Callable[[], T]],
+    ways: Mapping[Name, Callable[[], T]],
     repetitions: int,
-    on_turn: Callable[[int, Mapping[str, Sequence[T]]], None],
+    on_turn: Callable[[int, Mapping[Name, Sequence[T]]], None],
     *,
     there_and_back: bool = False,
-) -> dict[str, list[T]]:
+) -> dict[Name, list[T]]:
     """Call every way once a turn, in the order given; one turn more before the first that counts.
 
     Args:
@@ -95,7 +96,7 @@ def in_turns(
         on_turn: called before each turn with its number (0 is the one that warms up) and the results of all whole
             turns so far, so that a run that is cut short has them.
     """
-    found: dict[str, list[T]] = {name: [] for name in ways}
+    found: dict[Name, list[T]] = {name: [] for name in ways}
     for turn in range(repetitions + 1):
         on_turn(turn, found)
         order = list(ways.items())

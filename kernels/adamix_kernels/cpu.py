@@ -11,6 +11,9 @@ The adapters of one batch and site are grouped by (rank, activation, biases, sca
 - **tiles**: the segments are cut into tiles of equal height, the rows gathered, the weights stacked once per tile, and
   the whole group is two batched products. A fixed number of calls whatever the number of segments, all threads busy.
 
+Short segments whose weights have records at hand (a `SlotTable`'s) are not grouped at all: `rows` computes them in C,
+where it was built.
+
 Milliseconds that a bottleneck adds between two products `[T, 384] x [384, 1536]` (12.5 ms in fp32, 5.5 ms in bf16 at
 T=1024), i.e. with the cold caches and sleeping threads of a model. Lognormal segment lengths, two cores of a Zen 4 CPU,
 torch 2.13, PASSIVE:
@@ -43,7 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamix_kernels import reference
+from adamix_kernels import reference, rows
 from adamix_kernels.invariant import one_thread
 from adamix_kernels.segments import Segments
 from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, LowRank, RoutedProjection, activation
@@ -51,7 +54,7 @@ from adamix_kernels.weights import BottleneckWeights, HeadWeights, LoraWeights, 
 
 def bottleneck_(x: Tensor, segments: Segments, weights: Sequence[BottleneckWeights | None]) -> Tensor:
     """See `reference.bottleneck_`."""
-    _adapt(x, x, x, segments, reference.adapters_of(segments, weights))
+    _adapt(x, x, x, segments, weights)
     return x
 
 
@@ -66,11 +69,10 @@ def bottleneck_norm(
     """See `reference.bottleneck_norm`."""
     shape = norm_weight.shape
     normed = F.layer_norm(s, shape, norm_weight, norm_bias, eps)
-    adapters = reference.adapters_of(segments, weights)
-    if not any(adapters):
+    if not any(reference.adapters_of(segments, weights)):
         return normed
     out = torch.empty_like(s)
-    _adapt(out, s, normed, segments, adapters)
+    _adapt(out, s, normed, segments, weights)
     return F.layer_norm(out, shape, norm_weight, norm_bias, eps)
 
 
@@ -83,7 +85,7 @@ def lora_(
 ) -> Tensor:
     """See `reference.lora_`."""
     out = y if window is None else y[:, slice(*window)]
-    _adapt(out, out, x, segments, reference.adapters_of(segments, weights))
+    _adapt(out, out, x, segments, weights)
     return y
 
 
@@ -146,13 +148,16 @@ def _linear(x: Tensor, expert: int, weights: Sequence[Tensor], biases: Sequence[
     return F.linear(x, weights[expert], None if biases is None else biases[expert])
 
 
-def _adapt(
-    out: Tensor, residual: Tensor, source: Tensor, segments: Segments, adapters: Sequence[LowRank | None]
-) -> None:
+def _adapt(out: Tensor, residual: Tensor, source: Tensor, segments: Segments, weights: rows.Adapters) -> None:
     """`out = residual + A(source)` per row. `out` may be `residual` itself, which may be `source` itself."""
+    left = rows.adapt_short(out, residual, source, segments, weights)
+    if left == []:
+        return
+    adapters = reference.adapters_of(segments, weights)
     runs = list(segments)
     groups: dict[tuple[object, ...], list[int]] = {}
-    for position, adapter in enumerate(adapters):
+    for position in range(len(runs)) if left is None else left:
+        adapter = adapters[position]
         if adapter is not None:
             groups.setdefault(adapter.group, []).append(position)
         elif out is not residual:
@@ -198,15 +203,15 @@ def _loop(
     if has_ones:
         packed[:, 0] = 1.0
     for (_, start, end), hidden, adapter in zip(runs, packed.split_with_sizes(lengths), adapters, strict=True):
-        rows = out[start:end]
+        changed = out[start:end]
         if out is not residual:
-            rows.copy_(residual[start:end])
+            changed.copy_(residual[start:end])
         if adapter.bias_and_up is not None:
-            rows.addmm_(hidden, adapter.bias_and_up, alpha=adapter.scale)
+            changed.addmm_(hidden, adapter.bias_and_up, alpha=adapter.scale)
             continue
         if adapter.up_bias is not None:
-            rows.add_(adapter.up_bias, alpha=adapter.scale)
-        rows.addmm_(hidden, adapter.up, alpha=adapter.scale)
+            changed.add_(adapter.up_bias, alpha=adapter.scale)
+        changed.addmm_(hidden, adapter.up, alpha=adapter.scale)
 
 
 def _tiles(
@@ -238,8 +243,8 @@ def _tiles(
         out.index_copy_(0, layout.rows, total.flatten(0, 1).index_select(0, layout.place))
 
 
-def _gather(rows: Tensor, layout: "_Layout") -> Tensor:
-    return rows.index_select(0, layout.index).view(len(layout.segment_of_tile), -1, rows.shape[1])
+def _gather(source: Tensor, layout: "_Layout") -> Tensor:
+    return source.index_select(0, layout.index).view(len(layout.segment_of_tile), -1, source.shape[1])
 
 
 def _stack_biases(biases: Sequence[Tensor | None]) -> Tensor | None:

@@ -52,8 +52,10 @@ _IMPLEMENTATIONS = {
     "triton": _Implementation("adamix_kernels.gpu.ops", _ON_ROWS | _ROUTED, _ROUTED),
     "cpu": _Implementation("adamix_kernels.cpu", _OPS, _ROUTED | {"head"}),
     "reference": _Implementation("adamix_kernels.reference", _OPS, _OPS),
-    # By name alone: slower, and for those who need a row's bits to be the same in every batch.
+    # By name alone, for those who need a row's bits to be the same in every batch: the first is slower, the second
+    # needs the native kernels and is for short segments.
     "invariant": _Implementation("adamix_kernels.invariant", _ON_ROWS, frozenset()),
+    "rows": _Implementation("adamix_kernels.rows", _ON_ROWS, frozenset()),
 }
 # The plain torch forms of `cpu` run on every device torch has, only with another rule than on a CPU.
 _ORDER_ON_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cpu", "reference")}

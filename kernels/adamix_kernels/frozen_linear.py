@@ -24,12 +24,25 @@ FUSED_ACTIVATIONS = frozenset(_FUSED)
 
 # Sizes per doubling of the number of rows; the smallest step between two sizes.
 _SIZES_PER_OCTAVE, _SMALLEST_STEP = 16, 16
+# Up to so many rows of a step, sizes are multiples of eight.
+_MOST_EIGHTS = 64
 
 
 def padded_rows(num_rows: int) -> int:
     """The next of few sizes, at most a sixteenth (or 15 rows) above `num_rows`: 48 sizes up to 1,024 rows."""
     step = max(_SMALLEST_STEP, (1 << (num_rows - 1).bit_length()) // (2 * _SIZES_PER_OCTAVE))
     return -(-num_rows // step) * step
+
+
+def padded_step_rows(num_rows: int) -> int:
+    """The next of few sizes for a step of a decoder, whose rows are few: never 1, powers of two, eights, `padded_rows`.
+
+    One row alone is a product by another code of oneDNN's, with another order of sums: it would have other bits than
+    beside a second one.
+    """
+    if num_rows > _MOST_EIGHTS:
+        return padded_rows(num_rows)
+    return -(-num_rows // 8) * 8 if num_rows > 4 else max(2, 1 << (num_rows - 1).bit_length())
 
 
 @cache
@@ -90,6 +103,24 @@ class InvariantLinear(FrozenLinear):
 
     def _product(self, x: Tensor, fused: str, variant: str) -> Tensor:
         return in_blocks(lambda rows: super(InvariantLinear, self)._product(rows, fused, variant), x)
+
+
+class Bf16Linear(FrozenLinear):
+    """A layer whose weight is kept in bf16, for half the bytes to be read: fp32 in and out, the product in bf16.
+
+    The bias is added in fp32.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        half = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+        half.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16), requires_grad=False)
+        super().__init__(half)
+        bias: Tensor | None = linear.bias
+        self._fp32_bias = None if bias is None else bias.detach()
+
+    def _product(self, x: Tensor, fused: str, variant: str) -> Tensor:
+        y = super()._product(x.to(torch.bfloat16), fused, variant).to(x.dtype)
+        return y if self._fp32_bias is None else y.add_(self._fp32_bias)
 
 
 # Rows of a product in deterministic mode. A batch is filled up to a multiple: more rows make short batches dear, fewer

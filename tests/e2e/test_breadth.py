@@ -415,21 +415,32 @@ class TestTinyBert:
         assert error.code is Code.INVALID_ARGUMENT
 
 
-def test_a_decoder_is_refused_in_one_sentence(
+def test_a_decoder_that_cannot_be_served_is_refused_in_one_sentence(
     start_server: StartServer, backbone_directory: Path, tmp_path: Path
 ) -> None:
     import torch
-    from transformers import GPT2Config, GPT2Model
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=1, n_head=4, bos_token_id=0, eos_token_id=0)
-    GPT2Model(config).save_pretrained(tmp_path / "gpt2")
-    backbone.load_tokenizer(str(backbone_directory)).save_pretrained(tmp_path / "gpt2")
-    server = start_server("--backbone", str(tmp_path / "gpt2"))
+    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        rope_parameters=rope,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    backbone.load_tokenizer(str(backbone_directory)).save_pretrained(tmp_path / "llama")
+    server = start_server("--backbone", str(tmp_path / "llama"))
     assert server.process.wait(120) == 1
     server._reader.join(10)
     messages = [record["message"] for record in server.records]
-    said = [message for message in messages if "decoder" in message]
+    said = [message for message in messages if "rotary" in message]
     assert len(said) == 1, messages
-    assert "this version serves encoders, and gpt2 is a decoder" in said[0]
+    assert "rotary positions of type 'dynamic' depend on the length of the text" in said[0]
     assert messages.count("child ended") <= 1

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from adamix_kernels import native
+from adamix_kernels.native.build import BuildError, build
 from adamix_kernels.testing import ODD_SHAPES, BatchShape
 from adamix_testing.kernel_batches import Batch, build_batch
 
@@ -32,3 +34,17 @@ def make_batch() -> Callable[[BatchShape, torch.dtype], Batch]:
 @pytest.fixture(params=ODD_SHAPES.values(), ids=ODD_SHAPES.keys())
 def shape(request: pytest.FixtureRequest) -> BatchShape:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def library() -> native.Library:
+    """The native kernels, compiled now if they were not before."""
+    try:
+        build()
+    except BuildError as error:
+        pytest.skip(str(error))
+    native.load.cache_clear()
+    found = native.load()
+    if found is None:
+        pytest.skip("native kernels are turned off")
+    return found

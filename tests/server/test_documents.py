@@ -81,6 +81,7 @@ def flags_of() -> dict[str, set[str]]:
         ("bench serving", "benchmarks.md"),
         ("bench training", "benchmarks.md"),
         ("bench quality", "benchmarks.md"),
+        ("bench generation", "benchmarks.md"),
     ],
 )
 def test_every_flag_is_on_its_page(command: str, page: str, flags_of: dict[str, set[str]]) -> None:

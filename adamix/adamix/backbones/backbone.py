@@ -18,11 +18,19 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.hub import cached_file
 
 from adamix.backbones import language_model as language_models
 from adamix.backbones import packaged, sites
+from adamix.backbones import vocabulary as vocabularies
 from adamix.errors import InvalidConfig
 from adamix.files.manifest import BackboneSpec
 
@@ -107,11 +115,7 @@ def read_family(name: str) -> sites.Family:
     Raises:
         InvalidConfig: it cannot be found or read, or its family is not supported.
     """
-    try:
-        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
-    return sites.family(config.model_type)
+    return sites.family(_read_config(name).model_type)
 
 
 def load(
@@ -206,16 +210,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         InvalidConfig: it cannot be found or read, or has no fast implementation.
     """
-    special = _auto_tokenizer(name).special_tokens_map
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(export_tokenizer(name)),
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
-    # Not as arguments, which would add them to the tokens that are recognised inside of a text.
-    for attribute in _SPECIAL_TOKENS:
-        if special.get(attribute) is not None:
-            setattr(tokenizer, attribute, str(special[attribute]))
-    return tokenizer
+    return _by_its_file(name, _auto_tokenizer(name))
 
 
 def export_tokenizer(name: str) -> str:
@@ -233,6 +228,19 @@ def export_tokenizer(name: str) -> str:
     content: dict[str, Any] = json.loads(text)
     content["truncation"] = content["padding"] = None
     return json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def export_generation(name: str) -> str:
+    """The text of `generation.json`, as canonical JSON: what the checkpoint says of prompts and of where texts end.
+
+    Ends are those of its `generation_config.json`, or of its config where it has none; the chat template is the one
+    that `AutoTokenizer` finds, of several the default.
+
+    Raises:
+        InvalidConfig: the checkpoint, or its tokenizer, cannot be found or read.
+    """
+    auto = _auto_tokenizer(name)
+    return vocabularies.of_checkpoint(resolve(name), _read_config(name), _by_its_file(name, auto), auto).to_json()
 
 
 def fingerprint(model: nn.Module, present: Collection[str]) -> str:
@@ -281,6 +289,28 @@ def _auto_tokenizer(name: str) -> PreTrainedTokenizerFast:
         raise InvalidConfig(f"cannot load the tokenizer of {name!r}: {str(error).splitlines()[0]}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InvalidConfig(f"the tokenizer of {name!r} has no fast implementation (tokenizer.json)")
+    return tokenizer
+
+
+def _read_config(name: str) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    return config
+
+
+def _by_its_file(name: str, auto: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A tokenizer by the rules of `tokenizer.json`, with the names that `auto` has for special tokens."""
+    special = auto.special_tokens_map
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(export_tokenizer(name)),
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    # Not as arguments, which would add them to the tokens that are recognised inside of a text.
+    for attribute in _SPECIAL_TOKENS:
+        if special.get(attribute) is not None:
+            setattr(tokenizer, attribute, str(special[attribute]))
     return tokenizer
 
 

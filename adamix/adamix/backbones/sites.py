@@ -125,6 +125,7 @@ FAMILIES = {
         Family("llama", "layers", _LLAMA_SITES, is_decoder=True),
         Family("mistral", "layers", _LLAMA_SITES, is_decoder=True),
         Family("qwen2", "layers", _LLAMA_SITES, is_decoder=True),
+        Family("qwen3", "layers", _LLAMA_SITES, is_decoder=True),
     )
 }
 

@@ -136,8 +136,9 @@ class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The self-description of an adapter. `check()` has passed on every instance made by `from_json`.
 
-    `prompt` and `chat_template` belong to a `causal_lm` head; the template, in jinja2, is used where a request brings a
-    chat, in place of the backbone's own.
+    `prompt` and `chat_template` belong to a `causal_lm` head. Training writes neither, and its adapters go on after
+    sources; importers write how their library asks. The template, in jinja2, is used where a request brings a chat, in
+    place of the backbone's own.
     """
 
     kind: Kind
@@ -152,10 +153,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prompt: PromptForm | None = None
     chat_template: str | None = None
 
+    # Files that do not say were trained here, on sources.
+    DEFAULT_PROMPT_FORM: ClassVar[PromptForm] = "source"
+
     @property
     def prompt_form(self) -> PromptForm:
-        """How a prompt becomes token ids. Files that do not say were trained here, on sources."""
-        return self.prompt or "source"
+        """How a prompt becomes token ids."""
+        return self.prompt or self.DEFAULT_PROMPT_FORM
 
     def scale(self, layer: int, site: str) -> float:
         """The factor on the adapter's output at one site; a `layers.i.site` entry wins over a `site` entry."""

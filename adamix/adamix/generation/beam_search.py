@@ -29,7 +29,8 @@ from adamix.generation.decoding import Decoding
 from adamix.generation.likelihood import TokenTally, check_writer, language_model, read_references
 from adamix.modules.attach import insert_adapter
 from adamix.modules.heads import shared_copy
-from adamix.rows.targets import Prompt, collate_prompts, prompts
+from adamix.prompts.prompts import Prompt
+from adamix.rows.targets import collate_prompts, prompts
 
 # What `token_metrics` measures.
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")

@@ -24,6 +24,7 @@ from adamix.files.manifest import (
     Kind,
     Manifest,
     Pooling,
+    PromptForm,
     TrainingRecord,
     check_size,
     label_map,
@@ -43,7 +44,7 @@ class ImportOptions:
     Attributes:
         labels: names in the order of the head's outputs; None leaves those of the source, or `LABEL_i`.
         task_type: what the outputs mean; None takes one output for a regression and several for a classification.
-        max_length: tokens; longer texts are cut. None: 128, or what the backbone can take.
+        max_length: tokens; longer texts are cut. None: 128, or what the backbone can take; for a language model that.
         pooling: makes an adapter that came without a head one for embeddings.
         clip: interval that predictions of a regression are cut to.
     """
@@ -101,6 +102,14 @@ class AdapterPart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptPart:
+    """What a language model's adapter is asked with. `chat_template`: in jinja2, where the source brings its own."""
+
+    form: PromptForm
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Imported:
     """An adapter that came in.
 
@@ -122,12 +131,22 @@ class Imported:
 
 
 LANGUAGE_MODEL = HeadPart(pooling="none", tensors={}, type="causal_lm")
+# What the library that trained an adapter gave it: ids as `AutoTokenizer` makes them of a text.
+TEXT = PromptPart(form="text")
 
 
 def assemble(
-    backbone: Backbone, adapter: AdapterPart, head: HeadPart, options: ImportOptions, record: TrainingRecord
+    backbone: Backbone,
+    adapter: AdapterPart,
+    head: HeadPart,
+    options: ImportOptions,
+    record: TrainingRecord,
+    prompt: PromptPart = TEXT,
 ) -> tuple[bytes, AdapterFile]:
     """The adapter's file, checked against the backbone.
+
+    Args:
+        prompt: counts where the head is a language model's.
 
     Raises:
         InvalidAdapter: parts do not fit one another or the backbone.
@@ -135,14 +154,17 @@ def assemble(
     """
     if not adapter.scales:
         raise InvalidAdapter("no adapter weights were found", reason="TENSOR_MISSING")
+    writes = head.type == "causal_lm"
     manifest = Manifest(
         kind=adapter.kind,
         activation=adapter.activation,
         scaling=compact_scales(adapter.scales),
         backbone=_backbone_ref(backbone, head),
         head=_head_spec(head, options),
-        max_length=_max_length(backbone, options),
+        max_length=_max_length(backbone, head, options),
         training=record,
+        prompt=prompt.form if writes else None,
+        chat_template=prompt.chat_template if writes else None,
     )
     manifest.check()
     check_size(canonical_json(manifest.to_json()))
@@ -244,8 +266,11 @@ def _head_spec(head: HeadPart, options: ImportOptions) -> HeadSpec:
     return HeadSpec(type=kind, num_labels=count, id2label=names, threshold=threshold, **layers)
 
 
-def _max_length(backbone: Backbone, options: ImportOptions) -> int:
+def _max_length(backbone: Backbone, head: HeadPart, options: ImportOptions) -> int:
     limit = backbone.spec.max_tokens
     if options.max_length is not None and options.max_length > limit:
         raise InvalidConfig(f"--max-length: {backbone.spec.label} takes at most {limit} tokens", field="max_length")
-    return min(DEFAULT_MAX_LENGTH, limit) if options.max_length is None else options.max_length
+    if options.max_length is not None:
+        return options.max_length
+    # A prompt is as long as it is: what a row of training had says nothing of it.
+    return limit if head.type == "causal_lm" else min(DEFAULT_MAX_LENGTH, limit)

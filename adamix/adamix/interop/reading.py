@@ -37,10 +37,20 @@ _DAMAGE = (
 )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_text(path: Path, max_bytes: int) -> str:
+    """A text in UTF-8. Raises InvalidAdapter; OSError where there is no file."""
+    with _regular(path, max_bytes) as file:
+        data = file.read(max_bytes + 1)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidAdapter(f"{path.name} is not text in UTF-8", reason="MANIFEST_INVALID") from None
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file. Raises InvalidAdapter; OSError where there is no file."""
-    with _regular(path, MAX_JSON_BYTES) as file:
-        data = file.read(MAX_JSON_BYTES + 1)
+    with _regular(path, max_bytes) as file:
+        data = file.read(max_bytes + 1)
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -230,7 +240,8 @@ def _regular(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
         if not stat.S_ISREG(info.st_mode):
             raise InvalidAdapter(f"{path.name} is not a regular file", reason="NOT_A_FILE")
         if info.st_size > max_bytes:
-            raise InvalidAdapter(f"{path.name} is over {max_bytes >> 20} MiB", reason="TOO_LARGE")
+            limit = f"{max_bytes >> 20} MiB" if max_bytes >> 20 else f"{max_bytes >> 10} KiB"
+            raise InvalidAdapter(f"{path.name} is over {limit}", reason="TOO_LARGE")
         with open(fd, "rb", closefd=False) as file:
             yield file
     finally:

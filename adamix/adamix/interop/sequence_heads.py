@@ -56,6 +56,7 @@ SEQUENCE_HEADS = {
     "llama": _DECODER,
     "mistral": _DECODER,
     "qwen2": _DECODER,
+    "qwen3": _DECODER,
 }
 
 

@@ -5,9 +5,8 @@ a `causal_lm` head means: training and decoding must agree on it.
 
     source, separator, " " + target, end of text
 
-The separator is the tokenizer's beginning-of-text token, or its end-of-text token where it has no other (in GPT-2 they
-are one). In front of the source stands what the tokenizer puts in front of any text. Knows tensors; neither models nor
-what the targets are used for.
+Up to the separator it is a prompt, whose ids are `adamix.prompts`'. Knows tensors; neither models nor what the targets
+are used for.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from adamix.data import GenerationExample
-from adamix.errors import InvalidConfig
+from adamix.prompts.prompts import Prompt, Prompts
+from adamix.prompts.vocabulary import Vocabulary
 from adamix.rows.labelled import TokenRow, collate
 
 
@@ -44,14 +44,6 @@ class TargetRow:
     def inputs(self) -> TokenRow:
         """What the model reads: all but the last token, after which nothing is predicted."""
         return TokenRow(self.ids[:-1], None, self.is_truncated)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What an answer is generated after."""
-
-    ids: tuple[int, ...]
-    is_truncated: bool
 
 
 @dataclass(frozen=True)
@@ -95,15 +87,15 @@ def target_rows(
     Raises:
         InvalidConfig: the tokenizer has no end-of-text token.
     """
-    separator, end = _special(tokenizer)
-    sources = _source_ids(tokenizer, [example.source for example in examples])
+    builder = _prompts(tokenizer)
+    separator, end = builder.special()
+    sources = builder.source_ids([example.source for example in examples])
     rows: list[TargetRow] = []
     for example, source in zip(examples, sources, strict=True):
-        texts = [f" {reference}" for reference in example.references]
-        for answer in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+        for answer in builder.target_ids(example.references):
             # Of a target that takes all the room, one token of the source and the separator are left before it.
             target = [*answer, end][: max_length - 2]
-            kept = _cut(tokenizer, source, max_length - 1 - len(target))
+            kept = builder.cut(source, max_length - 1 - len(target))
             is_truncated = len(kept) < len(source) or len(target) <= len(answer)
             rows.append(TargetRow((*kept, separator, *target), len(kept) + 1, is_truncated))
     return rows
@@ -115,12 +107,7 @@ def prompts(tokenizer: PreTrainedTokenizerFast, sources: Sequence[str], *, max_t
     Raises:
         InvalidConfig: the tokenizer has no end-of-text token.
     """
-    separator, _ = _special(tokenizer)
-    result = []
-    for source in _source_ids(tokenizer, sources):
-        kept = _cut(tokenizer, source, max_tokens - 1)
-        result.append(Prompt((*kept, separator), len(kept) < len(source)))
-    return result
+    return _prompts(tokenizer).sources(sources, max_tokens)
 
 
 def collate_prompts(chosen: Sequence[Prompt], pad_id: int) -> dict[str, Tensor]:
@@ -134,25 +121,6 @@ def collate_prompts(chosen: Sequence[Prompt], pad_id: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _special(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """The separator and the end of text."""
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise InvalidConfig("the backbone's tokenizer has no end-of-text token, which generation needs to stop")
-    separator = tokenizer.bos_token_id
-    return (end if separator is None else separator), end
-
-
-def _source_ids(tokenizer: PreTrainedTokenizerFast, sources: Sequence[str]) -> list[list[int]]:
-    # A tokenizer takes no empty list.
-    found: list[list[int]] = tokenizer(list(sources), verbose=False)["input_ids"] if sources else []
-    # Some tokenizers end every text; here the text goes on.
-    return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in found]
-
-
-def _cut(tokenizer: PreTrainedTokenizerFast, source: list[int], room: int) -> list[int]:
-    """The last tokens of a source; the beginning of text, where the tokenizer sets one, stays in front."""
-    if len(source) <= room:
-        return source
-    lead = source[:1] if room > 1 and source[0] == tokenizer.bos_token_id else []
-    return lead + source[len(source) - room + len(lead) :]
+def _prompts(tokenizer: PreTrainedTokenizerFast) -> Prompts:
+    vocabulary = Vocabulary(bos_id=tokenizer.bos_token_id, eos_id=tokenizer.eos_token_id)
+    return Prompts(tokenizer.backend_tokenizer, vocabulary)

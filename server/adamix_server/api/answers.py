@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from adamix.errors import FailedPrecondition, InternalError
+from adamix.errors import InternalError
+from adamix_server.names import output_not_finite
 
 # Heads that `Predict` can read. The others speak through `Generate`.
 PREDICT_HEADS = frozenset({"classification", "multilabel", "regression", "embedding"})
@@ -94,10 +95,7 @@ def read(head: Head, payload: bytes) -> Result:
     output = struct.unpack(f"<{size}f", payload)
     # No sum of finite fp32 values overflows a double, and any other value makes it infinite or NaN.
     if not math.isfinite(sum(output)):
-        raise FailedPrecondition(
-            "this version's output for the input is not finite; its weights are unusable",
-            reason="NON_FINITE_OUTPUT",
-        )
+        raise output_not_finite()
     match kind:
         case "classification":
             highest = max(output)

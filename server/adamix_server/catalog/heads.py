@@ -1,4 +1,4 @@
-"""What a call needs of a manifest, and one head for all versions that have equal ones.
+"""What a call needs of a manifest, and one head, and one template, for all versions that have equal ones.
 
 Thousands of tasks answer with the same few heads, and a head with many labels is larger than all else that is kept of
 a version. Heads are told apart by their JSON, which is canonical in every manifest that was validated.
@@ -10,10 +10,12 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from adamix.errors import InvalidAdapter
-from adamix.files.manifest import HeadSpec, Manifest
+from adamix.files.manifest import HeadSpec, Manifest, PromptForm
+from adamix_server.catalog.rows import Writing
 
 # By the sha256 of their JSON, as long as a row has them.
 _heads: WeakValueDictionary[bytes, HeadSpec] = WeakValueDictionary()
+_writings: WeakValueDictionary[tuple[PromptForm, bytes], Writing] = WeakValueDictionary()
 
 
 class _Served(msgspec.Struct):
@@ -21,14 +23,19 @@ class _Served(msgspec.Struct):
 
     head: msgspec.Raw
     max_length: int
+    prompt: PromptForm | None = None
+    chat_template: str | None = None
 
 
 _served = msgspec.json.Decoder(_Served)
 _head = msgspec.json.Decoder(HeadSpec)
 
 
-def read_served(manifest_json: str) -> tuple[HeadSpec, int]:
-    """(head, max_length in tokens) of a manifest that was checked when it was stored.
+Served = tuple[HeadSpec, int, Writing | None]
+
+
+def read_served(manifest_json: str) -> Served:
+    """(head, max_length in tokens, how it is asked for text) of a manifest that was checked when it was stored.
 
     Raises:
         msgspec.MsgspecError: it is of another adamix, whose heads this one does not know.
@@ -38,7 +45,15 @@ def read_served(manifest_json: str) -> tuple[HeadSpec, int]:
     if (head := _heads.get(key)) is None:
         # Two threads that meet here may each keep one of their own, which costs no more than the memory of a head.
         head = _heads.setdefault(key, _head.decode(served.head))
-    return head, served.max_length
+    return head, served.max_length, _writing(served) if head.type == "causal_lm" else None
+
+
+def _writing(served: _Served) -> Writing:
+    form, template = served.prompt or Manifest.DEFAULT_PROMPT_FORM, served.chat_template
+    key = form, b"" if template is None else hashlib.sha256(template.encode()).digest()
+    if (writing := _writings.get(key)) is None:
+        writing = _writings.setdefault(key, Writing(form, template))
+    return writing
 
 
 def check_manifest(manifest_json: str, backbone_fingerprint: str) -> None:

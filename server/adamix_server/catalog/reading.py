@@ -15,9 +15,8 @@ from operator import attrgetter
 import msgspec
 from sqlalchemy import ColumnElement, Connection, select
 
-from adamix.files.manifest import HeadSpec
 from adamix_server.catalog import schema
-from adamix_server.catalog.heads import read_served
+from adamix_server.catalog.heads import Served, read_served
 from adamix_server.catalog.lifecycle import State
 from adamix_server.catalog.pointer import Split, read_split
 from adamix_server.catalog.rows import Name, TaskRow, UnavailableReason, VersionRecord, VersionRow
@@ -172,9 +171,9 @@ def _read(
     versions: defaultdict[int, list[VersionRow]] = defaultdict(list)
     for id_, task_id, digest, create_time_us, num_bytes, fingerprint in rows:
         if id_ in served:
-            head, max_length = served[id_]
+            head, max_length, writing = served[id_]
         elif (before := of_task.get(task_id, {}).get(digest)) is not None:
-            head, max_length = before.head, before.max_length
+            head, max_length, writing = before.head, before.max_length, before.writing
         else:
             continue
         tenant, task = names[task_id][:2]
@@ -191,6 +190,7 @@ def _read(
                 max_length=max_length,
                 live=any(digest == name for name, _ in splits.get(task_id, ())),
                 pinned=(task_id, digest) in pins,
+                writing=writing,
             )
         )
     return {
@@ -199,9 +199,9 @@ def _read(
     }
 
 
-def _read_served(connection: Connection, which: ColumnElement[bool]) -> dict[int, tuple[HeadSpec, int]]:
-    """(head, max_length) of versions by row id, without those whose manifests cannot be read."""
-    served: dict[int, tuple[HeadSpec, int]] = {}
+def _read_served(connection: Connection, which: ColumnElement[bool]) -> dict[int, Served]:
+    """What `read_served` gives of versions by row id, without those whose manifests cannot be read."""
+    served: dict[int, Served] = {}
     # A manifest may have a megabyte: few at a time.
     wanted = select(_versions.id, _versions.digest, _versions.manifest_json).where(which)
     for id_, digest, manifest_json in connection.execute(wanted).yield_per(100):

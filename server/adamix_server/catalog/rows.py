@@ -16,7 +16,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 from adamix.errors import FailedPrecondition
-from adamix.files.manifest import HeadSpec
+from adamix.files.manifest import HeadSpec, PromptForm
 from adamix_server.catalog.access import NO_ACCESS, Access
 from adamix_server.catalog.lifecycle import State
 from adamix_server.names import task_not_found, version_not_found
@@ -49,11 +49,18 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _digest_of = attrgetter("digest")
 
 
+class Writing(msgspec.Struct, frozen=True, weakref=True):
+    """How a version that generates text is asked, as its manifest says: the form of a prompt, and its chat template."""
+
+    prompt_form: PromptForm
+    chat_template: str | None
+
+
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One version of one task: what a call needs to know of it.
 
-    `head` and `max_length` (in tokens) are the manifest's. `live`: it takes part in the task's traffic on this
-    server's backbone. `pinned`: it is to be kept on the device.
+    `head` and `max_length` (in tokens) are the manifest's, and so is `writing` of a version that generates. `live`: it
+    takes part in the task's traffic on this server's backbone. `pinned`: it is to be kept on the device.
     """
 
     tenant: str
@@ -67,6 +74,7 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     max_length: int
     live: bool
     pinned: bool = False
+    writing: Writing | None = None
 
     @property
     def create_time(self) -> datetime:

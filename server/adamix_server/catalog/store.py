@@ -425,7 +425,7 @@ def _asked(registration: Registration) -> retries.Asked:
 
 def _as_it_was(registration: Registration, answered: retries.Answered) -> VersionRow:
     """The version as it was when it was answered for: by now it may have been changed or deleted."""
-    head, max_length = read_served(registration.manifest_json)
+    head, max_length, writing = read_served(registration.manifest_json)
     return VersionRow(
         tenant=registration.tenant,
         task=registration.task,
@@ -438,4 +438,5 @@ def _as_it_was(registration: Registration, answered: retries.Answered) -> Versio
         max_length=max_length,
         live=answered.live,
         pinned=answered.pinned,
+        writing=writing,
     )

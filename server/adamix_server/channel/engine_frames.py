@@ -43,6 +43,7 @@ class Hello(Frame, frozen=True):
     limits: Limits
     dtype: str
     device: str
+    quantize: str = "none"
 
 
 class GenerateParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,7 +58,7 @@ app.command()(audit_commands.audit)
 
 @app.command()
 def serve(
-    backbone: Annotated[str, typer.Option(help="A directory, a hub id, or `minilm`.")],
+    backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT to answer on; port 0 takes a free one.")] = ServerConfig.listen,
     store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")] = ServerConfig.store,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = EngineSettings.device,
@@ -147,6 +147,25 @@ def serve(
             "--deterministic", help="Answers equal to the bit whatever shares a batch; float32 on CPUs alone."
         ),
     ] = EngineSettings.deterministic,
+    kv_bytes: Annotated[
+        int,
+        typer.Option(
+            help="Memory of a decoder for keys and values.  [0: a quarter of the free host memory up to 4 GiB, or 0.8 "
+            "of the free device memory]"
+        ),
+    ] = EngineSettings.kv_bytes,
+    max_running: Annotated[
+        int, typer.Option(help="Texts that a decoder generates at once.  [0: 64 on CPUs, else 256]")
+    ] = EngineSettings.max_running,
+    max_chunk_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Of a prompt that a decoder computes in one step beside running texts.  [0: 64 on CPUs, else 2048]"
+        ),
+    ] = EngineSettings.max_chunk_tokens,
+    quantize: Annotated[
+        str, typer.Option(help="In what a decoder's weights are kept: none (as --dtype says) or bf16.")
+    ] = EngineSettings.quantize,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
 ) -> None:
     """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
@@ -163,6 +182,10 @@ def serve(
                 threads=threads,
                 stall_s=engine_stall_s,
                 deterministic=deterministic,
+                kv_bytes=kv_bytes,
+                max_running=max_running,
+                max_chunk_tokens=max_chunk_tokens,
+                quantize=quantize,  # type: ignore[arg-type]  # as `dtype`
             ),
             front_end=FrontEndSettings(
                 adapter_root=adapter_root,

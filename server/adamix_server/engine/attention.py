@@ -15,7 +15,7 @@ call of its own.
 
 import bisect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -203,14 +203,9 @@ def packed_attention(
     layout: Layout | None = getattr(_active, "layout", None)
     if layout is None:
         raise InternalError("packed attention ran outside `with packed(…)`")
-    unknown = [name for name, value in keywords.items() if value is not None and name not in _HARMLESS]
-    if attention_mask is not None:
-        unknown.append("attention_mask")
-    if unknown or getattr(module, "is_causal", False) or keywords.get("is_causal"):
-        what = ", ".join(unknown) or "a causal mask"
-        raise FailedPrecondition(f"packed attention does not support {what} of {type(module).__name__}")
-    if keywords.get("dropout"):
-        raise FailedPrecondition("packed attention is for inference: dropout is on")
+    check_call(module, attention_mask, keywords)
+    if getattr(module, "is_causal", False) or keywords.get("is_causal"):
+        raise FailedPrecondition(f"packed attention does not support a causal mask of {type(module).__name__}")
     heads, tokens, features = query.shape[1:]
     if isinstance(layout, SequenceLayout):
         if features > LARGEST_HEAD:
@@ -229,6 +224,32 @@ def packed_attention(
         outputs.append(o.transpose(1, 2).reshape(-1, heads * features))
     together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return together.index_select(0, layout.inverse).view(1, tokens, heads, features), None
+
+
+def check_call(
+    module: nn.Module,
+    attention_mask: torch.Tensor | None,
+    keywords: Mapping[str, Any],
+    honoured: Collection[str] = (),
+) -> None:
+    """Refuse what a model asks of its attention and would not get.
+
+    Args:
+        keywords: beside queries, keys, values and the scale.
+        honoured: those among them that the caller computes.
+
+    Raises:
+        FailedPrecondition: there is a mask, dropout or a keyword that nobody honours.
+    """
+    unknown = [
+        name for name, value in keywords.items() if value is not None and name not in _HARMLESS and name not in honoured
+    ]
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if unknown:
+        raise FailedPrecondition(f"packed attention does not support {', '.join(unknown)} of {type(module).__name__}")
+    if keywords.get("dropout"):
+        raise FailedPrecondition("packed attention is for inference: dropout is on")
 
 
 def _each_alone(

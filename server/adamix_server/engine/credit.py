@@ -25,15 +25,25 @@ class QueueRoom:
         max_text_tokens: of one text. A front end that could not send one would refuse it for ever.
         front_ends: how many share the room.
         tokens_per_s: measured.
+        max_running: inputs that run for long, and have no tokens in the queue by then. There is room for as many behind
+            them, whatever their tokens are, or a slow text would keep places from others that are free.
     """
 
     def __init__(
-        self, *, max_inputs: int, max_tokens: int, max_text_tokens: int, front_ends: int, tokens_per_s: float
+        self,
+        *,
+        max_inputs: int,
+        max_tokens: int,
+        max_text_tokens: int,
+        front_ends: int,
+        tokens_per_s: float,
+        max_running: int = 0,
     ) -> None:
         self._max_inputs = max_inputs
         self._max_tokens = max_tokens
         self._max_text_tokens = max_text_tokens
         self._front_ends = front_ends
+        self._max_running = max_running
         self._tokens = self._wanted(tokens_per_s)
         # Inputs and tokens that each front end may have queued, by what it was told.
         self._granted: dict[Peer, tuple[int, int]] = {}
@@ -41,7 +51,8 @@ class QueueRoom:
     @property
     def part(self) -> tuple[int, int]:
         """The inputs and tokens that one front end may have queued."""
-        inputs = min(int(self._tokens / TOKENS_PER_INPUT), self._max_inputs) // self._front_ends
+        queued = max(int(self._tokens / TOKENS_PER_INPUT), self._max_running)
+        inputs = min(self._max_running + queued, self._max_inputs) // self._front_ends
         return max(inputs, 1), max(int(self._tokens) // self._front_ends, self._max_text_tokens)
 
     def follow(self, tokens_per_s: float) -> None:

@@ -111,6 +111,13 @@ class FairQueue:
         """Those that have requests of one adapter."""
         return self._by_digest.get(digest, {}).keys()
 
+    def has(self, request: Request) -> bool:
+        return request in self._by_digest.get(request.row.digest, {}).get(request.row.tenant, ())
+
+    def oldest_first(self, tenant: str) -> Iterator[Request]:
+        """The requests of a tenant. Nothing may be added or removed while somebody looks through them."""
+        return iter(() if (ready := self._tenants.get(tenant)) is None else ready.requests)
+
     def of_tenant(self, tenant: str) -> list[Request]:
         return [] if (ready := self._tenants.get(tenant)) is None else list(ready.requests)
 

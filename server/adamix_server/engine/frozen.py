@@ -9,7 +9,13 @@ from torch import nn
 
 from adamix.backbones.sites import Family
 from adamix.errors import FailedPrecondition
-from adamix_kernels.frozen_linear import FUSED_ACTIVATIONS, FrozenLinear, InvariantLinear, in_blocks, is_available
+from adamix_kernels.frozen_linear import (
+    FUSED_ACTIVATIONS,
+    FrozenLinear,
+    InvariantLinear,
+    in_blocks,
+    is_available,
+)
 from adamix_kernels.invariant import one_thread
 from adamix_kernels.weights import activation as function_of
 
@@ -44,12 +50,16 @@ def make_invariant(model: nn.Module, family: Family) -> None:
     """
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
-            if module.weight.dtype != torch.float32 or not _can_freeze(module):
-                raise FailedPrecondition("equal bits in every company are to be had in fp32 on CPUs with oneDNN alone")
-            model.set_submodule(path, InvariantLinear(module))
+            model.set_submodule(path, invariant(module))
     if family.mlp_activation is not None:
         for layer in model.get_submodule(family.layers).children():
             layer.set_submodule(family.mlp_activation, _InBlocks(layer.get_submodule(family.mlp_activation)))
+
+
+def invariant(module: nn.Module) -> InvariantLinear:
+    if not isinstance(module, nn.Linear) or module.weight.dtype != torch.float32 or not _can_freeze(module):
+        raise FailedPrecondition("equal bits in every company are to be had in fp32 on CPUs with oneDNN alone")
+    return InvariantLinear(module)
 
 
 class _InBlocks(nn.Module):

@@ -24,11 +24,12 @@ from adamix_server.engine.attention import packed
 from adamix_server.engine.frozen import freeze_linears, make_invariant
 from adamix_server.engine.request import Request
 from adamix_server.engine.residency.slot_bank import SlotBank
+from adamix_server.engine.transfer import to_device
 
 # Largest difference between packed and one-by-one hidden states at which a backbone is accepted, as a share of their
 # length, by dtype: single features of some backbones are far larger than the rest, and their rounding errors, too. fp32
 # differs in the order of sums alone, 16-bit types by a few units in the last place per layer.
-_PARITY = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+PARITY = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 # Filling a batch up to a few more tokens takes several short sequences: the attention costs less.
 _LONGEST_FILLING = 16
@@ -172,16 +173,16 @@ class ModelRunner:
         poolings = {spec.pooling for spec in specs}
         if "mean" in poolings:
             everything = torch.arange(len(hidden), device=hidden.device)
-            bags = _to_device(starts, hidden.device)
+            bags = to_device(starts, hidden.device)
             features = F.embedding_bag(everything, hidden.float(), bags, mode="mean").to(hidden.dtype)
         for pooling, row in (("cls", starts), ("last", ends - 1)):
             if pooling in poolings:
-                chosen = _to_device(np.array([spec.pooling == pooling for spec in specs]), hidden.device)
-                features = torch.where(chosen[:, None], hidden[_to_device(row, hidden.device)], features)
+                chosen = to_device(np.array([spec.pooling == pooling for spec in specs]), hidden.device)
+                features = torch.where(chosen[:, None], hidden[to_device(row, hidden.device)], features)
         if any(spec.dense == "backbone" for spec in specs):
             if self._backbone.pooler is None:
                 raise InternalError("a head wants the backbone's pooler, which it does not have")
-            chosen = _to_device(np.array([spec.dense == "backbone" for spec in specs]), hidden.device)
+            chosen = to_device(np.array([spec.dense == "backbone" for spec in specs]), hidden.device)
             features = torch.where(chosen[:, None], self._backbone.pooler(features), features)
         return features
 
@@ -216,7 +217,7 @@ class ModelRunner:
         together = together[: sum(lengths)]
         deviations = (together.float() - expected).norm(dim=1) / expected.norm(dim=1)
         difference = deviations.max().item()
-        if not difference <= _PARITY[self._bank.dtype]:
+        if not difference <= PARITY[self._bank.dtype]:
             raise FailedPrecondition(
                 f"backbone {spec.label} cannot be packed: packed and single hidden states differ by {difference:.2%}"
             )
@@ -229,16 +230,10 @@ def _not_finite(requests: Sequence[Request], outputs: Sequence[NDArray[np.float3
 
 def _ids(data: bytes, device: torch.device) -> torch.Tensor:
     """Ids as in a `Row`, as `[1, T]` int64."""
-    return _to_device(np.frombuffer(data, "<i4").astype(np.int64), device)[None]
+    return to_device(np.frombuffer(data, "<i4").astype(np.int64), device)[None]
 
 
 def _positions(lengths: Sequence[int], first: int, device: torch.device) -> torch.Tensor:
     """`[1, T]` int64: in each sequence they count from `first`."""
     starts = np.cumsum(lengths) - lengths
-    return _to_device(np.arange(sum(lengths)) - np.repeat(starts, lengths) + first, device)[None]
-
-
-def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A copy on the device that the host does not wait for."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return to_device(np.arange(sum(lengths)) - np.repeat(starts, lengths) + first, device)[None]

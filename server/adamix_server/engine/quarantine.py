@@ -99,7 +99,7 @@ class Quarantine:
 def _fault(outcome: NDArray[np.float32] | AdamixError) -> str:
     """The reason of an outcome that may be its adapter's fault; empty of any other."""
     if isinstance(outcome, AdamixError):
-        return outcome.reason if outcome.code is Code.INTERNAL else ""
+        return outcome.reason if outcome.code is Code.INTERNAL or outcome.reason == _NOT_FINITE else ""
     return "" if np.isfinite(outcome).all() else _NOT_FINITE
 
 

@@ -17,7 +17,8 @@ from adamix_server.channel.channel import Peer
 from adamix_server.channel.engine_frames import Row, Timing
 from adamix_server.engine.residency.slots import Hold
 
-_NOT_RUN = Timing()
+# Of a request that nothing was computed of.
+NOT_RUN = Timing()
 
 
 class Status(Enum):
@@ -39,6 +40,7 @@ class Request:
         num_tokens: of its row.
         number: its place among all that have arrived.
         passed: in how many batches it was its tenant's oldest and too long for what was left.
+        num_events: that its front end was sent.
     """
 
     row: Row = field(repr=False)
@@ -47,9 +49,10 @@ class Request:
     hold: Hold
     slot: int = 0
     status: Status = Status.QUEUED
-    timing: Timing = _NOT_RUN
+    timing: Timing = NOT_RUN
     number: int = 0
     passed: int = 0
+    num_events: int = 0
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ and answered by its head. Which sequences run, and with how many tokens, is the 
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,12 @@ class Sequence:
     Attributes:
         request: whose it is; its slot is valid while the sequence runs.
         buffer: int32, room for the prompt and all new tokens.
-        num_tokens: how many of it there are: the prompt, and what was generated.
+        num_tokens: how many of it there are: the prompt, and all that was drawn. A token that ended the text is among
+            them, and is no part of the text (`num_text`).
         num_computed: how many of those have keys and values in `pages`.
         pages: page numbers, in the order of the tokens; the last may be partly filled.
-        keys: of the full pages that are computed, in their order, what they are found by.
+        keys: what its first full pages are found by, computed or not, as far as anybody has asked.
+        num_published: how many of `pages` were made known to be found.
         seed: by which its tokens are drawn.
         num_cached: tokens of the prompt that were found computed.
         num_sent: generated tokens that its front end knows.
@@ -37,6 +40,7 @@ class Sequence:
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list, repr=False)
+    num_published: int = 0
     num_cached: int = 0
     num_sent: int = 0
     preemptions: int = 0
@@ -70,9 +74,24 @@ class Sequence:
         return self.buffer[: self.num_tokens]
 
     @property
+    def num_generated(self) -> int:
+        """Tokens that were drawn. With the one that ended the text."""
+        return self.num_tokens - self.num_prompt
+
+    @property
     def generated(self) -> NDArray[np.int32]:
-        """A view of the tokens behind the prompt."""
+        """A view of the tokens behind the prompt. With the one that ended the text."""
         return self.buffer[self.num_prompt : self.num_tokens]
+
+    @property
+    def num_text(self) -> int:
+        """Tokens of the text: those that were drawn, but for the one that ended it."""
+        return self.num_generated - (ending(self) in ("eos", "stop"))
+
+    @property
+    def text(self) -> NDArray[np.int32]:
+        """A view of the tokens of the text."""
+        return self.buffer[self.num_prompt : self.num_prompt + self.num_text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +107,18 @@ class Work:
     @property
     def is_complete(self) -> bool:
         return self.num_new == self.sequence.num_pending
+
+
+def ending(sequence: Sequence) -> Literal["eos", "stop", "length"] | None:
+    """By what a text has ended; None if it goes on. An end of text counts before a stop token, both before its length.
+
+    The token of an end of text or a stop token is drawn and counted like any other, and is no part of the text.
+    """
+    if (params := sequence.params) is None or not sequence.num_generated:
+        return None
+    last = int(sequence.buffer[sequence.num_tokens - 1])
+    if last in params.eos_ids and not params.ignore_eos:
+        return "eos"
+    if last in params.stop_ids:
+        return "stop"
+    return "length" if sequence.num_generated >= params.max_new_tokens else None

@@ -4,6 +4,8 @@ In a batch, what the batch class is owed comes first, then interactive work, the
 interactive work came lately, batches end where they are still short, so that what comes next waits little.
 """
 
+from collections.abc import Callable
+
 from adamix_server.engine.fair import Chosen, FairQueue
 
 # While interactive work came lately, a batch of the batch class has so many tokens, and up to half as many where
@@ -33,20 +35,46 @@ class ServiceClasses:
         Args:
             is_interactive_lately: interactive work has arrived within the last second.
         """
+
+        def fill(queue: FairQueue, limit: int, budget: int) -> int:
+            queue.fill(chosen, limit, budget)
+            return chosen.tokens
+
+        self.divide(fill, budget, is_interactive_lately=is_interactive_lately)
+
+    def divide(
+        self,
+        fill: Callable[[FairQueue, int, int], int],
+        budget: int,
+        *,
+        is_interactive_lately: bool,
+        begun: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Fill a batch with up to `budget` tokens of both classes, in turns of `fill`.
+
+        Args:
+            fill: takes out of one queue until the batch has `limit` tokens, and no more than `budget`; called with
+                both. The tokens that the batch has then.
+            is_interactive_lately: interactive work has arrived within the last second.
+            begun: tokens of interactive work, and of the batch class, that the batch has before.
+        """
+        filled = sum(begun)
         if not self.batch.is_active:
-            self.interactive.fill(chosen, budget, budget)
-            self._owed = min(self._owed + OWED * chosen.tokens, 0.0)
+            filled = fill(self.interactive, budget, budget)
+            self._owed = min(self._owed + OWED * filled, 0.0)
             return
+        self._owed = max(self._owed - begun[1], min(self._owed, 0.0))
         if self._owed >= _OWED_PIECE:
-            self.batch.fill(chosen, min(int(self._owed), budget), budget)
-        self._owed -= chosen.tokens
-        before = chosen.tokens
-        self.interactive.fill(chosen, budget, budget)
-        if chosen.tokens > before:
+            before = filled
+            filled = fill(self.batch, min(before + int(self._owed), budget), budget)
+            self._owed -= filled - before
+        before = filled
+        filled = fill(self.interactive, budget, budget)
+        if filled > before:
             budget = min(budget, BESIDE_TOKENS)
         elif is_interactive_lately:
             budget = min(budget, BETWEEN_TOKENS)
-        left = chosen.tokens
-        self.batch.fill(chosen, budget, budget)
+        before = filled
+        filled = fill(self.batch, budget, budget)
         # What nobody else wanted pays a debt off, and makes none.
-        self._owed = max(self._owed - (chosen.tokens - left), min(self._owed, 0.0)) + OWED * chosen.tokens
+        self._owed = max(self._owed - (filled - before), min(self._owed, 0.0)) + OWED * filled

@@ -1,4 +1,5 @@
-"""What speaks against versions: of each one that cannot be answered, the reason that a `Predict` would be given.
+"""What speaks against versions: of each one that cannot be answered, the reason that a `Predict` or `Generate` would be
+given.
 
 Known without asking the engine: how much of its arena an adapter takes, looked up once for those that might be too
 large; which files were missing or cut short when this front end started; what the engine last said of loading one. The
@@ -51,6 +52,7 @@ class Availability:
     Args:
         arena_bytes: what all adapters of the engine share.
         dtype: that it computes in.
+        generates: whether the backbone can write texts.
         quarantined: by (tenant, digest), what the engine does not run now, and the reason of its last failure.
     """
 
@@ -60,8 +62,11 @@ class Availability:
         arena_bytes: int,
         dtype: str,
         quarantined: Callable[[], Mapping[tuple[str, str], str]] = dict,
+        *,
+        generates: bool = False,
     ) -> None:
         self._quarantined = quarantined
+        self._heads = PREDICT_HEADS | {"causal_lm"} if generates else PREDICT_HEADS
         self._blobs = blobs
         self._arena_bytes = arena_bytes
         self._itemsize = _ITEMSIZES[dtype]
@@ -96,7 +101,7 @@ class Availability:
         """
         if self.quarantine_reason(version, tenant):
             return "ADAPTER_QUARANTINED"
-        if version.head.type not in PREDICT_HEADS:
+        if version.head.type not in self._heads:
             return "WRONG_HEAD"
         if version.digest in self._too_large:
             return "ADAPTER_TOO_LARGE_FOR_SERVER"

@@ -1,6 +1,7 @@
 """One connection to one generation of one engine: credit, and one future per row that is under way.
 
-Rows go out in one `Submit` frame per turn of the event loop, answers come back in `Emit` frames. The engine's credit
+Rows go out in one `Submit` frame per turn of the event loop, answers come back in `Emit` frames: one event for most
+rows, many for a row that is generated, whose future is an `EventStream`. The engine's credit
 bounds what may be under way, so nothing queues here. Whatever ends the connection fails every future that waits: no
 caller is ever left hanging. Knows frames; knows nothing of the engine's other lives, nor what a payload means.
 """
@@ -31,6 +32,7 @@ from adamix_server.channel.engine_frames import (
     TenantShare,
     TenantShares,
 )
+from adamix_server.frontend.event_stream import EventStream
 from adamix_server.frontend.queue_room import Room
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ class EngineConnection:
         self._loop = asyncio.get_running_loop()
         self._turns = retry.RoomTurns()
         self._waiting: dict[int, asyncio.Future[Event]] = {}
-        # Whose row it is and its tokens, until its final event: also when nobody waits for that any more.
+        # Whose row it is and its tokens that wait, until its final event: also when nobody waits for that any more.
         self._held: dict[int, tuple[str, int]] = {}
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._last_call = 0
@@ -209,6 +211,12 @@ class EngineConnection:
         finally:
             self._calls.pop(call, None)
 
+    def stop(self, row_id: int) -> None:
+        """What would come after is not needed. Its final event is still waited for."""
+        if row_id in self._waiting:
+            self._cancels.append(row_id)
+            self._something_to_send.set()
+
     def close(self) -> None:
         """Stop both directions and fail what waits. Idempotent."""
         if self.is_closed:
@@ -293,6 +301,7 @@ class EngineConnection:
         ended: dict[str, list[int]] = {}
         for event in events:
             if not event.final:
+                self._go_on(event)
                 continue
             if (held := self._held.pop(event.id, None)) is not None:
                 tenant, length = held
@@ -302,9 +311,21 @@ class EngineConnection:
                     lengths.append(length)
             # For a row that was cancelled nobody waits; its event has still brought its credit back.
             if (future := self._waiting.pop(event.id, None)) is not None and not future.done():
-                future.set_result(event)
+                if isinstance(future, EventStream):
+                    future.put(event)
+                else:
+                    future.set_result(event)
         for tenant, lengths in ended.items():
             self.room.end(tenant, sum(lengths), len(lengths))
+
+    def _go_on(self, event: Event) -> None:
+        """One of several. With the first one what the row brought is computed, and waits no more."""
+        if (held := self._held.get(event.id)) is not None and held[1]:
+            tenant, length = held
+            self._held[event.id] = tenant, 0
+            self.room.end(tenant, length, 0)
+        if isinstance(stream := self._waiting.get(event.id), EventStream):
+            stream.put(event)
 
     def _done(self, row_id: int, future: asyncio.Future[Event]) -> None:
         if not future.cancelled():

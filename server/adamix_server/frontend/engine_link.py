@@ -171,7 +171,7 @@ class EngineLink:
 
         Args:
             shares: the tenant's.
-            futures: of the rows, if somebody waits for them already.
+            futures: of the rows, if somebody waits for them already; a row with `generate` needs an `EventStream`.
             is_taken: they have been taken from the room of the connection that there is now.
 
         Raises:
@@ -179,6 +179,14 @@ class EngineLink:
         """
         self._last_submit = time.monotonic()
         return self.require_moving().submit(rows, shares, futures, is_taken=is_taken)
+
+    def stop(self, row_id: int) -> None:
+        """Tell the engine that what a row would still be answered is not needed; its final event is waited for.
+
+        Nothing is done for a row that has ended, or went to an engine that is gone.
+        """
+        if self._connection is not None:
+            self._connection.stop(row_id)
 
     def tell_shares(self, shares: list[TenantShare]) -> None:
         """Tell the engine, and every later one, of all tenants that are not of weight 1 and interactive.

@@ -61,6 +61,7 @@ from adamix_server.frontend.endpoint import Endpoint
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
 from adamix_server.frontend.entrance import OpenEntrance, open_entrance
 from adamix_server.frontend.inference.feeding import Feeding
+from adamix_server.frontend.inference.generation import open_generation
 from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
 from adamix_server.frontend.inference.service import InferenceServicer
 from adamix_server.frontend.inference.stages import Stages
@@ -195,7 +196,11 @@ class FrontEnd:
             Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False, default_quotas=quotas
         )
         availability = Availability(
-            catalog.blobs, hello.limits.arena_bytes, hello.dtype, lambda: self._link.quarantined
+            catalog.blobs,
+            hello.limits.arena_bytes,
+            hello.dtype,
+            lambda: self._link.quarantined,
+            generates=hello.limits.pages > 0,
         )
         view = CatalogView(catalog, hello.spec, self._agreement, availability)
         closing.callback(view.close)
@@ -215,6 +220,10 @@ class FrontEnd:
             quota = Quota(tenancy.quotas, borrowing.holder, borrowing.poke)
             closing.callback(borrowing.close)
         stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder, self._meter)
+        files = start.tokenizer.parent
+        generation = await asyncio.to_thread(open_generation, files, stages, tokenizer, link, quota, recorder)
+        if generation is not None:
+            closing.callback(generation.close)
         reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
         watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
         root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
@@ -228,7 +237,7 @@ class FrontEnd:
         endpoint = Endpoint(
             start.listen,
             (
-                InferenceServicer(stages, admission),
+                InferenceServicer(stages, admission, generation),
                 AdapterServicer(view, registrations, residency, reclaimer, watch, shares, places),
                 AdminServicer(view, reclaimer, shares),
                 ServerInfoServicer(link, partial(self._pipe.send, DrainWanted())),

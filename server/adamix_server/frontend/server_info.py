@@ -37,7 +37,7 @@ class ServerInfoServicer(server_pb2_grpc.ServerServiceServicer):
         return server_pb2.GetServerInfoResponse(
             backbone=convert.to_backbone(hello.spec),
             compute_dtype=hello.dtype,
-            quantisation="none",
+            quantisation=hello.quantize,
             limits=convert.to_limits(hello.limits),
             server_version=self._server_version,
             device=hello.device,

@@ -6,9 +6,22 @@ settings; where a setting decides, the line says which. `docs/limits.md` is writ
 can be in force and not in the table. Knows no module that keeps a limit.
 """
 
-from adamix_server.limits import adapters, audit, calls, control, messages, operators, quotas, tenants
+from adamix_server.limits import (
+    adapters,
+    audit,
+    calls,
+    chats,
+    control,
+    generation,
+    messages,
+    operators,
+    quotas,
+    tenants,
+)
 from adamix_server.limits.table import Limit
 
 TABLE: tuple[Limit, ...] = tuple(
-    row for room in (messages, calls, adapters, control, tenants, quotas, audit, operators) for row in room.chapter.rows
+    row
+    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, operators)
+    for row in room.chapter.rows
 )

@@ -25,6 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
     RobertaConfig,
     RobertaModel,
 )
@@ -74,8 +76,9 @@ BODIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaModel(LlamaConfig(**_GROUPED)),
     "mistral": lambda: MistralModel(MistralConfig(sliding_window=None, **_GROUPED)),
     "qwen2": lambda: Qwen2Model(Qwen2Config(**_GROUPED)),
+    "qwen3": lambda: Qwen3Model(Qwen3Config(head_dim=16, **_GROUPED)),
 }
-DECODERS = ("gpt2", "llama", "mistral", "qwen2")
+DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="module")

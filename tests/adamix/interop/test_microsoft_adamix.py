@@ -194,6 +194,7 @@ def test_lora_of_gpt2(experts: tuple[int, int], gpt2: Backbone, tmp_path: Path) 
     imported = import_release(source, gpt2, ImportOptions(), alpha=32)
     manifest = imported.adapter.manifest
     assert (manifest.scaling, manifest.head.type, manifest.head.pooling) == (8.0, "causal_lm", "none")
+    assert manifest.prompt == "source"
     assert sorted({site for _, site in imported.adapter.sites()}) == ["attn_q", "attn_v"]
     prefix = "module.transformer.h.1.attn.c_attn"
     a = torch.stack([state[f"{prefix}.experts_lora_A.{e}"] for e in range(experts[0])]).mean(0)

@@ -23,7 +23,7 @@ from adamix.interop.peft.weights import import_peft
 from adamix.modules.attach import attach
 from adamix_testing.adapters import AdapterShape, MakeRandomAdapter
 
-FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2"]
+FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2", "qwen3"]
 # `all-linear` would take DistilBERT's second layer of the head too, which PEFT saves whole.
 TARGETS = {"distilbert": r".*\.(q_lin|k_lin|v_lin|out_lin|lin1|lin2)"}
 Rows = tuple[Tensor, Tensor]

@@ -29,6 +29,25 @@ def test_the_room_is_eight_seconds_of_work(tokens_per_s: float, front_ends: int,
     assert grants.grant(b"one") == grants.grant(b"another") == part
 
 
+def test_texts_that_run_have_room_and_as_many_behind_them() -> None:
+    def inputs(tokens_per_s: float, most: int = 4096, front_ends: int = 1) -> int:
+        grants = QueueRoom(
+            max_inputs=most,
+            max_tokens=262_144,
+            max_text_tokens=512,
+            front_ends=front_ends,
+            tokens_per_s=tokens_per_s,
+            max_running=64,
+        )
+        return grants.grant(b"p")[0]
+
+    assert inputs(1000.0) == 64 + 1000
+    # However slow texts are: all seats are taken, and who is next is there.
+    assert inputs(0.1) == 128
+    assert inputs(0.1, front_ends=2) == 64
+    assert inputs(0.1, most=100) == 100
+
+
 def test_small_changes_of_the_rate_are_not_followed() -> None:
     grants = room(1000.0)
     grants.grant(b"p")

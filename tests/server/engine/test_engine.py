@@ -119,7 +119,7 @@ class Harness:
             await asyncio.to_thread(thread.join, 20)
             assert not thread.is_alive()
             assert not len(engine._scheduler)
-            assert not engine._outbox
+            assert not len(engine._desk)
             assert all(slot.holds == 0 for slot in engine._adapters._slots)
 
     def add(self, adapter: AdapterFile) -> str:
@@ -154,14 +154,14 @@ def logits(event: Event) -> Any:
 
 def poisoned(engine: Engine, error: Callable[[], BaseException]) -> None:
     """Make every batch that holds the marker token fail."""
-    run = engine._runner.run
+    run = engine._steps.runner.run
 
     def failing(requests: Sequence[Request]) -> Any:
         if any(POISON in request.token_ids for request in requests):
             raise error()
         return run(requests)
 
-    engine._runner.run = failing  # type: ignore[method-assign, assignment]
+    engine._steps.runner.run = failing  # type: ignore[method-assign, assignment]
 
 
 async def test_answers_equal_offline_whatever_shares_the_batch(
@@ -198,13 +198,13 @@ async def test_an_engine_says_how_fast_it_is_and_what_waits(
         # What the warm-up has shown, and then what no batch will reach.
         assert engine._rate.tokens_per_s > 0
         engine._rate = TokenRate(1e6, 64)
-        run = engine._runner.run
+        run = engine._steps.runner.run
 
         def slowly(requests: Sequence[Request]) -> Any:
             time.sleep(0.05)
             return run(requests)
 
-        engine._runner.run = slowly  # type: ignore[method-assign]
+        engine._steps.runner.run = slowly  # type: ignore[method-assign]
 
     async with harness.running(slow) as front_end:
         # Before anybody has asked for anything.
@@ -230,14 +230,14 @@ async def test_a_loop_that_is_stuck_in_a_step_can_be_seen_from_outside(
 
     def stuck(engine: Engine) -> None:
         engines.append(engine)
-        run = engine._runner.run
+        run = engine._steps.runner.run
 
         def wait(requests: Sequence[Request]) -> Any:
             is_stuck.set()
             goes_on.wait(10)
             return run(requests)
 
-        engine._runner.run = wait  # type: ignore[method-assign]
+        engine._steps.runner.run = wait  # type: ignore[method-assign]
 
     async with harness.running(stuck) as front_end:
         (engine,) = engines
@@ -377,8 +377,8 @@ async def test_an_engine_whose_device_is_lost_ends(
 
     engine_end, front_end = await in_process_pair(ENGINE_ID, generation=1)
     engine = assemble(harness.start, engine_end, harness.backbone, Recorder(), lambda: None)
-    engine._runner.run = lost  # type: ignore[method-assign]
-    engine._runner.check_device = lost  # type: ignore[method-assign]
+    engine._steps.runner.run = lost  # type: ignore[method-assign]
+    engine._steps.runner.check_device = lost  # type: ignore[method-assign]
     await front_end.send(Submit(engine_id=ENGINE_ID, generation=1, rows=[row(0, digest, tokens(0))]))
 
     def steps() -> None:
@@ -398,14 +398,14 @@ async def test_cancelled_and_expired_requests_are_not_computed(
 
     def prepare(engine: Engine) -> None:
         poisoned(engine, AssertionError)
-        run = engine._runner.run
+        run = engine._steps.runner.run
 
         def slow(requests: Sequence[Request]) -> Any:
             computes.set()
             assert go_on.wait(20)
             return run(requests)
 
-        engine._runner.run = slow  # type: ignore[method-assign, assignment]
+        engine._steps.runner.run = slow  # type: ignore[method-assign, assignment]
 
     async with harness.running(prepare) as front_end:
         await front_end.submit(row(0, digest, [POISON], deadline_s=-1.0))

@@ -128,22 +128,24 @@ def overflow(driven: Driven, digest: str) -> None:
     slot, packed = driven.engine._adapters._slots.get(digest), driven.engine._adapters._cache.get(digest)
     assert slot is not None
     assert packed is not None
-    driven.engine._runner._bank.clear(slot.index)
-    driven.engine._runner._bank.write(slot.index, slot.offset, dataclasses.replace(packed, data=packed.data * 1e38))
+    driven.engine._steps.runner._bank.clear(slot.index)
+    driven.engine._steps.runner._bank.write(
+        slot.index, slot.offset, dataclasses.replace(packed, data=packed.data * 1e38)
+    )
 
 
 def break_site(driven: Driven, digest: str) -> None:
     slot = driven.engine._adapters._slots.get(digest)
     assert slot is not None
     wrong = BottleneckWeights(torch.ones(2, 7), None, torch.ones(2, 7), None, 1.0, "gelu")
-    driven.engine._runner._bank.sites[0, "mlp_out"].enter(slot.index, wrong)
+    driven.engine._steps.runner._bank.sites[0, "mlp_out"].enter(slot.index, wrong)
 
 
 def break_head(driven: Driven, digest: str) -> None:
     slot = driven.engine._adapters._slots.get(digest)
     assert slot is not None
     wrong = HeadWeights(dense=None, dense_bias=None, activation=None, out=torch.ones(3, 7), out_bias=None)
-    driven.engine._runner._bank.heads[slot.index] = wrong
+    driven.engine._steps.runner._bank.heads[slot.index] = wrong
 
 
 KINDS = {"not finite": overflow, "adapter raises": break_site, "head raises": break_head}
@@ -215,7 +217,7 @@ async def test_want_of_memory_is_no_fault_of_an_adapter(
     def short(_requests: object) -> None:
         raise error
 
-    monkeypatch.setattr(driven.engine._runner, "run", short)
+    monkeypatch.setattr(driven.engine._steps.runner, "run", short)
     assert set(await driven.reasons(digest, 5)) == {Overloaded.default_reason}
     assert driven.told == [set()]
 
@@ -228,7 +230,7 @@ async def test_what_fails_without_an_adapter_as_well_is_held_against_none(
     def broken(*_: object) -> None:
         raise RuntimeError("the backbone")
 
-    monkeypatch.setattr(driven.engine._runner, "hidden_states", broken)
+    monkeypatch.setattr(driven.engine._steps.runner, "hidden_states", broken)
     assert set(await driven.reasons(digest, 5)) == {"INTERNAL"}
     assert driven.told == [set()]
 

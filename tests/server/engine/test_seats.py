@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix_server.channel.engine_frames import Event, Hello, Limits, Row, Submit
+from adamix_server.engine.encoding import Encoding
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.residency.host_cache import HostCache
 from adamix_server.engine.residency.loader import AdapterLoader
@@ -54,9 +55,8 @@ class Small:
         )
         self.engine = Engine(
             channel,
-            runner,
+            Encoding(runner, Scheduler(limits.max_batch_tokens)),
             self.loader,
-            Scheduler(limits.max_batch_tokens),
             Hello(
                 engine_id="0",
                 generation=1,
@@ -155,6 +155,9 @@ def test_the_fewest_by_weight_are_seated_first_and_who_has_too_many_gives_one_up
     # An adapter that somebody needs who has no other is not taken away.
     both: dict[str, set[str]] = {"a1": {"a", "b"}, "a2": {"a"}, "c1": {"c"}}
     assert seating(["c1"], ["a1", "a2"], both.__getitem__, lambda _: 1.0) == (["c1"], "a2")
+    # Nor is one that is computed with now.
+    assert seating(["b1"], ["a1", "a2"], lambda digest: {owners[digest]}, lambda _: 1.0, {"a1"}) == (["b1"], "a2")
+    assert seating(["b1"], ["a1", "a2"], lambda digest: {owners[digest]}, lambda _: 1.0, {"a1", "a2"}) == (["b1"], None)
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), unique=True), st.lists(st.sampled_from("stuvwxyz"), unique=True))

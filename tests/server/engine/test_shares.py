@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from adamix.errors import Code
 from adamix_server.channel.channel import Peer
 from adamix_server.channel.codec import FromEngine, ToEngine
 from adamix_server.channel.engine_frames import (
@@ -14,6 +15,7 @@ from adamix_server.channel.engine_frames import (
     Credit,
     Emit,
     EngineLoad,
+    GenerateParams,
     Hello,
     Limits,
     QueueState,
@@ -23,6 +25,7 @@ from adamix_server.channel.engine_frames import (
     TenantShare,
     TenantShares,
 )
+from adamix_server.engine.encoding import Encoding
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.residency.slots import Hold
 from adamix_server.engine.scheduler import Scheduler
@@ -93,7 +96,9 @@ def engine(
     adapters: Any = Adapters()
     runner: Any = None
     rate = TokenRate(tokens_per_s, 64)
-    return Engine(wire, runner, adapters, Scheduler(64), hello, rate, Recorder(), lambda: None, front_ends), wire
+    return Engine(
+        wire, Encoding(runner, Scheduler(64)), adapters, hello, rate, Recorder(), lambda: None, front_ends
+    ), wire
 
 
 @pytest.mark.parametrize(
@@ -224,6 +229,18 @@ def test_who_asked_for_an_adapter_knows_where_it_is_however_many_others_were_ask
 
     assert told("t") == ["device"] * 3
     assert told("another") == ["store"] * 3
+
+
+@pytest.mark.parametrize("asked", [{"digest": "d", "generate": GenerateParams(max_new_tokens=1)}, {"digest": ""}])
+def test_an_encoder_refuses_what_only_a_decoder_answers(asked: dict[str, Any]) -> None:
+    running, wire = engine(1)
+    wire.arrived = [
+        (b"p", Submit(engine_id=ENGINE_ID, generation=1, rows=[msgspec.structs.replace(row(1, "t"), **asked)]))
+    ]
+    running.step()
+    (event,) = next(frame for _, frame in wire.sent if isinstance(frame, Emit)).events
+    assert event.error is not None
+    assert event.error.code == Code.FAILED_PRECONDITION
 
 
 def test_an_engine_says_how_busy_it_is() -> None:

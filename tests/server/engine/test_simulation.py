@@ -20,6 +20,7 @@ from adamix.errors import Code, DataLoss
 from adamix.files.manifest import BackboneSpec
 from adamix_server.channel.codec import FromEngine, ToEngine
 from adamix_server.channel.engine_frames import Cancel, Control, Emit, Event, Hello, Limits, Op, Reply, Row, Submit
+from adamix_server.engine.encoding import Encoding
 from adamix_server.engine.engine import Engine
 from adamix_server.engine.request import Request
 from adamix_server.engine.residency.host_cache import HostCache
@@ -134,9 +135,8 @@ class Simulation:
         )
         self.engine = Engine(
             self.channel,
-            self,  # type: ignore[arg-type]
+            Encoding(self, Scheduler(self.random.choice([16, 64]))),  # type: ignore[arg-type]
             self.loader,
-            Scheduler(self.random.choice([16, 64])),
             Hello(engine_id=ENGINE_ID, generation=1, spec=_spec(), limits=_limits(), dtype="float32", device="cpu"),
             TokenRate(1000.0, 64),
             Recorder(),
@@ -259,7 +259,7 @@ def test_random_traffic(seed: int) -> None:
     # Nothing remembers a request that has ended.
     simulation.step()
     assert len(simulation.engine._scheduler) == len(simulation.engine._scheduler._deadlines) == 0
-    assert not simulation.engine._outbox
+    assert not len(simulation.engine._desk)
     readable = set(simulation.sizes) - simulation.unreadable
     assert not readable or any(event.error is None for event in simulation.answers.values())
 

@@ -72,3 +72,21 @@ def test_waits_are_sums_of_tokens(tokens_per_s: float, num_tokens: int) -> None:
 def test_an_engine_computes_something(tokens_per_s: float) -> None:
     with pytest.raises(ValueError, match="computes none"):
         TokenRate(tokens_per_s, 1024)
+
+
+def test_steps_in_which_nothing_left_the_queue_count_to_the_next_one() -> None:
+    whole, parts = TokenRate(1000.0, 1024), TokenRate(1000.0, 1024)
+    whole.add(100, 5.0, is_behind=True)
+    for seconds in (2.0, 1.5, 0.5):
+        parts.add(0, seconds, is_behind=True)
+    parts.add(100, 1.0, is_behind=True)
+    assert parts.tokens_per_s == pytest.approx(whole.tokens_per_s)
+
+
+def test_steps_in_which_nothing_waited_do_not() -> None:
+    whole, parts = TokenRate(1000.0, 1024), TokenRate(1000.0, 1024)
+    whole.add(100, 1.0, is_behind=True)
+    parts.add(0, 2.0, is_behind=True)
+    parts.add(0, 1.0)
+    parts.add(100, 1.0, is_behind=True)
+    assert parts.tokens_per_s == whole.tokens_per_s

@@ -170,6 +170,10 @@ def test_a_head_that_predict_does_not_answer(seed: Seed, make_adapter: MakeAdapt
     generator = msgspec.structs.replace(row.live[0], head=HeadSpec(type="causal_lm", pooling="none"))
     changed: TaskRow = msgspec.structs.replace(row, live=(generator,))
     assert known.reason_of_task(changed) == "WRONG_HEAD"
+    writes = Availability(catalog.blobs, 1 << 30, "float32", generates=True)
+    assert writes.reason_of_task(changed) == ""
+    cloze = msgspec.structs.replace(row.live[0], head=HeadSpec(type="cloze", pooling="last"))
+    assert writes.reason(cloze) == "WRONG_HEAD"
 
 
 def test_only_so_many_failures_are_remembered(open_store: Open) -> None:

@@ -26,6 +26,7 @@ from adamix_server.channel.engine_frames import (
 from adamix_server.channel.supervisor_frames import EngineDown, EngineMoving, EngineStalled, EngineUp
 from adamix_server.frontend.engine_connection import BUSY_ROWS
 from adamix_server.frontend.engine_link import EngineLink
+from adamix_server.frontend.event_stream import EventStream
 
 ENGINE_ID = "engine-0"
 
@@ -188,6 +189,54 @@ async def test_who_finds_no_room_is_told_when_there_will_be_some(scene: Scene) -
     wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=2, events=[], queue=queue))
     await settle()
     assert told(20) == pytest.approx([2.08], rel=0.01)
+
+
+async def test_a_row_of_several_events_gives_back_what_it_needs_no_more(scene: Scene) -> None:
+    wire = await scene.up(inputs=2, tokens=10)
+    row = scene.row(6)
+    stream = EventStream(row.id)
+    scene.link.submit([row], futures=[stream])
+    (beside,) = scene.link.submit([scene.row(4)])
+    await settle()
+    connection: Any = scene.link.moving
+    room = connection.room
+    assert (room.inputs, room.tokens, room.tokens_of("default")) == (2, 10, 10)
+
+    def emit(**event: Any) -> None:
+        events = [Event(id=row.id, **event)]
+        wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=events, credit_inputs=0))
+
+    emit(seq=0, final=False)
+    await settle()
+    assert (room.inputs, room.tokens) == (2, 4), "its tokens are computed"
+    emit(seq=1, final=False)
+    await settle()
+    assert (room.inputs, room.tokens) == (2, 4)
+    emit(seq=2)
+    await settle()
+    assert (room.inputs, room.tokens) == (1, 4)
+    assert [event.seq for _, event in await stream.take(9)] == [0, 1, 2]
+    assert connection._held.keys() == connection._waiting.keys() != {row.id}
+    beside.cancel()
+
+
+async def test_a_row_that_is_stopped_still_has_an_end(scene: Scene) -> None:
+    wire = await scene.up()
+    row = scene.row()
+    stream = EventStream(row.id)
+    scene.link.submit([row], futures=[stream])
+    await settle()
+    scene.link.stop(row.id)
+    await settle()
+    assert [cancel.ids for cancel in wire.of(Cancel)] == [[row.id]]
+    wire.incoming.put_nowait(Emit(engine_id=ENGINE_ID, generation=1, events=[Event(id=row.id)]))
+    assert (await stream).id == row.id
+    # It has ended, and another connection has never heard of it.
+    scene.link.stop(row.id)
+    wire = await scene.up(generation=2)
+    scene.link.stop(row.id)
+    await settle()
+    assert wire.of(Cancel) == []
 
 
 async def test_an_engine_that_stands_still_takes_nothing_new_and_may_yet_answer(scene: Scene) -> None:

@@ -8,10 +8,11 @@ from numpy.random import Generator
 
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
-from adamix.files.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, TrainingRecord
+from adamix.files.manifest import BackboneRef, BackboneSpec, Dense, HeadSpec, Kind, Pooling, PromptForm, TrainingRecord
 from adamix.files.tensors import TensorData
 from adamix_testing.manifests import make_manifest
 
+WRITER = HeadSpec(type="causal_lm", pooling="none")
 NO_MAYBE_YES = HeadSpec(
     type="classification", pooling="mean", num_labels=3, id2label={"0": "no", "1": "maybe", "2": "yes"}
 )
@@ -50,6 +51,34 @@ def random_adapter(
     return adapter_file.decode(adapter_file.encode(manifest, tensors))
 
 
+def text_adapter(
+    spec: BackboneSpec,
+    seed: int,
+    *,
+    kind: Kind = "lora",
+    sites: tuple[str, ...] = ("attn_q", "attn_v"),
+    rank: int = 4,
+    spread: float = 0.3,
+) -> AdapterFile:
+    """An adapter at these sites of every layer of a decoder, under the language-model head."""
+    random = np.random.default_rng(seed)
+    tensors: dict[str, TensorData] = {}
+    for layer in range(spec.num_layers):
+        for site in sites:
+            tensors |= _weights_at(f"layers.{layer}.{site}.", kind, rank, spec.sites[site], random, spread)
+    head = HeadSpec(type="causal_lm", pooling="none")
+    manifest = make_manifest(spec, head, kind=kind, scaling=0.5, training=TrainingRecord(method="random"))
+    return adapter_file.decode(adapter_file.encode(manifest, tensors))
+
+
+def embedding_adapter(spec: BackboneSpec) -> AdapterFile:
+    """A LoRA whose head gives the mean state as it is."""
+    tensors = _weights_at("layers.0.attn_v.", "lora", 4, spec.sites["attn_v"], np.random.default_rng(0))
+    head = HeadSpec(type="embedding", pooling="mean")
+    manifest = make_manifest(spec, head, kind="lora", scaling=0.5, training=TrainingRecord(method="random"))
+    return adapter_file.decode(adapter_file.encode(manifest, tensors))
+
+
 def adapter_bytes(
     spec: BackboneRef,
     head: HeadSpec = NO_MAYBE_YES,
@@ -58,6 +87,8 @@ def adapter_bytes(
     max_length: int = 16,
     bad: float | None = None,
     fingerprint: str | None = None,
+    prompt: PromptForm | None = None,
+    chat_template: str | None = None,
 ) -> bytes:
     """The file of an adapter at one site of the first layer.
 
@@ -79,7 +110,9 @@ def adapter_bytes(
     training = TrainingRecord(method="adamix", seed=seed)
     if fingerprint is not None:
         spec = msgspec.structs.replace(spec, fingerprint=fingerprint)
-    manifest = make_manifest(spec, head, max_length=max_length, training=training)
+    manifest = make_manifest(
+        spec, head, max_length=max_length, training=training, prompt=prompt, chat_template=chat_template
+    )
     return adapter_file.encode(manifest, {name: TensorData("F32", array) for name, array in arrays.items()})
 
 
@@ -114,20 +147,22 @@ class MakeRandomAdapter(Protocol):
     def __call__(self, seed: int, *, spec: BackboneSpec = ..., **shape: Unpack[AdapterShape]) -> AdapterFile: ...
 
 
-def _weights_at(name: str, kind: Kind, rank: int, widths: tuple[int, int], random: Generator) -> dict[str, TensorData]:
+def _weights_at(
+    name: str, kind: Kind, rank: int, widths: tuple[int, int], random: Generator, spread: float = 0.3
+) -> dict[str, TensorData]:
     width_in, width_out = widths
     if kind == "lora":
         return {
-            name + "lora_A": _normal(random, rank, width_in),
-            name + "lora_B": _normal(random, width_out, rank),
+            name + "lora_A": _normal(random, rank, width_in, spread=spread),
+            name + "lora_B": _normal(random, width_out, rank, spread=spread),
         }
     return {
-        name + "down_proj.weight": _normal(random, rank, width_out),
-        name + "down_proj.bias": _normal(random, rank),
-        name + "up_proj.weight": _normal(random, width_out, rank),
-        name + "up_proj.bias": _normal(random, width_out),
+        name + "down_proj.weight": _normal(random, rank, width_out, spread=spread),
+        name + "down_proj.bias": _normal(random, rank, spread=spread),
+        name + "up_proj.weight": _normal(random, width_out, rank, spread=spread),
+        name + "up_proj.bias": _normal(random, width_out, spread=spread),
     }
 
 
-def _normal(random: Generator, *shape: int) -> TensorData:
-    return TensorData.from_float32(random.normal(0, 0.3, shape))
+def _normal(random: Generator, *shape: int, spread: float = 0.3) -> TensorData:
+    return TensorData.from_float32(random.normal(0, spread, shape))

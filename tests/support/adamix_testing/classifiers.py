@@ -15,6 +15,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -53,6 +54,7 @@ _CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
     "llama": lambda **given: LlamaConfig(**_SIZES | {"num_key_value_heads": 1} | given),
     "mistral": lambda **given: MistralConfig(**_SIZES | {"num_key_value_heads": 1, "sliding_window": None} | given),
     "qwen2": lambda **given: Qwen2Config(**_SIZES | {"num_key_value_heads": 1} | given),
+    "qwen3": lambda **given: Qwen3Config(**_SIZES | {"num_key_value_heads": 1, "head_dim": 8} | given),
 }
 
 

@@ -1,7 +1,9 @@
 """An engine that is played: a front end's partner on a channel without a socket, whose numbers are made up."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from adamix_server.channel.engine_frames import (
     Emit,
     EngineLoad,
     Event,
+    Finish,
     Hello,
     Limits,
     Quarantined,
@@ -33,11 +36,37 @@ from adamix_server.channel.supervisor_frames import EngineUp
 ENGINE_ID = "engine-0"
 
 
+Ending = Literal["eos", "stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Said:
+    """One event of a row that is generated; with `finish` or `error` its last."""
+
+    tokens: Sequence[int] = ()
+    logprobs: bytes = b""
+    finish: Ending | None = None
+    error: AdamixError | None = None
+
+
+Script = Callable[[Row], Iterable[Said]]
+
+
+def echo(row: Row) -> list[Said]:
+    """The tokens of its prompt, one by one, as far as they may go."""
+    assert row.generate is not None
+    tokens = np.frombuffer(row.token_ids, dtype="<i4").tolist()
+    most = row.generate.max_new_tokens
+    ends: Ending = "length" if len(tokens) >= most else "eos"
+    return [*(Said([token]) for token in tokens[:most]), Said(finish=ends)]
+
+
 class FakeEngine:
     """The engine's part of the conversation, on a channel of its own.
 
-    Answers every row with `width` logits `0, 1, 2, …` times the number of tokens, unless `hold` is set; then rows wait
-    in `held`. A front end gets `credit` once, and back what each event used.
+    Answers every row with `width` logits `0, 1, 2, …` times the number of tokens, and one that is to be generated as
+    `script` says, unless `hold` is set; then rows wait in `held`. A front end gets `credit` once, and back what each
+    event used. An engine of an encoder has no pages.
     """
 
     def __init__(self, spec: BackboneSpec) -> None:
@@ -46,6 +75,13 @@ class FakeEngine:
         self.load = EngineLoad(queued_inputs=0, queued_tokens=0, running_inputs=0, resident_adapters=0, slots=4)
         self.credit = (1000, 100_000)
         self.tokens_per_s = 1000.0
+        self.pages, self.page_tokens = 0, 16
+        self.script: Script = echo
+        self.cached_tokens = 0
+        # Whether tokens that come with the end are a part of the text.
+        self.counts_the_end = True
+        # Of rows that are held: how many events of each have been sent, and tokens in them.
+        self._sent: dict[int, tuple[int, int]] = {}
         self.arena_bytes = 1 << 30
         self.widths: dict[str, int] = {}
         self.fail: Callable[[Row], AdamixError | None] = lambda row: None
@@ -70,6 +106,7 @@ class FakeEngine:
         """A new generation of this engine."""
         self.generation += 1
         self.held.clear()
+        self._sent.clear()
         self.on_device.clear()
         self.pinned.clear()
         self.quarantined.clear()
@@ -83,6 +120,9 @@ class FakeEngine:
                 max_queue_tokens=100_000,
                 slots=4,
                 arena_bytes=self.arena_bytes,
+                pages=self.pages,
+                page_tokens=self.page_tokens if self.pages else 0,
+                max_running=4 if self.pages else 0,
             ),
             dtype="float32",
             device="cpu",
@@ -111,7 +151,11 @@ class FakeEngine:
                     self.answer_all()
             case Cancel():
                 self.cancelled.extend(frame.ids)
-                self.answer([row for row in self.held if row.id in frame.ids])
+                rows = [row for row in self.held if row.id in frame.ids]
+                for row in rows:
+                    if row.generate is not None:
+                        self.say(row, finish="cancelled")
+                self.answer([row for row in rows if row.generate is None])
             case TenantShares():
                 self.shares.append(frame)
             case Control():
@@ -170,6 +214,11 @@ class FakeEngine:
         self.answer(list(self.held))
 
     def answer(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row.generate is not None:
+                for said in self.script(row):
+                    self.say(row, *said.tokens, logprobs=said.logprobs, finish=said.finish, error=said.error)
+        rows = [row for row in rows if row.generate is None]
         self.held = [row for row in self.held if row not in rows]
         if rows:
             self.emit(
@@ -182,6 +231,50 @@ class FakeEngine:
                     queue=self.queue(),
                 )
             )
+
+    def say(
+        self,
+        row: Row,
+        *tokens: int,
+        logprobs: bytes = b"",
+        finish: Ending | None = None,
+        error: AdamixError | None = None,
+    ) -> None:
+        """One event of a held row: tokens, and with `finish` or `error` its end. The first brings the credit of its
+        prompt back, the last that of its input.
+        """
+        seq, num_tokens = self._sent.pop(row.id, (0, 0))
+        num_tokens += len(tokens) if finish is None or self.counts_the_end else 0
+        is_final = finish is not None or error is not None
+        if is_final:
+            self.held = [held for held in self.held if held.id != row.id]
+        else:
+            self._sent[row.id] = seq + 1, num_tokens
+        seed = row.generate.sampling.seed if row.generate is not None else None
+        ended = (
+            None
+            if finish is None
+            else Finish(reason=finish, num_tokens=num_tokens, cached_tokens=self.cached_tokens, seed=seed or 0)
+        )
+        event = Event(
+            id=row.id,
+            seq=seq,
+            final=is_final,
+            tokens=np.asarray(tokens, dtype="<i4").tobytes(),
+            logprobs=logprobs,
+            finish=ended,
+            error=None if error is None else WireError.of(error),
+        )
+        self.emit(
+            Emit(
+                engine_id=ENGINE_ID,
+                generation=self.generation,
+                events=[event],
+                credit_inputs=int(is_final),
+                credit_tokens=0 if seq else _num_tokens([row]),
+                queue=self.queue(),
+            )
+        )
 
     def queue(self) -> QueueState:
         """What waits, as if every tenant were of weight 1 and interactive."""

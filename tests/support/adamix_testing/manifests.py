@@ -4,7 +4,16 @@ from typing import TypedDict, Unpack
 
 import msgspec
 
-from adamix.files.manifest import Activation, BackboneRef, BackboneSpec, HeadSpec, Kind, Manifest, TrainingRecord
+from adamix.files.manifest import (
+    Activation,
+    BackboneRef,
+    BackboneSpec,
+    HeadSpec,
+    Kind,
+    Manifest,
+    PromptForm,
+    TrainingRecord,
+)
 
 THREE_CLASSES = HeadSpec(type="classification", pooling="mean", num_labels=3)
 
@@ -35,6 +44,8 @@ class ManifestChanges(TypedDict, total=False):
     training: TrainingRecord
     window: int | None
     stride: int | None
+    prompt: PromptForm | None
+    chat_template: str | None
 
 
 def make_spec(**changes: Unpack[SpecChanges]) -> BackboneSpec:

@@ -24,7 +24,15 @@ from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import TrainingRecord
 from adamix.files.mixture_file import MixtureFile, MixtureManifest, expert_key
 from adamix.files.tensors import TensorData
-from adamix.interop.assembly import LANGUAGE_MODEL, AdapterPart, HeadPart, Imported, ImportOptions, assemble
+from adamix.interop.assembly import (
+    LANGUAGE_MODEL,
+    AdapterPart,
+    HeadPart,
+    Imported,
+    ImportOptions,
+    PromptPart,
+    assemble,
+)
 from adamix.interop.microsoft_adamix.forward import self_test
 from adamix.interop.microsoft_adamix.layout import Experts, Layout, check_backbone, layout_of, read_state, take_experts
 from adamix.interop.reading import Ledger, float32
@@ -154,7 +162,8 @@ def _assemble(
         data=f"microsoft/AdaMix: {ascii(where)[1:-1][:200]}",
     )
     part = AdapterPart(kind=layout.kind, activation=layout.activation, tensors=tensors, scales=scales)
-    data, adapter = assemble(backbone, part, head, options, record)
+    # The release's rows of generation data are those that are trained here.
+    data, adapter = assemble(backbone, part, head, options, record, PromptPart(form="source"))
     mixture = MixtureFile(
         MixtureManifest(adapter=adapter.manifest, num_experts=count, share=layout.share, routing_granularity="batch"),
         copies | {f"head.{name}": tensor for name, tensor in head.tensors.items()},

@@ -25,6 +25,7 @@ from adamix.files import disk
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.tensors import TensorData
 from adamix.interop.peft.config import CONFIG_FILE
+from adamix.interop.peft.prompt import prompt_files
 from adamix.interop.peft.weights import KEY_PREFIX, WEIGHTS_FILE, lora_targets
 from adamix.interop.sequence_heads import SEQUENCE_HEADS
 
@@ -51,6 +52,8 @@ class _Head:
 def export_peft(adapter: AdapterFile, out: Path, *, body_only: bool = False) -> Exported:
     """Write `adapter_config.json` and `adapter_model.safetensors` into a new or empty directory.
 
+    Beside them what says how a language model's adapter is asked, see `prompt.py`.
+
     Args:
         body_only: write the LoRA without the head, for the body that `AutoModel` loads.
 
@@ -75,10 +78,12 @@ def export_peft(adapter: AdapterFile, out: Path, *, body_only: bool = False) -> 
         tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     data = save({KEY_PREFIX + name: tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
     config = json.dumps(_config(adapter, modules, head), indent=2, sort_keys=True)
-    files = (out / WEIGHTS_FILE, out / CONFIG_FILE)
-    disk.write(files[0], data)
-    disk.write(files[1], config.encode())
-    return Exported(head.task_type, files, _notes(adapter, head))
+    contents = {WEIGHTS_FILE: data, CONFIG_FILE: config.encode()}
+    if head.task_type == "CAUSAL_LM":
+        contents |= prompt_files(manifest)
+    for name, content in contents.items():
+        disk.write(out / name, content)
+    return Exported(head.task_type, tuple(out / name for name in contents), _notes(adapter, head))
 
 
 def _modules(adapter: AdapterFile) -> dict[str, tuple[Tensor, Tensor, float]]:
@@ -194,6 +199,8 @@ def _notes(adapter: AdapterFile, head: _Head) -> tuple[str, ...]:
                 notes.append("label names are not in PEFT's files: give id2label when the model is loaded")
     if spec.clip is not None:
         notes.append(f"predictions are no longer cut to {list(spec.clip)}")
+    if head.task_type == "CAUSAL_LM" and adapter.manifest.prompt_form == "source":
+        notes.append("a prompt is the ids of a source and then the separator (docs/generation.md): not a text as it is")
     if head.task_type == "FEATURE_EXTRACTION":
         notes.append(f"the pooling (`{spec.pooling}`) is the caller's")
     return tuple(notes)

@@ -22,6 +22,7 @@ from adamix.errors import InvalidAdapter
 from adamix.files.manifest import NORM_SITES, TrainingRecord
 from adamix.files.tensors import TensorData
 from adamix.interop.assembly import (
+    TEXT,
     AdapterPart,
     HeadPart,
     Imported,
@@ -31,12 +32,16 @@ from adamix.interop.assembly import (
     without_head,
 )
 from adamix.interop.peft.config import LoraConfig, read_config
+from adamix.interop.peft.prompt import read_prompt
 from adamix.interop.reading import Ledger, float32, read_pickle, read_tensors, shown, state_dict, tensor_data
 from adamix.interop.sequence_heads import POOLER, SEQUENCE_HEADS, take_head
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE_FILE = "adapter_model.bin"
 KEY_PREFIX = "base_model.model."
+# Of the families' language models, by the names of their modules.
+_WHOLE = ("lm_head", "embed_tokens", "wte", "wpe")
+_FROZEN = "and an adapter leaves the head and the embeddings of the backbone, which are often one tensor, as they are"
 _FACTOR_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>A|B)\.weight")
 
 
@@ -63,8 +68,12 @@ def import_peft(source: Path, backbone: Backbone, options: ImportOptions) -> Imp
     head = _take_head(ledger, backbone, config, options)
     _refuse_rest(ledger, backbone)
     ledger.close()
-    data, adapter = assemble(backbone, sites, head, options, TrainingRecord(method="peft-lora", merge="none"))
+    prompt = read_prompt(source) if head.type == "causal_lm" else TEXT
+    record = TrainingRecord(method="peft-lora", merge="none")
+    data, adapter = assemble(backbone, sites, head, options, record, prompt)
     notes = note_on_base(config.base_model_name_or_path, backbone)
+    if prompt.form == "chat":
+        notes += ("the source brings a chat template: a prompt is a message of a user, rendered by it",)
     if config.task_type is None and head.tensors:
         notes += ("the source does not say its task; its head was taken for a sequence classifier's",)
     return Imported(adapter=adapter, data=data, matched=ledger.matched, notes=notes)
@@ -85,6 +94,8 @@ def _refuse_tensors(ledger: Ledger) -> None:
             ("lora_magnitude_vector", "DoRA rescales the weights of the backbone"),
             ("token_adapter", "trainable tokens change the embeddings of the backbone"),
             ("lora_B.bias", "B has a bias of its own, which our format has no place for"),
+            ("lm_head.lora_", f"lm_head is a target, {_FROZEN}"),
+            *((f"{module}.weight", f"{module} was saved whole, {_FROZEN}") for module in _WHOLE),
         ):
             if part in name:
                 raise InvalidAdapter(f"{name[:120]}: {what}", reason="UNSUPPORTED")

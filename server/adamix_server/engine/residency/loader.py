@@ -1,15 +1,16 @@
 """Brings adapters to the device: store -> host in threads, host -> slot between two steps of the engine.
 
-Whoever wants an adapter takes a `Hold` on its digest and gives it back when done. A hold has the slot as soon as
-the adapter does, and from then on the slot cannot be taken away. Slots are given in the order of the wishes, so no
-adapter waits for ever. What an operator pins is held by the loader itself, until unpinned. Everything but the reading
-happens in the engine's thread. Knows neither who asks nor how they are answered (`orders.py`).
+Whoever wants an adapter takes a `Hold` on its digest and gives it back when done. A hold has the slot as soon as the
+adapter does, and from then on the slot cannot be taken away. Slots are given in the order of the wishes, so no adapter
+waits for ever. What an operator pins is held by the loader itself, until unpinned. No adapter at all, the empty digest,
+is always there and takes no slot. Everything but the reading happens in the engine's thread. Knows neither who asks nor
+how they are answered (`orders.py`).
 """
 
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from adamix.errors import AdamixError, FailedPrecondition, InternalError, Overloaded
@@ -66,12 +67,14 @@ class AdapterLoader:
         self._wanted: set[str] = set()
         # Unloaded while they were read.
         self._unwanted: set[str] = set()
+        # Their slots stay held for long.
+        self._lasting: Collection[str] = ()
         self.is_blocked = False
 
     def hold(self, digest: str) -> Hold:
         """Claim an adapter; if it has no slot, the next `advance` starts bringing it."""
         hold = Hold(digest, since=time.monotonic())
-        if self._slots.hold(digest) is not None:
+        if not digest or self._slots.hold(digest) is not None:
             hold.has_slot = True
         else:
             self._waiting.setdefault(digest, []).append(hold)
@@ -79,6 +82,8 @@ class AdapterLoader:
 
     def release(self, hold: Hold) -> None:
         """Give a hold back, with a slot or without. Exactly once."""
+        if not hold.digest:
+            return
         if hold.has_slot:
             self._slots.release(hold.digest)
             hold.has_slot = False
@@ -86,7 +91,9 @@ class AdapterLoader:
             self._stop_waiting(hold)
 
     def slot_for(self, hold: Hold) -> int:
-        """The slot of a ready adapter, which this hold has until it is released."""
+        """The slot of a ready adapter, which this hold has until it is released; 0 of no adapter."""
+        if not hold.digest:
+            return 0
         slot = self._slots.get(hold.digest)
         if slot is None or slot.state is not SlotState.READY:
             raise InternalError(f"adapter {hold.digest[:12]} was scheduled without a slot")
@@ -179,6 +186,8 @@ class AdapterLoader:
         self._arrived.pop(digest, None)
 
     def is_ready(self, digest: str) -> bool:
+        if not digest:
+            return True
         slot = self._slots.get(digest)
         return slot is not None and slot.state is SlotState.READY
 
@@ -222,9 +231,13 @@ class AdapterLoader:
         """The adapters whose slots requests hold, but for those that are pinned; least recently used first."""
         return [slot.digest for slot in self._slots if slot.holds and slot.digest not in self._pinned]
 
+    def expect_to_last(self, digests: Collection[str]) -> None:
+        """These are held for long. To close their slots makes no room soon, so others are closed before them."""
+        self._lasting = digests
+
     def give_way(self, hold: Hold) -> None:
         """Let a hold wait for a slot again. One that nobody holds any more is the first to be evicted."""
-        if hold.has_slot:
+        if hold.has_slot and hold.digest:
             self._slots.release(hold.digest)
             hold.has_slot, hold.since = False, time.monotonic()
             self._waiting.setdefault(hold.digest, []).append(hold)
@@ -253,7 +266,7 @@ class AdapterLoader:
                 )
             elif has_room and not self._activate(digest, packed):
                 # Those behind wait, too, or a large adapter would never find room; but their files may be read.
-                self._slots.close_one()
+                self._slots.close_one(self._lasting)
                 has_room = False
         self.is_blocked = not has_room
         self._try_wanted(failed, has_room=has_room)

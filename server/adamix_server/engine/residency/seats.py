@@ -17,6 +17,7 @@ def seating(
     held: Sequence[str],
     tenants_of: Callable[[str], Collection[str]],
     weight_of: Callable[[str], float],
+    kept: Collection[str] = (),
 ) -> tuple[list[str], str | None]:
     """In which order adapters get slots, and which of those that have one gives it up for the first of them, if any.
 
@@ -24,6 +25,7 @@ def seating(
         waiting: adapters without a slot, in the order in which they were asked for. For one tenant it stays that.
         held: those that have a slot, and may lose it; least recently used first.
         tenants_of: who has requests for an adapter. What nobody has requests for is pinned, and comes first.
+        kept: those of `held` that are computed with now, and are not given up.
     """
     seats = Counter(chain.from_iterable(map(tenants_of, held)))
     counted, places = seats.copy(), dict[str, float]()
@@ -39,6 +41,8 @@ def seating(
     giving_way = None
     if order and (most := places.get(order[0])) is not None:
         for digest in held:
+            if digest in kept:
+                continue
             # What is left, to whichever of them has the fewest: nobody is to have less than who gets it.
             left = min(((seats[tenant] - 1) / weight_of(tenant) for tenant in tenants_of(digest)), default=-1.0)
             if left > most or (left == most and giving_way is None):

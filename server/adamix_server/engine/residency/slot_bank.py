@@ -3,7 +3,7 @@
 The arena is allocated once. A slot is a range of it plus a row in each site's table of weights (views into the range).
 Beside each table lie its records, from which kernels read where in the arena the weights of a slot are. Where the
 device is the CPU, an adapter in host memory is where it has to be already: a slot then refers to it, nothing is copied,
-and ranges are only counted.
+ranges are only counted, and records are kept if they are asked for: they say where in host memory the weights are.
 During a forward pass the sites read which rows belong to which slot from the bank's current batch: a with-block that
 refuses nesting. The bank neither chooses slots (`slots.py`) nor reads files (`loader.py`), nor does it have kernels
 compiled (`rehearsal.py`).
@@ -22,6 +22,7 @@ from adamix_kernels import dispatch
 from adamix_kernels.dispatch import BottleneckWeights, HeadWeights, LoraWeights
 from adamix_kernels.frozen_linear import FrozenLinear
 from adamix_kernels.gpu.records import FIELDS, SlotTable
+from adamix_kernels.rows import host_base
 from adamix_kernels.segments import Segments
 from adamix_server.engine.residency.packing import PackedAdapter
 
@@ -65,15 +66,20 @@ class SlotBank:
         self.implementation: str | None = None
         self._segments: Segments | None = None
 
-    def install(self, model: nn.Module, sites: list[str]) -> None:
-        """Put a site of this bank at each of `sites` in every layer of a backbone's body."""
+    def install(self, model: nn.Module, sites: list[str], *, with_records: bool = False) -> None:
+        """Put a site of this bank at each of `sites` in every layer of a backbone's body.
+
+        Args:
+            with_records: keep records without an arena, too: for batches of short segments on a CPU.
+        """
         insert(model, sites, self._make_site)
-        if self._arena is not None:
+        if self._arena is not None or with_records:
+            base = host_base(self.dtype) if self._arena is None else self._arena
             # All sites in one tensor: the records of a slot are one write, whatever the number of layers.
             shape = (len(self.sites), 2, self.num_slots + 1, FIELDS)
             self._records = torch.zeros(shape, dtype=torch.int64, device=self.device)
             for site, of_site in zip(self.sites.values(), self._records, strict=True):
-                site.put_records(of_site, self._arena)
+                site.put_records(of_site, base)
 
     def write(self, slot: int, offset_bytes: int, packed: PackedAdapter) -> None:
         """Bring an adapter to the device and enter it in the tables. Its range of the arena is the caller's to choose.
@@ -160,10 +166,10 @@ class BankSite(nn.Module):
         """Of what the wrapped module gives, all windows together."""
         return features_of(self.inner)[1]
 
-    def put_records(self, records: torch.Tensor, arena: torch.Tensor) -> None:
-        """Keep weights in tables whose records, int64 `[2, slots + 1, 8]`, say where in the arena they lie."""
-        self._bottlenecks = SlotTable(records[_BOTTLENECK], arena)
-        self._loras = SlotTable(records[_LORA], arena)
+    def put_records(self, records: torch.Tensor, base: torch.Tensor) -> None:
+        """Keep weights in tables whose records, int64 `[2, slots + 1, 8]`, say how far behind the base they lie."""
+        self._bottlenecks = SlotTable(records[_BOTTLENECK], base)
+        self._loras = SlotTable(records[_LORA], base)
 
     def records_of(self, slot: int) -> list[list[int]]:
         """What the records of a slot must be."""

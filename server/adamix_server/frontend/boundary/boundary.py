@@ -41,6 +41,8 @@ from adamix_server.telemetry.metrics import Recorder
 _DATA_PLANE = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/")
 # Those of it that compute; the others tell about the server or a model.
 _DATA_CALLS = ("/adamix.v1.InferenceService/", "/inference.GRPCInferenceService/ModelInfer")
+# Streams that end by themselves; the others go on as long as their callers like.
+_TIMED_STREAMS = ("/adamix.v1.InferenceService/Generate",)
 _UPLOADS = ("/adamix.v1.AdapterService/RegisterAdapter",)
 # Where things are changed, and looked at by those who may.
 _AUDITED = ("/adamix.v1.AdapterService/", "/adamix.v1.AdminService/", "/adamix.v1.ServerService/Drain")
@@ -206,7 +208,8 @@ class Boundary(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
 
             return grpc.stream_unary_rpc_method_handler(answer_one)
 
-        method = self._method(name, name[1:], math.inf, is_stream=True)
+        timeout_s = MAX_TIMEOUT_S if name in _TIMED_STREAMS else math.inf
+        method = self._method(name, name[1:], timeout_s, is_stream=True)
 
         async def answer_many(_requests: AsyncIterator[bytes], context: Context) -> None:
             async with Enclosure(books, method, context) as enclosure:

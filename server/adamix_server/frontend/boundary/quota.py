@@ -35,8 +35,13 @@ _STREAM_METHODS = (
     "/adamix.v1.AdapterService/WatchTasks",
 )
 _UPLOAD_METHODS = ("/adamix.v1.AdapterService/RegisterAdapter",)
-# All of whose inputs are one admission: while the tenant is in debt, their messages need not be read.
-_CHARGED_METHODS = ("/adamix.v1.InferenceService/Predict", "/inference.GRPCInferenceService/ModelInfer")
+# What methods are charged whose inputs are one admission: while the tenant is in debt with any of it, their messages
+# need not be read.
+_CHARGES: Mapping[str, tuple[str, ...]] = {
+    "/adamix.v1.InferenceService/Predict": (INPUT_TOKENS,),
+    "/adamix.v1.InferenceService/Generate": (INPUT_TOKENS, GENERATED_TOKENS),
+    "/inference.GRPCInferenceService/ModelInfer": (INPUT_TOKENS,),
+}
 # Of a tenant's own work. Probes, identities and operators are not counted: no quota locks them out.
 _COUNTED_RIGHTS = ("infer", "read", "register", "operate")
 _ADMIN = "/adamix.v1.AdminService/"
@@ -120,13 +125,13 @@ class Quota:
             what `leave` takes; None where nothing is counted.
 
         Raises:
-            QuotaExceeded: the tenant has as many as it may, or is in debt with its input tokens.
+            QuotaExceeded: the tenant has as many as it may, or is in debt with its tokens.
         """
         quotas = self._quotas(tenant)
         if quotas is NO_QUOTAS or (counted := COUNTED.get(method)) is None:
             return None
-        if quotas.input_tokens_per_s is not None and method in _CHARGED_METHODS:
-            self._check(tenant, INPUT_TOKENS, quotas)
+        for name in _CHARGES.get(method, ()):
+            self._check(tenant, name, quotas)
         limit: int | None = getattr(quotas, counted)
         seat = None
         if limit is not None:

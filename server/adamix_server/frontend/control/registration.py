@@ -82,6 +82,7 @@ class Registrations:
             InvalidRequest: an id or a digest in the header is malformed, or a message is no chunk.
             InvalidAdapter: the bytes are no adapter for this backbone, or not those that were expected, or more than
                 this server could ever load (`ADAPTER_TOO_LARGE_FOR_SERVER`).
+            FailedPrecondition: they have a head that this server does not answer with (`HEAD_UNSUPPORTED`).
             DeadlineExceeded: they come too slowly (`UPLOAD_TOO_SLOW`), or not at all (`UPLOAD_IDLE`).
             Overloaded: too many uploads run already (`TOO_MANY_UPLOADS`).
             AdamixError: they cannot be stored, or the engine cannot load what should answer at once.
@@ -97,7 +98,7 @@ class Registrations:
                 temporary = await receive(header, requests, place, closing)
                 try:
                     verdict = await self._judged(tenant, task, temporary, header.expected_digest)
-                except InvalidAdapter as error:
+                except (InvalidAdapter, FailedPrecondition) as error:
                     log.info("an adapter was refused: %s", error.message, extra={"task": task, "reason": error.reason})
                     raise
             if header.validate_only:

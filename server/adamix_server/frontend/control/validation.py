@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from adamix.errors import AdamixError, InvalidAdapter, Unavailable
+from adamix.errors import AdamixError, FailedPrecondition, InvalidAdapter, Unavailable
 from adamix.files.adapter_file import check_backbone, decode
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, canonical_json
@@ -83,8 +83,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class _Refusal(msgspec.Struct, frozen=True, tag=True):
+    """`is_valid`: it is an adapter for this backbone, and nothing that this server answers with."""
+
     reason: str
     message: str
+    is_valid: bool = False
 
 
 class _Trouble(msgspec.Struct, frozen=True, tag=True):
@@ -128,6 +131,7 @@ def validate(
     Raises:
         InvalidAdapter: with the check the file failed as `reason`; `VALIDATOR_TIMEOUT` or `VALIDATOR_CRASHED` if the
             child came to no verdict because of the file.
+        FailedPrecondition: it has a cloze head on a decoder (`HEAD_UNSUPPORTED`).
         Unavailable: the child was ended from outside, could not be started, or got no processor
             (`VALIDATION_INTERRUPTED`).
         AdamixError: the file is not there any more, or what the machine lacks, as `from_os_error` says.
@@ -194,7 +198,8 @@ def _ask_child(order: _Order, spent: Spent) -> Verdict:
         case _Refusal():
             # It quotes the file, so it is cut and made printable before it goes anywhere.
             message = "".join(c if c.isprintable() else "?" for c in answer.message[:MAX_MESSAGE_CHARS])
-            raise InvalidAdapter(message, reason=answer.reason)
+            refused = FailedPrecondition if answer.is_valid else InvalidAdapter
+            raise refused(message, reason=answer.reason)
         case _Trouble():
             from adamix_server.blobs.os_errors import from_os_error
 
@@ -253,7 +258,7 @@ def _environment(parent: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """The child. Anything but an InvalidAdapter ends it with a traceback, which the parent reports as a crash."""
+    """The child. Anything but a refusal ends it with a traceback, which the parent reports as a crash."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
     sys.stdout.buffer.write(_BEGUN)
     sys.stdout.buffer.flush()
@@ -262,6 +267,8 @@ def main() -> None:
         answer = judge(_read(order), order.spec, order.expected_digest)
     except InvalidAdapter as error:
         answer = _Refusal(error.reason, error.message)
+    except FailedPrecondition as error:
+        answer = _Refusal(error.reason, error.message, is_valid=True)
     except OSError as error:
         answer = _Trouble(error.errno or 0)
     sys.stdout.buffer.write(msgspec.json.encode(answer))
@@ -272,6 +279,7 @@ def judge(data: bytes, spec: BackboneSpec, expected_digest: str | None = None) -
 
     Raises:
         InvalidAdapter: with the check the bytes failed as `reason`.
+        FailedPrecondition: it has a cloze head on a decoder (`HEAD_UNSUPPORTED`).
     """
     digest = hashlib.sha256(data).hexdigest()
     if expected_digest is not None and digest != expected_digest:
@@ -281,7 +289,14 @@ def judge(data: bytes, spec: BackboneSpec, expected_digest: str | None = None) -
         )
     adapter = decode(data)
     check_backbone(adapter, spec)
-    if adapter.manifest.head.type == "cloze":
+    head = adapter.manifest.head
+    if head.type == "cloze" and head.pooling == "last":
+        # It reads the last token: its backbone is a decoder.
+        raise FailedPrecondition(
+            "a cloze head on a decoder is not served: it would be read off the language model; `adamix evaluate` does",
+            reason="HEAD_UNSUPPORTED",
+        )
+    if head.type == "cloze":
         raise InvalidAdapter(
             "a cloze head is read off the backbone's language model, which this server does not load; "
             "`adamix evaluate` does",

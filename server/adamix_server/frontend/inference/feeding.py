@@ -145,11 +145,14 @@ class Feeding:
             await self._left.wait()
         return place
 
-    def submit(self, place: Place, rows: Sequence[Row]) -> Sequence[_Future]:
+    def submit(self, place: Place, rows: Sequence[Row], futures: Sequence[_Future] = ()) -> Sequence[_Future]:
         """Send rows of a place, or let them wait; one future per row, in order.
 
         Cancelling a future ends its wait, here or in the engine. One that there turns out to be no room for, because it
         is longer than it seemed to be, gets a future that has already failed.
+
+        Args:
+            futures: of the rows, if they are to be others than `EngineLink.submit` makes.
 
         Raises:
             Unavailable: there is no engine now, or one that stands still.
@@ -159,7 +162,7 @@ class Feeding:
         # So many rows have a place to wait in.
         places = place.inputs if place.is_waiting else 0
         if connection is not None and place.connection is connection and self._keep(place, connection, rows):
-            sent = self._link.submit(rows, shares, is_taken=True)
+            sent = self._link.submit(rows, shares, futures, is_taken=True)
             # Of what was reserved, some may be left.
             self._feed()
             return sent
@@ -168,10 +171,8 @@ class Feeding:
         if connection is None:
             return self._link.submit(rows, shares)
         loop = asyncio.get_running_loop()
-        futures: list[_Future] = []
-        for index, row in enumerate(rows):
-            future = loop.create_future()
-            futures.append(future)
+        futures = futures or [loop.create_future() for _ in rows]
+        for index, (row, future) in enumerate(zip(rows, futures, strict=True)):
             is_behind = (places or index) and tenant in self._lines
             lack: Lack = "share" if is_behind else _lack(connection, row, standing)
             if not lack:

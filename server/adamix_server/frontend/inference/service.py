@@ -1,6 +1,7 @@
 """`InferenceService`: answers for task ids, input by input.
 
-Thin: the way of an input is `stages.py`, the life of a stream `stream.py`. Knows no device and no file.
+Thin: the way of an input is `stages.py`, the life of a stream `stream.py`, that of a text `generation.py`. Knows no
+device and no file.
 """
 
 import time
@@ -13,17 +14,19 @@ from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.admission import Admission
+from adamix_server.frontend.inference.generation import Generation
 from adamix_server.frontend.inference.stages import Item, Stages
 from adamix_server.frontend.inference.stream import PredictStream
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Thin: every decision is made by the part that owns it."""
+    """Thin: every decision is made by the part that owns it. Without a `generation` there is an encoder behind it."""
 
-    def __init__(self, stages: Stages, admission: Admission) -> None:
+    def __init__(self, stages: Stages, admission: Admission, generation: Generation | None = None) -> None:
         self._stages = stages
         self._admission = admission
+        self._generation = generation
 
     async def Predict(self, request: inference_pb2.PredictRequest, _context: Any) -> inference_pb2.PredictResponse:
         call, stages, start = calls.current(), self._stages, time.monotonic()
@@ -68,10 +71,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             async for answer in answers:
                 yield answer
 
-    async def Generate(self, _request: inference_pb2.GenerateRequest, _context: Any) -> None:
-        raise FailedPrecondition(
-            "this server's backbone is an encoder, which generates no text; call Predict", reason="NOT_GENERATIVE"
-        )
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, _context: Any
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        if self._generation is None:
+            raise FailedPrecondition(
+                "this server's backbone is an encoder, which generates no text; call Predict", reason="NOT_GENERATIVE"
+            )
+        async with aclosing(self._generation.messages(request, calls.current())) as messages:
+            # As much as its text.
+            del request
+            async for message in messages:
+                yield message
 
 
 def _common_error(items: list[Item]) -> AdamixError | None:

@@ -17,12 +17,13 @@ from adamix_server.access.principal import Principal
 from adamix_server.api import answers, status
 from adamix_server.api.resource_names import parse_task, task_name, version_name
 from adamix_server.catalog.rows import Name, VersionRow
-from adamix_server.channel.engine_frames import Event, Row
+from adamix_server.channel.engine_frames import Event, GenerateParams, Row
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.engine_link import EngineLink
+from adamix_server.frontend.event_stream import EventStream
 from adamix_server.frontend.inference.feeding import Feeding, Place
 from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, check_ids, likely_tokens
 from adamix_server.frontend.usage import Meter
@@ -106,20 +107,31 @@ class Stages:
             item.error = error
         return item
 
-    def resolve(self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str) -> VersionRow:
+    def resolve(
+        self,
+        item: Item,
+        digest: str,
+        principal: Principal,
+        task_field: str,
+        version_field: str,
+        *,
+        generates: bool = False,
+    ) -> VersionRow:
         """Find the version that answers `item.asked`: the one with `digest`, or the live one where that is empty.
+
+        Args:
+            generates: it is to be answered by a text, not by a prediction.
 
         Raises:
             InvalidRequest: not a task name, or not a digest; the field is one of those given.
             NotFound: no such task or version, or not the caller's to see.
-            FailedPrecondition: nothing answers it on this backbone, or not by a prediction; or its inputs failed again
-                and again (`ADAPTER_QUARANTINED`).
+            FailedPrecondition: nothing answers it on this backbone, or not in this way (`WRONG_HEAD`); or its inputs
+                failed again and again (`ADAPTER_QUARANTINED`).
             InvalidAdapter: this server can never load what does (`ADAPTER_TOO_LARGE_FOR_SERVER`).
         """
         name = self._name(item, digest, principal, task_field, version_field)
         version = self.view.resolve(*name, digest)
-        if version.head.type not in answers.PREDICT_HEADS:
-            raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
+        _check_head(version, generates=generates)
         self.view.availability.check_quarantine(version, principal.tenant)
         item.name, item.version = name, version
         return version
@@ -127,13 +139,17 @@ class Stages:
     def unavailable_reason(
         self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str
     ) -> str:
-        """Why what `resolve` would find cannot be answered; empty if nothing is known against it.
+        """Why what `resolve` would find cannot be predicted; empty if nothing is known against it.
 
         Raises:
             InvalidRequest, NotFound: as `resolve`.
         """
         name = self._name(item, digest, principal, task_field, version_field)
-        return self.view.unavailable_reason(*name, digest, caller=principal.tenant)
+        if reason := self.view.unavailable_reason(*name, digest, caller=principal.tenant):
+            return reason
+        row = self.view.snapshot.task(*name)
+        version = row.version(digest) if digest else row.heaviest
+        return "" if version.head.type in answers.PREDICT_HEADS else "WRONG_HEAD"
 
     def _name(self, item: Item, digest: str, principal: Principal, task_field: str, version_field: str) -> Name:
         """What the input is for, as it is looked up. Raises InvalidRequest."""
@@ -213,6 +229,36 @@ class Stages:
             for item in items:
                 await self.charge((item,), place)
 
+    def generate(self, item: Item, params: GenerateParams, place: Place) -> EventStream:
+        """Send an input that has tokens and a version to the engine, or let it wait for room: what it is answered.
+
+        Cancelling that ends its wait, here or in the engine.
+
+        Raises:
+            AdamixError: it cannot be sent; what it was charged is given back.
+        """
+        if item.tokens is None or item.version is None:
+            raise RuntimeError("an input without tokens or without a version")
+        stream = EventStream(self._link.next_id())
+        row = Row(
+            id=stream.row_id,
+            tenant=place.tenant,
+            digest=item.version.digest,
+            token_ids=item.tokens.ids,
+            deadline=item.deadline,
+            generate=params,
+        )
+        try:
+            self._feeding.submit(place, [row], [stream])
+        except AdamixError:
+            self._quota.refund(place.tenant, len(item.tokens))
+            raise
+        return stream
+
+    def stop(self, stream: EventStream) -> None:
+        """What an input would still be answered is not needed; its final event comes soon."""
+        self._link.stop(stream.row_id)
+
     def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
         """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
 
@@ -277,13 +323,14 @@ class Stages:
         if item.version is not None:
             prediction.version = item.version.digest
 
-    def record(self, items: Iterable[Item], tenant: str, seconds: float) -> None:
+    def record(self, items: Iterable[Item], tenant: str, seconds: float, *, num_generated: int = 0) -> None:
         """Count inputs that came to their end after `seconds`, by task and by the reason they were refused for.
 
         What they say of the versions that they are for is remembered.
 
         Args:
             tenant: that asked; the tasks may be another's.
+            num_generated: tokens that they were answered with.
         """
         answered: Counter[Name] = Counter()
         refused: Counter[str] = Counter()
@@ -303,8 +350,10 @@ class Stages:
             if item.version is not None and item.name in tasks:
                 answered[item.name] += 1
         if num_tokens:
-            self._meter.computed(tenant, num_tokens)
+            self._meter.computed(tenant, num_tokens, num_generated)
             self._recorder.inc("adamix_tenant_tokens_total", tenant, "input", by=num_tokens)
+        if num_generated:
+            self._recorder.inc("adamix_tenant_tokens_total", tenant, "generated", by=num_generated)
         for reason, count in refused.items():
             self._recorder.inc("adamix_rejected_total", reason, by=count)
             self._recorder.inc("adamix_tenant_rejected_total", tenant, reason, by=count)
@@ -337,6 +386,15 @@ def _lengths(items: Iterable[Item]) -> list[int]:
         for item in items
         if item.error is None
     ]
+
+
+def _check_head(version: VersionRow, *, generates: bool) -> None:
+    """Raises FailedPrecondition (`WRONG_HEAD`) unless a version answers in this way."""
+    kind = version.head.type
+    if generates and kind != "causal_lm":
+        raise FailedPrecondition("this task does not generate text; call Predict", reason="WRONG_HEAD")
+    if not generates and kind not in answers.PREDICT_HEADS:
+        raise FailedPrecondition("this task generates text; call Generate", reason="WRONG_HEAD")
 
 
 def _is_refusal(error: AdamixError) -> bool:

@@ -8,9 +8,10 @@ the vocabulary would be an out-of-bounds read on the device. Knows neither tasks
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +24,8 @@ from adamix_server import retry
 from adamix_server.limits.messages import MAX_PENDING_TEXT_BYTES, MAX_TEXT_BYTES
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # What a token has in most texts.
 _BYTES_PER_TOKEN = 4
@@ -68,15 +71,18 @@ class Tokenizer:
     Args:
         path: of the exported tokenizer.json.
         threads: how many texts are tokenized at once.
+
+    Attributes:
+        backend: the tokenizer itself, which threads may share.
     """
 
     def __init__(self, path: Path | str, threads: int) -> None:
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        if self._tokenizer.post_processor is None:
+        self.backend = tokenizers.Tokenizer.from_file(str(path))
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        if self.backend.post_processor is None:
             # What `encode` does then for a pair, but the batches do not.
-            self._tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+            self.backend.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
         self._threads = threads
         self._pending_bytes = 0
@@ -93,11 +99,19 @@ class Tokenizer:
         if length <= _INLINE_LENGTH:
             return self.encode(texts)
         num_bytes = length + _BYTES_PER_INPUT * len(texts)
+        return await self.run(lambda: self._encode(texts, num_bytes), num_bytes)
+
+    async def run(self, work: Callable[[], T], num_bytes: int) -> T:
+        """`work` on so much text in one of the threads, once one is free.
+
+        Raises:
+            Overloaded: too much text waits already; nothing was queued.
+        """
         if self._pending_bytes + num_bytes > MAX_PENDING_TEXT_BYTES:
             raise Overloaded("the server's tokenizers are busy; try again later", retry_after_s=self._room_s(num_bytes))
         self._pending_bytes += num_bytes
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._encode, texts, num_bytes)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._pending_bytes -= num_bytes
 
@@ -142,7 +156,7 @@ class Tokenizer:
         inputs = [text.first if text.second is None else (text.first, text.second) for text in texts]
         try:
             # Of the ways to encode only the batches release the GIL, without which the event loop would stand still.
-            encodings = self._tokenizer.encode_batch_fast(inputs)
+            encodings = self.backend.encode_batch_fast(inputs)
             return [self._tokens(text, whole) for text, whole in zip(texts, encodings, strict=True)]
         except Exception:
             # `tokenizers` has no exception class of its own.
@@ -161,7 +175,7 @@ class Tokenizer:
         ids, type_ids = whole.ids, whole.type_ids
         if len(ids) > text.max_tokens:
             # A limit below the number of special tokens is one that no text can be cut to.
-            num_special = self._tokenizer.num_special_tokens_to_add(text.second is not None)
+            num_special = self.backend.num_special_tokens_to_add(text.second is not None)
             if not text.truncate or num_special > text.max_tokens:
                 return InvalidRequest(
                     f"text has {len(ids)} tokens, the task's limit is {text.max_tokens}; "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from adamix.backbones.backbone import Backbone
 from adamix.errors import DataLoss, InternalError
+from adamix_kernels import native
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.request import Request
 from adamix_server.engine.residency.host_cache import HostCache
@@ -46,11 +48,17 @@ class Readers(Executor):
 class World:
     """A loader over a real bank. A read fails where the test says so."""
 
-    def __init__(self, backbone: Backbone, packed: list[PackedAdapter], *, has_arena: bool) -> None:
+    def __init__(
+        self, backbone: Backbone, packed: list[PackedAdapter], *, has_arena: bool, with_records: bool = False
+    ) -> None:
         self.packed = {each.digest: each for each in packed}
         self.broken: set[str] = set()
         self.bank = SlotBank(SLOTS, ARENA, torch.float32, CPU, has_arena=has_arena)
+        if with_records:
+            self.bank.install = partial(self.bank.install, with_records=True)  # type: ignore[method-assign]
         self.runner = ModelRunner(backbone, self.bank)
+        if with_records:
+            self.bank.implementation = "rows"
         if self.bank._arena is not None:
             # What nobody wrote shows in every sum.
             self.bank._arena.fill_(torch.nan)
@@ -102,14 +110,20 @@ def row(slot: int) -> Request:
     return Request.of_tokens(np.arange(2, 12, dtype=np.int32), None, slot)
 
 
-@pytest.mark.parametrize("has_arena", [True, False])
+@pytest.mark.parametrize(("has_arena", "with_records"), [(True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_comes_and_goes_a_slot_shows_one_whole_adapter(
-    seed: int, has_arena: bool, make_backbone: Callable[[], Backbone], make_adapter: MakeRandomAdapter
+    seed: int,
+    has_arena: bool,
+    with_records: bool,
+    make_backbone: Callable[[], Backbone],
+    make_adapter: MakeRandomAdapter,
 ) -> None:
     """Evicted, unloaded, cancelled while they are read, unreadable: nobody sees of them what is another's."""
+    if with_records and native.load() is None:
+        pytest.skip("the native kernels were not built, or are turned off")
     packed = [pack(make_adapter(n, **KINDS[n % len(KINDS)]), torch.float32) for n in range(8)]
-    world = World(make_backbone(), packed, has_arena=has_arena)
+    world = World(make_backbone(), packed, has_arena=has_arena, with_records=with_records)
     random, digests = np.random.default_rng(seed), [each.digest for each in packed]
     holds: list[Hold] = []
     expected = {each.digest: alone(make_backbone(), each) for each in packed}

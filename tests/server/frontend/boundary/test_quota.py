@@ -31,6 +31,7 @@ from adamix_testing.harness import Harness, serving
 from adamix_testing.refusals import details, failure, refusal, status_of
 
 PREDICT = "/adamix.v1.InferenceService/Predict"
+GENERATE = "/adamix.v1.InferenceService/Generate"
 STREAM = "/adamix.v1.InferenceService/PredictStream"
 REGISTER = "/adamix.v1.AdapterService/RegisterAdapter"
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -136,6 +137,22 @@ async def test_input_tokens_are_a_debt_beyond_the_burst_and_the_refusal_says_for
     # What was not admitted after all costs nothing.
     quota.refund("acme", 100)
     await quota.charge("acme", 1)
+
+
+async def test_who_is_in_debt_with_tokens_begins_nothing_that_costs_such(books: Books) -> None:
+    enter = books.quota.enter
+    books.limits["acme"] = Quotas(generated_tokens_per_s=10)
+    async with books.quota.reserved("acme", 30) as reservation:
+        reservation.made(30)
+    assert (await books.refused(enter(GENERATE, "acme"))).reason == "QUOTA_GENERATED_TOKENS_PER_S"
+    await enter(PREDICT, "acme")
+    await enter(STREAM, "acme")
+    books.clock.now += 2.1
+    await enter(GENERATE, "acme")
+    books.limits["acme"] = Quotas(input_tokens_per_s=10)
+    await books.quota.charge("acme", 30)
+    for method in (GENERATE, PREDICT):
+        assert (await books.refused(enter(method, "acme"))).reason == "QUOTA_INPUT_TOKENS_PER_S"
 
 
 async def test_registrations_of_a_minute_may_come_at_once(books: Books) -> None:

@@ -72,7 +72,7 @@ def test_nothing_is_made_of_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.
     """The library joins each piece that it cuts off one text with each of the other: seconds for one pair of texts."""
     (tmp_path / "tokenizer.json").write_text(backbone.export_tokenizer("minilm"), encoding="utf-8")
     server = Tokenizer(tmp_path / "tokenizer.json", threads=1)
-    library, made = server._tokenizer, []
+    library, made = server.backend, []
 
     class Watched:
         def __getattr__(self, name: str) -> Any:
@@ -82,7 +82,7 @@ def test_nothing_is_made_of_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.
             made.extend(library.encode_batch_fast(inputs))
             return made
 
-    monkeypatch.setattr(server, "_tokenizer", Watched())
+    monkeypatch.setattr(server, "backend", Watched())
     long = "hello " * 500
     (tokens,) = server.encode([Text(long, long, 128, truncate=True, field="inputs[0]")])
     server.close()

@@ -16,6 +16,7 @@ from adamix.errors import InternalError, InvalidRequest
 from adamix.files.manifest import HeadSpec
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
+from adamix_protos.v1 import adapters_pb2
 from adamix_server.frontend.inference.open_inference import split_bytes
 from adamix_testing import refusals
 from adamix_testing.adapters import MakeAdapter
@@ -314,6 +315,21 @@ async def test_classes_by_name_as_triton_writes_them(
     assert list(answer.outputs[0].contents.bytes_contents) == [best[0].encode()]
     plain = await stub(harness).ModelInfer(infer(b"w1 w2", outputs=[requested(0)]))
     assert (plain.outputs[0].datatype, list(plain.outputs[0].shape)) == ("FP32", [1, 3])
+
+
+async def test_what_writes_texts_is_no_model_of_the_protocol(start_generating: StartServing, writer: str) -> None:
+    harness = await start_generating()
+    client = stub(harness)
+    assert not (await client.ModelReady(pb.ModelReadyRequest(name="writer"))).ready
+    for asked in (
+        client.ModelInfer(infer(b"abc", model_name="writer")),
+        client.ModelMetadata(pb.ModelMetadataRequest(name="writer", version=writer)),
+    ):
+        code, told, _, message = await failure(asked)
+        assert (code, told) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_HEAD")
+        assert message == "this task generates text; call Generate"
+    task = (await harness.adapters.GetTask(adapters_pb2.GetTaskRequest(task="writer"))).task
+    assert (task.head_type, task.unavailable_reason) == ("causal_lm", "")
 
 
 async def test_ready_follows_the_engine_and_calls_are_counted(

@@ -201,7 +201,7 @@ async def test_the_event_loop_goes_on_while_a_long_text_is_encoded(
 
             return watched
 
-    monkeypatch.setattr(tokenizer, "_tokenizer", Watched(tokenizer._tokenizer))
+    monkeypatch.setattr(tokenizer, "backend", Watched(tokenizer.backend))
     encoding = asyncio.create_task(tokenizer.tokenize([text("w1 " * (21 << 10), truncate=True)] * 8))
     while not encoding.done():
         await asyncio.sleep(0)

@@ -16,12 +16,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from adamix.errors import AdamixError, Code, InvalidAdapter, Unavailable
+from adamix.errors import AdamixError, Code, FailedPrecondition, InvalidAdapter, Unavailable
 from adamix.files.adapter_file import decode, encode
-from adamix.files.manifest import BackboneSpec, Manifest
+from adamix.files.manifest import BackboneSpec, HeadSpec, Manifest
 from adamix.files.tensors import Dtype, TensorData, canonical_json
 from adamix_server.frontend.control import metered_child, validation
 from adamix_server.frontend.control.validation import MAX_CHILDREN, Verdict, validate, validate_async
+from adamix_testing.adapters import adapter_bytes
 
 Stored = Callable[[bytes], Path]
 
@@ -239,6 +240,22 @@ def test_what_a_refusal_quotes_is_printable_and_short(
         validate(stored(valid), spec)
     assert caught.value.message.startswith("a?[31m??x")
     assert len(caught.value.message) == validation.MAX_MESSAGE_CHARS
+
+
+def test_a_cloze_head_on_a_decoder_is_a_precondition_and_no_fault_of_the_file(
+    stored: Stored, spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloze = HeadSpec(
+        type="cloze", pooling="last", num_labels=2, template="{text} It was", verbalizer=(5, 6), id2label=None
+    )
+    file = adapter_bytes(spec, cloze)
+    with pytest.raises(FailedPrecondition, match="cloze head on a decoder") as judged:
+        validation.judge(file, spec)
+    answer = f'{{"type":"_Refusal","reason":"{judged.value.reason}","message":"m","is_valid":true}}'
+    monkeypatch.setattr(validation, "_COMMAND", (sys.executable, "-c", f"print({answer!r})"))
+    with pytest.raises(FailedPrecondition) as refused:
+        validate(stored(file), spec)
+    assert refused.value.reason == "HEAD_UNSUPPORTED"
 
 
 def test_the_child_gets_no_secret_of_the_parents_environment(

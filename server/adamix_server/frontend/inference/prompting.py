@@ -1,0 +1,150 @@
+"""What an answer is written after: the content of a request, and the token ids that it becomes.
+
+Which ids a text or a chat has is `adamix.prompts`' to say, the same as in training; here is where they are made, beside
+the event loop, and how a caller is told of what cannot become ids. Knows neither the engine nor what is generated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData, InvalidRequest
+from adamix.files.manifest import PromptForm
+from adamix.prompts.prompts import Message, Prompts
+from adamix.prompts.vocabulary import Vocabulary
+from adamix.texts import MAX_TEXT_BYTES
+from adamix_protos.v1 import inference_pb2
+from adamix_server.catalog.rows import Writing
+from adamix_server.frontend.inference.generate_fields import check_token_id
+from adamix_server.frontend.inference.tokenization import Text, Tokenizer, Tokens, admit
+from adamix_server.limits.generation import MAX_CHAT_BYTES, MAX_MESSAGES
+
+# Characters encoded on the event loop: as long as the way to a thread and back takes.
+_INLINE_LENGTH = 512
+# What a prompt weighs beside its text among those that wait for a thread.
+_BYTES_PER_PROMPT = 1024
+# Of a source that is not cut: more tokens than a text of the largest size has.
+_WHOLE = 2 * MAX_TEXT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a request brings: a text, messages, or ids. `field` is its name in the request."""
+
+    field: str
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+    tokens: Tokens | None = None
+
+    def likely(self, max_tokens: int) -> Text | None:
+        """A text of about as many tokens; None for ids."""
+        if self.tokens is not None:
+            return None
+        text = self.text or "\n".join(message.content for message in self.messages)
+        return Text(text, None, max_tokens, truncate=False, field=self.field)
+
+
+def read_content(request: inference_pb2.GenerateRequest, vocab_size: int) -> Content:
+    """What a request brings. Raises InvalidRequest: nothing, too much, or a token id that is none."""
+    match request.WhichOneof("content"):
+        case "prompt":
+            return Content("prompt", text=admit(request.prompt, "prompt", truncate=False))
+        case "token_ids":
+            return Content("token_ids", tokens=_ids(request.token_ids.ids, vocab_size))
+        case "chat":
+            return Content("chat", messages=_messages(request.chat.messages))
+        case _:
+            raise InvalidRequest("there is no prompt, chat or token_ids", reason="TEXT_EMPTY", field="prompt")
+
+
+def _ids(ids: Sequence[int], vocab_size: int) -> Tokens:
+    if not ids:
+        raise InvalidRequest("token_ids is empty", reason="TEXT_EMPTY", field="token_ids")
+    values = tuple(ids)
+    if min(values) < 0 or max(values) >= vocab_size:
+        for value in values:
+            check_token_id(value, vocab_size, "token_ids")
+    return _tokens(values)
+
+
+def _messages(messages: Sequence[inference_pb2.ChatMessage]) -> tuple[Message, ...]:
+    field = "chat.messages"
+    if not 1 <= len(messages) <= MAX_MESSAGES:
+        raise InvalidRequest(
+            f"a chat has 1 to {MAX_MESSAGES} messages, not {len(messages)}", reason="CHAT_INVALID", field=field
+        )
+    num_bytes = 0
+    for index, message in enumerate(messages):
+        if not message.role:
+            raise InvalidRequest("a message needs a role", reason="CHAT_INVALID", field=f"{field}[{index}].role")
+        num_bytes += len(message.role.encode()) + len(message.content.encode())
+        if num_bytes > MAX_CHAT_BYTES:
+            raise InvalidRequest(
+                f"a chat has up to {MAX_CHAT_BYTES >> 10} KiB of text", reason="TEXT_TOO_LARGE", field=field
+            )
+    return tuple(Message(message.role, message.content) for message in messages)
+
+
+class Prompting:
+    """Makes the ids of prompts.
+
+    Args:
+        tokenizer: whose threads are used.
+        prompts: what ids are.
+        vocabulary: of the same backbone.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompts: Prompts, vocabulary: Vocabulary) -> None:
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._vocabulary = vocabulary
+
+    def ends(self, content: Content, writing: Writing) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return self._vocabulary.ends("chat" if content.messages else writing.prompt_form)
+
+    async def tokens(self, content: Content, writing: Writing) -> Tokens:
+        """The ids of a prompt.
+
+        Raises:
+            InvalidRequest: no token comes of it, or the chat template refuses it.
+            FailedPrecondition: there is no chat template (`NO_CHAT_TEMPLATE`), or none that can be used
+                (`CHAT_TEMPLATE_INVALID`).
+            Overloaded: too much text waits already.
+        """
+        if content.tokens is not None:
+            return content.tokens
+        form: PromptForm = "chat" if content.messages else writing.prompt_form
+        if form == "chat" and writing.chat_template is None and self._vocabulary.chat_template is None:
+            raise FailedPrecondition(
+                "neither this task nor the backbone has a chat template; send a prompt or token_ids",
+                reason="NO_CHAT_TEMPLATE",
+            )
+        num_bytes = len(content.text) + sum(len(message.content) for message in content.messages)
+        if form != "chat" and num_bytes <= _INLINE_LENGTH:
+            ids = self._ids(content, form, writing)
+        else:
+            weight = _BYTES_PER_PROMPT + 4 * num_bytes
+            ids = await self._tokenizer.run(lambda: self._ids(content, form, writing), weight)
+        if not ids:
+            raise InvalidRequest("the tokenizer makes no token of it", reason="TEXT_EMPTY", field=content.field)
+        return _tokens(ids)
+
+    def _ids(self, content: Content, form: PromptForm, writing: Writing) -> tuple[int, ...]:
+        try:
+            if form == "source":
+                return self._prompts.source(content.text, _WHOLE).ids
+            if form == "text":
+                return self._prompts.text(content.text)
+            messages = content.messages or (Message("user", content.text),)
+            return self._prompts.chat(messages, writing.chat_template)
+        except InvalidConfig as error:
+            reason = "CHAT_TEMPLATE_INVALID" if form == "chat" else error.reason
+            raise FailedPrecondition(error.message, reason=reason) from None
+        except InvalidData as error:
+            raise InvalidRequest(error.message, reason="CHAT_INVALID", field=content.field) from None
+
+
+def _tokens(ids: Sequence[int]) -> Tokens:
+    return Tokens(np.asarray(ids, dtype="<i4").tobytes())
