@@ -9,6 +9,7 @@ Knows neither tokens nor requests.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -95,7 +96,7 @@ class ChatRenderer:
         self._lock = threading.Lock()
         self._lock_of_resting = threading.Lock()
         self._child: _Child | None = None
-        self._resting: OrderedDict[str, _Resting] = OrderedDict()
+        self._resting: OrderedDict[bytes, _Resting] = OrderedDict()
 
     def render(
         self,
@@ -124,12 +125,13 @@ class ChatRenderer:
             "add_generation_prompt": True,
         }
         order: sandbox.Order = {"template": _sized(template), "variables": variables}
-        resting = None if is_own else self._resting.get(template)
+        name = hashlib.blake2b(template.encode(errors="surrogatepass")).digest()
+        resting = None if is_own else self._resting.get(name)
         if resting is not None and resting.until > time.monotonic():
             raise _error(resting.answer)
         answer = self._ask(order)
         if not is_own:
-            self._take_note(template, answer)
+            self._take_note(name, answer)
         if answer.text is None:
             raise _error(answer)
         return answer.text
@@ -145,15 +147,15 @@ class ChatRenderer:
         with self._lock:
             self._end()
 
-    def _take_note(self, template: str, answer: _Answer) -> None:
+    def _take_note(self, name: bytes, answer: _Answer) -> None:
         """Of what a template has taken: each time in a row that it is too much, it rests for twice as long."""
         with self._lock_of_resting:
-            known = self._resting.pop(template, None)
+            known = self._resting.pop(name, None)
             if answer.problem not in _COSTLY:
                 return
             times = 0 if known is None else known.times + 1
             rest_s = min(REST_S * 2.0 ** min(times, 9), MAX_REST_S)
-            self._resting[template] = _Resting(time.monotonic() + rest_s, answer, times)
+            self._resting[name] = _Resting(time.monotonic() + rest_s, answer, times)
             if len(self._resting) > MAX_RESTING:
                 self._resting.popitem(last=False)
 

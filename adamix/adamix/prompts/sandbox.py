@@ -38,10 +38,10 @@ from jinja2.utils import Namespace
 # CPU seconds: how long after a limit the process is ended, and between the exceptions until then.
 _GRACE_S = 0.05
 _AGAIN_S = 0.01
-# Beyond what the process has when it begins: compiling 64 KiB takes about 20 MiB, and texts are copied a few times.
-_MEMORY_BYTES = 128 << 20
+# Beyond what the process has when it begins. A compiled template takes up to 400 times the memory of its text.
+_MEMORY_BYTES = 256 << 20
 _MAX_COMPILED = 64
-_MAX_COMPILED_LENGTH = 512 << 10
+_MAX_COMPILED_LENGTH = 256 << 10
 _MAX_DETAIL = 200
 _LENGTH_BYTES = 4
 # Of Linux: pages of memory that this process has.

@@ -1,10 +1,12 @@
-"""Every way of generating, in turns on the same requests, at each concurrency."""
+"""Every way of generating, in turns on the same requests, at each concurrency; then a server's callers by chance."""
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from adamix.backbones import backbone as backbones
@@ -19,7 +21,7 @@ from adamix_bench.generation.report import Cell, Report
 from adamix_bench.generation.served import Served
 from adamix_bench.generation.settings import BF16, CONTINUOUS, FLOOR, FP32, PLAIN, SERVED, Settings
 from adamix_bench.generation.turns import Turn, timed
-from adamix_bench.generation.workload import Workload
+from adamix_bench.generation.workload import MEAN_TOKENS, Workload
 from adamix_bench.measure import in_turns
 
 Say = Callable[[str], None]
@@ -28,6 +30,8 @@ Say = Callable[[str], None]
 _MOST_ONE_BY_ONE = 2
 # What each way does before it is timed: so many requests, of so many tokens.
 _WARM_REQUESTS, _WARM_TOKENS = 4, 4
+# Texts of the open loop, and the share of what was written for the largest round that they ask for.
+_ARRIVALS, _LOAD = 48, 0.6
 # Of the largest round, beside none and one for each request.
 _FEWER_ADAPTERS = (1, 8)
 
@@ -79,6 +83,10 @@ def measure(settings: Settings, report: Report, say: Say) -> None:
             found = in_turns(runs, settings.repetitions, keep)
             report.enter(found)
             report.same_texts(found)
+        if ways.served is not None:
+            say(f"{_ARRIVALS} texts that come by themselves")
+            with _attempt(report, "open loop", say):
+                _open_loop(ways.served, backbone.spec.vocab_size, settings, report)
 
 
 @contextmanager
@@ -142,6 +150,17 @@ def _warmed(run: Callable[[Workload], Turn], warm: Workload, workload: Workload)
     """The first call, which does not count, is another one."""
     waiting = [warm]
     return lambda: run(waiting.pop() if waiting else workload)
+
+
+def _open_loop(served: Served, vocab_size: int, settings: Settings, report: Report) -> None:
+    """Texts at random times, fewer than the server has just shown that it can write."""
+    most = max(settings.concurrency)
+    turns = report.turns[Cell(SERVED, most, most)]
+    rate = _LOAD * statistics.median(turn.tokens_per_s for turn in turns) / MEAN_TOKENS
+    random = np.random.default_rng([settings.seed, _ARRIVALS])
+    due_s = np.cumsum(random.exponential(1 / rate, _ARRIVALS)).tolist()
+    waited = served.arrive(Workload.draw(_ARRIVALS, vocab_size, settings.seed), due_s)
+    report.enter_open_loop(rate, waited.first_token_s, waited.inter_token_s)
 
 
 @contextmanager

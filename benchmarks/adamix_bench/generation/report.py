@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 
@@ -20,6 +21,7 @@ FORMAT = "adamix-bench-generation/1"
 _OVER_CONTINUOUS = {1: 1.2, 8: 1.7, 32: 2.2, 64: 3.3}
 _ADAPTERS, _MOST_ADAPTERS = 0.85, 64
 _SERVED = 0.95
+_PERCENTILES = (50, 90, 99)
 
 
 class Cell(NamedTuple):
@@ -36,6 +38,7 @@ class Report:
 
     Attributes:
         turns: those that count, of each cell.
+        open_loop: how long callers of a server waited for tokens who came by chance.
         equal: by concurrency, the share of requests that the engine gives the text that transformers gives them.
         facts: what else a reader of the numbers needs.
         failures: ways that could not be measured, with the reason.
@@ -46,6 +49,7 @@ class Report:
     machine: dict[str, Any]
     command: Sequence[str]
     turns: dict[Cell, list[Turn]] = field(default_factory=dict)
+    open_loop: dict[str, Any] = field(default_factory=dict)
     equal: dict[int, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -66,6 +70,15 @@ class Report:
                 same = [list(mine) == list(other) for mine, other in pairs]
                 self.equal[cell.concurrency] = sum(same) / len(same)
 
+    def enter_open_loop(self, rate: float, first_token_s: Sequence[float], inter_token_s: Sequence[float]) -> None:
+        """Texts a second that were asked for, the waits for the first token of each, and those between tokens."""
+        waits = {"first_token_s": first_token_s, "inter_token_s": inter_token_s}
+        percentiles = {
+            name: {f"p{percent}": float(np.percentile(values, percent)) for percent in _PERCENTILES}
+            for name, values in waits.items()
+        }
+        self.open_loop = {"texts_per_s": rate, "texts": len(first_token_s), **percentiles}
+
     @property
     def goals(self) -> list[Goal]:
         return [
@@ -81,6 +94,7 @@ class Report:
             "machine": {**self.machine, "load_average_at_the_end": os.getloadavg()[0]},
             "rows": [self._row(cell) for cell in self.turns],
             "goals": [goal.to_json() for goal in self.goals],
+            "open_loop": self.open_loop,
             "equal": {"same_texts": {str(concurrency): share for concurrency, share in self.equal.items()}},
             "facts": self.facts,
             "failures": self.failures,
@@ -93,7 +107,8 @@ class Report:
         return document
 
     def tables(self) -> Group:
-        return Group(self._table(), reports.goals_table(self.goals))
+        parts = [self._table(), reports.goals_table(self.goals)]
+        return Group(*parts, *([self._waits_table()] if self.open_loop else []))
 
     def _of(self, concurrency: int) -> list[Goal]:
         plain = Cell(FP32, concurrency)
@@ -145,6 +160,13 @@ class Report:
             row["ratio"] = self._over(cell, continuous).median
             row["cpu_ratio"] = self._over(cell, continuous, on_processors=True).median
         return row
+
+    def _waits_table(self) -> Table:
+        texts, rate = self.open_loop["texts"], self.open_loop["texts_per_s"]
+        table = Table(f"{texts} texts, {rate:.2f} a second", *(f"p{percent} ms" for percent in _PERCENTILES))
+        for name, what in (("first_token_s", "to the first token"), ("inter_token_s", "between tokens")):
+            table.add_row(what, *(f"{1e3 * value:,.0f}" for value in self.open_loop[name].values()))
+        return table
 
     def _table(self) -> Table:
         table = Table("way", "at once", "adapters", "tokens/s", "min..max", "ratio", "tokens/CPU s", "ratio")

@@ -6,8 +6,9 @@ A server finds prompts that it has computed before, which the other ways do not:
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,21 @@ from adamix_server.local_server import LocalServer
 
 _MIB = 1 << 20
 _TIMEOUT_S = 600.0
+# Until the first text of an open loop is due.
+_HEAD_START_S = 0.1
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """How long callers waited, in seconds.
+
+    Attributes:
+        first_token_s: of each text, from the time at which it was due.
+        inter_token_s: between one message with tokens and the next.
+    """
+
+    first_token_s: Sequence[float]
+    inter_token_s: Sequence[float]
 
 
 class Served:
@@ -78,6 +94,15 @@ class Served:
         self._runs += 1
         return asyncio.run(self._generate(workload, num_adapters))
 
+    def arrive(self, workload: Workload, due_s: Sequence[float]) -> Arrivals:
+        """Ask for each text when it is due, in seconds from the start, whether or not others are written by then.
+
+        Raises:
+            Unavailable: one is not written.
+        """
+        self._runs += 1
+        return asyncio.run(self._arrive(workload, due_s))
+
     async def _generate(self, workload: Workload, num_adapters: int) -> Texts:
         async with grpc.aio.insecure_channel(self._address) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -91,6 +116,14 @@ class Served:
     async def _text(
         self, stub: inference_pb2_grpc.InferenceServiceStub, task: str, prompt: Sequence[int], new_tokens: int
     ) -> list[int]:
+        ids: list[int] = []
+        async for answer in self._answers(stub, task, prompt, new_tokens):
+            ids += answer.token_ids
+        return ids
+
+    async def _answers(
+        self, stub: inference_pb2_grpc.InferenceServiceStub, task: str, prompt: Sequence[int], new_tokens: int
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         first = (prompt[0] + self._runs) % self._spec.vocab_size
         request = inference_pb2.GenerateRequest(
             task=task,
@@ -99,10 +132,30 @@ class Served:
             ignore_eos=True,
             return_token_ids=True,
         )
-        ids: list[int] = []
         try:
             async for answer in stub.Generate(request, timeout=_TIMEOUT_S):
-                ids += answer.token_ids
+                yield answer
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"a text of the server's was not written: {error.code().name}") from None
-        return ids
+
+    async def _arrive(self, workload: Workload, due_s: Sequence[float]) -> Arrivals:
+        firsts: list[float] = []
+        gaps: list[float] = []
+
+        async def follow(place: int) -> None:
+            loop = asyncio.get_running_loop()
+            due = started + due_s[place]
+            await asyncio.sleep(due - loop.time())
+            last = due
+            task = task_name(place % len(self._adapters))
+            async for answer in self._answers(stub, task, workload.prompts[place], workload.new_tokens[place]):
+                if answer.token_ids:
+                    now = loop.time()
+                    (firsts if last == due else gaps).append(now - last)
+                    last = now
+
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            started = asyncio.get_running_loop().time() + _HEAD_START_S
+            await asyncio.gather(*map(follow, range(len(workload))))
+        return Arrivals(firsts, gaps)

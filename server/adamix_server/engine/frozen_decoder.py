@@ -2,7 +2,8 @@
 
 The model stays the one of transformers; only leaves of its tree are exchanged: linears for packed ones, RMS norms and
 the products of gated feed-forwards for one pass in C, and rotary angles for a table of them. What computes something
-else than the part it would replace stays out. The runner compares the result with the untouched model when it starts.
+else than the part it would replace stays out. The runner compares the result with the untouched model when it starts:
+this is where whole layers of other code would be put in, too, held to the same comparison.
 
 With all of this a row has the same bits whatever shares its step: a packed product, the kernels in C and the table give
 them by row. What torch computes over all rows at once does not.

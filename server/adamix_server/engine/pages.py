@@ -87,6 +87,10 @@ class Pages:
     def is_idle(self, page: int) -> bool:
         return page in self._idle
 
+    def is_shared(self, page: int) -> bool:
+        """Whether there is more than one reference to it."""
+        return self._references[page] > 1
+
     def take(self) -> int:
         """A page with one reference and no content; the last resort is an idle one. Raises InternalError if none is
         available."""

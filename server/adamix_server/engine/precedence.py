@@ -3,9 +3,10 @@
 A tenant's *share* is what its weight is among all of its class that want something now. Nobody has to keep to it while
 nobody else wants more; but who has less than others gets its part from them at once, not when their texts have ended.
 
-What gives way is computed again later. It is the youngest of its tenant, and never the oldest of all, which so comes to
-its end whatever else happens; then another one is the oldest. After who took a seat has it, nobody has less of them
-than who gave it up: no seat goes to and fro. With one seat each, tenants take turns in them instead.
+What gives way is computed again later. It is the youngest of its tenant, and never the oldest that runs. (All younger
+ones give way to one that is older and was passed over for long; see `step.py`. So the oldest request of all always
+comes to its end, and then another one is the oldest.) After who took a seat has it, nobody has less of them than who
+gave it up: no seat goes to and fro. With one seat each, tenants take turns in them instead.
 """
 
 from collections.abc import Callable

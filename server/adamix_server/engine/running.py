@@ -8,8 +8,10 @@ import bisect
 from collections import Counter
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Ordered
+from itertools import takewhile
 
 from adamix_server.engine.pages import Pages, first_key, next_key
+from adamix_server.engine.request import Request
 from adamix_server.engine.sequence import Sequence
 
 
@@ -71,6 +73,10 @@ class Running:
             if sequence.request.row.tenant == tenant and (sequence.params is not None or not has_seat):
                 return sequence
         return None
+
+    def younger(self, request: Request) -> Iterator[Sequence]:
+        """Those that came after a request, youngest first."""
+        return takewhile(lambda each: each.request.number > request.number, reversed(self._sequences))
 
     def add(self, sequence: Sequence, found: Ordered[int]) -> None:
         """It runs from now on, and shares the pages in which its first tokens were `found`."""

@@ -7,12 +7,16 @@ by their counters alone, and changes none of them: what came out of a step is th
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from adamix_server.engine.fair import MISSES, MOST_PASSED, FairQueue
+from adamix_server.engine.fair import MISSES, FairQueue
 from adamix_server.engine.precedence import Precedence
 from adamix_server.engine.prompt_turns import PromptTurns
 from adamix_server.engine.request import Request, Status
 from adamix_server.engine.running import Running
 from adamix_server.engine.sequence import Sequence, Work
+
+# In how many steps a request within its tenant's share may find too few pages. Then all that came after it gives way;
+# not sooner, since what those have computed may have to be computed again.
+MOST_PASSED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,6 @@ class Step:
         self._has_denied = False
         # So many pages are too many for one that would stay within its share.
         self._scarce_pages = self._pages.count
-        # Nobody new is let in, so that one that was passed over for long finds pages.
-        self._is_closed = False
 
     def works(self) -> list[Work]:
         """Grouped by adapter, in the order in which the step came to them."""
@@ -159,7 +161,7 @@ class Step:
         """Begin with a request, if it finds a seat and pages. How many tokens the step computes of it."""
         row, running, pages = request.row, self._running, self._pages
         is_text = row.generate is not None
-        if self._is_closed or (is_text and not self._may_sit(request, is_beyond=is_beyond)):
+        if is_text and not self._may_sit(request, is_beyond=is_beyond):
             return 0
         if not self._can_take(row.digest):
             return 0
@@ -173,7 +175,7 @@ class Step:
         # What gave way before is to come to its end now: so it has pages for all of it.
         reach = sequence.num_tokens if sequence.preemptions else num_found + num_new
         num_pages = pages.needed(reach) - len(found) + sum(map(pages.is_idle, found))
-        if not self._may_have(request, num_pages, is_beyond=is_beyond):
+        if not self._may_have(request, num_pages, found, is_beyond=is_beyond):
             return 0
         if is_text and running.num_seats >= running.max_seats:
             if (giver := self._precedence.seat_giver(row.tenant)) is None:
@@ -202,8 +204,8 @@ class Step:
         most = self._bounds.adapters
         return most is None or not digest or bool(running.tenants_of(digest)) or running.num_adapters < most
 
-    def _may_have(self, request: Request, num_pages: int, *, is_beyond: bool) -> bool:
-        """Whether a request may have so many pages now; if so, they are there."""
+    def _may_have(self, request: Request, num_pages: int, found: Collection[int], *, is_beyond: bool) -> bool:
+        """Whether a request may have so many pages beside those it has `found`; if so, they are there."""
         tenant = request.row.tenant
         is_within = self._precedence.is_within_pages(tenant, num_pages)
         if not is_within and not is_beyond:
@@ -217,7 +219,7 @@ class Step:
         if is_within:
             self._scarce_pages = min(self._scarce_pages, num_pages)
             request.passed += 1
-            self._is_closed = self._is_closed or request.passed > MOST_PASSED
+            return request.passed > MOST_PASSED and self._take_from_younger(request, num_pages, found)
         return False
 
     def _can_take(self, digest: str) -> bool:
@@ -241,6 +243,22 @@ class Step:
                 return False
             if (giver := self._precedence.page_giver(tenant, lacking)) is None:
                 return False
+            self._give_way(giver)
+        return True
+
+    def _take_from_younger(self, request: Request, num_pages: int, found: Collection[int]) -> bool:
+        """Pages for one that was passed over for long, from those that came after it, if they have enough."""
+        lacking = num_pages + len(self._running) - self._pages.num_available
+        givers: list[Sequence] = []
+        for sequence in self._running.younger(request):
+            if lacking <= 0:
+                break
+            givers.append(sequence)
+            # What it has found is not to be taken, and what others have, too, does not become free.
+            lacking -= 1 + sum(page not in found and not self._pages.is_shared(page) for page in sequence.pages)
+        if lacking > 0:
+            return False
+        for giver in givers:
             self._give_way(giver)
         return True
 

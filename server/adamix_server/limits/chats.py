@@ -24,7 +24,7 @@ chapter.said(
     proof=_PROOF + "test_texts_of_the_largest_size_are_made",
 )
 chapter.said(
-    "CPU time of a chat template for one chat, and 128 MiB of memory",
+    "CPU time of a chat template for one chat, and 256 MiB of memory",
     f"{round(1000 * RENDER_S)} ms",
     Code.INVALID_ARGUMENT,
     "CHAT_INVALID",
@@ -42,7 +42,7 @@ chapter.said(
 )
 chapter.said(
     "chat templates that a front end keeps compiled",
-    "64, and 512 KiB of text",
+    "64, and 256 KiB of text",
     None,
     note="never an error: those that were used last",
     proof=_PROOF + "test_templates_that_were_used_last_stay_compiled",

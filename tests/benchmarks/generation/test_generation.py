@@ -80,6 +80,7 @@ def test_ratios_are_taken_turn_by_turn_over_continuous_batching(tmp_path: Path) 
         }
     )
     report.same_texts(report.turns)
+    report.enter_open_loop(2.0, [0.1, 0.3], [0.01])
     document = report.save()
     assert json.loads((tmp_path / "generation.json").read_text()) == document
     rows = {(row["way"], row["adapters"]): row for row in document["rows"]}
@@ -87,6 +88,8 @@ def test_ratios_are_taken_turn_by_turn_over_continuous_batching(tmp_path: Path) 
     assert (rows[FP32, 0]["tokens_per_s"], rows[FP32, 0]["ratio"], rows[FP32, 0]["cpu_ratio"]) == (1.5, 3.0, 3.0)
     assert (rows[FP32, 2]["concurrency"], rows[FP32, 2]["ratio"], rows[CONTINUOUS, 0]["ratio"]) == (2, 1.5, 1.0)
     assert document["equal"] == {"same_texts": {"2": 0.5}}
+    assert (document["open_loop"]["texts"], document["open_loop"]["texts_per_s"]) == (2, 2.0)
+    assert document["open_loop"]["first_token_s"]["p50"] == pytest.approx(0.2)
     goals = {goal.name: goal for goal in report.goals}
     assert goals["adapters.2"].measured is not None
     assert goals["adapters.2"].measured.median == 0.5
@@ -153,3 +156,7 @@ def test_a_run_of_all_ways_with_a_server(directory: Path, tmp_path: Path) -> Non
     document = call(*words, "--concurrency", 2, "--only", f"{FP32},{SERVED}")
     assert (SERVED, 2, 2) in {(row["way"], row["concurrency"], row["adapters"]) for row in document["rows"]}
     assert "served.2" in {goal["name"] for goal in document["goals"]}
+    assert document["open_loop"]["texts"] == 48
+    for name in ("first_token_s", "inter_token_s"):
+        waits = document["open_loop"][name]
+        assert 0 < waits["p50"] <= waits["p90"] <= waits["p99"]

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from adamix_server.access.quotas import ServiceClass, Shares
-from adamix_server.engine.fair import MOST_PASSED, FairQueue
+from adamix_server.engine.fair import FairQueue
 from adamix_server.engine.precedence import TURN_TOKENS
 from adamix_server.engine.prompt_turns import MOST_MISSES, PROMPT_TURN
 from adamix_server.engine.request import Request, Status
 from adamix_server.engine.sequence import Work
 from adamix_server.engine.service_classes import BESIDE_TOKENS, ServiceClasses
+from adamix_server.engine.step import MOST_PASSED
 from adamix_testing.paged_texts import FakeDecoder, text_request
 
 SEATS = 64
@@ -241,14 +242,14 @@ def test_prompts_that_are_begun_come_to_their_end_beside_very_many_tenants() -> 
 
 def test_what_needs_more_pages_than_others_is_not_passed_over_for_ever() -> None:
     decoder = FakeDecoder(pages=9, page_tokens=4, budget=64, max_running=8, chunk=64)
-    for number in range(1, 100):
+    for number in range(1, 30 + MOST_PASSED):
         # One page each, and never are all of them idle.
         for more in range(2):
             decoder.add(text_request(number + 1000 * more, [number], 3 + more, tenant=f"t{number % 3}", eos_ids=()))
         decoder.step()
         if number == 20:
             decoder.add(text_request(0, range(32), 1, tenant="large", eos_ids=()))
-        if number > 20 + MOST_PASSED + 8:
+        if number > 20 + MOST_PASSED + 4:
             assert 0 in decoder.texts
     decoder.run()
 

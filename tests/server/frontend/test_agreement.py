@@ -314,7 +314,7 @@ async def test_load_is_what_the_engine_says_and_a_drain_is_passed_on(harness: Ha
     harness.engine.load = said
     load = await harness.server.GetLoad(server_pb2.GetLoadRequest())
     assert {field.name: value for field, value in load.ListFields()} == {
-        name: getattr(said, name) for name in said.__struct_fields__
+        name: getattr(said, name) for name in server_pb2.GetLoadResponse.DESCRIPTOR.fields_by_name
     }
     await harness.server.Drain(server_pb2.DrainRequest())
     await harness.supervisor.expect(DrainWanted)

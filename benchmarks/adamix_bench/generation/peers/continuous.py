@@ -33,7 +33,9 @@ class ContinuousBatching:
 
     def __enter__(self) -> Self:
         # It warns of what it lacks on a CPU.
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        logger = logging.getLogger("transformers")
+        self._stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
         self._manager = self._stack.enter_context(
             self._model.continuous_batching_context_manager(
                 generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),

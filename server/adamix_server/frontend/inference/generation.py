@@ -87,7 +87,7 @@ def open_generation(
     prompts = Prompts(tokenizer.backend, vocabulary, renderer)
     # The first text has its tokenizer made.
     prompts.text("a")
-    prompting = Prompting(tokenizer, prompts, vocabulary)
+    prompting = Prompting(tokenizer, prompts, vocabulary, stages.view.spec.vocab_size)
     return Generation(stages, prompting, Detokenizer(tokenizer.backend), quota, recorder, capacity, renderer.close)
 
 

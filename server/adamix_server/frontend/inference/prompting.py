@@ -93,12 +93,14 @@ class Prompting:
         tokenizer: whose threads are used.
         prompts: what ids are.
         vocabulary: of the same backbone.
+        vocab_size: tokens that the backbone has a row for; a tokenizer may know others.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompts: Prompts, vocabulary: Vocabulary) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompts: Prompts, vocabulary: Vocabulary, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._vocabulary = vocabulary
+        self._vocab_size = vocab_size
 
     def ends(self, content: Content, writing: Writing) -> tuple[int, ...]:
         """The tokens that end an answer."""
@@ -108,7 +110,8 @@ class Prompting:
         """The ids of a prompt.
 
         Raises:
-            InvalidRequest: no token comes of it, or the chat template refuses it.
+            InvalidRequest: no token comes of it, or one that the backbone does not have; or the chat template refuses
+                it.
             FailedPrecondition: there is no chat template (`NO_CHAT_TEMPLATE`), or none that can be used
                 (`CHAT_TEMPLATE_INVALID`).
             Overloaded: too much text waits already.
@@ -129,6 +132,7 @@ class Prompting:
             ids = await self._tokenizer.run(lambda: self._ids(content, form, writing), weight)
         if not ids:
             raise InvalidRequest("the tokenizer makes no token of it", reason="TEXT_EMPTY", field=content.field)
+        check_token_id(max(ids), self._vocab_size, content.field)
         return _tokens(ids)
 
     def _ids(self, content: Content, form: PromptForm, writing: Writing) -> tuple[int, ...]:
@@ -143,7 +147,8 @@ class Prompting:
             reason = "CHAT_TEMPLATE_INVALID" if form == "chat" else error.reason
             raise FailedPrecondition(error.message, reason=reason) from None
         except InvalidData as error:
-            raise InvalidRequest(error.message, reason="CHAT_INVALID", field=content.field) from None
+            reason = "CHAT_INVALID" if form == "chat" else "TOKEN_ID_OUT_OF_RANGE"
+            raise InvalidRequest(error.message, reason=reason, field=content.field) from None
 
 
 def _tokens(ids: Sequence[int]) -> Tokens:

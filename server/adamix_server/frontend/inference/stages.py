@@ -391,6 +391,10 @@ def _lengths(items: Iterable[Item]) -> list[int]:
 def _check_head(version: VersionRow, *, generates: bool) -> None:
     """Raises FailedPrecondition (`WRONG_HEAD`) unless a version answers in this way."""
     kind = version.head.type
+    if kind == "cloze":
+        raise FailedPrecondition(
+            "this task is answered by a word in a template, which this server does not do", reason="WRONG_HEAD"
+        )
     if generates and kind != "causal_lm":
         raise FailedPrecondition("this task does not generate text; call Predict", reason="WRONG_HEAD")
     if not generates and kind not in answers.PREDICT_HEADS:

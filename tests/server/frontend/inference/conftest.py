@@ -17,17 +17,23 @@ from adamix_testing.harness import Harness, StartServing, serving
 from adamix_testing.identities import Callers
 from adamix_testing.manifests import make_spec
 
+DECODER_VOCAB = 300
+
 
 @pytest.fixture(scope="session")
 def decoder_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tokenizer of a decoder, with the other file beside it."""
-    return write_files(tmp_path_factory.mktemp("decoder"), byte_level(["the", " cat", "日本"]))
+    tokenizer = byte_level(["the", " cat", "日本"])
+    # As many as the backbone of these tests has rows for, and one more.
+    tokenizer.add_tokens([f"<more{number}>" for number in range(DECODER_VOCAB - tokenizer.get_vocab_size())])
+    tokenizer.add_tokens(["<far>"])
+    return write_files(tmp_path_factory.mktemp("decoder"), tokenizer)
 
 
 @pytest.fixture(scope="session")
 def decoder_spec(spec: BackboneSpec) -> BackboneSpec:
     """Adapters for the encoder of the other tests fit it."""
-    return make_spec(model_type="gpt2", vocab_size=300, max_tokens=WINDOW)
+    return make_spec(model_type="gpt2", vocab_size=DECODER_VOCAB, max_tokens=WINDOW)
 
 
 @pytest.fixture

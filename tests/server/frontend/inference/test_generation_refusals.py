@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
+from adamix.files.manifest import BackboneSpec, HeadSpec, PromptForm
 from adamix_protos.v1 import inference_pb2 as pb
 from adamix_server.limits.generation import MAX_CHAT_BYTES, MAX_MESSAGES
 from adamix_server.limits.messages import MAX_TEXT_BYTES
@@ -43,6 +44,8 @@ async def test_each_field_is_refused_by_its_name(
     start_generating: StartServing, seed: Seed, make_adapter: MakeAdapter, writer: str
 ) -> None:
     seed("sst2", make_adapter())
+    cloze = HeadSpec(type="cloze", pooling="last", num_labels=2, template="{text} is", verbalizer=(5, 6))
+    seed("cloze", make_adapter(cloze, seed=1))
     harness = await start_generating()
     for fields, told, field in (
         ({"sampling": pb.Sampling(top_p=float("nan"))}, "OUT_OF_RANGE", "sampling.top_p"),
@@ -64,6 +67,7 @@ async def test_each_field_is_refused_by_its_name(
     nothing = await failure(rest_of(harness.inference.Generate(pb.GenerateRequest(task="writer"))))
     assert reason(status_of(nothing)) == "TEXT_EMPTY"
     assert await refused(harness, task="sst2") == (PRECONDITION, "WRONG_HEAD", "")
+    assert await refused(harness, task="cloze") == (PRECONDITION, "WRONG_HEAD", "")
     assert await refused(harness, num_beams=2) == (PRECONDITION, "BEAMS_NOT_SERVED", "")
     assert await refused(harness, chat=chat("x")) == (PRECONDITION, "NO_CHAT_TEMPLATE", "")
     assert await refused(harness, task="nobody") == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "")
@@ -75,6 +79,18 @@ async def test_each_field_is_refused_by_its_name(
         harness.inference.Predict(pb.PredictRequest(inputs=[pb.PredictInput(task="writer", text="abc")]))
     )
     assert (error.code(), reason(status_of(error))) == (PRECONDITION, "WRONG_HEAD")
+
+
+@pytest.mark.parametrize("form", ["source", "text", "chat"])
+async def test_a_token_that_only_the_tokenizer_knows(
+    start_generating: StartServing, seed: Seed, make_adapter: MakeAdapter, form: PromptForm, decoder_spec: BackboneSpec
+) -> None:
+    """The backbone has no row for it: to read one would be to read beyond its end."""
+    seed("writer", make_adapter(WRITER, prompt=form, chat_template="{{ messages[0].content }}"))
+    harness = await start_generating()
+    text = "abc <far>"
+    assert decoder_spec.vocab_size == 300
+    assert await refused(harness, prompt=text) == (INVALID, "TOKEN_ID_OUT_OF_RANGE", "prompt")
 
 
 async def test_a_prompt_and_its_answer_fill_the_window_exactly(start_generating: StartServing, writer: str) -> None:
