@@ -102,6 +102,6 @@ def test_a_thousand_texts_left_at_random(count: int, server: Server, eventually:
         load = client.load()
         assert (load.queued_inputs, load.queued_tokens) == (0, 0)
         assert written(client) == before
-    assert server.metric("adamix_preemptions_total") > 0
+    eventually(lambda: server.metric("adamix_preemptions_total") > 0, "some gave up their pages")
     assert server.child("adamix_server.engine") == engine
     assert server.terminate() == 0
