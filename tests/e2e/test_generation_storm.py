@@ -24,7 +24,7 @@ SOME, MANY = 150, 1_000
 THREADS = 12
 # Half of the tasks have no slot at any moment, and most texts have to give up their pages now and then.
 TASKS, SLOTS = 4, 2
-KV_BYTES = 256 << 10
+KV_BYTES = 64 << 10
 
 
 def storm(server: Server, calls: int, seed: int, ends: Counter[str]) -> None:
