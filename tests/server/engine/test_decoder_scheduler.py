@@ -336,6 +336,22 @@ def test_a_change_of_class_moves_prompts_that_are_begun() -> None:
     assert_nothing_is_left(decoder)
 
 
+def test_a_change_of_class_moves_what_gave_way() -> None:
+    decoder = FakeDecoder(pages=11, page_tokens=4)
+    requests = [text_request(number, [number] * 12, 29, eos_ids=()) for number in range(3)]
+    decoder.add(*requests)
+    while not decoder.scheduler.num_preempted:
+        decoder.step()
+    (waiting,) = (each for each in requests if each.status is Status.QUEUED)
+    decoder.now = 100.0  # the tenant has nothing queued that never ran for long, and is forgotten
+    decoder.scheduler._tenants.forget(decoder.now)
+    decoder.scheduler.set_shares({"t": Shares(service_class="batch")})
+    assert not decoder.scheduler._classes.interactive.is_active
+    decoder.scheduler.end(waiting)
+    decoder.run()
+    assert_nothing_is_left(decoder)
+
+
 def test_a_short_budget_still_gives_every_text_its_token() -> None:
     decoder = FakeDecoder(budget=4, max_running=64, pages=200)
     decoder.add(*(text_request(number, [number, 3], 5, eos_ids=()) for number in range(12)))
