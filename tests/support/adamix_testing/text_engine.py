@@ -126,7 +126,8 @@ class FakeRunner:
                 logits.append(np.eye(VOCABULARY, dtype=np.float32)[state % VOCABULARY] * (1 if is_finite else np.nan))
         return StepResult(torch.from_numpy(np.array(logits, np.float32).reshape(-1, VOCABULARY)), outputs)
 
-    def is_finite_without_adapter(self, _: Request) -> bool:
+    def is_finite_without_adapter(self, _: Request, progress: Callable[[], None]) -> bool:
+        progress()
         return self.is_well_without_adapter
 
     def check_device(self) -> None: ...
