@@ -24,6 +24,7 @@ def assert_nothing_is_left(decoder: FakeDecoder) -> None:
     assert not scheduler._classes.interactive.counters
     assert not scheduler._classes.batch.counters
     assert not any((running.seats, running.page_counts, running._sizes, running._by_digest, running.num_seats))
+    assert not running.text_adapters
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -349,6 +350,19 @@ def test_a_change_of_class_moves_what_gave_way() -> None:
     assert not decoder.scheduler._classes.interactive.is_active
     decoder.scheduler.end(waiting)
     decoder.run()
+    assert_nothing_is_left(decoder)
+
+
+def test_what_heads_answer_counts_not_among_the_adapters_of_texts() -> None:
+    decoder = FakeDecoder(budget=16, chunk=8)
+    decoder.scheduler.max_adapters = 1
+    decoder.add(text_request(0, [1] * 40, None, digest="read"))
+    decoder.step()
+    decoder.add(text_request(1, [2] * 3, 4, digest="written"))
+    for number in range(2, 12):
+        decoder.add(text_request(number, [number] * 40, None, digest="read"))
+    decoder.run()
+    assert decoder.first_step[1] <= decoder.first_step[0] + 1
     assert_nothing_is_left(decoder)
 
 
