@@ -56,9 +56,9 @@ def test_sizes_are_few_and_close() -> None:
 
 def test_sizes_of_steps_are_few_and_never_one() -> None:
     sizes = {padded_step_rows(rows) for rows in range(1, 257)}
-    assert len(sizes) == 22
-    assert min(sizes) == 2
-    assert all(rows <= padded_step_rows(rows) <= max(2, rows + 15) for rows in range(1, 257))
+    assert len(sizes) == 23
+    assert min(sizes) == 4
+    assert all(rows <= padded_step_rows(rows) <= rows + 15 for rows in range(1, 257))
 
 
 @pytest.mark.parametrize("make", [FrozenLinear, Bf16Linear])

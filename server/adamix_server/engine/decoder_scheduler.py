@@ -43,6 +43,8 @@ class DecoderScheduler(RequestQueue):
 
     Attributes:
         max_adapters: how many adapters texts may hold at once; None for any number. Those that run go on.
+        needs_slot: texts begin only if their own hold has a slot. Else those of an adapter that is always asked for
+            would keep one that is closed for others, each holding it for the next.
         num_preempted: how often running sequences gave way.
         num_cached: tokens of prompts that were found computed.
     """
@@ -69,6 +71,7 @@ class DecoderScheduler(RequestQueue):
         # How many requests each tenant has that are answered by a head, and need no seat.
         self._seatless: Counter[str] = Counter()
         self.max_adapters: int | None = None
+        self.needs_slot = False
         self.num_preempted = 0
         self.num_cached = 0
 
@@ -166,7 +169,7 @@ class DecoderScheduler(RequestQueue):
         self._wake(is_ready)
         precedence = Precedence(self._running, self._tenants.shares, self._counter_of, self._weights())
         tokens = self._text_tokens if self._running.num_seats else self._budget(tokens_per_s)
-        bounds = Bounds(tokens, self._text_tokens, self._max_chunk_tokens, self.max_adapters)
+        bounds = Bounds(tokens, self._text_tokens, self._max_chunk_tokens, self.max_adapters, self.needs_slot)
         step = Step(self._running, precedence, bounds, self._prepare, is_ready, self._seatless)
         self._classes.divide(
             lambda queue, limit, _: step.fill(queue, limit),

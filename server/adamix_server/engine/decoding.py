@@ -123,9 +123,11 @@ class Decoding:
 
     def take(self, desk: Desk, rate: TokenRate) -> Step | None:
         adapters = desk.adapters
-        adapters.expect_to_last(self._texts())
+        waiting = adapters.waiting() if adapters.is_blocked else ()
+        adapters.expect_to_last(self._texts(), set(filter(self._is_for_texts, waiting)))
         # A text keeps its slot until it is complete, so texts leave some slots to others that wait for one.
         self.queue.max_adapters = self._most_adapters if adapters.is_blocked else None
+        self.queue.needs_slot = adapters.is_blocked
         works = self.queue.next_step(adapters.is_ready, time.monotonic(), rate.tokens_per_s)
         if not works:
             return None

@@ -27,12 +27,14 @@ class Bounds:
         tokens: in it, and `text_tokens` once there are some of a text.
         chunk_tokens: of one prompt, beside texts that get their next token.
         adapters: that texts hold at once; None for any number.
+        needs_slot: texts begin only if their own hold has a slot.
     """
 
     tokens: int
     text_tokens: int
     chunk_tokens: int
     adapters: int | None
+    needs_slot: bool = False
 
 
 class Step:
@@ -200,6 +202,8 @@ class Step:
             return False
         if not is_beyond and not self._precedence.is_within_seats(tenant):
             self._has_denied = True
+            return False
+        if self._bounds.needs_slot and not request.hold.has_slot:
             return False
         most = self._bounds.adapters
         return most is None or not digest or bool(running.tenants_of(digest)) or running.num_adapters < most

@@ -299,6 +299,19 @@ def test_texts_hold_half_of_the_slots_while_another_adapter_waits() -> None:
     assert all(len(text.tokens) == 100 for text in texts)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_texts_of_an_adapter_that_is_always_asked_for_do_not_keep_others_out(slots: int) -> None:
+    engine = TextEngine(slots=slots, max_running=8, pages=300, resident=("always",))
+    others = []
+    for number in range(300):
+        engine.ask(prompt_of(0), 10, digest="always", eos_ids=[])
+        if number == 20:
+            others = [engine.ask(prompt_of(1), 10, digest=f"other-{each}", eos_ids=[]) for each in range(5)]
+        engine.step()
+    assert all(other.is_over for other in others)
+    engine.settle()
+
+
 def test_texts_have_all_slots_while_nothing_waits_for_one() -> None:
     engine = TextEngine(slots=4, max_running=8, pages=300)
     texts = [engine.ask(prompt_of(number), 100, digest=f"text-{number}", eos_ids=[]) for number in range(4)]

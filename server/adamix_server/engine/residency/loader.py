@@ -67,8 +67,9 @@ class AdapterLoader:
         self._wanted: set[str] = set()
         # Unloaded while they were read.
         self._unwanted: set[str] = set()
-        # Their slots stay held for long.
+        # Those whose slots stay held for long, and those that will hold theirs for long once they have one.
         self._lasting: Collection[str] = ()
+        self._will_last: Collection[str] = ()
         self.is_blocked = False
 
     def hold(self, digest: str) -> Hold:
@@ -231,9 +232,13 @@ class AdapterLoader:
         """The adapters whose slots requests hold, but for those that are pinned; least recently used first."""
         return [slot.digest for slot in self._slots if slot.holds and slot.digest not in self._pinned]
 
-    def expect_to_last(self, digests: Collection[str]) -> None:
-        """These are held for long. To close their slots makes no room soon, so others are closed before them."""
-        self._lasting = digests
+    def expect_to_last(self, held: Collection[str], wanted: Collection[str]) -> None:
+        """Some adapters are held for long, and some that are waited for will be.
+
+        To close the slots of the first makes no room soon, so for others than the second they are closed last. For the
+        second they are closed first: those wait for the end of the first, also where they have a slot already.
+        """
+        self._lasting, self._will_last = held, wanted
 
     def give_way(self, hold: Hold) -> None:
         """Let a hold wait for a slot again. One that nobody holds any more is the first to be evicted."""
@@ -266,7 +271,7 @@ class AdapterLoader:
                 )
             elif has_room and not self._activate(digest, packed):
                 # Those behind wait, too, or a large adapter would never find room; but their files may be read.
-                self._slots.close_one(self._lasting)
+                self._slots.close_one(self._spared(digest))
                 has_room = False
         self.is_blocked = not has_room
         self._try_wanted(failed, has_room=has_room)
@@ -290,6 +295,12 @@ class AdapterLoader:
         if len(self._reading) >= 2 * _READERS:
             return False
         return not self._arrived or sum(p.num_bytes for p in self._arrived.values()) < self._cache.capacity_bytes
+
+    def _spared(self, digest: str) -> Collection[str]:
+        """Whose slots are closed last for an adapter that waits."""
+        if digest in self._will_last:
+            return {slot.digest for slot in self._slots} - set(self._lasting)
+        return self._lasting
 
     def _is_shut_out(self, digest: str, packed: PackedAdapter | None) -> bool:
         """Whether the pinned adapters lie so that this one would wait for ever."""

@@ -7,8 +7,7 @@ microseconds. Slot 0 is the identity and is never handed out.
     ready(digest)           LOADING -> READY
     hold / release          a request that is queued or running has one hold; a slot that is held is never evicted
     drop(digest)            LOADING or READY -> FREE
-    close_one()             no victim left? the least recently used slot takes no new holds and becomes one; of those
-                            that will be held for long only where there is no other
+    close_one()             no victim left? the least recently used slot takes no new holds and becomes one
     pin / unpin             by an operator: never closed, at most half of the slots and half of the arena
 """
 
@@ -164,19 +163,18 @@ class Slots:
         self._extents.release(slot.offset, slot.num_bytes)
         self._free_indices.append(slot.index)
 
-    def close_one(self, lasting: Collection[str] = ()) -> None:
+    def close_one(self, spared: Collection[str] = ()) -> None:
         """Stop the least recently used slot from taking new holds, unless one is closing already.
 
         Without this, adapters in constant use would keep a waiting one out for ever.
 
         Args:
-            lasting: adapters that are held for long: another slot is closed, also beside one of theirs, if there is
-                another.
+            spared: adapters whose slots are closed only if there are no others; nor do those count as closing.
         """
         slots = [slot for slot in self if slot.state is SlotState.READY and not slot.pinned]
-        soon = [slot for slot in slots if slot.digest not in lasting] or slots
-        if soon and not any(slot.closing for slot in soon):
-            soon[0].closing = True
+        first = [slot for slot in slots if slot.digest not in spared] or slots
+        if first and not any(slot.closing for slot in first):
+            first[0].closing = True
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether `reserve` would find a slot now, by evicting nothing that is held."""

@@ -99,23 +99,23 @@ class TestEviction:
         assert slot is not None
         assert [s.digest for s in evicted] == ["a"]
 
-    def test_slots_that_are_held_for_long_are_closed_last(self) -> None:
+    def test_slots_that_are_spared_are_closed_last(self) -> None:
         slots = filled("a", "b")
         for digest in "ab":
             slots.hold(digest)
-        slots.close_one(lasting={"a"})
+        slots.close_one(spared={"a"})
         assert slots.hold("a") is not None
         assert slots.hold("b") is None
-        # One that is held for long by now makes no room, so another one closes beside it.
-        slots.close_one(lasting={"b"})
+        # One that is spared by now does not count, so another one closes beside it.
+        slots.close_one(spared={"b"})
         assert slots.hold("a") is None
 
-    def test_where_all_are_held_for_long_the_least_recently_used_one_is_closed(self) -> None:
+    def test_where_all_are_spared_the_least_recently_used_one_is_closed(self) -> None:
         slots = filled("a", "b")
         for digest in "ab":
             slots.hold(digest)
-        slots.close_one(lasting={"a", "b"})
-        slots.close_one(lasting={"a", "b"})
+        slots.close_one(spared={"a", "b"})
+        slots.close_one(spared={"a", "b"})
         assert slots.hold("a") is None
         assert slots.hold("b") is not None
 
