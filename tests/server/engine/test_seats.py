@@ -93,9 +93,10 @@ class Small:
         arrived, self.inbox = self.inbox, []
         return arrived
 
-    def _send(self, _: bytes, frame: Any) -> None:
+    def _send(self, _: bytes, frame: Any) -> bool:
         events: list[Event] = frame.events
         self.answered += [event.id for event in events if event.error is None]
+        return True
 
 
 @pytest.mark.parametrize("adapters", [SLOTS + 1, 10 * SLOTS])
