@@ -18,6 +18,8 @@ from adamix_server.frontend import endpoint
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.bounds import BOUNDS
 from adamix_server.limits.calls import SLOW_READER_S
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
 from adamix_testing.generating import (
     ask,
@@ -157,6 +159,27 @@ async def test_tokens_that_were_not_generated_are_given_back(start_generating: S
     await rest_of(call)
     harness.engine.hold = False
     assert await refusal(rest_of(harness.inference.Generate(request()))) == (EXHAUSTED, "QUOTA_GENERATED_TOKENS_PER_S")
+
+
+async def test_a_text_that_there_is_no_room_for_costs_nothing(
+    start_generating: StartServing, seed: Seed, make_adapter: MakeAdapter, writer: str
+) -> None:
+    def prepare(engine: FakeEngine) -> None:
+        holding_decoder(engine)
+        engine.credit = (60, 10)
+
+    seed("sst2", make_adapter())
+    harness = await start_generating(
+        prepare=prepare, settings=FrontEndSettings(default_quotas={"input_tokens_per_s": 30, "burst_s": 1})
+    )
+    before = room_of(harness)
+    # It seems to have a quarter of the tokens that it has.
+    text = "x" * 12
+    for _ in range(4):
+        assert await refusal(rest_of(harness.inference.Generate(request(prompt=text)))) == (EXHAUSTED, "OVERLOADED")
+        predicted = harness.inference.Predict(pb.PredictRequest(inputs=[pb.PredictInput(task="sst2", text=text)]))
+        assert await refusal(predicted) == (EXHAUSTED, "OVERLOADED")
+    assert room_of(harness) == before
 
 
 async def test_many_streams_cancelled_at_random_leave_nothing(start_generating: StartServing, writer: str) -> None:
