@@ -87,7 +87,8 @@ def open_generation(
     prompts = Prompts(tokenizer.backend, vocabulary, renderer)
     # The first text has its tokenizer made.
     prompts.text("a")
-    prompting = Prompting(tokenizer, prompts, vocabulary, stages.view.spec.vocab_size)
+    spec = stages.view.spec
+    prompting = Prompting(tokenizer, prompts, vocabulary, spec.vocab_size, spec.max_tokens)
     return Generation(stages, prompting, Detokenizer(tokenizer.backend), quota, recorder, capacity, renderer.close)
 
 
@@ -136,14 +137,14 @@ class _Generating:
         parts, call, item, stages = self._parts, self._call, self._item, self._parts.stages
         spec = stages.view.spec
         asked = generate_fields.read(request, vocab_size=spec.vocab_size, window=spec.max_tokens)
-        content = read_content(request, spec.vocab_size)
+        content = read_content(request, spec.vocab_size, spec.max_tokens)
         self._reading.enter_context(stages.view.reading())
         version = stages.resolve(item, request.version, call.principal, "task", "version", generates=True)
         writing = _writing(version)
         item.text, item.tokens = content.likely(spec.max_tokens), content.tokens
         with stages.admit([item], call.tenant) as place:
             _check(item)
-            item.tokens = await parts.prompting.tokens(content, writing)
+            item.tokens = await parts.prompting.tokens(content, writing, call.tenant)
             item.text, item.num_tokens = None, len(item.tokens)
             num_new = self._room(asked.max_new_tokens, item.num_tokens, content.field)
             reservation = await held.enter_async_context(parts.quota.reserved(call.tenant, num_new))
