@@ -1,4 +1,4 @@
-"""Demo: the seven steps in order, each measured, nothing asserted but what must hold."""
+"""Demo: the eight steps in order, each measured, nothing asserted but what must hold."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from adamix.backbones import backbone as backbones
 from adamix.data import TaskData
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 from adamix.evaluation.labelled import evaluate
-from adamix_bench.demo import report, throughput
+from adamix_bench.demo import generation, report, throughput
 from adamix_bench.demo.traffic import Tally, Traffic
 from adamix_bench.demo.training import BACKBONE, BASELINE_TASK, BETTER, SEED, TASKS, DemoTrainer, Trained
 from adamix_server.client import Client, Input, Predictions
@@ -89,6 +89,7 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     console.print(report.bench_table(rates))
     plot = report.plot(out / "demo.png", trained, baselines, better, rates)
     console.print(f"Plot: {plot}")
+    steps["generate"] = _generate(out, console)
     return {"steps": steps}
 
 
@@ -193,6 +194,22 @@ def _equality(
             f"the server's answers differ from `adamix evaluate` by {largest:.1e}, more than {MAX_LOGIT_DIFFERENCE:g}"
         )
     return largest
+
+
+def _generate(out: Path, console: Console) -> dict[str, Any]:
+    """Train an adapter of a decoder, and stream what it writes from a server of its own."""
+    console.print(f"\n[bold]A decoder[/] ({generation.BACKBONE}), which learns from texts that a program wrote")
+    with _progress(console) as progress:
+        bar = progress.add_task(f"training {generation.TASK}", total=generation.STEPS)
+        writer = generation.train(out, lambda _, step, steps: progress.update(bar, completed=step, total=steps))
+    console.print(report.writer_text(writer))
+    store, log = out / "decoder-store", out / "decoder-server.log"
+    with LocalServer(generation.BACKBONE, store, log) as server, Client(server.address) as client:
+        console.print("[bold]with the adapter, as it comes:[/]", end="")
+        step = generation.serve(writer, client, lambda text: console.print(text, end="", markup=False, soft_wrap=True))
+    console.print()
+    console.print(report.generation_text(step))
+    return step
 
 
 def _progress(console: Console) -> Progress:

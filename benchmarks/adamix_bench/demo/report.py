@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from adamix_bench import reports
+from adamix_bench.demo.generation import Writer
 from adamix_bench.demo.throughput import CALLS_IN_FLIGHT, INPUTS_PER_CALL, Throughput
 from adamix_bench.demo.training import Trained
 from adamix_server.client import Classification, Predictions, Regression
@@ -101,6 +103,19 @@ def bench_summary(rates: Throughput) -> dict[str, Any]:
         "engine_retention": rates.engine_retention,
         "over_padded": rates.over_padded,
     }
+
+
+def writer_text(writer: Writer) -> str:
+    return f"{escape(writer.source)}\n[bold]the backbone alone:[/] {escape(' '.join(writer.before.split()))}"
+
+
+def generation_text(step: Mapping[str, Any]) -> str:
+    equal = "the same" if step["equals_offline"] else "[bold]not the same[/]"
+    return (
+        f"{step['usage']['generated_tokens']} tokens, {step['tokens_per_s']:.0f} a second, from an adapter of "
+        f"{step['bytes']:,} B that was trained for {step['steps']} steps ({step['seconds']:.0f} s); "
+        f"{equal} as offline"
+    )
 
 
 def plot(

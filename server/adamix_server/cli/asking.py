@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from adamix.errors import InvalidConfig
 from adamix.generation.sampling import Sampling
+from adamix_server.limits.generation import MAX_BEAMS, MAX_LOGPROBS, MAX_STOP_BYTES, MAX_STOPS
 
 if TYPE_CHECKING:
     from adamix_server.client import Client, GenerateDelta
 
-MAX_STOPS = 8
-MAX_STOP_BYTES = 64
-MAX_LOGPROBS = 20
-MAX_BEAMS = 16
 _MAX_LENGTH_PENALTY = 5.0
 
 

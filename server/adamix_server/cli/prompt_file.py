@@ -25,6 +25,7 @@ from adamix.errors import AdamixError, Code, InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
 from adamix_server.cli.asking import Asking
 from adamix_server.client import Client, GeneratedText
+from adamix_server.limits.generation import MAX_CHAT_BYTES, MAX_MESSAGES
 
 IN_FLIGHT = 16
 # Rows that may be done before the one that is to be written next.
@@ -32,7 +33,6 @@ WINDOW = 64
 MAX_TRIES = 5
 _MAX_WAIT_S = 10.0
 _TURN_S = 0.2
-MAX_MESSAGES = 256
 _WAYS = ("prompt", "source", "messages")
 _ANSWER = ("text", "finish_reason", "token_ids", "logprobs", "error")
 # Errors that are about one row: the next one may be answered.
@@ -213,14 +213,18 @@ def _check(where: str, row: Mapping[str, Any]) -> None:
         return
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
         raise InvalidData(f"{where}: messages is not a list of 1 to {MAX_MESSAGES}")
+    size = 0
     for message in value:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise InvalidData(f"{where}: a message is not an object with a role and a content")
-        _check_text(f"{where}: role", message["role"])
-        _check_text(f"{where}: content", message["content"], may_be_empty=True)
+        size += _check_text(f"{where}: role", message["role"])
+        size += _check_text(f"{where}: content", message["content"], may_be_empty=True)
+    if size > MAX_CHAT_BYTES:
+        raise InvalidData(f"{where}: messages are over {MAX_CHAT_BYTES >> 10} KiB together")
 
 
-def _check_text(what: str, value: object, *, may_be_empty: bool = False) -> None:
+def _check_text(what: str, value: object, *, may_be_empty: bool = False) -> int:
+    """Its bytes. Raises InvalidData."""
     if not isinstance(value, str) or not (value or may_be_empty):
         raise InvalidData(f"{what} is not a text")
     try:
@@ -229,6 +233,7 @@ def _check_text(what: str, value: object, *, may_be_empty: bool = False) -> None
         raise InvalidData(f"{what} holds half of a surrogate pair") from None
     if size > MAX_TEXT_BYTES:
         raise InvalidData(f"{what} is over {MAX_TEXT_BYTES >> 10} KiB")
+    return size
 
 
 def _is_own(error: AdamixError) -> bool:

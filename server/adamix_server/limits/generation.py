@@ -98,3 +98,17 @@ MAX_EVENTS_PER_MESSAGE = chapter.limit(
     note="those that came while the client did not read are sent together",
     proof="server/frontend/inference/test_generation.py::test_what_a_client_does_not_read_comes_together",
 )
+chapter.said(
+    "versions whose texts run at once while another one waits for a slot",
+    "half of `--slots`, one at least",
+    None,
+    note="never an error: the others' texts wait",
+    proof="server/engine/test_decoding.py::test_texts_hold_half_of_the_slots_while_another_adapter_waits",
+)
+chapter.said(
+    "texts that run at once",
+    "`--max-running`",
+    None,
+    note="never an error: the others wait",
+    proof="server/engine/test_decoding.py::test_a_text_that_nobody_waits_for_ends_within_one_step",
+)

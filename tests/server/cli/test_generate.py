@@ -417,6 +417,7 @@ def test_rows_of_something_else_are_left_as_they_are(written: str, rows: Rows, t
         ({"source": "a" * ((64 << 10) + 1)}, "over 64 KiB"),
         ({"messages": []}, "1 to 256"),
         ({"messages": [{"role": "user", "content": "a"}] * 257}, "1 to 256"),
+        ({"messages": [{"role": "user", "content": "a" * 40_000}] * 2}, "over 64 KiB together"),
         ({"messages": [{"role": "user"}]}, "role and a content"),
         ({"messages": [{"role": "user", "content": None}]}, "not a text"),
     ],
