@@ -346,7 +346,7 @@ class Stages:
             if item.version is not None:
                 if item.error is not None:
                     availability.failed(item.version.digest, item.error)
-                elif not availability.is_clean:
+                elif item.event is not None and not availability.is_clean:
                     availability.loaded(item.version.digest)
             if item.error is not None and _is_refusal(item.error):
                 refused[item.error.reason] += 1

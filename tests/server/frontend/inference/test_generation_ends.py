@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from adamix.errors import DeadlineExceeded, FailedPrecondition, InternalError
+from adamix.errors import DataLoss, DeadlineExceeded, FailedPrecondition, InternalError
+from adamix_protos.v1 import adapters_pb2, inference_pb2_grpc
 from adamix_protos.v1 import inference_pb2 as pb
-from adamix_protos.v1 import inference_pb2_grpc
 from adamix_server.config import FrontEndSettings
 from adamix_server.frontend import endpoint
 from adamix_server.frontend.boundary.boundary import Boundary
@@ -58,6 +58,28 @@ async def test_a_client_that_leaves_ends_it_in_the_engine(start_generating: Star
     call.cancel()
     await harness.until(lambda: harness.engine.cancelled == [row.id])
     await harness.until(lambda: room_of(harness) == before)
+
+
+async def test_a_client_that_leaves_before_an_answer_says_nothing_of_a_version(
+    start_generating: StartServing, writer: str
+) -> None:
+    harness = await start_generating(prepare=holding_decoder)
+
+    async def unavailable() -> str:
+        return str((await harness.adapters.GetTask(adapters_pb2.GetTaskRequest(task="writer"))).task.unavailable_reason)
+
+    call, row = await ask(harness)
+    harness.engine.say(row, error=DataLoss("damaged", reason="BLOB_CORRUPT"))
+    assert reason(status_of((await until_error(call))[1])) == "BLOB_CORRUPT"
+    assert await unavailable() == "BLOB_CORRUPT"
+    call, row = await ask(harness)
+    call.cancel()
+    await harness.until(lambda: not harness.engine.held)
+    assert await unavailable() == "BLOB_CORRUPT"
+    call, row = await ask(harness)
+    harness.engine.say(row, finish="eos")
+    await rest_of(call)
+    assert await unavailable() == ""
 
 
 async def test_an_engine_that_dies_in_the_middle(start_generating: StartServing, writer: str) -> None:
