@@ -16,8 +16,7 @@ from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
 from adamix_testing.generating import PAGES, WINDOW, decoder, generate, request, rest_of, text_of, tokens_of
 from adamix_testing.harness import Harness, StartServing
-from adamix_testing.identities import Callers, of_role, said
-from adamix_testing.refusals import details, failure, reason, refusal, status_of
+from adamix_testing.refusals import details, failure, reason, status_of
 
 INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -157,26 +156,6 @@ async def test_templates_that_cannot_be_used(
     assert await refused(harness, task="broken", chat=chat("a")) == (PRECONDITION, "CHAT_TEMPLATE_INVALID", "")
     assert await refused(harness, task="refuses", chat=chat("a")) == (INVALID, "CHAT_INVALID", "chat")
     assert await refused(harness, task="empty", chat=chat("a")) == (INVALID, "TEXT_EMPTY", "chat")
-
-
-async def test_a_template_that_rests_for_one_tenant_does_not_for_another(
-    start_generating: StartServing, seed: Seed, make_adapter: MakeAdapter
-) -> None:
-    slow_for_some = (
-        "{% if messages[0].content == 'x' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
-        "{% endfor %}{% endif %}{{ messages[0].content }}"
-    )
-    tenants = ("acme", "other")
-    for tenant in tenants:
-        seed("writer", make_adapter(WRITER, prompt="chat", chat_template=slow_for_some), tenant=tenant)
-    harness = await start_generating(callers=Callers({tenant: of_role("caller", tenant) for tenant in tenants}))
-
-    def asked(tenant: str, content: str) -> Any:
-        return rest_of(harness.inference.Generate(request(chat=chat(content)), metadata=said(tenant)))
-
-    assert await refusal(asked("acme", "x")) == (INVALID, "CHAT_INVALID")
-    assert await refusal(asked("acme", "abc")) == (INVALID, "CHAT_INVALID")
-    assert text_of(await asked("other", "abc")) == "abc"
 
 
 async def test_messages_of_a_chat(start_generating: StartServing, seed: Seed, make_adapter: MakeAdapter) -> None:
