@@ -54,3 +54,10 @@ chapter.said(
     note="never an error: the oldest are tried again",
     proof=_PROOF + "test_only_so_many_templates_rest",
 )
+chapter.said(
+    "chats of one tenant that a front end renders at once",
+    "1",
+    None,
+    note="never an error: the others wait",
+    proof="server/frontend/inference/test_prompting.py::test_the_chats_of_one_tenant_are_rendered_one_after_the_other",
+)

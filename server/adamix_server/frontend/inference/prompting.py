@@ -4,8 +4,11 @@ Which ids a text or a chat has is `adamix.prompts`' to say, the same as in train
 the event loop, and how a caller is told of what cannot become ids. Knows neither the engine nor what is generated.
 """
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -116,6 +119,8 @@ class Prompting:
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self._window = window
+        # By tenant, as long as it has chats under way.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def ends(self, content: Content, writing: Writing) -> tuple[int, ...]:
         """The tokens that end an answer."""
@@ -143,8 +148,12 @@ class Prompting:
         if form != "chat" and num_bytes <= _INLINE_LENGTH:
             ids = self._ids(content, form, writing, tenant)
         else:
-            weight = _BYTES_PER_PROMPT + 4 * num_bytes
-            ids = await self._tokenizer.run(lambda: self._ids(content, form, writing, tenant), weight)
+            # Few tokens say nothing of how long a template takes: many chats of one tenant wait for one another, or the
+            # chats of others would wait for all of them.
+            turn = self._turns.setdefault(tenant, asyncio.Lock()) if form == "chat" else nullcontext()
+            async with turn:
+                weight = _BYTES_PER_PROMPT + 4 * num_bytes
+                ids = await self._tokenizer.run(lambda: self._ids(content, form, writing, tenant), weight)
         if not ids:
             raise InvalidRequest("the tokenizer makes no token of it", reason="TEXT_EMPTY", field=content.field)
         _check_length(len(ids), self._window, content.field)
