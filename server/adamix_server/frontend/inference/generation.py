@@ -159,7 +159,7 @@ class _Generating:
                 logprobs=asked.logprobs,
             )
             stream = stages.generate(item, params, place)
-        held.callback(abandon, [stream])
+        held.callback(_leave, stream, reservation)
         return Answer(asked, parts.detokenizer.begin(), version.digest), stream, reservation
 
     def _room(self, asked: int | None, num_prompt: int, field: str) -> int:
@@ -235,6 +235,12 @@ class _Generating:
             # It has all that it was to have.
             return None
         return last.finish
+
+
+def _leave(stream: EventStream, reservation: Reservation) -> None:
+    """Nobody waits any more. What was not told to a reader that did not read was generated all the same."""
+    reservation.made(sum(len(event.tokens) // 4 for event in stream.left()))
+    abandon([stream])
 
 
 def _check(item: Item) -> None:

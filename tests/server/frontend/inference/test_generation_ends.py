@@ -142,7 +142,11 @@ async def test_a_client_that_does_not_read(
     assert BOUNDS.write_s == SLOW_READER_S
     quick = partial(Boundary, bounds=replace(BOUNDS, write_s=0.15))
     monkeypatch.setattr(endpoint, "Boundary", quick)
-    harness = await start_generating(prepare=holding_decoder)
+    # A thousand at once, and then few.
+    harness = await start_generating(
+        prepare=holding_decoder,
+        settings=FrontEndSettings(default_quotas={"generated_tokens_per_s": 10, "burst_s": 100}),
+    )
     # A client that takes little ahead of its reader.
     options = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 10))
     async with grpc.aio.insecure_channel(harness.address, options=options) as channel:
@@ -157,6 +161,10 @@ async def test_a_client_that_does_not_read(
         messages, error = await until_error(call)
     assert (error.code(), reason(status_of(error))) == (EXHAUSTED, "SLOW_READER")
     assert 0 < len(text_of(messages)) < 1000
+    # What it did not read was generated all the same: a few are left since.
+    await ask(harness, max_new_tokens=100)
+    again = harness.inference.Generate(request(), timeout=5)
+    assert await refusal(rest_of(again)) == (EXHAUSTED, "QUOTA_GENERATED_TOKENS_PER_S")
 
 
 async def test_tokens_that_were_not_generated_are_given_back(start_generating: StartServing, writer: str) -> None:
