@@ -48,7 +48,8 @@ class EngineSettings:
         deterministic: a request's answer has the same bits whatever shares its batch; fp32 on CPUs alone, and slower.
         kv_bytes: memory of a decoder for keys and values; 0 is a quarter of the free host memory up to 4 GiB, or 0.8 of
             the free device memory.
-        max_running: texts that a decoder generates at once; 0 is 64 on CPUs and 256 on other devices.
+        max_running: texts that a decoder generates at once, half of `max_batch_tokens` at most; 0 is 64 on CPUs and 256
+            on other devices.
         max_chunk_tokens: of a prompt that a decoder computes in one step beside running texts; 0 is 64 on CPUs and
             2,048 on other devices.
         quantize: in what the backbone's weights are kept.

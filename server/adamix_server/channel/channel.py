@@ -35,8 +35,8 @@ class EngineChannel(Protocol):
     def poll(self, timeout_s: float) -> list[tuple[Peer, ToEngine]]:
         """All frames that have arrived; waits up to `timeout_s` for the first, or until `wake`."""
 
-    def send(self, peer: Peer, frame: FromEngine) -> None:
-        """Send to one front end; silently dropped if it is gone."""
+    def send(self, peer: Peer, frame: FromEngine) -> bool:
+        """Send to one front end; False if it is gone for good, and nothing of it will ever be asked for again."""
 
     def wake(self) -> None:
         """End a `poll` that waits. The only method that other threads may call."""
@@ -64,6 +64,8 @@ class SocketEngineChannel:
         self._router.setsockopt(zmq.SNDHWM, 0)
         self._router.setsockopt(zmq.RCVHWM, 0)
         self._router.setsockopt(zmq.LINGER, _LINGER_MS)
+        # What cannot be delivered is said. A front end that connects again is another one here.
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.bind(address)
         self._bell, self._ringer = socket.socketpair()
         self._bell.setblocking(False)
@@ -88,8 +90,14 @@ class SocketEngineChannel:
                 # The engine serves the others: no front end can end it by what it says.
                 log.error("a front end sent what is no frame: %s", error)  # noqa: TRY400 - the trace says nothing
 
-    def send(self, peer: Peer, frame: FromEngine) -> None:
-        self._router.send_multipart([peer, from_engine.encode(frame)])
+    def send(self, peer: Peer, frame: FromEngine) -> bool:
+        try:
+            self._router.send_multipart([peer, from_engine.encode(frame)])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
 
     def wake(self) -> None:
         # A full pipe already holds a wake-up that nobody has read yet.
@@ -165,9 +173,11 @@ class InProcessEngineChannel:
         except queue.Empty:
             return arrived
 
-    def send(self, peer: Peer, frame: FromEngine) -> None:
-        if (front_end := self._front_ends.get(peer)) is not None:
-            front_end.deliver(frame)
+    def send(self, peer: Peer, frame: FromEngine) -> bool:
+        if (front_end := self._front_ends.get(peer)) is None:
+            return False
+        front_end.deliver(frame)
+        return True
 
     def wake(self) -> None:
         self._arrived.put(None)

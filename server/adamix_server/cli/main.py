@@ -155,7 +155,11 @@ def serve(
         ),
     ] = EngineSettings.kv_bytes,
     max_running: Annotated[
-        int, typer.Option(help="Texts that a decoder generates at once.  [0: 64 on CPUs, else 256]")
+        int,
+        typer.Option(
+            help="Texts that a decoder generates at once, half of --max-batch-tokens at most.  [0: 64 on CPUs, else "
+            "256]"
+        ),
     ] = EngineSettings.max_running,
     max_chunk_tokens: Annotated[
         int,

@@ -209,9 +209,9 @@ def _decoding(
         limits,
         pages=num_pages,
         page_tokens=PAGE_TOKENS,
-        # Each of them has a token in every step.
+        # Each of them has a token in every step, and as many are left to prompts: else nobody could begin beside them.
         max_running=min(
-            settings.max_running or (HOST_RUNNING if is_host else DEVICE_RUNNING), settings.max_batch_tokens
+            settings.max_running or (HOST_RUNNING if is_host else DEVICE_RUNNING), settings.max_batch_tokens // 2
         ),
     )
     max_chunk_tokens = settings.max_chunk_tokens or (HOST_CHUNK_TOKENS if is_host else DEVICE_CHUNK_TOKENS)
@@ -221,7 +221,8 @@ def _decoding(
     sampler = Sampler(spec.vocab_size)
     tokens_per_s = warm_up.decoder_tokens_per_s(runner, sampler, spec, settings.max_batch_tokens, PAGE_TOKENS)
     # Prompts can be cut anywhere, so no step has to take as long as a slow engine would need for a full batch.
-    most = max(int(tokens_per_s * settings.stall_s * STALL_SHARE), TEXT_TOKENS, limits.max_running)
+    least = limits.max_running + min(limits.max_running, max_chunk_tokens)
+    most = max(int(tokens_per_s * settings.stall_s * STALL_SHARE), TEXT_TOKENS, least)
     step_tokens = min(settings.max_batch_tokens, most)
     scheduler = DecoderScheduler(step_tokens, pages, limits.max_running, max_chunk_tokens, backbone=spec.fingerprint)
     full_tokens = min(step_tokens, TEXT_TOKENS)

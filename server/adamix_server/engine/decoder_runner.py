@@ -7,7 +7,7 @@ some of its leaves exchanged (`frozen_decoder.py`); it is refused at the start i
 before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +40,9 @@ from adamix_server.engine.transfer import to_device
 # Lengths of the texts of the check at the start, and how many tokens of each go into one of its steps: several chunks
 # of some, which end inside of pages.
 _PARITY_LENGTHS, _PARITY_CHUNK = (7, 1, 40, 7), 17
+
+# Of what is checked without its adapter, so many tokens are computed at a time.
+_CHECKED_TOKENS = 256
 
 # T rows of a step, G works that are generated and complete, H hidden features, V tokens of the vocabulary.
 
@@ -130,14 +133,23 @@ class DecoderRunner:
         return StepResult(self._logits(hidden, plan.indptr[1:][generated] - 1), outputs)
 
     @torch.inference_mode()
-    def is_finite_without_adapter(self, request: Request) -> bool:
-        """Whether the bare backbone has finite hidden states for a request's tokens."""
+    def is_finite_without_adapter(self, request: Request, progress: Callable[[], None]) -> bool:
+        """Whether the bare backbone has finite hidden states for a request's tokens.
+
+        Args:
+            progress: called after each chunk of them: a long prompt takes longer than an engine may take for a step.
+        """
         num_pages = -(-request.num_tokens // PAGE_TOKENS)
         bare = TokenSequence.of(Request.of_tokens(request.token_ids))
         bare.pages = list(range(1, num_pages + 1))
-        works = [Work(bare, request.num_tokens)]
-        cache = KvCache.for_one_pass(self._shape, num_pages + 1, self._bank.dtype, self._bank.device)
-        return bool(torch.isfinite(self._forward(self._plan(works), cache)).all())
+        cache = KvCache.allocate(self._shape, num_pages + 1, self._bank.dtype, self._bank.device)
+        while bare.num_pending:
+            work = Work(bare, min(_CHECKED_TOKENS, bare.num_pending))
+            if not torch.isfinite(self._forward(self._plan([work]), cache)).all():
+                return False
+            bare.num_computed += work.num_new
+            progress()
+        return True
 
     def check_device(self) -> None:
         """Raise the device's own error if it can no longer compute."""

@@ -116,8 +116,8 @@ class DecoderScheduler(RequestQueue):
 
     def set_shares(self, shares: Mapping[str, Shares]) -> None:
         super().set_shares(shares)
-        # A tenant that has nothing queued may have a prompt in the middle.
-        for request in [sequence.request for sequence in self._running]:
+        # A tenant that has nothing queued may have prompts in the middle, and what gave way.
+        for request in sorted(self._sequences, key=lambda each: each.number):
             here, there = self._fair(request.row.tenant), self._fair(request.row.tenant, other=True)
             if there.has(request):
                 there.remove(request)

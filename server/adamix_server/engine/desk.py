@@ -33,6 +33,7 @@ class Queue(Protocol):
     @property
     def is_shared(self) -> bool: ...
     def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Request]: ...
     def can_run(self, is_ready: Callable[[str], bool]) -> bool: ...
     def find(self, peer: Peer, request_id: int) -> Request | None: ...
     def of(self, digest: str) -> list[Request]: ...
@@ -48,8 +49,12 @@ class Queue(Protocol):
 class Runner(Protocol):
     """What the loop asks of whatever computes."""
 
-    def is_finite_without_adapter(self, request: Request) -> bool:
-        """Whether the bare backbone has finite values for what a request has failed with."""
+    def is_finite_without_adapter(self, request: Request, progress: Callable[[], None]) -> bool:
+        """Whether the bare backbone has finite values for what a request has failed with.
+
+        Args:
+            progress: called after each part of that.
+        """
 
     def check_device(self) -> None:
         """Raise the device's own error if it can no longer compute."""
@@ -152,7 +157,7 @@ class Desk:
             yield peer, emit
 
     def _is_finite_without_adapter(self, request: Request) -> bool:
-        return self._runner.is_finite_without_adapter(request)
+        return self._runner.is_finite_without_adapter(request, self.progress)
 
     def _end(self, request: Request, event: Event) -> None:
         self._queue.end(request)

@@ -128,7 +128,8 @@ class Engine:
         self._expire()
         step = self._steps.take(self._desk, self._rate)
         for peer, emit in self._desk.parcels(self.hello, self._rate.tokens_per_s):
-            self._channel.send(peer, emit)
+            if not self._channel.send(peer, emit):
+                self._let_go(peer)
         self._note_progress()
         if step is not None:
             self._largest_batch = max(self._largest_batch, step.num_requests)
@@ -278,6 +279,11 @@ class Engine:
             error=None if error is None else WireError.of(error),
         )
         self._channel.send(peer, reply)
+
+    def _let_go(self, peer: Peer) -> None:
+        """End what a front end that is gone had asked for: nobody would cancel its texts, however long they are."""
+        for request in [request for request in self._scheduler if request.peer == peer]:
+            self._steps.cancel(request, self._desk)
 
     def _expire(self) -> None:
         for request in self._scheduler.expired(time.monotonic()):

@@ -32,23 +32,13 @@ class KvCache:
     @classmethod
     def allocate(cls, shape: KvShape, num_pages: int, dtype: torch.dtype, device: torch.device) -> "KvCache":
         """`num_pages` pages, page 0 among them. Raises the device's own error if there is no room."""
-        return cls(*_pages(shape.num_layers, shape, num_pages, dtype, device))
-
-    @classmethod
-    def for_one_pass(cls, shape: KvShape, num_pages: int, dtype: torch.dtype, device: torch.device) -> "KvCache":
-        """Pages that all layers share: for sequences that are computed in one step, and never gone on with."""
-        keys, values = _pages(1, shape, num_pages, dtype, device)
-        return cls(keys * shape.num_layers, values * shape.num_layers)
+        heads, features = shape.num_kv_heads, shape.head_size
+        sizes = (num_pages, heads, features, PAGE_TOKENS), (num_pages, heads, PAGE_TOKENS, features)
+        keys, values = (
+            tuple(torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.num_layers)) for size in sizes
+        )
+        return cls(keys, values)
 
     @property
     def num_pages(self) -> int:
         return len(self.keys[0])
-
-
-def _pages(
-    num_layers: int, shape: KvShape, num_pages: int, dtype: torch.dtype, device: torch.device
-) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    heads, features = shape.num_kv_heads, shape.head_size
-    sizes = (num_pages, heads, features, PAGE_TOKENS), (num_pages, heads, PAGE_TOKENS, features)
-    keys, values = (tuple(torch.zeros(size, dtype=dtype, device=device) for _ in range(num_layers)) for size in sizes)
-    return keys, values

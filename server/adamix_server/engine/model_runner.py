@@ -5,7 +5,7 @@ who asked. The backbone is the unmodified
 transformers model with a site of the bank at every point of its family.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,10 +115,12 @@ class ModelRunner:
             return self._forward(token_ids, type_ids, lengths, slots)[:num_tokens]
 
     @torch.inference_mode()
-    def is_finite_without_adapter(self, request: Request) -> bool:
-        """Whether the bare backbone has finite hidden states for a request's tokens."""
+    def is_finite_without_adapter(self, request: Request, progress: Callable[[], None]) -> bool:
+        """Whether the bare backbone has finite hidden states for a request's tokens. `progress`: called after that."""
         bare = Request.of_tokens(request.token_ids, request.type_ids)
-        return bool(torch.isfinite(self.hidden_states([bare])).all())
+        is_finite = bool(torch.isfinite(self.hidden_states([bare])).all())
+        progress()
+        return is_finite
 
     def check_device(self) -> None:
         """Raise the device's own error if it can no longer compute."""

@@ -40,6 +40,8 @@ class Running:
         self.num_seats = 0
         self.changes = 0
         self._by_digest: dict[str, Counter[str]] = {}
+        # How many texts each adapter has.
+        self._texts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -49,9 +51,9 @@ class Running:
         return iter(self._sequences)
 
     @property
-    def num_adapters(self) -> int:
-        """Those that are held by what runs."""
-        return len(self._by_digest) - ("" in self._by_digest)
+    def text_adapters(self) -> Collection[str]:
+        """Those that are held by texts that run."""
+        return self._texts.keys()
 
     def tenants_of(self, digest: str) -> Collection[str]:
         """Those that have something running with an adapter."""
@@ -87,6 +89,8 @@ class Running:
         if sequence.params is not None:
             self.seats[tenant] += 1
             self.num_seats += 1
+            if sequence.request.row.digest:
+                self._texts[sequence.request.row.digest] += 1
         self.changes += 1
         for page in found:
             self.pages.share(page)
@@ -119,6 +123,10 @@ class Running:
                 del counter[tenant]
         if not self._by_digest[digest]:
             del self._by_digest[digest]
+        if has_seat and digest:
+            self._texts[digest] -= 1
+            if not self._texts[digest]:
+                del self._texts[digest]
 
     def grow(self, sequence: Sequence, num_new: int) -> bool:
         """Pages for so many tokens more; False, and none at all, if there are too few."""

@@ -205,8 +205,8 @@ class Step:
             return False
         if self._bounds.needs_slot and not request.hold.has_slot:
             return False
-        most = self._bounds.adapters
-        return most is None or not digest or bool(running.tenants_of(digest)) or running.num_adapters < most
+        most, held = self._bounds.adapters, running.text_adapters
+        return most is None or not digest or digest in held or len(held) < most
 
     def _may_have(self, request: Request, num_pages: int, found: Collection[int], *, is_beyond: bool) -> bool:
         """Whether a request may have so many pages beside those it has `found`; if so, they are there."""

@@ -107,7 +107,7 @@ chapter.said(
 )
 chapter.said(
     "texts that run at once",
-    "`--max-running`",
+    "`--max-running`, half of `--max-batch-tokens` at most",
     None,
     note="never an error: the others wait",
     proof="server/engine/test_decoding.py::test_a_text_that_nobody_waits_for_ends_within_one_step",

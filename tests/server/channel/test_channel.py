@@ -89,6 +89,18 @@ async def test_a_front_end_that_is_gone_costs_the_engine_nothing(pair: Pair) -> 
     assert engine.poll(0.0) == []
 
 
+async def test_an_engine_learns_that_a_front_end_is_gone_when_it_sends(tmp_path: Path) -> None:
+    async with socket_pair(tmp_path) as (engine, front_end):
+        ((peer, _),) = await poll_until(engine, 1)
+        credit = Credit(engine_id=ENGINE_ID, generation=1, inputs=1, tokens=1)
+        assert engine.send(peer, credit)
+        front_end.close()
+        deadline = time.monotonic() + 5
+        while engine.send(peer, credit):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+
 async def test_an_engine_goes_on_when_a_front_end_sends_what_is_no_frame_of_its(tmp_path: Path) -> None:
     async with socket_pair(tmp_path) as (engine, front_end):
         await poll_until(engine, 1)

@@ -84,6 +84,17 @@ def test_an_engine_says_what_it_can_take(tmp_path: Path) -> None:
     assert (limits.pages, limits.page_tokens, limits.max_running) == (39, 16, 64)
 
 
+def test_texts_that_run_leave_half_of_a_step_to_prompts(tmp_path: Path) -> None:
+    served = Served(tmp_path, kv_bytes=100 * PAGE_BYTES, max_running=16, max_batch_tokens=16)
+    assert served.engine.hello.limits.max_running == 8
+    running = [served.ask([1], 60, digest="", eos_ids=[]) for _ in range(16)]
+    served.step(2)
+    answer = served.ask([2, 3], 1, digest="", tenant="another", eos_ids=[])
+    served.step(3)
+    assert answer.is_over
+    assert not any(each.is_over for each in running)
+
+
 @pytest.mark.parametrize(
     ("settings", "field", "said"),
     [

@@ -23,7 +23,7 @@ from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow
 from adamix_kernels import native
 from adamix_kernels.frozen_linear import is_available
-from adamix_server.engine import causal_attention, frozen_decoder
+from adamix_server.engine import causal_attention, decoder_runner, frozen_decoder
 from adamix_server.engine.decoder_runner import DecoderRunner
 from adamix_server.engine.decoder_scheduler import DecoderScheduler
 from adamix_server.engine.kv_cache import KvCache, kv_page_bytes
@@ -333,7 +333,21 @@ def test_values_that_are_not_finite_reach_no_other_text(kind: Kind) -> None:
         assert [sequence.generated.tolist() for sequence in sequences] == expected
         assert all(not np.isfinite(np.frombuffer(bits, np.float32)).all() for bits in steps.logits[harm[0]])
         request = Request.of_tokens(np.arange(20, dtype=np.int32))
-        assert runner.is_finite_without_adapter(request)
+        assert runner.is_finite_without_adapter(request, lambda: None)
+
+
+def test_a_long_prompt_is_looked_at_without_its_adapter_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In one piece it would take longer than the engine may stand still.
+    monkeypatch.setattr(decoder_runner, "_CHECKED_TOKENS", 16)
+    runner = runner_with(tiny_decoder("llama"), [])
+    steps: list[None] = []
+    request = Request.of_tokens(np.arange(40, dtype=np.int32))
+    assert runner.is_finite_without_adapter(request, lambda: steps.append(None))
+    assert len(steps) == 3
+    with torch.no_grad():
+        runner._backbone.model.get_input_embeddings().weight[35] = torch.nan
+    assert not runner.is_finite_without_adapter(request, lambda: steps.append(None))
+    assert len(steps) == 5
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def assert_nothing_is_left(decoder: FakeDecoder) -> None:
     assert not scheduler._classes.interactive.counters
     assert not scheduler._classes.batch.counters
     assert not any((running.seats, running.page_counts, running._sizes, running._by_digest, running.num_seats))
+    assert not running.text_adapters
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -333,6 +334,35 @@ def test_a_change_of_class_moves_prompts_that_are_begun() -> None:
     decoder.scheduler.set_shares({"t": Shares(service_class="batch")})
     assert not decoder.scheduler._classes.interactive.is_active
     decoder.run()
+    assert_nothing_is_left(decoder)
+
+
+def test_a_change_of_class_moves_what_gave_way() -> None:
+    decoder = FakeDecoder(pages=11, page_tokens=4)
+    requests = [text_request(number, [number] * 12, 29, eos_ids=()) for number in range(3)]
+    decoder.add(*requests)
+    while not decoder.scheduler.num_preempted:
+        decoder.step()
+    (waiting,) = (each for each in requests if each.status is Status.QUEUED)
+    decoder.now = 100.0  # the tenant has nothing queued that never ran for long, and is forgotten
+    decoder.scheduler._tenants.forget(decoder.now)
+    decoder.scheduler.set_shares({"t": Shares(service_class="batch")})
+    assert not decoder.scheduler._classes.interactive.is_active
+    decoder.scheduler.end(waiting)
+    decoder.run()
+    assert_nothing_is_left(decoder)
+
+
+def test_what_heads_answer_counts_not_among_the_adapters_of_texts() -> None:
+    decoder = FakeDecoder(budget=16, chunk=8)
+    decoder.scheduler.max_adapters = 1
+    decoder.add(text_request(0, [1] * 40, None, digest="read"))
+    decoder.step()
+    decoder.add(text_request(1, [2] * 3, 4, digest="written"))
+    for number in range(2, 12):
+        decoder.add(text_request(number, [number] * 40, None, digest="read"))
+    decoder.run()
+    assert decoder.first_step[1] <= decoder.first_step[0] + 1
     assert_nothing_is_left(decoder)
 
 

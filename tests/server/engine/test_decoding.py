@@ -182,6 +182,18 @@ def test_a_text_that_nobody_waits_for_ends_within_one_step() -> None:
     assert other.tokens == alone(prompt_of(1), 50)
 
 
+def test_what_a_dead_front_end_had_asked_for_leaves_its_seats() -> None:
+    engine = TextEngine(max_running=2)
+    lost = [engine.ask(prompt_of(number), 50, peer=b"dead") for number in range(3)]
+    engine.step(3)
+    other = engine.ask(prompt_of(3), 5)
+    engine.gone.add(b"dead")
+    engine.step(8)
+    assert not any(each.is_over for each in lost)
+    assert other.tokens == alone(prompt_of(3), 5)
+    engine.check_empty()
+
+
 def test_a_deadline_ends_what_waits_and_what_runs() -> None:
     engine = TextEngine(max_running=1)
     running = engine.ask(prompt_of(0), 50, deadline=time.monotonic() + 0.05)

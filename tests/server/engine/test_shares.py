@@ -48,8 +48,9 @@ class Wire:
         arrived, self.arrived = self.arrived, []
         return arrived
 
-    def send(self, peer: Peer, frame: FromEngine) -> None:
+    def send(self, peer: Peer, frame: FromEngine) -> bool:
         self.sent.append((peer, frame))
+        return True
 
     def wake(self) -> None: ...
 

@@ -79,12 +79,13 @@ class MemoryChannel:
         self.slept = timeout_s > 0 and not arrived
         return arrived
 
-    def send(self, peer: bytes, frame: FromEngine) -> None:
+    def send(self, peer: bytes, frame: FromEngine) -> bool:
         if isinstance(frame, Reply):
             self.replies.append(frame)
         else:
             assert isinstance(frame, Emit)
             self.events += frame.events
+        return True
 
     def wake(self) -> None: ...
 

@@ -126,7 +126,8 @@ class FakeRunner:
                 logits.append(np.eye(VOCABULARY, dtype=np.float32)[state % VOCABULARY] * (1 if is_finite else np.nan))
         return StepResult(torch.from_numpy(np.array(logits, np.float32).reshape(-1, VOCABULARY)), outputs)
 
-    def is_finite_without_adapter(self, _: Request) -> bool:
+    def is_finite_without_adapter(self, _: Request, progress: Callable[[], None]) -> bool:
+        progress()
         return self.is_well_without_adapter
 
     def check_device(self) -> None: ...
@@ -180,6 +181,7 @@ class FrontEnds:
         answers: of each row by its number.
         emits: with whom each was sent to.
         credit: inputs and tokens that were granted, by front end.
+        gone: the front ends that no longer get anything.
     """
 
     engine: Engine
@@ -189,6 +191,7 @@ class FrontEnds:
         self.emits: list[tuple[bytes, Emit]] = []
         self.credit: dict[bytes, Counter[str]] = {}
         self.quarantined: list[str] = []
+        self.gone: set[bytes] = set()
         self.replies: list[Reply] = []
         self._numbers = itertools.count()
         self._inbox: list[tuple[bytes, ToEngine]] = []
@@ -199,7 +202,9 @@ class FrontEnds:
         arrived, self._inbox = self._inbox, []
         return arrived
 
-    def send(self, peer: bytes, frame: FromEngine) -> None:
+    def send(self, peer: bytes, frame: FromEngine) -> bool:
+        if peer in self.gone:
+            return False
         match frame:
             case Emit():
                 self.emits.append((peer, frame))
@@ -217,6 +222,7 @@ class FrontEnds:
                 self.credit.setdefault(peer, Counter()).update(inputs=inputs, tokens=tokens)
             case Reply():
                 self.replies.append(frame)
+        return True
 
     def wake(self) -> None: ...
 
