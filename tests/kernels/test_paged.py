@@ -117,6 +117,17 @@ def test_other_dtypes(form, dtype):
     assert_close(case.run(form), case.wide().run("reference"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 20])
+def test_on_a_device_attention_equals_the_definition(window, dtype):
+    case = Case.of(ODD_LENGTHS, dtype=dtype)
+    on_device = [t.cuda() for t in (case.q, case.k, case.v, case.k_pages, case.v_pages)]
+    result = paged_attention(*on_device, case.batch, window=window)
+    assert_close(result.cpu(), case.wide().run("reference", window=window))
+
+
 def test_the_definition_is_attention_to_the_tokens_so_far():
     case = Case.of([(0, 40)], heads=(4, 2)).wide()
     scale = 0.3

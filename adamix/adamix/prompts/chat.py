@@ -2,8 +2,9 @@
 
 A thread cannot be ended, a process can: one child stays warm and renders for all threads in turn, milliseconds at a
 time, and is started anew when a template has been its end. Its answer is believed only where it has the right form. A
-template that ran out of time or memory rests for a moment, lest one that always does take the turns of all others; the
-backbone's own, which all use, does not.
+template that ran out of time or memory, or was the child's end, rests for a moment, lest one that always does take the
+turns of all others; the own one of the backbone does not. It rests for who asked alone, since the messages of one
+say nothing of another's.
 
 Knows neither tokens nor requests.
 """
@@ -65,10 +66,12 @@ _PROBLEMS: dict[str, tuple[type[AdamixError], str]] = {
     "unsafe": (InvalidData, "does what no template may"),
     "undefined": (InvalidData, "uses what these messages do not have"),
     "fails": (InvalidData, "fails on these messages"),
+    "end": (InvalidData, "fails on these messages"),
 }
 
 
-_COSTLY = ("time", "memory", "involved")
+# To be told them takes as long as many renderings, a new child at the least.
+_COSTLY = ("time", "memory", "involved", "end")
 _LAST_BREATH_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -96,7 +99,8 @@ class ChatRenderer:
         self._lock = threading.Lock()
         self._lock_of_resting = threading.Lock()
         self._child: _Child | None = None
-        self._resting: OrderedDict[bytes, _Resting] = OrderedDict()
+        # By who asked, and a hash of the template.
+        self._resting: OrderedDict[tuple[str, bytes], _Resting] = OrderedDict()
 
     def render(
         self,
@@ -105,12 +109,14 @@ class ChatRenderer:
         special_tokens: Mapping[str, str],
         *,
         is_own: bool = False,
+        asker: str = "",
     ) -> str:
         """The text of a chat, up to where its answer begins. Blocks.
 
         Args:
             special_tokens: what a template knows by names like `eos_token`.
             is_own: the template is the backbone's.
+            asker: whose messages they are.
 
         Raises:
             InvalidConfig: the template cannot be used, whatever the messages are.
@@ -125,7 +131,7 @@ class ChatRenderer:
             "add_generation_prompt": True,
         }
         order: sandbox.Order = {"template": _sized(template), "variables": variables}
-        name = hashlib.blake2b(template.encode(errors="surrogatepass")).digest()
+        name = asker, hashlib.blake2b(template.encode(errors="surrogatepass")).digest()
         resting = None if is_own else self._resting.get(name)
         if resting is not None and resting.until > time.monotonic():
             raise _error(resting.answer)
@@ -147,7 +153,7 @@ class ChatRenderer:
         with self._lock:
             self._end()
 
-    def _take_note(self, name: bytes, answer: _Answer) -> None:
+    def _take_note(self, name: tuple[str, bytes], answer: _Answer) -> None:
         """Of what a template has taken: each time in a row that it is too much, it rests for twice as long."""
         with self._lock_of_resting:
             known = self._resting.pop(name, None)
@@ -181,7 +187,7 @@ class ChatRenderer:
             if gone.code == _TIMED_OUT:
                 return _Answer(problem="time")
             log.warning("the child that renders chats ended with code %d", gone.code)
-            return None if gone.code in _BY_OTHERS else _Answer(problem="fails")
+            return None if gone.code in _BY_OTHERS else _Answer(problem="end")
         except OSError as error:
             log.warning("chats are not rendered: %s", error)
             self._end()

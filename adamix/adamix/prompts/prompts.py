@@ -110,7 +110,7 @@ class Prompts:
         """
         return self._encoded(text, add_special_tokens=True)
 
-    def chat(self, messages: Sequence[Message], template: str | None = None) -> tuple[int, ...]:
+    def chat(self, messages: Sequence[Message], template: str | None = None, *, asker: str = "") -> tuple[int, ...]:
         """The ids of a chat as `apply_chat_template(…, add_generation_prompt=True)` gives them.
 
         Blocks for a few milliseconds, and up to a tenth of a second where a template is slow or new: call it in a
@@ -118,6 +118,7 @@ class Prompts:
 
         Args:
             template: an adapter's own; None takes the backbone's.
+            asker: whose messages they are: a template that took too much for them is not tried again for a moment.
 
         Raises:
             InvalidConfig: there is no template, or it cannot be used whatever the messages are (its syntax; it loads
@@ -130,7 +131,7 @@ class Prompts:
         if chosen is None:
             raise InvalidConfig("neither the adapter nor its backbone has a chat template: send a prompt instead")
         tokens = self._vocabulary.special_tokens
-        text = self._renderer.render(chosen, messages, tokens, is_own=template is None)
+        text = self._renderer.render(chosen, messages, tokens, is_own=template is None, asker=asker)
         return self._encoded(text, add_special_tokens=False)
 
     def _encoded(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:

@@ -299,7 +299,10 @@ def _lower_limits() -> None:
 
 
 # Uses what Python and jinja2 load when it is first used: later they could not.
-_FIRST = "{{ 'a\\n'|pprint ~ lipsum(1, false, 1, 2) ~ strftime_now('%d %b %Y') ~ messages|tojson(indent=1) }}"
+_FIRST = (
+    "{{ 'a\\n'|pprint ~ lipsum(1, false, 1, 2) ~ strftime_now('%d %b %Y') ~ messages|tojson(indent=1) }}"
+    "{{ '<b>a b'|striptags|wordwrap(1) }}"
+)
 
 
 def _read(source: BinaryIO) -> Order | None:

@@ -23,6 +23,7 @@ from adamix_bench.generation.workload import Workload
 from adamix_bench.serving.processes import Processes, running_processes
 from adamix_bench.serving.synthesis import SynthTask, fill_store, task_name
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
+from adamix_server.client.connection import channel_options
 from adamix_server.local_server import LocalServer
 
 _MIB = 1 << 20
@@ -104,7 +105,7 @@ class Served:
         return asyncio.run(self._arrive(workload, due_s))
 
     async def _generate(self, workload: Workload, num_adapters: int) -> Texts:
-        async with grpc.aio.insecure_channel(self._address) as channel:
+        async with grpc.aio.insecure_channel(self._address, options=channel_options()) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             asked = enumerate(zip(workload.prompts, workload.new_tokens, strict=True))
             calls = [
@@ -154,7 +155,7 @@ class Served:
                     (firsts if last == due else gaps).append(now - last)
                     last = now
 
-        async with grpc.aio.insecure_channel(self._address) as channel:
+        async with grpc.aio.insecure_channel(self._address, options=channel_options()) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             started = asyncio.get_running_loop().time() + _HEAD_START_S
             await asyncio.gather(*map(follow, range(len(workload))))

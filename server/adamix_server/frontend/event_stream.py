@@ -49,5 +49,9 @@ class EventStream(asyncio.Future[Event]):
             raise RuntimeError("nothing comes after the final event")
         return [self._arrivals.popleft() for _ in range(min(most, len(self._arrivals)))]
 
+    def left(self) -> list[Event]:
+        """What has come and was not taken."""
+        return [event for _, event in self._arrivals]
+
     def _wake(self, _: asyncio.Future[Event]) -> None:
         self._has_news.set()

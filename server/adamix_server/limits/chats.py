@@ -28,8 +28,8 @@ chapter.said(
     f"{round(1000 * RENDER_S)} ms",
     Code.INVALID_ARGUMENT,
     "CHAT_INVALID",
-    note=f"an adapter's template is then not tried again for {to_text(REST_S, 's')}, each time in a row for twice as "
-    f"long, {to_text(MAX_REST_S, 's')} at most",
+    note="an adapter's template, or one that ended what renders it, is then not tried again for the same tenant for "
+    f"{to_text(REST_S, 's')}, each time in a row for twice as long, {to_text(MAX_REST_S, 's')} at most",
     proof=_PROOF + "test_what_never_ends_is_ended",
 )
 chapter.said(
@@ -53,4 +53,11 @@ chapter.said(
     None,
     note="never an error: the oldest are tried again",
     proof=_PROOF + "test_only_so_many_templates_rest",
+)
+chapter.said(
+    "chats of one tenant that a front end renders at once",
+    "1",
+    None,
+    note="never an error: the others wait",
+    proof="server/frontend/inference/test_prompting.py::test_the_chats_of_one_tenant_are_rendered_one_after_the_other",
 )

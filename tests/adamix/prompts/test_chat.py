@@ -47,6 +47,7 @@ def test_a_chat_is_rendered_as_transformers_does(
         "{{ dict(a=1) }}{{ dict.fromkeys('ab') }}{{ namespace(self=3).self }}{{ tools }}{{ documents }}",
         "{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}{{ 7 // 2 }}{{ missing }}",
         "  {% if true %}\n  x\n  {% endif %}\n{% generation %}\n{{ messages[0].content }}\n{% endgeneration %}\n",
+        "{{ '<b>a</b> &lt; c' | striptags | wordwrap(3) }}{{ [{'a': 1}] | pprint }}{{ 'a b' | urlize | title }}",
         "{{ ('a,b'.split(',') + ['c']) | join('-') }}{{ '%s is %d' | format('x', 3) }}{{ '{:>5}'.format('y') }}",
     ],
 )

@@ -145,6 +145,35 @@ def test_a_template_that_took_too_long_rests(own: ChatRenderer, monkeypatch: pyt
     assert name not in own._resting
 
 
+def test_a_template_that_ended_its_process_rests(own: ChatRenderer) -> None:
+    """The hash of a deep tuple is one call into C for each of its levels, until there is no more stack."""
+    deeper = "{% set ns.x = " + "(" * 60 + "ns.x" + ",)" * 60 + " %}"
+    fatal = "{% set ns = namespace(x=()) %}{% for i in range(500) %}" + deeper * 6 + "{% endfor %}{{ {ns.x: 1} }}"
+    own.render("", CHAT, {})
+    before = pid(own)
+    with pytest.raises(InvalidData, match=r"fails on these messages|takes more than 50 ms"):
+        own.render(fatal, CHAT, {})
+    assert own.render("a", CHAT, {}) == "a"
+    after = pid(own)
+    assert after != before
+    for _ in range(3):
+        with pytest.raises(InvalidData, match=r"fails on these messages|takes more than 50 ms"):
+            own.render(fatal, CHAT, {})
+    assert pid(own) == after, "it was not tried again"
+
+
+def test_a_template_rests_for_who_asked_alone(own: ChatRenderer) -> None:
+    slow_for_some = (
+        "{% if messages[0].content == 'x' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+        "{% endfor %}{% endif %}{{ messages[0].content }}"
+    )
+    with pytest.raises(InvalidData, match="takes more than 50 ms"):
+        own.render(slow_for_some, [Message("user", "x")], {}, asker="acme")
+    assert own.render(slow_for_some, CHAT, {}, asker="other") == "Hi"
+    with pytest.raises(InvalidData, match="takes more than 50 ms"):
+        own.render(slow_for_some, CHAT, {}, asker="acme")
+
+
 def test_only_so_many_templates_rest(own: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own, "_ask", lambda order: chats._Answer(problem="time"))
     for index in range(chats.MAX_RESTING + 1):

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from torch import nn
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -40,6 +41,9 @@ from adamix_testing.adapters import text_adapter
 VOCABULARY, POSITIONS = 96, 160
 # Tokens that the layers with a window see: less than the texts of most tests have.
 WINDOW = 11
+_HOST = torch.device("cpu")
+# Of an adapter on a device.
+_EXTENT_BYTES = 1 << 20
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -126,13 +130,20 @@ def read_sequence(tokens: Sequence[int], slot: int) -> TokenSequence:
 
 
 def runner_with(
-    backbone: Backbone, adapters: Sequence[AdapterFile], num_pages: int = 64, **settings: Any
+    backbone: Backbone,
+    adapters: Sequence[AdapterFile],
+    num_pages: int = 64,
+    *,
+    device: torch.device = _HOST,
+    **settings: Any,
 ) -> DecoderRunner:
     """A runner whose slots 1, 2, … hold these adapters. Takes the backbone over."""
-    bank = SlotBank(max(1, len(adapters)), 1 << 24, torch.float32, torch.device("cpu"))
+    if backbone.language_model is not None:
+        nn.Module.to(backbone.language_model, device)
+    bank = SlotBank(max(1, len(adapters)), _EXTENT_BYTES * max(1, len(adapters)), torch.float32, device)
     runner = DecoderRunner(backbone, bank, num_pages, **settings)
     for slot, adapter in enumerate(adapters, start=1):
-        bank.write(slot, 0, pack(adapter, torch.float32))
+        bank.write(slot, (slot - 1) * _EXTENT_BYTES, pack(adapter, torch.float32))
     return runner
 
 

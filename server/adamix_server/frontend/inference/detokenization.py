@@ -12,8 +12,10 @@ from tokenizers import Tokenizer
 
 # What bytes that are no character are shown as; and an unfinished one, which therefore waits.
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-# Tokens without a character of their own that are looked at one by one. No character has more bytes.
-_FEW_TOKENS = 8
+# No character has more bytes, so whether there is a new one, so many of the last tokens say.
+_MOST_TOKENS = 4
+# Of tokens that seem to have a text, and all together have none.
+_FEW_TRIES = 8
 _BYTES = 256
 
 
@@ -53,15 +55,18 @@ class Detokenizer:
 class AnswerText:
     """The text of one answer."""
 
-    __slots__ = ("_context", "_ids", "_new", "_said", "_tokens")
+    __slots__ = ("_context", "_ids", "_new", "_num_said", "_said", "_tokens", "_tries")
 
     def __init__(self, tokens: Detokenizer) -> None:
         self._tokens = tokens
-        # All that have a text; those that were said last, and those that are not said yet.
+        # All that have a text; those that were said last, and those that are not all said yet.
         self._ids: list[int] = []
         self._context: list[int] = []
         self._new: list[int] = []
         self._said: list[str] = []
+        # Characters of the latter that were said, and tries to say all of them.
+        self._num_said = 0
+        self._tries = 0
 
     def add(self, token_id: int) -> str:
         """What the next token adds; empty as long as more is needed."""
@@ -72,16 +77,26 @@ class AnswerText:
         new.append(token_id)
         if tokens.is_byte(token_id):
             return ""
-        # The more tokens have made no character, the fewer of the next ones are tried: all tries together cost as much
-        # as a few decodings of all of them.
-        if len(new) > _FEW_TOKENS and len(new) & (len(new) - 1):
-            return ""
+        if len(new) > _MOST_TOKENS:
+            if not tokens.decode(new[-_MOST_TOKENS:]).rstrip(_UNKNOWN):
+                return ""
+            # The more tries came to nothing, the fewer there are: all together cost as much as a few decodings of all
+            # tokens.
+            self._tries += 1
+            if self._tries > _FEW_TRIES and self._tries & (self._tries - 1):
+                return ""
         added = self._added()
-        if not added or added.endswith(_UNKNOWN):
-            return ""
-        self._context, self._new = new, []
-        self._said.append(added)
-        return added
+        if added.endswith(_UNKNOWN):
+            # Of a token that has the end of one character and the beginning of the next, the first is said.
+            more = added[self._num_said : -1]
+            self._num_said += len(more)
+        else:
+            more = added[self._num_said :]
+            if added:
+                self._context, self._new, self._num_said, self._tries = new, [], 0, 0
+        if more:
+            self._said.append(more)
+        return more
 
     def finish(self) -> str:
         """What is left to be said, now that no more tokens come."""
@@ -89,7 +104,7 @@ class AnswerText:
             return ""
         whole, said = self._tokens.decode(self._ids), "".join(self._said)
         # A tokenizer whose words change by what follows may contradict what was said: that stays.
-        return whole[len(said) :] if whole.startswith(said) else self._added()
+        return whole[len(said) :] if whole.startswith(said) else self._added()[self._num_said :]
 
     def _added(self) -> str:
         """The text of the tokens that are not said yet, behind the last ones that are."""

@@ -67,9 +67,9 @@ def read(request: inference_pb2.GenerateRequest, *, vocab_size: int, window: int
     _check("num_beams", request.num_beams, 0, MAX_BEAMS)
     _check("logprobs", request.logprobs, 0, MAX_LOGPROBS)
     sampling = _sampling(request.sampling, vocab_size)
-    stops, stop_ids = tuple(request.stop), tuple(request.stop_token_ids)
-    _check_stops(stops)
-    _check_stop_ids(stop_ids, vocab_size)
+    # As they came: of too many there may be millions, which are not copied to be told so.
+    _check_stops(request.stop)
+    _check_stop_ids(request.stop_token_ids, vocab_size)
     if request.num_beams > 1:
         if not sampling.is_greedy:
             raise InvalidRequest(
@@ -81,8 +81,8 @@ def read(request: inference_pb2.GenerateRequest, *, vocab_size: int, window: int
     return Asked(
         max_new_tokens=request.max_new_tokens or None,
         sampling=sampling,
-        stops=stops,
-        stop_ids=stop_ids,
+        stops=tuple(request.stop),
+        stop_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs or None,
         return_token_ids=request.return_token_ids,

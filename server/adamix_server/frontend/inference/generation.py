@@ -87,7 +87,8 @@ def open_generation(
     prompts = Prompts(tokenizer.backend, vocabulary, renderer)
     # The first text has its tokenizer made.
     prompts.text("a")
-    prompting = Prompting(tokenizer, prompts, vocabulary, stages.view.spec.vocab_size)
+    spec = stages.view.spec
+    prompting = Prompting(tokenizer, prompts, vocabulary, spec.vocab_size, spec.max_tokens)
     return Generation(stages, prompting, Detokenizer(tokenizer.backend), quota, recorder, capacity, renderer.close)
 
 
@@ -136,14 +137,14 @@ class _Generating:
         parts, call, item, stages = self._parts, self._call, self._item, self._parts.stages
         spec = stages.view.spec
         asked = generate_fields.read(request, vocab_size=spec.vocab_size, window=spec.max_tokens)
-        content = read_content(request, spec.vocab_size)
+        content = read_content(request, spec.vocab_size, spec.max_tokens)
         self._reading.enter_context(stages.view.reading())
         version = stages.resolve(item, request.version, call.principal, "task", "version", generates=True)
         writing = _writing(version)
         item.text, item.tokens = content.likely(spec.max_tokens), content.tokens
         with stages.admit([item], call.tenant) as place:
             _check(item)
-            item.tokens = await parts.prompting.tokens(content, writing)
+            item.tokens = await parts.prompting.tokens(content, writing, call.tenant)
             item.text, item.num_tokens = None, len(item.tokens)
             num_new = self._room(asked.max_new_tokens, item.num_tokens, content.field)
             reservation = await held.enter_async_context(parts.quota.reserved(call.tenant, num_new))
@@ -158,7 +159,7 @@ class _Generating:
                 logprobs=asked.logprobs,
             )
             stream = stages.generate(item, params, place)
-        held.callback(abandon, [stream])
+        held.callback(_leave, stream, reservation)
         return Answer(asked, parts.detokenizer.begin(), version.digest), stream, reservation
 
     def _room(self, asked: int | None, num_prompt: int, field: str) -> int:
@@ -234,6 +235,12 @@ class _Generating:
             # It has all that it was to have.
             return None
         return last.finish
+
+
+def _leave(stream: EventStream, reservation: Reservation) -> None:
+    """Nobody waits any more. What was not told to a reader that did not read was generated all the same."""
+    reservation.made(sum(len(event.tokens) // 4 for event in stream.left()))
+    abandon([stream])
 
 
 def _check(item: Item) -> None:

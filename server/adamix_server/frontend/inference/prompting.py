@@ -4,8 +4,11 @@ Which ids a text or a chat has is `adamix.prompts`' to say, the same as in train
 the event loop, and how a caller is told of what cannot become ids. Knows neither the engine nor what is generated.
 """
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -45,27 +48,38 @@ class Content:
         return Text(text, None, max_tokens, truncate=False, field=self.field)
 
 
-def read_content(request: inference_pb2.GenerateRequest, vocab_size: int) -> Content:
+def read_content(request: inference_pb2.GenerateRequest, vocab_size: int, window: int) -> Content:
     """What a request brings. Raises InvalidRequest: nothing, too much, or a token id that is none."""
     match request.WhichOneof("content"):
         case "prompt":
             return Content("prompt", text=admit(request.prompt, "prompt", truncate=False))
         case "token_ids":
-            return Content("token_ids", tokens=_ids(request.token_ids.ids, vocab_size))
+            return Content("token_ids", tokens=_ids(request.token_ids.ids, vocab_size, window))
         case "chat":
             return Content("chat", messages=_messages(request.chat.messages))
         case _:
             raise InvalidRequest("there is no prompt, chat or token_ids", reason="TEXT_EMPTY", field="prompt")
 
 
-def _ids(ids: Sequence[int], vocab_size: int) -> Tokens:
+def _ids(ids: Sequence[int], vocab_size: int, window: int) -> Tokens:
     if not ids:
         raise InvalidRequest("token_ids is empty", reason="TEXT_EMPTY", field="token_ids")
+    _check_length(len(ids), window, "token_ids")
     values = tuple(ids)
     if min(values) < 0 or max(values) >= vocab_size:
         for value in values:
             check_token_id(value, vocab_size, "token_ids")
     return _tokens(values)
+
+
+def _check_length(num_tokens: int, window: int, field: str) -> None:
+    """Before anything is done with so many, on the event loop: a request may have millions."""
+    if num_tokens > window:
+        raise InvalidRequest(
+            f"the prompt has {num_tokens} tokens, which are over the backbone's {window}",
+            reason="PROMPT_TOO_LONG",
+            field=field,
+        )
 
 
 def _messages(messages: Sequence[inference_pb2.ChatMessage]) -> tuple[Message, ...]:
@@ -94,24 +108,30 @@ class Prompting:
         prompts: what ids are.
         vocabulary: of the same backbone.
         vocab_size: tokens that the backbone has a row for; a tokenizer may know others.
+        window: as many tokens as it can see.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompts: Prompts, vocabulary: Vocabulary, vocab_size: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompts: Prompts, vocabulary: Vocabulary, vocab_size: int, window: int
+    ) -> None:
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
+        self._window = window
+        # By tenant, as long as it has chats under way.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def ends(self, content: Content, writing: Writing) -> tuple[int, ...]:
         """The tokens that end an answer."""
         return self._vocabulary.ends("chat" if content.messages else writing.prompt_form)
 
-    async def tokens(self, content: Content, writing: Writing) -> Tokens:
-        """The ids of a prompt.
+    async def tokens(self, content: Content, writing: Writing, tenant: str) -> Tokens:
+        """The ids of a tenant's prompt.
 
         Raises:
-            InvalidRequest: no token comes of it, or one that the backbone does not have; or the chat template refuses
-                it.
+            InvalidRequest: no token comes of it, more than the backbone can see, or one that it does not have; or the
+                chat template refuses it.
             FailedPrecondition: there is no chat template (`NO_CHAT_TEMPLATE`), or none that can be used
                 (`CHAT_TEMPLATE_INVALID`).
             Overloaded: too much text waits already.
@@ -126,23 +146,28 @@ class Prompting:
             )
         num_bytes = len(content.text) + sum(len(message.content) for message in content.messages)
         if form != "chat" and num_bytes <= _INLINE_LENGTH:
-            ids = self._ids(content, form, writing)
+            ids = self._ids(content, form, writing, tenant)
         else:
-            weight = _BYTES_PER_PROMPT + 4 * num_bytes
-            ids = await self._tokenizer.run(lambda: self._ids(content, form, writing), weight)
+            # Few tokens say nothing of how long a template takes: many chats of one tenant wait for one another, or the
+            # chats of others would wait for all of them.
+            turn = self._turns.setdefault(tenant, asyncio.Lock()) if form == "chat" else nullcontext()
+            async with turn:
+                weight = _BYTES_PER_PROMPT + 4 * num_bytes
+                ids = await self._tokenizer.run(lambda: self._ids(content, form, writing, tenant), weight)
         if not ids:
             raise InvalidRequest("the tokenizer makes no token of it", reason="TEXT_EMPTY", field=content.field)
+        _check_length(len(ids), self._window, content.field)
         check_token_id(max(ids), self._vocab_size, content.field)
         return _tokens(ids)
 
-    def _ids(self, content: Content, form: PromptForm, writing: Writing) -> tuple[int, ...]:
+    def _ids(self, content: Content, form: PromptForm, writing: Writing, tenant: str) -> tuple[int, ...]:
         try:
             if form == "source":
                 return self._prompts.source(content.text, _WHOLE).ids
             if form == "text":
                 return self._prompts.text(content.text)
             messages = content.messages or (Message("user", content.text),)
-            return self._prompts.chat(messages, writing.chat_template)
+            return self._prompts.chat(messages, writing.chat_template, asker=tenant)
         except InvalidConfig as error:
             reason = "CHAT_TEMPLATE_INVALID" if form == "chat" else error.reason
             raise FailedPrecondition(error.message, reason=reason) from None

@@ -235,7 +235,7 @@ class Stages:
         Cancelling that ends its wait, here or in the engine.
 
         Raises:
-            AdamixError: it cannot be sent; what it was charged is given back.
+            AdamixError: it cannot be sent, or there is no room for it; what it was charged is given back.
         """
         if item.tokens is None or item.version is None:
             raise RuntimeError("an input without tokens or without a version")
@@ -250,6 +250,9 @@ class Stages:
         )
         try:
             self._feeding.submit(place, [row], [stream])
+            if stream.done():
+                # There was no room.
+                stream.result()
         except AdamixError:
             self._quota.refund(place.tenant, len(item.tokens))
             raise
@@ -262,7 +265,8 @@ class Stages:
     def submit(self, items: Iterable[Item], place: Place) -> list[tuple[Item, asyncio.Future[Event]]]:
         """Send every input that has tokens to the engine, or let it wait for room; what each of them waits for.
 
-        Cancelling one ends its wait, here or in the engine.
+        Cancelling one ends its wait, here or in the engine. What those were charged that there is no room for is given
+        back.
         """
         ready: list[Item] = []
         rows: list[Row] = []
@@ -282,12 +286,14 @@ class Stages:
         if not ready:
             return []
         try:
-            return list(zip(ready, self._feeding.submit(place, rows), strict=True))
+            waiting = list(zip(ready, self._feeding.submit(place, rows), strict=True))
         except AdamixError as error:
             self._quota.refund(place.tenant, _tokens(ready))
             for item in ready:
                 item.error = error
             return []
+        self._quota.refund(place.tenant, _tokens(item for item, future in waiting if future.done()))
+        return waiting
 
     async def infer(self, items: Iterable[Item], place: Place) -> None:
         """Submit, and wait for the engine's event on every input."""
@@ -340,7 +346,7 @@ class Stages:
             if item.version is not None:
                 if item.error is not None:
                     availability.failed(item.version.digest, item.error)
-                elif not availability.is_clean:
+                elif item.event is not None and not availability.is_clean:
                     availability.loaded(item.version.digest)
             if item.error is not None and _is_refusal(item.error):
                 refused[item.error.reason] += 1

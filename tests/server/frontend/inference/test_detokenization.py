@@ -66,6 +66,14 @@ def test_a_hard_text(tokenizer: Tokenizer) -> None:
     assert not any("\N{REPLACEMENT CHARACTER}" in part for part in parts)
 
 
+def test_a_character_is_told_though_its_token_has_begun_another() -> None:
+    begun = BYTES.token_to_id("".join(byte_level().encode("日本").tokens[:4]))
+    assert BYTES.decode([begun]) == "日\N{REPLACEMENT CHARACTER}"
+    assert told(BYTES, [begun, *bytes_of("本")[1:], begun]) == ["日", "", "本", "日", "\N{REPLACEMENT CHARACTER}"]
+    wrong = [FIRST_BYTE + 0xFF] * 20
+    assert "日" in told(BYTES, [*wrong, begun])[len(wrong)]
+
+
 def test_special_tokens_and_tokens_that_nobody_knows_are_no_text() -> None:
     ids = [BEGIN_ID, *bytes_of("a"), END_ID, BYTES.get_vocab_size() + 7, *bytes_of("b"), END_ID]
     assert told(BYTES, ids) == ["", "a", "", "", "b", "", ""]
@@ -90,7 +98,18 @@ def test_bytes_that_turn_out_to_be_none_of_a_character() -> None:
     assert told(FALLBACK, ids) == ["", "", "", "\N{REPLACEMENT CHARACTER}" * 3 + " the", ""]
 
 
-def test_tokens_that_make_no_character_cost_no_more_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [9, 13, 100])
+def test_what_comes_behind_many_bytes_is_told_at_once(number: int) -> None:
+    """Or a stop behind them would be found when more tokens have been counted than come before it."""
+    wrong = [FIRST_BYTE + 0xFF] * number
+    parts = told(BYTES, [*wrong, *bytes_of("a🙂")])
+    assert "".join(parts[: number + 1]) == "\N{REPLACEMENT CHARACTER}" * number + "a"
+    assert parts[number + 1 :] == ["", "", "", "🙂", ""]
+    cat = FALLBACK.token_to_id("▁cat")
+    assert told(FALLBACK, [*bytes_of("🙂" * number), cat, cat])[4 * number :] == ["🙂" * number + " cat", " cat", ""]
+
+
+def test_tokens_that_make_no_character_cost_hardly_more_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
     detokenizer, decoded = Detokenizer(BYTES), 0
     decode = detokenizer.decode
 
@@ -100,11 +119,14 @@ def test_tokens_that_make_no_character_cost_no_more_than_others(monkeypatch: pyt
         return decode(ids)
 
     monkeypatch.setattr(detokenizer, "decode", counted)
-    text, number = detokenizer.begin(), 4096
-    for _ in range(number):
-        text.add(FIRST_BYTE + 0xFF)
-    assert text.finish() == "\N{REPLACEMENT CHARACTER}" * number
-    assert decoded < 4 * number
+    number, costs = 4096, []
+    for token_id, letter in ((FIRST_BYTE + 0xFF, "\N{REPLACEMENT CHARACTER}"), (FIRST_BYTE + ord("a"), "a")):
+        text, decoded = detokenizer.begin(), 0
+        for _ in range(number):
+            text.add(token_id)
+        assert "".join((*text._said, text.finish())) == letter * number
+        costs.append(decoded)
+    assert costs[0] < 1.3 * costs[1] < 6 * number
 
 
 def test_a_tokenizer_that_takes_words_back_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:

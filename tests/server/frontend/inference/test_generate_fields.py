@@ -1,6 +1,7 @@
 """Every field of a GenerateRequest beside its prompt, at the ends of its range and beyond them."""
 
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -27,6 +28,17 @@ def refusal(**fields: Any) -> tuple[str, str | None]:
         read(**fields)
     assert isinstance(caught.value, InvalidRequest)
     return caught.value.reason, caught.value.field
+
+
+def test_of_too_many_stops_nothing_is_copied() -> None:
+    for fields in ({"stop": ["ab"] * 50_000}, {"stop_token_ids": [1 << 20] * 50_000}):
+        request = pb.GenerateRequest(**fields)
+        tracemalloc.start()
+        with pytest.raises(InvalidRequest, match="up to"):
+            generate_fields.read(request, vocab_size=VOCAB, window=WINDOW)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 50_000
 
 
 def test_what_is_not_given_is_greedy_and_plain() -> None:

@@ -10,14 +10,16 @@ from typing import Any
 import grpc
 import pytest
 
-from adamix.errors import DeadlineExceeded, FailedPrecondition, InternalError
+from adamix.errors import DataLoss, DeadlineExceeded, FailedPrecondition, InternalError
+from adamix_protos.v1 import adapters_pb2, inference_pb2_grpc
 from adamix_protos.v1 import inference_pb2 as pb
-from adamix_protos.v1 import inference_pb2_grpc
 from adamix_server.config import FrontEndSettings
 from adamix_server.frontend import endpoint
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.bounds import BOUNDS
 from adamix_server.limits.calls import SLOW_READER_S
+from adamix_testing.adapters import MakeAdapter
+from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
 from adamix_testing.generating import (
     ask,
@@ -56,6 +58,28 @@ async def test_a_client_that_leaves_ends_it_in_the_engine(start_generating: Star
     call.cancel()
     await harness.until(lambda: harness.engine.cancelled == [row.id])
     await harness.until(lambda: room_of(harness) == before)
+
+
+async def test_a_client_that_leaves_before_an_answer_says_nothing_of_a_version(
+    start_generating: StartServing, writer: str
+) -> None:
+    harness = await start_generating(prepare=holding_decoder)
+
+    async def unavailable() -> str:
+        return str((await harness.adapters.GetTask(adapters_pb2.GetTaskRequest(task="writer"))).task.unavailable_reason)
+
+    call, row = await ask(harness)
+    harness.engine.say(row, error=DataLoss("damaged", reason="BLOB_CORRUPT"))
+    assert reason(status_of((await until_error(call))[1])) == "BLOB_CORRUPT"
+    assert await unavailable() == "BLOB_CORRUPT"
+    call, row = await ask(harness)
+    call.cancel()
+    await harness.until(lambda: not harness.engine.held)
+    assert await unavailable() == "BLOB_CORRUPT"
+    call, row = await ask(harness)
+    harness.engine.say(row, finish="eos")
+    await rest_of(call)
+    assert await unavailable() == ""
 
 
 async def test_an_engine_that_dies_in_the_middle(start_generating: StartServing, writer: str) -> None:
@@ -118,7 +142,11 @@ async def test_a_client_that_does_not_read(
     assert BOUNDS.write_s == SLOW_READER_S
     quick = partial(Boundary, bounds=replace(BOUNDS, write_s=0.15))
     monkeypatch.setattr(endpoint, "Boundary", quick)
-    harness = await start_generating(prepare=holding_decoder)
+    # A thousand at once, and then few.
+    harness = await start_generating(
+        prepare=holding_decoder,
+        settings=FrontEndSettings(default_quotas={"generated_tokens_per_s": 10, "burst_s": 100}),
+    )
     # A client that takes little ahead of its reader.
     options = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 10))
     async with grpc.aio.insecure_channel(harness.address, options=options) as channel:
@@ -133,6 +161,10 @@ async def test_a_client_that_does_not_read(
         messages, error = await until_error(call)
     assert (error.code(), reason(status_of(error))) == (EXHAUSTED, "SLOW_READER")
     assert 0 < len(text_of(messages)) < 1000
+    # What it did not read was generated all the same: a few are left since.
+    await ask(harness, max_new_tokens=100)
+    again = harness.inference.Generate(request(), timeout=5)
+    assert await refusal(rest_of(again)) == (EXHAUSTED, "QUOTA_GENERATED_TOKENS_PER_S")
 
 
 async def test_tokens_that_were_not_generated_are_given_back(start_generating: StartServing, writer: str) -> None:
@@ -157,6 +189,27 @@ async def test_tokens_that_were_not_generated_are_given_back(start_generating: S
     await rest_of(call)
     harness.engine.hold = False
     assert await refusal(rest_of(harness.inference.Generate(request()))) == (EXHAUSTED, "QUOTA_GENERATED_TOKENS_PER_S")
+
+
+async def test_a_text_that_there_is_no_room_for_costs_nothing(
+    start_generating: StartServing, seed: Seed, make_adapter: MakeAdapter, writer: str
+) -> None:
+    def prepare(engine: FakeEngine) -> None:
+        holding_decoder(engine)
+        engine.credit = (60, 10)
+
+    seed("sst2", make_adapter())
+    harness = await start_generating(
+        prepare=prepare, settings=FrontEndSettings(default_quotas={"input_tokens_per_s": 30, "burst_s": 1})
+    )
+    before = room_of(harness)
+    # It seems to have a quarter of the tokens that it has.
+    text = "x" * 12
+    for _ in range(4):
+        assert await refusal(rest_of(harness.inference.Generate(request(prompt=text)))) == (EXHAUSTED, "OVERLOADED")
+        predicted = harness.inference.Predict(pb.PredictRequest(inputs=[pb.PredictInput(task="sst2", text=text)]))
+        assert await refusal(predicted) == (EXHAUSTED, "OVERLOADED")
+    assert room_of(harness) == before
 
 
 async def test_many_streams_cancelled_at_random_leave_nothing(start_generating: StartServing, writer: str) -> None:

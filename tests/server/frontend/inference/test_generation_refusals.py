@@ -99,6 +99,9 @@ async def test_a_prompt_and_its_answer_fill_the_window_exactly(start_generating:
     await generate(harness, token_ids=ids(WINDOW - 1))
     for fields in ({"token_ids": ids(WINDOW - 1), "max_new_tokens": 2}, {"token_ids": ids(WINDOW)}):
         assert await refused(harness, **fields) == (INVALID, "PROMPT_TOO_LONG", "token_ids")
+    # Told by the length alone, whatever tokens they are: a request may have millions.
+    for fields in ({"token_ids": pb.TokenIds(ids=[-1] * (WINDOW + 1))}, {"prompt": "x" * WINDOW + "<far>"}):
+        assert (await refused(harness, **fields))[:2] == (INVALID, "PROMPT_TOO_LONG")
     too_long = "x" * WINDOW
     assert await refused(harness, prompt=too_long, max_new_tokens=1) == (INVALID, "PROMPT_TOO_LONG", "prompt")
     assert len(await generate(harness, prompt=too_long[:-1], max_new_tokens=1)) > 0
