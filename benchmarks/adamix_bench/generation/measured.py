@@ -23,6 +23,7 @@ from adamix_bench.generation.settings import BF16, CONTINUOUS, FLOOR, FP32, PLAI
 from adamix_bench.generation.turns import Turn, timed
 from adamix_bench.generation.workload import MEAN_TOKENS, Workload
 from adamix_bench.measure import in_turns
+from adamix_server.engine.host_memory import keep_freed_memory
 
 Say = Callable[[str], None]
 
@@ -59,6 +60,8 @@ def measure(settings: Settings, report: Report, say: Say) -> None:
     Raises:
         AdamixError: the backbone writes no text, or a way that is always measured failed.
     """
+    # As the server's engine does. All ways but the server share this process, so all of them have it.
+    keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     say("loading the backbone, making adapters")
