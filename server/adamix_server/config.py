@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from adamix.errors import InvalidConfig
+from adamix_client.addresses import is_loopback, split_address
 
 DEFAULT_TENANT = "default"
 
@@ -282,20 +283,3 @@ def _check_reachable(flag: str, address: str, want: str, *, insecure: bool) -> N
 def _field(flag: str) -> str:
     """The setting that a flag is."""
     return flag.removeprefix("--").replace("-", "_")
-
-
-def split_address(address: str, field: str = "listen") -> tuple[str, int]:
-    """`host:port` -> (host, port); `[::1]:50051` for IPv6. Raises InvalidConfig, for the setting `field`."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65_535 or not host:
-        raise InvalidConfig(f"{address!r} is not HOST:PORT", field=field)
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 
 from adamix.errors import InvalidConfig
-from adamix_server.config import split_address
+from adamix_client.addresses import split_address
 
 # A machine without IPv6 still has a `localhost`.
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)

@@ -18,8 +18,8 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import MIXTURE_FORMAT, TensorData, encode_tensors
+from adamix_client import Input
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc, inference_pb2, inference_pb2_grpc
-from adamix_server.client import Input
 from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]

@@ -24,7 +24,7 @@ from adamix.files.manifest import BackboneSpec, HeadSpec
 from adamix.files.tensors import TensorData
 from adamix.modules.attach import attach
 from adamix.rows.labelled import tokenize
-from adamix_server.client import Classification, Client, Embedding, Input, MultiLabel, Prediction
+from adamix_client import Classification, Client, Embedding, Input, MultiLabel, Prediction
 from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]

@@ -13,7 +13,7 @@ from adamix.errors import Unavailable
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
-from adamix_server.client import Client, Input
+from adamix_client import Client, Input
 from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]

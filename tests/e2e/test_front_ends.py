@@ -16,7 +16,7 @@ import pytest
 from adamix.errors import AdamixError, Code
 from adamix.files import adapter_file
 from adamix.files.manifest import BackboneSpec
-from adamix_server.client import Client, Input, Predictions
+from adamix_client import Client, Input, Predictions
 from adamix_testing.servers import Callers, Eventually, Server
 
 ROUNDS = 20

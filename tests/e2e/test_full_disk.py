@@ -13,7 +13,7 @@ from adamix.errors import AdamixError, Code
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
-from adamix_server.client import Client
+from adamix_client import Client
 from adamix_testing.servers import Eventually, Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from adamix.errors import Unavailable
-from adamix_server.client import Client, GenerateDelta, GeneratedText
+from adamix_client import Client, GenerateDelta, GeneratedText
 from adamix_testing.servers import Eventually, Server
 
 pytestmark = [pytest.mark.weights, pytest.mark.slow]

@@ -10,7 +10,7 @@ import pytest
 
 from adamix.backbones import backbone as backbones
 from adamix.files import adapter_file
-from adamix_server.client import Client, GeneratedText
+from adamix_client import Client, GeneratedText
 from adamix_testing.decoder_files import save_decoder
 from adamix_testing.decoders import DECODERS, POSITIONS, VOCABULARY, text_adapters, written_alone
 from adamix_testing.servers import Eventually, Server

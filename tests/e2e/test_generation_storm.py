@@ -13,7 +13,7 @@ from adamix.backbones import backbone as backbones
 from adamix.errors import DeadlineExceeded, Overloaded
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
-from adamix_server.client import Client, GeneratedText
+from adamix_client import Client, GeneratedText
 from adamix_testing.decoder_files import save_decoder
 from adamix_testing.decoders import POSITIONS, VOCABULARY, text_adapters
 from adamix_testing.servers import Eventually, Server

@@ -11,7 +11,7 @@ from adamix.errors import AdamixError
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
-from adamix_server.client import Input, Predictions
+from adamix_client import Input, Predictions
 from adamix_testing.servers import Callers, Server
 
 MakeAdapter = Callable[..., AdapterFile]

@@ -10,7 +10,7 @@ from pathlib import Path
 from adamix.files.adapter_file import AdapterFile, encode
 from adamix.files.manifest import BackboneSpec
 from adamix.files.tensors import canonical_json
-from adamix_server.client import Input
+from adamix_client import Input
 from adamix_testing.servers import StartServer
 
 OLD = Path(__file__).parent.parent / "server" / "catalog" / "old_stores" / "schema_2"

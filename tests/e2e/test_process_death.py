@@ -17,7 +17,7 @@ from adamix.errors import AdamixError, Code
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
-from adamix_server.client import Input, Predictions
+from adamix_client import Input, Predictions
 from adamix_testing.servers import Callers, Eventually, Outcome, Server
 
 MakeAdapter = Callable[..., AdapterFile]

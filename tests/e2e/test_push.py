@@ -17,8 +17,8 @@ from adamix.backbones import backbone
 from adamix.data import load
 from adamix.evaluation import labelled
 from adamix.files import adapter_file
+from adamix_client import Classification, Regression
 from adamix_server.cli.main import app
-from adamix_server.client import Classification, Regression
 from adamix_testing.servers import Server, StartServer
 
 ANIMALS = ("bird", "cat", "dog")

@@ -14,9 +14,9 @@ import pytest
 from adamix.errors import AdamixError, QuotaExceeded
 from adamix.files import adapter_file
 from adamix.files.manifest import BackboneSpec
+from adamix_client import Client, Input, StreamInput
 from adamix_server.access.quotas import NO_QUOTAS, Quotas
 from adamix_server.catalog.store import Catalog
-from adamix_server.client import Client, Input, StreamInput
 from adamix_server.limits.quotas import LEASE_S, LENDER_SILENCE_S
 from adamix_testing.servers import Eventually, Server
 

@@ -16,7 +16,7 @@ from adamix.evaluation.labelled import evaluate
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
-from adamix_server.client import Classification, Input, Regression
+from adamix_client import Classification, Input, Regression
 from adamix_testing.servers import Server, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]

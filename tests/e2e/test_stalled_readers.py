@@ -13,7 +13,7 @@ import pytest
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
-from adamix_server.client import Client, Input, Predictions
+from adamix_client import Client, Input, Predictions
 from adamix_testing.servers import Callers, Eventually, StartServer
 
 MakeAdapter = Callable[..., AdapterFile]

@@ -11,7 +11,7 @@ import pytest
 from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.manifest import BackboneSpec
-from adamix_server.client import Classification, Input, Prediction, Regression, StreamInput
+from adamix_client import Classification, Input, Prediction, Regression, StreamInput
 from adamix_testing.servers import Server
 
 TEXTS = ["the cat sleeps", "a big red dog runs over the lazy bird", "fish"]

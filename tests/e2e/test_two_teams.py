@@ -25,9 +25,9 @@ from google.protobuf.message import Message
 
 from adamix.errors import AdamixError, InvalidRequest
 from adamix.files.manifest import BackboneSpec
+from adamix_client import ALL_TENANTS, Client
 from adamix_server.access import api_keys
 from adamix_server.access.rights import NEEDS
-from adamix_server.client import ALL_TENANTS, Client
 from adamix_testing.adapters import adapter_bytes
 from adamix_testing.servers import Server
 

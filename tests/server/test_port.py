@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from adamix.errors import InvalidConfig
-from adamix_server.config import split_address
+from adamix_client.addresses import split_address
 from adamix_server.port import held_port
 
 

@@ -24,7 +24,7 @@ from adamix.generation.beam_search import generate
 from adamix.generation.decoding import Decoding
 from adamix.merging import merge
 from adamix.training import train as trainer
-from adamix_server.client import Client, GenerateDelta, GeneratedText
+from adamix_client import Client, GenerateDelta, GeneratedText
 
 BACKBONE = "smollm2"
 TASK = "restaurants"

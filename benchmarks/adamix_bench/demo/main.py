@@ -19,7 +19,7 @@ from adamix.evaluation.labelled import evaluate
 from adamix_bench.demo import generation, report, throughput
 from adamix_bench.demo.traffic import Tally, Traffic
 from adamix_bench.demo.training import BACKBONE, BASELINE_TASK, BETTER, SEED, TASKS, DemoTrainer, Trained
-from adamix_server.client import Client, Input, Predictions
+from adamix_client import Client, Input, Predictions
 from adamix_server.engine.host_memory import keep_freed_memory
 from adamix_server.local_server import LocalServer
 

@@ -11,7 +11,7 @@ from adamix_bench import reports
 from adamix_bench.demo.generation import Writer
 from adamix_bench.demo.throughput import CALLS_IN_FLIGHT, INPUTS_PER_CALL, Throughput
 from adamix_bench.demo.training import Trained
-from adamix_server.client import Classification, Predictions, Regression
+from adamix_client import Classification, Predictions, Regression
 
 
 def training_table(trained: Sequence[Trained], baselines: Sequence[Trained], better: Trained) -> Table:

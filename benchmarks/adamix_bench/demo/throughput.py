@@ -23,7 +23,7 @@ from adamix.data import Example
 from adamix.files.adapter_file import AdapterFile
 from adamix.modules.attach import attach
 from adamix.rows.labelled import TokenRow, collate, tokenize
-from adamix_server.client import Client, Input
+from adamix_client import Client, Input
 from adamix_server.engine import request as engine_request
 from adamix_server.engine.model_runner import ModelRunner
 from adamix_server.engine.residency.packing import pack

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from adamix.errors import AdamixError
-from adamix_server.client import Client, Input
+from adamix_client import Client, Input
 
 
 @dataclass

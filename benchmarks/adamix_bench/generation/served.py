@@ -22,8 +22,8 @@ from adamix_bench.generation.turns import Texts
 from adamix_bench.generation.workload import Workload
 from adamix_bench.serving.processes import Processes, running_processes
 from adamix_bench.serving.synthesis import SynthTask, fill_store, task_name
+from adamix_client.connection import channel_options
 from adamix_protos.v1 import inference_pb2, inference_pb2_grpc
-from adamix_server.client.connection import channel_options
 from adamix_server.local_server import LocalServer
 
 _MIB = 1 << 20

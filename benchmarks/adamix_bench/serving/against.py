@@ -24,7 +24,7 @@ from adamix_bench.serving.settings import Settings
 from adamix_bench.serving.wire import predict_payloads
 from adamix_bench.serving.workbench import Workbench
 from adamix_bench.serving.workload import Requests
-from adamix_server.client import Client
+from adamix_client import Client
 from adamix_server.local_server import LocalServer
 
 THIS, OTHER = "this", "other"

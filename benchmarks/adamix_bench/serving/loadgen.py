@@ -20,8 +20,8 @@ import msgspec
 
 from adamix_bench.serving.generator_process import read_frame, write_frame
 from adamix_bench.serving.load import Outcome, Plan
+from adamix_client.connection import channel_options
 from adamix_protos.v1 import inference_pb2
-from adamix_server.client.connection import channel_options
 
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 _METHOD = "/adamix.v1.InferenceService/"

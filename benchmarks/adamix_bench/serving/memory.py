@@ -15,7 +15,7 @@ from adamix_bench.serving.servers import Say
 from adamix_bench.serving.settings import Settings
 from adamix_bench.serving.synthesis import fill_names, task_name
 from adamix_bench.serving.workbench import Workbench
-from adamix_server.client import Client, Input
+from adamix_client import Client, Input
 from adamix_server.local_server import LocalServer
 
 _SEEN_WITHIN_S = 120.0

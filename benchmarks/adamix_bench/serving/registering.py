@@ -14,7 +14,7 @@ from adamix_bench.serving.servers import Say
 from adamix_bench.serving.synthesis import make_task
 from adamix_bench.serving.workbench import Workbench
 from adamix_bench.serving.workload import draw_arrivals
-from adamix_server.client import Client
+from adamix_client import Client
 
 # New tasks a second: far more than people make, and each costs a process that judges the file.
 REGISTRATIONS_PER_S = 1.0

@@ -12,7 +12,7 @@ from adamix_bench.serving.settings import Settings
 from adamix_bench.serving.synthesis import SynthTask, fill_store, task_name
 from adamix_bench.serving.wire import predict_payloads
 from adamix_bench.serving.workbench import Workbench
-from adamix_server.client import Client
+from adamix_client import Client
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 from adamix_server.local_server import LocalServer
 

@@ -1,6 +1,6 @@
 """What a benchmark changes on a running server, as its operator does."""
 
-from adamix_server.client import Client
+from adamix_client import Client
 
 
 def set_weight(address: str, operator_key: str, tenant: str, weight: int) -> None:

@@ -19,14 +19,14 @@ import msgspec
 import numpy as np
 from google.rpc import status_pb2
 
-from adamix.errors import AdamixError, DeadlineExceeded
+from adamix.errors import AdamixError, Code, DeadlineExceeded
 from adamix_bench.serving.generator_process import read_frame, write_frame
 from adamix_bench.tenants.load import Due, Outcome, Plan
 from adamix_bench.tenants.trace import Ended
 from adamix_bench.tenants.trace import Outcome as Kind
+from adamix_client import status
+from adamix_client.connection import channel_options
 from adamix_protos.v1 import inference_pb2
-from adamix_server.api import status
-from adamix_server.client.connection import channel_options
 
 _METHOD = "/adamix.v1.InferenceService/Predict"
 _CONNECT_S = 20.0
@@ -196,7 +196,7 @@ def _judged(error: grpc.aio.AioRpcError) -> tuple[Kind, str, float | None]:
 def _kind_of(error: AdamixError) -> Kind:
     if isinstance(error, DeadlineExceeded):
         return "refused" if error.reason == "DEADLINE_UNREACHABLE" else "expired"
-    return "refused" if status.grpc_code(error) is grpc.StatusCode.RESOURCE_EXHAUSTED else "failed"
+    return "refused" if error.code is Code.RESOURCE_EXHAUSTED else "failed"
 
 
 def main() -> None:

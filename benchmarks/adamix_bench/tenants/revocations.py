@@ -11,8 +11,8 @@ import grpc
 from adamix_bench.tenants import administration
 from adamix_bench.tenants.report import Report
 from adamix_bench.tenants.stage import Running, Texts
+from adamix_client.connection import channel_options
 from adamix_server.access import api_keys
-from adamix_server.client.connection import channel_options
 
 REVOKED = "revoked"
 KEYS = 2

@@ -7,10 +7,10 @@ Server and client share the values; both wires are written from them. Knows no m
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from adamix.errors import InternalError
+from adamix_client.results import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_server.names import output_not_finite
 
 # Heads that `Predict` can read. The others speak through `Generate`.
@@ -18,37 +18,6 @@ PREDICT_HEADS = frozenset({"classification", "multilabel", "regression", "embedd
 
 # Above so many, numpy is faster than plain floats.
 _FEW_VALUES = 64
-
-
-@dataclass(frozen=True)
-class Classification:
-    """`scores` are the probabilities of all labels, in label-id order."""
-
-    label: str
-    label_id: int
-    scores: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class MultiLabel:
-    """The labels at or above the task's threshold; `scores` of all labels, in label-id order."""
-
-    labels: tuple[str, ...]
-    label_ids: tuple[int, ...]
-    scores: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Regression:
-    score: float
-
-
-@dataclass(frozen=True)
-class Embedding:
-    values: tuple[float, ...]
-
-
-Result = Classification | MultiLabel | Regression | Embedding
 
 
 class Head(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
-from adamix_server.access.chain import COLUMNS, link
+from adamix_client.audit_chain import COLUMNS, link
 from adamix_server.access.entries import Entry
 from adamix_server.catalog import schema
 from adamix_server.catalog.audit_chain import Reading, Verified, read_ends, verify, write_ends

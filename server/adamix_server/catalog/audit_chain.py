@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import OperationalError
 
-from adamix_server.access.chain import COLUMNS, link
+from adamix_client.audit_chain import COLUMNS, link
 from adamix_server.catalog import schema
 from adamix_server.catalog.database import corrupt
 

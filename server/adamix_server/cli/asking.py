@@ -13,7 +13,7 @@ from adamix.generation.sampling import Sampling
 from adamix_server.limits.generation import MAX_BEAMS, MAX_LOGPROBS, MAX_STOP_BYTES, MAX_STOPS
 
 if TYPE_CHECKING:
-    from adamix_server.client import Client, GenerateDelta
+    from adamix_client import Client, GenerateDelta
 
 _MAX_LENGTH_PENALTY = 5.0
 

@@ -19,7 +19,7 @@ from adamix_server.cli import printing
 from adamix_server.cli.store import say
 
 if TYPE_CHECKING:
-    from adamix_server.client import Client
+    from adamix_client import Client
 
 # An entry in proto3 JSON, with the names of its fields.
 Entry = Mapping[str, Any]
@@ -57,8 +57,8 @@ def show(client: "Client", tenant: str, since_us: int, limit: int, *, follows: b
 
 def verify(client: "Client", known: tuple[int, str] | None, *, as_json: bool) -> None:
     """Print whether the audit hangs together, as far as the server tells it. Raises typer.Exit if it does not."""
-    from adamix_server.client import ALL_TENANTS
-    from adamix_server.client.chain import follow
+    from adamix_client import ALL_TENANTS
+    from adamix_client.chain import follow
 
     # After the first, since without one to begin after the newest come first.
     chain = follow(client.audit(ALL_TENANTS, after_id=1), known)
@@ -102,6 +102,6 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 
 def _widest(client: "Client") -> str:
     """All tenants for an operator, the own one for others."""
-    from adamix_server.client import ALL_TENANTS
+    from adamix_client import ALL_TENANTS
 
     return ALL_TENANTS if "admin" in client.who_am_i().rights else ""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adamix.errors import InvalidConfig
-from adamix_server.config import split_address
+from adamix_client.addresses import split_address
 
 if TYPE_CHECKING:
-    from adamix_server.client import Client
+    from adamix_client import Client
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 _TLS_SCHEME = "grpcs://"
@@ -35,8 +35,8 @@ def connect(server: str, api_key_file: Path | None = None) -> "Client":
     Raises:
         InvalidConfig: the address, a file or what they say together cannot be used.
     """
-    from adamix_server.client import Client
-    from adamix_server.client.destination import Credentials, from_environment
+    from adamix_client import Client
+    from adamix_client.destination import Credentials, from_environment
 
     split_address(
         server.removeprefix(_TLS_SCHEME), "server"

@@ -22,7 +22,7 @@ from adamix_server.cli.asking import Asking, encoded
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 
 if TYPE_CHECKING:
-    from adamix_server.client import GenerateDelta
+    from adamix_client import GenerateDelta
 
 _STDIN = "-"
 # What a terminal would act on. Texts are a model's; what it wrote is not to clear a screen or to rename a window.
@@ -150,14 +150,14 @@ def _prompt(given: str | None) -> str:
 
 def _collect(deltas: "Iterable[GenerateDelta]") -> None:
     """All of it as one document."""
-    from adamix_server.client import GeneratedText
+    from adamix_client import GeneratedText
 
     typer.echo(json.dumps(GeneratedText.of(deltas).document))
 
 
 def _stream(deltas: "Iterable[GenerateDelta]") -> None:
     """The text on stdout as it comes, its end on a line of its own on stderr."""
-    from adamix_server.client import GeneratedText
+    from adamix_client import GeneratedText
 
     began = time.monotonic()
     text = GeneratedText.of(_shown(deltas))

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adamix.experiments.release import Publisher
+    from adamix_client import Prediction
     from adamix_server.channel.engine_frames import Hello
-    from adamix_server.client import Prediction
 
 # Packages that bring commands of their own, so that this one needs to import none of them.
 PLUGIN_GROUP = "adamix.commands"
@@ -248,7 +248,7 @@ def register(
 ) -> None:
     """Upload an adapter as a new version of a task."""
     with exit_codes(), connect(server, api_key_file) as client:
-        from adamix_server.client import ServerFile
+        from adamix_client import ServerFile
 
         adapter = ServerFile(str(file)) if on_server else file
         result = client.register(task, adapter, make_live=make_live, validate_only=validate_only)
@@ -320,7 +320,7 @@ def predict(
 ) -> None:
     """Ask a task about texts. The exit code is 1 if any of them failed."""
     with exit_codes(), connect(server, api_key_file) as client:
-        from adamix_server.client import Input
+        from adamix_client import Input
 
         inputs = [Input(task=task, text=item, truncate=truncate, version=version) for item in text]
         if json_:
@@ -350,7 +350,7 @@ def _shares(traffic: "Sequence[tuple[str, int]]", chars: int = 12) -> str:
 
 
 def _answer(prediction: "Prediction") -> tuple[str, str]:
-    from adamix_server.client import Classification, MultiLabel, Regression
+    from adamix_client import Classification, MultiLabel, Regression
 
     match prediction.result:
         case Classification(label=label, scores=scores):

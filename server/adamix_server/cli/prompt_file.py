@@ -23,8 +23,8 @@ from adamix.cli.terminal import progress_bar
 from adamix.data.files import MAX_FILE_BYTES, check_file, read_objects
 from adamix.errors import AdamixError, Code, InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
+from adamix_client import Client, GeneratedText
 from adamix_server.cli.asking import Asking
-from adamix_server.client import Client, GeneratedText
 from adamix_server.limits.generation import MAX_CHAT_BYTES, MAX_MESSAGES
 
 IN_FLIGHT = 16

@@ -16,7 +16,7 @@ from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOp
 from adamix_server.cli.printing import day_and_time, show
 
 if TYPE_CHECKING:
-    from adamix_server.client import Tenant
+    from adamix_client import Tenant
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adamix.files.manifest import BackboneSpec
+from adamix_client.results import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
-from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_server.api.resource_names import task_name, version_name
 from adamix_server.catalog.rows import TaskRow, VersionRow
 from adamix_server.channel import engine_frames

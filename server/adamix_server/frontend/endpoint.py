@@ -11,6 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from adamix_client.addresses import split_address
 from adamix_protos.open_inference import open_inference_pb2, open_inference_pb2_grpc
 from adamix_protos.v1 import (
     adapters_pb2,
@@ -22,7 +23,6 @@ from adamix_protos.v1 import (
     server_pb2,
     server_pb2_grpc,
 )
-from adamix_server.config import split_address
 from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary

@@ -2,12 +2,13 @@
 
 from adamix import texts
 from adamix.errors import Code
+from adamix_client import bounds
 from adamix_server.limits.table import Chapter, to_text
 
 chapter = Chapter()
 
 MAX_MESSAGE_BYTES = chapter.limit(
-    4 << 20,
+    bounds.MAX_MESSAGE_BYTES,
     "bytes",
     "message, request or answer (64 answers of a head with 4,096 labels are more)",
     Code.RESOURCE_EXHAUSTED,
@@ -15,7 +16,7 @@ MAX_MESSAGE_BYTES = chapter.limit(
     proof="server/frontend/test_limits.py::test_a_message",
 )
 MAX_METADATA_BYTES = chapter.limit(
-    16 << 10,
+    bounds.MAX_METADATA_BYTES,
     "bytes",
     "metadata of a call, each entry with 32 bytes more than its name and value",
     Code.RESOURCE_EXHAUSTED,
@@ -31,7 +32,7 @@ MAX_CREDENTIAL_BYTES = chapter.limit(
     proof="server/frontend/boundary/identity/test_identity.py::test_a_credential_of_the_most_bytes_is_read",
 )
 MAX_INPUTS_PER_CALL = chapter.limit(
-    64,
+    bounds.MAX_INPUTS_PER_CALL,
     "",
     "inputs of one `Predict`, texts of one `ModelInfer`",
     Code.INVALID_ARGUMENT,
@@ -57,7 +58,7 @@ MAX_STREAM_ID_BYTES = chapter.limit(
     proof="server/frontend/inference/test_stream.py::test_a_bad_input_fails_alone",
 )
 DEFAULT_TIMEOUT_S = chapter.limit(
-    60.0,
+    bounds.DEFAULT_TIMEOUT_S,
     "s",
     "deadline of a call, or of a stream's input, that sets none",
     Code.DEADLINE_EXCEEDED,
@@ -65,7 +66,7 @@ DEFAULT_TIMEOUT_S = chapter.limit(
     proof="server/frontend/boundary/test_boundary.py::test_the_servers_own_time_limit",
 )
 MAX_TIMEOUT_S = chapter.limit(
-    600.0,
+    bounds.MAX_TIMEOUT_S,
     "s",
     "longest deadline of a call",
     Code.DEADLINE_EXCEEDED,

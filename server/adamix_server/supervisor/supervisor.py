@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from adamix_client.addresses import is_loopback, split_address
 from adamix_server.agreement import Books, Letter
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import recover
@@ -39,7 +40,7 @@ from adamix_server.channel.supervisor_frames import (
     StartFrontEnd,
     Stats,
 )
-from adamix_server.config import ServerConfig, is_loopback, split_address
+from adamix_server.config import ServerConfig
 from adamix_server.descriptors import raise_limit, room_for_connections
 from adamix_server.limits.operators import MAX_PROBE_CONNECTIONS
 from adamix_server.port import cannot_listen, held_port

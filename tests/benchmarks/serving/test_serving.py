@@ -20,7 +20,7 @@ from adamix_bench.serving.report import FORMAT, Report, Way
 from adamix_bench.serving.servers import own_server
 from adamix_bench.serving.settings import Settings
 from adamix_bench.serving.workbench import Workbench
-from adamix_server.client import Client
+from adamix_client import Client
 
 TOLERANCE = 1e-4
 

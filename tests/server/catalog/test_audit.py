@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adamix.errors import DataLoss, InvalidRequest
-from adamix_server.access.chain import COLUMNS
+from adamix_client.audit_chain import COLUMNS
 from adamix_server.access.entries import Entry
 from adamix_server.catalog import audit, audit_chain
 from adamix_server.catalog.audit import AuditLog, EntryRow

@@ -225,7 +225,7 @@ def test_a_terminal_is_not_steered_by_a_text(echo: TextServer, monkeypatch: pyte
 
     terminal = Terminal()
     monkeypatch.setattr(generate.sys, "stdout", terminal)
-    from adamix_server.client import Client
+    from adamix_client import Client
 
     with Client(echo.address) as client:
         generate._stream(client.generate("poet", "a"))

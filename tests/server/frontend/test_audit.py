@@ -7,6 +7,7 @@ import pytest
 
 from adamix.errors import AdamixError, NotFound, Unauthenticated
 from adamix.files.manifest import BackboneSpec
+from adamix_client import Client, Input, StreamInput
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
 from adamix_server.access.entries import Entry
@@ -15,7 +16,6 @@ from adamix_server.access.sums import Sums, add
 from adamix_server.catalog.audit import EntryRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel.supervisor_frames import Account, Drained
-from adamix_server.client import Client, Input, StreamInput
 from adamix_server.frontend.boundary import gate as gates
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

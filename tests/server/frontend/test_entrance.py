@@ -15,15 +15,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from adamix.errors import AdamixError, Code, PermissionDenied, Unauthenticated, Unavailable
 from adamix.files.manifest import BackboneSpec
+from adamix_client import Client
+from adamix_client.status import from_rpc_error
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc, inference_pb2, inference_pb2_grpc
 from adamix_server.access import api_keys
 from adamix_server.access.rights import ROLES
 from adamix_server.agreement import Party
-from adamix_server.api import status
 from adamix_server.catalog.access import KeyRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel.supervisor_frames import Agreed, Refresh, Seen
-from adamix_server.client import Client
 from adamix_server.config import AccessSettings, FrontEndSettings
 from adamix_server.frontend import catalog_view
 from adamix_server.frontend.availability import Availability
@@ -191,7 +191,7 @@ async def end_of(call: Any) -> tuple[Code, str, float]:
             while await call.read() is not grpc.aio.EOF:
                 pass
     ended = await call.code(), await call.initial_metadata(), await call.trailing_metadata()
-    error = status.from_rpc_error(grpc.aio.AioRpcError(*ended))
+    error = from_rpc_error(grpc.aio.AioRpcError(*ended))
     return error.code, error.reason, time.monotonic()
 
 

@@ -261,7 +261,7 @@ async def test_told_to_end_before_there_was_an_engine(order: Drain | None, setti
 
 
 @pytest.mark.parametrize(
-    "module", ["adamix_server.client", "adamix_server.frontend.front_end", "adamix_server.telemetry.logs"]
+    "module", ["adamix_client", "adamix_server.frontend.front_end", "adamix_server.telemetry.logs"]
 )
 def test_no_torch_in_front_ends_and_clients(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers') if m in sys.modules])"

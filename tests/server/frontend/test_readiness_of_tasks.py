@@ -7,12 +7,12 @@ import pytest
 
 from adamix.errors import AdamixError, DataLoss, InvalidInput, Unavailable
 from adamix.files.adapter_file import decode
+from adamix_client import Client
 from adamix_protos.open_inference import open_inference_pb2 as oip
 from adamix_protos.open_inference import open_inference_pb2_grpc
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import inference_pb2
 from adamix_server.blobs.packed_size import packed_bytes
-from adamix_server.client import Client
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from adamix import errors
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidInput, InvalidRequest
 from adamix.files.manifest import HeadSpec
+from adamix_client.status import from_status
 from adamix_protos.v1 import inference_pb2
 from adamix_server.api import answers, status
 from adamix_server.api.resource_names import parse_task
@@ -71,7 +72,7 @@ def test_a_full_name_says_its_tenant_and_a_bare_one_the_callers() -> None:
 )
 def test_every_error_survives_the_wire(kind: type[AdamixError]) -> None:
     sent = kind("what is wrong", retry_after_s=0.125, field="inputs[0].text")
-    received = status.from_status(status.to_status(sent, "tenants/t/tasks/x"))
+    received = from_status(status.to_status(sent, "tenants/t/tasks/x"))
     assert received.code is sent.code
     assert (received.message, received.reason) == ("what is wrong", sent.reason)
     assert received.retry_after_s is not None
@@ -90,11 +91,11 @@ def test_a_status_never_outgrows_the_trailers() -> None:
 
 
 def test_a_status_of_somebody_else_is_understood() -> None:
-    plain = status.from_status(status_pb2.Status(code=2, message="unknown to us"))
+    plain = from_status(status_pb2.Status(code=2, message="unknown to us"))
     assert (plain.code, plain.message) == (Code.INTERNAL, "unknown to us")
     foreign = status_pb2.Status(code=8, message="quota")
     foreign.details.add().Pack(error_details_pb2.DebugInfo(detail="x"))
-    assert status.from_status(foreign).code is Code.RESOURCE_EXHAUSTED
+    assert from_status(foreign).code is Code.RESOURCE_EXHAUSTED
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20))

@@ -8,8 +8,8 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
+from adamix_client.connection import channel_options
 from adamix_protos.v1 import adapters_pb2, adapters_pb2_grpc, inference_pb2, inference_pb2_grpc
-from adamix_server.client.connection import channel_options
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.boundary.boundary import Boundary
 from adamix_server.frontend.boundary.bounds import BOUNDS, Bounds

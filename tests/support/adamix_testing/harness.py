@@ -16,10 +16,10 @@ import msgspec
 import pytest
 
 from adamix.files.manifest import BackboneSpec
+from adamix_client import Client
+from adamix_client.connection import channel_options
 from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMoving, EngineStalled, Ready, StartFrontEnd
-from adamix_server.client import Client
-from adamix_server.client.connection import channel_options
 from adamix_server.config import FrontEndSettings
 from adamix_server.frontend import endpoint
 from adamix_server.frontend import front_end as front_ends

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from prometheus_client.parser import text_string_to_metric_families
 
 from adamix.errors import AdamixError
-from adamix_server.client import Client, Input, Predictions
+from adamix_client import Client, Input, Predictions
 
 
 def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:

@@ -7,6 +7,7 @@ principals and the newest snapshot; no message.
 from collections.abc import Collection
 
 from adamix.errors import NotFound, PermissionDenied
+from adamix_client.status import clip
 from adamix_server.access.giving import may_give, networks_within
 from adamix_server.access.principal import Principal
 from adamix_server.access.rights import RIGHTS, Right
@@ -41,7 +42,7 @@ def its_task(name: str, field: str = "task") -> Name:
     """(tenant, task) of a request, as it is looked up; the call's resource from now on. Raises InvalidRequest."""
     call = calls.current()
     # Of a name as large as a message no more is kept than an error says of it.
-    call.resource = status.clip(name, status.MAX_ERROR_BYTES)
+    call.resource = clip(name, status.MAX_ERROR_BYTES)
     asked = parse_task(name, call.tenant, field)
     call.resource = task_name(*asked)
     return visible(asked, call.principal)

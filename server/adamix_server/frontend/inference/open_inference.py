@@ -15,9 +15,10 @@ from typing import Any
 
 from adamix.errors import AdamixError, Code, InvalidRequest, NotFound
 from adamix.files.manifest import HeadSpec
+from adamix_client.results import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_protos.open_inference import open_inference_pb2_grpc
-from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result, read
+from adamix_server.api.answers import read
 from adamix_server.api.resource_names import task_name
 from adamix_server.frontend.boundary import call as calls
 from adamix_server.frontend.boundary.call import Call

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adamix.errors import AdamixError, Code, FailedPrecondition, InternalError, InvalidRequest
+from adamix_client.status import clip
 from adamix_protos.v1 import inference_pb2
 from adamix_server.access.principal import Principal
 from adamix_server.api import answers, status
@@ -65,7 +66,7 @@ class Item:
     @classmethod
     def of(cls, asked: str, deadline: float) -> "Item":
         """An input for the task that the caller names `asked`, whatever its length."""
-        asked = status.clip(asked, status.MAX_ERROR_BYTES)
+        asked = clip(asked, status.MAX_ERROR_BYTES)
         return cls(asked, deadline, resource=asked)
 
 

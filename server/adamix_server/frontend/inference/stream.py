@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from adamix.errors import AdamixError, DeadlineExceeded, InvalidRequest
+from adamix_client.status import clip
 from adamix_protos.v1 import inference_pb2
-from adamix_server.api import status
 from adamix_server.channel.engine_frames import Event
 from adamix_server.frontend import convert
 from adamix_server.frontend.boundary.admission import Admission, draining
@@ -180,7 +180,7 @@ class PredictStream:
 
     def _open(self, request: inference_pb2.PredictStreamRequest, now: float) -> _Entry:
         """An entry for a message, read as far as that goes without waiting."""
-        entry_id = status.clip(request.id, MAX_STREAM_ID_BYTES)
+        entry_id = clip(request.id, MAX_STREAM_ID_BYTES)
         deadline = min(self._call.deadline, now + (request.timeout_s or DEFAULT_TIMEOUT_S))
         try:
             self._check(request)

@@ -24,9 +24,9 @@ from adamix.errors import (
     InvalidInput,
     InvalidRequest,
 )
+from adamix_client import Client, ServerFile
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_server.blobs.local import BlobStore
-from adamix_server.client import Client, ServerFile
 from adamix_server.config import EngineSettings, FrontEndSettings, ServerConfig
 from adamix_server.frontend.control.adapter_root import AdapterRoot
 from adamix_testing.adapters import MakeAdapter

@@ -9,7 +9,7 @@ import pytest
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidRequest, NotFound
 from adamix.files.manifest import HeadSpec
-from adamix_server.client import Client, Input
+from adamix_client import Client, Input
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adamix_client import Client
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import adapters_pb2_grpc
 from adamix_server.catalog.rows import Snapshot, TaskRow
 from adamix_server.channel.supervisor_frames import Drained
-from adamix_server.client import Client
 from adamix_server.frontend import endpoint
 from adamix_server.frontend.boundary.admission import Admission
 from adamix_server.frontend.control.watch import Change, Mark, Watch, compare

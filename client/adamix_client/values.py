@@ -8,10 +8,10 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from adamix.errors import AdamixError, InvalidConfig, InvalidData
+from adamix_client import status
+from adamix_client.errors import AdamixError, InvalidConfig, InvalidData
+from adamix_client.results import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_protos.v1 import adapters_pb2, inference_pb2
-from adamix_server.api import status
-from adamix_server.api.answers import Classification, Embedding, MultiLabel, Regression, Result
 
 
 @dataclass(frozen=True)

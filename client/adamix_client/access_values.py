@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from adamix_client.values import to_json
 from adamix_protos.v1 import admin_pb2
-from adamix_server.client.values import to_json
 
 # By their names here; of the empty one the server's default.
 SERVICE_CLASSES = {

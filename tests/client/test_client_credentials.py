@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from adamix.errors import InvalidConfig
+from adamix_client import Client
+from adamix_client.destination import Credentials, Destination, from_environment
 from adamix_server.cli.connecting import connect
-from adamix_server.client import Client
-from adamix_server.client.destination import Credentials, Destination, from_environment
 from adamix_testing.credentials import Authority
 
 KEY = "adx_" + "a" * 12 + "_" + "B" * 49

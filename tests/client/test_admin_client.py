@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adamix.errors import Aborted, InvalidConfig, NotFound
+from adamix_client import ALL_TENANTS, Client
+from adamix_client.chain import follow
 from adamix_server.access import api_keys
 from adamix_server.catalog import paging
 from adamix_server.cli import audit_of_server
 from adamix_server.cli.main import app
-from adamix_server.client import ALL_TENANTS, Client
-from adamix_server.client.chain import follow
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from adamix.errors import AdamixError
-from adamix_server.client import Client, Input, StreamInput
+from adamix_client import Client, Input, StreamInput
 
 _LIMIT_S = 20
 

@@ -4,10 +4,9 @@ Whoever has all entries, from the catalog or from the server, can tell whether o
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 # The content of an entry, in the order in which it is hashed; the hash follows.
 COLUMNS = (
@@ -26,8 +25,6 @@ COLUMNS = (
     "revision",
 )
 
-_encode = msgspec.json.Encoder().encode
-
 
 def link(before: str, content: Sequence[Any]) -> str:
     """The hash of an entry, in hex.
@@ -37,4 +34,9 @@ def link(before: str, content: Sequence[Any]) -> str:
         content: its columns.
     """
     # As JSON, since no two contents have the same.
-    return hashlib.sha256(before.encode("ascii", "replace") + _encode(content)).hexdigest()
+    return hashlib.sha256(before.encode("ascii", "replace") + _encoded(content)).hexdigest()
+
+
+def _encoded(content: Sequence[Any]) -> bytes:
+    """Compact JSON in UTF-8: what the catalog has hashed from the first entry on."""
+    return json.dumps(list(content), separators=(",", ":"), ensure_ascii=False).encode()

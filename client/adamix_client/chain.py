@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from adamix_server.access.chain import link
-from adamix_server.client.access_values import AuditEntry
+from adamix_client.access_values import AuditEntry
+from adamix_client.audit_chain import link
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

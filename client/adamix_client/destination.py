@@ -13,9 +13,8 @@ from typing import Any
 
 import grpc
 
-from adamix.errors import InvalidConfig
-from adamix_server.config import is_loopback, split_address
-from adamix_server.trust.files import read
+from adamix_client.addresses import is_loopback, split_address
+from adamix_client.errors import InvalidConfig
 
 TLS_SCHEME = "grpcs://"
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -27,6 +26,7 @@ _ROOT_FILES = (
     "/etc/ssl/cert.pem",
 )
 
+_MAX_FILE_BYTES = 1 << 20
 # A file in PEM, or what would be in it.
 Pem = Path | str | bytes
 
@@ -177,7 +177,25 @@ def _is_here(target: str) -> bool:
 
 
 def _pem(given: Pem, name: str) -> bytes:
-    return given if isinstance(given, bytes) else read(Path(given), name)
+    return given if isinstance(given, bytes) else _read(Path(given), name)
+
+
+def _read(path: Path, name: str) -> bytes:
+    """The bytes of a file of certificates. Raises InvalidConfig with what to do."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise _unusable(name, f"{path} does not exist") from None
+    except OSError as error:
+        raise _unusable(name, f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > _MAX_FILE_BYTES:
+        raise _unusable(name, f"{path} has more than {_MAX_FILE_BYTES:,} bytes")
+    return data
+
+
+def _unusable(name: str, what: str) -> InvalidConfig:
+    return InvalidConfig(f"{name}: {what}", reason="TRUST_FILE_INVALID", field=name)
 
 
 def _system_roots() -> bytes | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from adamix.errors import InvalidConfig, InvalidRequest
-from adamix_server.client import Classification, Client, Input, StreamInput
+from adamix_client import Classification, Client, Input, StreamInput
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import StartServing

@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from adamix.errors import AdamixError, Code, DeadlineExceeded, FailedPrecondition, Unavailable
+from adamix_client import Client
+from adamix_client.connection import MAX_SILENT_DEADLINES, Connection, channel_options
 from adamix_protos.v1 import inference_pb2, server_pb2
-from adamix_server.client import Client
-from adamix_server.client.connection import MAX_SILENT_DEADLINES, Connection, channel_options
 from adamix_server.limits.messages import MAX_METADATA_BYTES
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed

@@ -7,9 +7,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from adamix.errors import InvalidConfig
-from adamix_protos.v1 import admin_pb2
-from adamix_server.client.access_values import (
+from adamix_client.access_values import (
     SERVICE_CLASSES,
     AuditEntry,
     Grant,
@@ -25,7 +23,9 @@ from adamix_server.client.access_values import (
     to_tenant,
     to_usage,
 )
-from adamix_server.client.connection import Connection, Link
+from adamix_client.connection import Connection, Link
+from adamix_client.errors import InvalidConfig
+from adamix_protos.v1 import admin_pb2
 
 # In place of a tenant: all of them.
 ALL_TENANTS = "-"

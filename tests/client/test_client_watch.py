@@ -22,11 +22,11 @@ from adamix.errors import (
     Overloaded,
     Unavailable,
 )
+from adamix_client import Client, TaskChange, watching
+from adamix_client.watching import passes, pause
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import adapters_pb2_grpc
 from adamix_server.api import status
-from adamix_server.client import Client, TaskChange, watching
-from adamix_server.client.watching import passes, pause
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import StartServing

@@ -16,7 +16,7 @@ from adamix.errors import (
     Unavailable,
 )
 from adamix.files.manifest import HeadSpec
-from adamix_server.client import Classification, Client, Input, Regression
+from adamix_client import Classification, Client, Input, Regression
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, cast
 
-from adamix.errors import AdamixError, InvalidConfig
+from adamix_client.errors import AdamixError, InvalidConfig
 from adamix_protos.v1 import inference_pb2
 
 FinishReason = Literal["", "eos", "stop", "length", "cancelled"]

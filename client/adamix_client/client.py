@@ -1,4 +1,4 @@
-"""A small typed client: one method per RPC, plain values in and out, errors of `adamix.errors`.
+"""A small typed client: one method per RPC, plain values in and out, errors of `adamix_client.errors`.
 
 Synchronous and safe to share between threads. Retries nothing by itself but watches: an error that may pass says so in
 `retry_after_s`. Imports no torch, so that a client process stays small. Knows the wire; knows nothing of the server.
@@ -13,16 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from grpc_health.v1 import health_pb2
-
-from adamix.errors import AdamixError, Code, InvalidData, Unavailable
-from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
-from adamix_server.client import connection
-from adamix_server.client.administration import Administration
-from adamix_server.client.connection import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, Connection
-from adamix_server.client.destination import Credentials, Pem, from_environment
-from adamix_server.client.generate_values import ChatMessage, GenerateDelta, to_delta, to_generate_request
-from adamix_server.client.values import (
+from adamix_client import connection
+from adamix_client.administration import Administration
+from adamix_client.bounds import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from adamix_client.connection import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, Connection
+from adamix_client.destination import Credentials, Pem, from_environment
+from adamix_client.errors import AdamixError, Code, InvalidData, Unavailable
+from adamix_client.generate_values import ChatMessage, GenerateDelta, to_delta, to_generate_request
+from adamix_client.values import (
     Input,
     Load,
     Predictions,
@@ -42,8 +40,8 @@ from adamix_server.client.values import (
     to_task,
     to_version,
 )
-from adamix_server.client.watching import Watching
-from adamix_server.limits.messages import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from adamix_client.watching import Watching
+from adamix_protos.v1 import adapters_pb2, inference_pb2, server_pb2
 
 _CHUNK_BYTES = 512 << 10
 _POLL_S = 0.1
@@ -380,10 +378,8 @@ class Client(Administration):
             left_s = end - time.monotonic()
             try:
                 with self._connection.calling() as link:
-                    answer = link.health.Check(
-                        health_pb2.HealthCheckRequest(), timeout=max(left_s, _POLL_S), wait_for_ready=True
-                    )
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    answer = link.health(connection.HEALTH_OF_ALL, timeout=max(left_s, _POLL_S), wait_for_ready=True)
+                if answer == connection.SERVING:
                     return
             except AdamixError as error:
                 if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):

@@ -13,10 +13,10 @@ from contextlib import closing, contextmanager
 
 import grpc
 
-from adamix.errors import AdamixError, Code, Unavailable
+from adamix_client.connection import Connection
+from adamix_client.errors import AdamixError, Code, Unavailable
+from adamix_client.values import Task, TaskChange, to_task_change
 from adamix_protos.v1 import adapters_pb2
-from adamix_server.client.connection import Connection
-from adamix_server.client.values import Task, TaskChange, to_task_change
 
 SILENCE_S = 45.0
 # Between two tries: twice as long each time. A stream that lived longer than the longest was a good one.

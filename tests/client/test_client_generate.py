@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from adamix.errors import AdamixError, DeadlineExceeded, InvalidConfig, Overloaded, Unavailable
+from adamix_client import ChatMessage, Client, GenerateDelta, GeneratedText, TokenLogprob, TokenUsage
 from adamix_protos.v1 import inference_pb2
-from adamix_server.client import ChatMessage, Client, GenerateDelta, GeneratedText, TokenLogprob, TokenUsage
 from adamix_testing.text_server import VERSION, Answer, Request, Response, TextServer, end, words
 
 Start = Callable[[Answer], tuple[TextServer, Client]]
