@@ -30,7 +30,7 @@ class App:
     """Answers requests by routes. Belongs to one event loop.
 
     Args:
-        routes: of all faces; of two that fit a path the first answers.
+        routes: of all faces; of two with one path and method the first answers.
     """
 
     def __init__(self, routes: Iterable[Route], recorder: Recorder) -> None:
