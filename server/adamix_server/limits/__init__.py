@@ -14,6 +14,7 @@ from adamix_server.limits import (
     control,
     generation,
     messages,
+    open_ai,
     operators,
     quotas,
     tenants,
@@ -22,6 +23,6 @@ from adamix_server.limits.table import Limit
 
 TABLE: tuple[Limit, ...] = tuple(
     row
-    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, operators)
+    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, open_ai, operators)
     for row in room.chapter.rows
 )
