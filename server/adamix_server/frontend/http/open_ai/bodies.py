@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from adamix.errors import InvalidRequest
-from adamix_client.status import clip
+from adamix_server.frontend.http.bodies import decode_json
 
 # Read as far as its syntax, and otherwise left.
 Ignored = msgspec.Raw
@@ -20,6 +20,7 @@ Refused = msgspec.Raw
 _NOTHING = msgspec.Raw()
 
 Prompts = str | list[str | int | list[int]]
+S = TypeVar("S", bound=msgspec.Struct)
 B = TypeVar("B", bound="Body")
 
 # What may stand in a refused field, because it is what this server does.
@@ -42,10 +43,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
 }
 _MOST_NEUTRAL_BYTES = 64
-_MOST_WORD_BYTES = 64
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`(?: - at `\$\.?(?P<at>.*)`)?", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(?P<name>.*?)`(?: - at `\$\.?(?P<at>.*)`)?", re.DOTALL)
-_AT = re.compile(r"(?P<what>.*) - at `\$\.?(?P<at>.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<name>[a-z_]+)`")
 
 
 class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -174,12 +172,16 @@ _model = msgspec.json.Decoder(_Model)
 
 def read_model(raw: bytes) -> str:
     """The model that a body names, whatever else is wrong with it. Raises InvalidRequest."""
-    return _decoded(_model, raw).model
+    try:
+        return _model.decode(raw).model
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Once more, for what is said of it.
+        return _decoded(raw, _Model).model
 
 
 def read_body(raw: bytes, kind: type[B]) -> B:
     """A body of a route. Raises InvalidRequest, whose field is as its caller knows it."""
-    body = _decoded(msgspec.json.Decoder(kind), raw)
+    body = _decoded(raw, kind)
     refuse(body)
     return body
 
@@ -216,33 +218,23 @@ def _is_neutral(name: str, raw: bytes) -> bool:
 
 
 _IGNORED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "include_obfuscation"})
-T = TypeVar("T")
 
 
-def _decoded(decoder: "msgspec.json.Decoder[T]", raw: bytes) -> T:
+def _decoded(raw: bytes, kind: type[S]) -> S:
     try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise _in_words(str(error), decoder.type) from None
-    except UnicodeDecodeError:
-        raise InvalidRequest("the body is not UTF-8", reason="MALFORMED_MESSAGE") from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("the body is not JSON", reason="MALFORMED_MESSAGE") from None
+        return decode_json(raw, msgspec.json.Decoder(kind))
+    except InvalidRequest as error:
+        raise _in_words(error, kind.__struct_fields__) from None
 
 
-def _in_words(said: str, kind: Any) -> InvalidRequest:
-    """What msgspec says of a body, with the field in the words of its caller."""
-    if (found := _UNKNOWN.fullmatch(said)) is not None:
-        name = clip(found["name"], _MOST_WORD_BYTES)
-        at = found["at"]
-        near = difflib.get_close_matches(name, () if at else kind.__struct_fields__, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        field = f"{at}.{name}" if at else name
-        return InvalidRequest(f"there is no field {field}{hint}", reason="FIELD_UNKNOWN", field=field)
-    if (found := _MISSING.fullmatch(said)) is not None:
-        field = f"{found['at']}.{found['name']}" if found["at"] else found["name"]
+def _in_words(error: InvalidRequest, known: tuple[str, ...]) -> InvalidRequest:
+    """The same, with the nearest name for one that there is not, and the name of a field that is missing."""
+    field, message = error.field, error.message
+    if error.reason == "UNKNOWN_FIELD" and field is not None and "." not in field:
+        if near := difflib.get_close_matches(field, known, n=1):
+            message += f"; did you mean {near[0]}?"
+        return InvalidRequest(message, reason=error.reason, field=field)
+    if (missing := _MISSING.search(message)) is not None:
+        field = f"{field}.{missing['name']}" if field else missing["name"]
         return InvalidRequest(f"{field} is missing", reason="FIELD_MISSING", field=field)
-    if (found := _AT.fullmatch(said)) is not None:
-        what, field = found["what"].replace("`", "").replace(" | null", ""), found["at"]
-        return InvalidRequest(f"{field}: {what[:1].lower()}{what[1:]}", reason="FIELD_INVALID", field=field)
-    return InvalidRequest("the body is not a JSON object", reason="FIELD_INVALID")
+    return InvalidRequest(message.replace("`", "").replace(" | null", ""), reason=error.reason, field=field)

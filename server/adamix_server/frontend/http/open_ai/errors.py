@@ -33,7 +33,7 @@ _CODES = {
     "OUT_OF_RANGE": "invalid_value",
     "FIELD_INVALID": "invalid_type",
     "FIELD_MISSING": "missing_required_parameter",
-    "FIELD_UNKNOWN": "unknown_parameter",
+    "UNKNOWN_FIELD": "unknown_parameter",
     "PARAMETER_UNSUPPORTED": "unsupported_parameter",
     "MALFORMED_MESSAGE": "invalid_json",
 }

@@ -16,6 +16,7 @@ import msgspec
 from adamix.errors import AdamixError
 from adamix_protos.v1 import inference_pb2
 from adamix_server.frontend.boundary import call as boundary
+from adamix_server.frontend.http.bodies import check_json
 from adamix_server.frontend.http.calls import Calls
 from adamix_server.frontend.http.open_ai import asking, bodies, errors
 from adamix_server.frontend.http.open_ai.bodies import ChatBody, CompletionBody, TextBody
@@ -74,7 +75,6 @@ class Generating(Generic[B]):
                 return errors.to_reply(error, asked.words)
             # In the middle of a stream.
             await request.write(_event(errors.to_json(error, asked.words)))
-            await request.finish()
             return None
 
     async def _answer(self, request: Request, asked: "_Asked[B]") -> Reply | None:
@@ -109,7 +109,6 @@ class Generating(Generic[B]):
             piece = asked.frame.piece(texts[-1].version, [], usage=usage(texts))
             await request.write(_event(msgspec.json.encode(piece)))
         await request.write(_event(b"[DONE]"))
-        await request.finish()
 
 
 @dataclass
@@ -139,6 +138,7 @@ class _Asked(Generic[B]):
     async def read(self, request: Request) -> inference_pb2.GenerateRequest:
         """The request of the next call."""
         if self._frame is None:
+            check_json(request)
             self._learn(await request.body())
         message = self.requests[self._next]
         self._next += 1

@@ -19,10 +19,12 @@ from adamix_client.status import from_status
 from adamix_protos.v1 import inference_pb2
 from adamix_server.frontend.boundary import call as boundary
 from adamix_server.frontend.boundary.call import Call
+from adamix_server.frontend.http.bodies import check_json
 from adamix_server.frontend.http.calls import Calls
 from adamix_server.frontend.http.open_ai import asking, bodies, errors
 from adamix_server.frontend.http.open_ai.bodies import EmbeddingBody, InputBody, unsupported
 from adamix_server.frontend.http.open_ai.models import Model, Models
+from adamix_server.frontend.http.predict import numbers
 from adamix_server.frontend.http.reply import Reply
 from adamix_server.frontend.http.request import Request
 from adamix_server.limits.open_ai import MAX_ANSWERED_VALUES
@@ -104,6 +106,7 @@ class _Asked(Generic[B]):
         """The request of the next call."""
         self._call = boundary.current()
         if self._known is None:
+            check_json(request)
             self._learn(await request.body(), self._call)
         message = self.requests.pop(0)
         self._now = len(message.inputs)
@@ -169,7 +172,7 @@ def embeddings(models: Models) -> Route[EmbeddingBody]:
     def item(body: EmbeddingBody, _: Model, prediction: inference_pb2.Prediction) -> dict[str, Any]:
         values = prediction.embedding.values
         if body.encoding_format != "base64":
-            return {"object": "embedding", "embedding": list(values)}
+            return {"object": "embedding", "embedding": numbers(values)}
         raw = np.asarray(values, dtype="<f4").tobytes()
         return {"object": "embedding", "embedding": base64.b64encode(raw).decode("ascii")}
 
@@ -191,7 +194,7 @@ def classes(models: Models) -> Route[InputBody]:
             label = models.head(model, prediction.version).label(max(range(len(probs)), key=probs.__getitem__))
         else:
             probs, label = list(prediction.classification.scores), prediction.classification.label
-        return {"label": label, "probs": probs, "num_classes": len(probs)}
+        return {"label": label, "probs": numbers(probs), "num_classes": len(probs)}
 
     def whole(model: Model, request_id: str, data: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -74,9 +74,17 @@ class Text:
 class Shape(Protocol):
     """One of the two routes: what its answers and their pieces are called, and what a choice is."""
 
-    prefix: str
-    whole: str
-    piece: str
+    @property
+    def prefix(self) -> str:
+        """Of the id."""
+
+    @property
+    def whole(self) -> str:
+        """What a whole answer is an `object` of."""
+
+    @property
+    def piece(self) -> str:
+        """What a piece is."""
 
     def choice(self, text: Text) -> dict[str, Any]:
         """What has come of one answer, all of it."""

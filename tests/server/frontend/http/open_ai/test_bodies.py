@@ -42,20 +42,20 @@ def test_the_least_of_each_is_read_and_nulls_are_nothing(kind: Any) -> None:
 @pytest.mark.parametrize("kind", ROUTES)
 def test_an_unknown_field_is_refused_with_the_nearest(kind: Any) -> None:
     error = refusal(kind, ROUTES[kind] | {"modle": 1})
-    assert (error.reason, error.field) == ("FIELD_UNKNOWN", "modle")
+    assert (error.reason, error.field) == ("UNKNOWN_FIELD", "modle")
     assert "did you mean model?" in error.message
 
 
 def test_a_name_without_a_neighbour_is_refused_alone() -> None:
     error = refusal(ChatBody, ROUTES[ChatBody] | {"q" * 1000: 1})
-    assert error.reason == "FIELD_UNKNOWN"
+    assert error.reason == "UNKNOWN_FIELD"
     assert len(error.message) < 200
     assert "did you mean" not in error.message
 
 
 def test_an_unknown_field_of_a_message_is_named_with_its_place() -> None:
     error = refusal(ChatBody, {"model": "m", "messages": [{"role": "user", "content": "x", "contents": 1}]})
-    assert (error.reason, error.field) == ("FIELD_UNKNOWN", "messages[0].contents")
+    assert (error.reason, error.field) == ("UNKNOWN_FIELD", "messages[0].contents")
 
 
 def test_what_is_missing_and_what_has_another_type() -> None:
@@ -67,7 +67,7 @@ def test_what_is_missing_and_what_has_another_type() -> None:
     assert (error.reason, error.field, error.message) == (
         "FIELD_INVALID",
         "max_tokens",
-        "max_tokens: expected int, got str",
+        "max_tokens: Expected int, got str",
     )
     error = refusal(ChatBody, {"model": "m", "messages": [{"role": "user", "content": [1]}]})
     assert (error.reason, error.field) == ("FIELD_INVALID", "messages[0].content[0]")
