@@ -13,6 +13,7 @@ from adamix_server.limits import (
     chats,
     control,
     generation,
+    http,
     messages,
     open_ai,
     operators,
@@ -23,6 +24,19 @@ from adamix_server.limits.table import Limit
 
 TABLE: tuple[Limit, ...] = tuple(
     row
-    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, open_ai, operators)
+    for room in (
+        messages,
+        generation,
+        calls,
+        http,
+        open_ai,
+        chats,
+        adapters,
+        control,
+        tenants,
+        quotas,
+        audit,
+        operators,
+    )
     for row in room.chapter.rows
 )
