@@ -21,7 +21,10 @@ WORDS: Mapping[str, str] = {
     "version": "model",
     "token_ids": "prompt",
     "max_new_tokens": "max_tokens",
+    "chat": "messages",
 }
+# Which a sentence has for other reasons than naming a field.
+_WORDS_OF_SENTENCES = {"chat"}
 _PARENTS = ("sampling.", "chat.")
 _NAME = re.compile(r"\w+")
 
@@ -70,10 +73,8 @@ def to_json(error: AdamixError, words: Mapping[str, str] = WORDS) -> bytes:
     message = error.message
     if field is not None:
         own = _own(field, words)
-        message = re.sub(rf"(?<![\w.]){re.escape(field)}(?!\w)", own, message)
-        name = field.rpartition(".")[2]
-        if name in words:
-            message = re.sub(rf"(?<![\w.]){re.escape(name)}(?!\w)", words[name], message)
+        for wire in {field, field.rpartition(".")[2]} - _WORDS_OF_SENTENCES:
+            message = re.sub(rf"(?<![\w.]){re.escape(wire)}(?!\w)", _own(wire, words), message)
         field = own
     else:
         field = _PARAMS.get(error.reason)

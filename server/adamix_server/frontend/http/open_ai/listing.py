@@ -32,9 +32,10 @@ class Listing:
 
     async def all(self, request: Request) -> Reply:
         data: list[dict[str, Any]] = []
-        token, has_more = "", True
-        while has_more and len(data) < MAX_LISTED_MODELS:
-            size = min(_PAGE, MAX_LISTED_MODELS - len(data))
+        token, is_more = "", True
+        # One more than are told says whether there are more.
+        while is_more and len(data) <= MAX_LISTED_MODELS:
+            size = min(_PAGE, MAX_LISTED_MODELS + 1 - len(data))
 
             async def read(_: Request, size: int = size, token: str = token) -> adapters_pb2.ListTasksRequest:
                 return adapters_pb2.ListTasksRequest(page_size=size, page_token=token)
@@ -42,9 +43,11 @@ class Listing:
             page = await self.calls.one(request, _LIST, read, adapters_pb2.ListTasksResponse)
             data += [self._of_task(task) for task in page.tasks]
             token = page.next_page_token
-            has_more = bool(token)
-        answer: dict[str, Any] = {"object": "list", "data": data}
-        return Reply(msgspec.json.encode(answer | {"has_more": True} if has_more else answer))
+            is_more = bool(token)
+        answer: dict[str, Any] = {"object": "list", "data": data[:MAX_LISTED_MODELS]}
+        if len(data) > MAX_LISTED_MODELS:
+            answer["has_more"] = True
+        return Reply(msgspec.json.encode(answer))
 
     async def one(self, request: Request) -> Reply:
         found: list[Model] = []
