@@ -15,6 +15,7 @@ from adamix_server.limits import (
     generation,
     http,
     messages,
+    open_ai,
     operators,
     quotas,
     tenants,
@@ -23,6 +24,19 @@ from adamix_server.limits.table import Limit
 
 TABLE: tuple[Limit, ...] = tuple(
     row
-    for room in (messages, generation, calls, http, chats, adapters, control, tenants, quotas, audit, operators)
+    for room in (
+        messages,
+        generation,
+        calls,
+        http,
+        open_ai,
+        chats,
+        adapters,
+        control,
+        tenants,
+        quotas,
+        audit,
+        operators,
+    )
     for row in room.chapter.rows
 )
