@@ -1,101 +1,78 @@
 """What a request of the control plane asks for besides its path: in its query, in `If-Match`, in its body. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
 
 from adamix.errors import InvalidRequest
 from adamix_protos.v1 import adapters_pb2
-from adamix_server.frontend.http.json_bodies import Decoder
+from adamix_server.frontend.http.bodies import decode_json
 
 _INT32_MAX = 2**31 - 1
 
+# Parameters of a query -> what each is.
+PAGE_QUERY = {"page_size": "rows at most", "page_token": "of the page before"}
+UPLOAD_QUERY = {
+    "make_live": "true (default) or false: whether it answers from now on",
+    "validate_only": "true or false: whether it is only checked",
+    "expected_digest": "sha256 of the file in hex; another one is refused",
+    "request_id": "makes a retry return the first answer",
+    "file": "a path below the server's --adapter-root, in place of a body",
+}
 
-class _Share(msgspec.Struct, forbid_unknown_fields=True):
+
+class Share(msgspec.Struct, forbid_unknown_fields=True):
+    """One version's share of a task's traffic."""
+
     digest: str
     weight: Annotated[int, msgspec.Meta(ge=-_INT32_MAX, le=_INT32_MAX)]
 
 
-class _Traffic(msgspec.Struct, forbid_unknown_fields=True):
-    traffic: list[_Share]
+class Traffic(msgspec.Struct, forbid_unknown_fields=True):
+    """What answers a task."""
+
+    traffic: list[Share]
 
 
-_TRAFFIC = Decoder(_Traffic)
+_TRAFFIC = msgspec.json.Decoder(Traffic)
 
 
-class Query:
-    """The parameters of one query, each given once.
-
-    Args:
-        pairs: as they came, decoded.
-        known: the names that the route takes.
-
-    Raises:
-        InvalidRequest: another name (`PARAMETER_UNKNOWN`), or one twice.
-    """
-
-    def __init__(self, pairs: Iterable[tuple[str, str]], known: frozenset[str]) -> None:
-        self._values: dict[str, str] = {}
-        for name, value in pairs:
-            if name not in known:
-                shown = ascii(name[:64])[1:-1]
-                takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
-                raise InvalidRequest(
-                    f"this route has no parameter {shown}; {takes}", reason="PARAMETER_UNKNOWN", field=shown
-                )
-            if name in self._values:
-                raise _invalid(name, "is given twice")
-            self._values[name] = value
-
-    def text(self, name: str) -> str:
-        return self._values.get(name, "")
-
-    def flag(self, name: str) -> bool | None:
-        """None if it was not given. Raises InvalidRequest."""
-        value = self._values.get(name)
-        if value not in (None, "true", "false"):
-            raise _invalid(name, "is true or false")
-        return None if value is None else value == "true"
-
-    def count(self, name: str) -> int:
-        """0 if it was not given. Raises InvalidRequest."""
-        value = self._values.get(name, "0")
-        # No more digits than the largest has: Python reads a number of any length.
-        digits = value.removeprefix("-")
-        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 10 and abs(int(value)) <= _INT32_MAX):
-            raise _invalid(name, f"is a whole number of up to {_INT32_MAX}")
-        return int(value)
+def to_page(query: Mapping[str, str]) -> tuple[int, str]:
+    """Size and token of a page; 0 and empty where they are not given. Raises InvalidRequest."""
+    size = query.get("page_size", "0")
+    # No more digits than the largest has: Python reads a number of any length.
+    digits = size.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 10 and abs(int(size)) <= _INT32_MAX):
+        raise _invalid("page_size", f"is a whole number of up to {_INT32_MAX}")
+    return int(size), query.get("page_token", "")
 
 
-UPLOAD_QUERY = frozenset({"make_live", "validate_only", "expected_digest", "request_id", "file"})
-
-
-def to_header(task: str, query: Query) -> adapters_pb2.RegisterAdapterHeader:
+def to_header(task: str, query: Mapping[str, str]) -> adapters_pb2.RegisterAdapterHeader:
     """The first message of an upload. Raises InvalidRequest."""
     return adapters_pb2.RegisterAdapterHeader(
         task=task,
-        make_live=query.flag("make_live"),
-        validate_only=query.flag("validate_only") or False,
-        expected_digest=query.text("expected_digest"),
-        request_id=query.text("request_id"),
-        file=query.text("file"),
+        make_live=_flag(query, "make_live"),
+        validate_only=_flag(query, "validate_only") or False,
+        expected_digest=query.get("expected_digest", ""),
+        request_id=query.get("request_id", ""),
+        file=query.get("file", ""),
     )
 
 
 def to_traffic(task: str, body: bytes, etag: str) -> adapters_pb2.SetTrafficRequest:
     """The change that `{"traffic": [{"digest", "weight"}, …]}` asks for. Raises InvalidRequest."""
-    shares = [adapters_pb2.Traffic(digest=s.digest, weight=s.weight) for s in _TRAFFIC.decode(body).traffic]
+    shares = [adapters_pb2.Traffic(digest=s.digest, weight=s.weight) for s in decode_json(body, _TRAFFIC).traffic]
     return adapters_pb2.SetTrafficRequest(task=task, traffic=shares, etag=etag)
 
 
-def etag_of(headers: Mapping[str, str]) -> str:
-    """The etag of `If-Match`; empty without one, and for `*`, which any task matches that is there.
+def to_etag(if_match: str | None) -> str:
+    """The etag of an `If-Match`; empty without one, and for `*`, which any task matches that is there.
 
     Raises:
         InvalidRequest: a weak etag, several, or none of an etag's form (`ETAG_INVALID`).
     """
-    value = headers.get("if-match", "*").strip()
+    value = "*" if if_match is None else if_match.strip()
     if value == "*":
         return ""
     etag = value[1:-1] if len(value) > 2 and value[0] == value[-1] == '"' else value
@@ -104,5 +81,12 @@ def etag_of(headers: Mapping[str, str]) -> str:
     return etag
 
 
+def _flag(query: Mapping[str, str], name: str) -> bool | None:
+    value = query.get(name)
+    if value not in (None, "true", "false"):
+        raise _invalid(name, "is true or false")
+    return None if value is None else value == "true"
+
+
 def _invalid(name: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"{name} {what}", reason="PARAMETER_INVALID", field=name)
+    return InvalidRequest(f"{name} {what}", reason="QUERY_INVALID", field=name)

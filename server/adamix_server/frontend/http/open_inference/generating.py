@@ -10,7 +10,7 @@ import msgspec
 
 from adamix.errors import AdamixError, Code, InvalidRequest
 from adamix_protos.v1 import inference_pb2
-from adamix_server.frontend.http.json_bodies import Decoder
+from adamix_server.frontend.http.bodies import decode_json
 
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _MAX_SEED = 2**64 - 1
@@ -49,7 +49,7 @@ class _Generate(msgspec.Struct, forbid_unknown_fields=True):
     parameters: _Parameters = _Parameters()
 
 
-_BODIES = Decoder(_Generate)
+_BODIES = msgspec.json.Decoder(_Generate)
 
 
 def to_request(model: str, version: str, body: bytes, *, is_stream: bool) -> tuple[inference_pb2.GenerateRequest, str]:
@@ -61,7 +61,7 @@ def to_request(model: str, version: str, body: bytes, *, is_stream: bool) -> tup
     Raises:
         InvalidRequest: it is not the JSON of a request, or asks for what has no such message.
     """
-    asked = _BODIES.decode(body)
+    asked = decode_json(body, _BODIES)
     parameters = asked.parameters
     if parameters.stream and not is_stream:
         raise _out_of_range("stream", "generate answers in one piece; ask generate_stream for a stream")

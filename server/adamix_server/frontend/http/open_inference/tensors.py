@@ -14,11 +14,11 @@ import msgspec
 
 from adamix.errors import InvalidRequest
 from adamix_protos.open_inference import open_inference_pb2 as pb
-from adamix_server.frontend.http.json_bodies import Decoder
+from adamix_server.frontend.http.bodies import decode_json
 from adamix_server.frontend.inference.open_inference import split_bytes
 
 # Of the JSON in a body with tensors behind it.
-LENGTH_HEADER = "Inference-Header-Content-Length"
+LENGTH_HEADER = "inference-header-content-length"
 _SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 _LENGTH = struct.Struct("<I")
 
@@ -45,8 +45,8 @@ class _Infer(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[_Output] = []
 
 
-_BODIES = Decoder(_Infer)
-_TEXTS = Decoder(list[str | list[str]])
+_BODIES = msgspec.json.Decoder(_Infer)
+_TEXTS = msgspec.json.Decoder(list[str | list[str]])
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def to_request(model: str, version: str, body: bytes, json_bytes: str | None) ->
         InvalidRequest: it is not the JSON of a request, or the tensors behind it are not as long as it says.
     """
     length = _json_length(body, json_bytes)
-    infer = _BODIES.decode(body[:length])
+    infer = decode_json(body[:length], _BODIES)
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=infer.id)
     is_binary = _taken(infer.parameters, _ALL_BINARY, f"parameters[{_ALL_BINARY}]")
     _fill(request.parameters, infer.parameters, "")
@@ -173,7 +173,11 @@ def _packed(tensor: _Input, field: str) -> bytes:
         raise _contents(f"{field} has neither data nor a {_SIZE}", f"{field}.data")
     if tensor.datatype != "BYTES":
         return b""
-    rows = _TEXTS.decode(bytes(tensor.data), f"{field}.data")
+    try:
+        rows = decode_json(bytes(tensor.data), _TEXTS)
+    except InvalidRequest as error:
+        error.field = f"{field}.data{error.field or ''}"
+        raise
     nested = [row for row in rows if isinstance(row, list)]
     width = tensor.shape[1] if len(tensor.shape) > 1 else None
     if nested and (len(nested) != len(rows) or any(len(row) != width for row in nested)):
