@@ -13,6 +13,7 @@ from adamix_server.limits import (
     chats,
     control,
     generation,
+    http,
     messages,
     operators,
     quotas,
@@ -22,6 +23,6 @@ from adamix_server.limits.table import Limit
 
 TABLE: tuple[Limit, ...] = tuple(
     row
-    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, operators)
+    for room in (messages, generation, calls, http, chats, adapters, control, tenants, quotas, audit, operators)
     for row in room.chapter.rows
 )
