@@ -50,14 +50,16 @@ def to_page(query: Mapping[str, str]) -> tuple[int, str]:
 
 def to_header(task: str, query: Mapping[str, str]) -> adapters_pb2.RegisterAdapterHeader:
     """The first message of an upload. Raises InvalidRequest."""
-    return adapters_pb2.RegisterAdapterHeader(
+    header = adapters_pb2.RegisterAdapterHeader(
         task=task,
-        make_live=_flag(query, "make_live"),
         validate_only=_flag(query, "validate_only") or False,
         expected_digest=query.get("expected_digest", ""),
         request_id=query.get("request_id", ""),
         file=query.get("file", ""),
     )
+    if (make_live := _flag(query, "make_live")) is not None:
+        header.make_live = make_live
+    return header
 
 
 def to_traffic(task: str, body: bytes, etag: str) -> adapters_pb2.SetTrafficRequest:

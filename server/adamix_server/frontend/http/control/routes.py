@@ -50,7 +50,14 @@ def routes(calls: Calls) -> list[Route]:
     ]
     for task in ("/v1/tasks/{task}", "/v1/tenants/{tenant}/tasks/{task}"):
         version = f"{task}/versions/{{digest}}"
+        # Of two that fit a path the first answers: `{task}` fits what stands before the colon and behind it.
         found += [
+            Route("POST", f"{task}:rollback", tasks.roll_back, summary="What answered before answers again.", tag=TAG),
+            Route("POST", f"{version}:load", tasks.load, summary="Brings a version to the device.", tag=TAG),
+            Route("POST", f"{version}:unload", tasks.unload, summary="Takes it from there.", tag=TAG),
+            Route("POST", f"{version}:pin", tasks.pin, summary="Keeps it there.", tag=TAG),
+            Route("POST", f"{version}:unpin", tasks.unpin, summary="Keeps it no longer.", tag=TAG),
+            Route("DELETE", version, tasks.delete_version, summary="Deletes a version.", tag=TAG),
             Route("GET", task, tasks.show, summary="One task.", tag=TAG),
             Route("DELETE", task, tasks.delete, summary="Deletes a task and its versions.", tag=TAG),
             Route(
@@ -78,12 +85,6 @@ def routes(calls: Calls) -> list[Route]:
                 tag=TAG,
                 takes=asking.Traffic,
             ),
-            Route("POST", f"{task}:rollback", tasks.roll_back, summary="What answered before answers again.", tag=TAG),
-            Route("DELETE", version, tasks.delete_version, summary="Deletes a version.", tag=TAG),
-            Route("POST", f"{version}:load", tasks.load, summary="Brings a version to the device.", tag=TAG),
-            Route("POST", f"{version}:unload", tasks.unload, summary="Takes it from there.", tag=TAG),
-            Route("POST", f"{version}:pin", tasks.pin, summary="Keeps it there.", tag=TAG),
-            Route("POST", f"{version}:unpin", tasks.unpin, summary="Keeps it no longer.", tag=TAG),
         ]
     return found
 

@@ -20,7 +20,12 @@ _METHOD = "/adamix.v1.InferenceService/Generate"
 
 
 class _Generating:
-    """One call, and the id that its answers have: known once its body has been read."""
+    """One call.
+
+    Attributes:
+        model: as the call has it.
+        id: that its answers have, as its body says.
+    """
 
     def __init__(self, calls: Calls, models: Models, request: Request, *, is_stream: bool) -> None:
         self._calls = calls
@@ -29,6 +34,7 @@ class _Generating:
         self._is_stream = is_stream
         self.model, self._version = named(request)
         self.id = ""
+        self._is_read = False
 
     async def messages(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Raises as the call does, in the words of the body."""
@@ -41,12 +47,14 @@ class _Generating:
             if error.code is Code.INVALID_ARGUMENT or error.reason == "NOT_GENERATIVE":
                 # What there is not is said before what is wrong with the rest, which the method looks at first.
                 await self._models.check_there(self._request)
-            raise in_the_callers_words(error) from None
+            # Until then an error is of the body, and in its words.
+            raise (in_the_callers_words(error) if self._is_read else error) from None
 
     async def _read(self, request: Request) -> inference_pb2.GenerateRequest:
         request.query()
         body = await body_of(request)
         message, self.id = to_request(self.model, self._version, body, is_stream=self._is_stream)
+        self._is_read = True
         return message
 
 

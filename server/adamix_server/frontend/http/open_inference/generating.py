@@ -103,7 +103,7 @@ def in_the_callers_words(error: AdamixError) -> AdamixError:
     if error.code is not Code.INVALID_ARGUMENT or not error.field:
         return error
     field = error.field
-    if field in ("prompt", "text"):
+    if field == "prompt":
         field = "text_input"
     elif field == "max_new_tokens":
         field = "parameters.max_tokens"
