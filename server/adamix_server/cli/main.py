@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from adamix.experiments.release import Publisher
     from adamix_client import Prediction
     from adamix_server.channel.engine_frames import Hello
+    from adamix_server.supervisor.supervisor import Addresses
 
 # Packages that bring commands of their own, so that this one needs to import none of them.
 PLUGIN_GROUP = "adamix.commands"
@@ -60,6 +61,10 @@ app.command()(audit_commands.audit)
 def serve(
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT to answer on; port 0 takes a free one.")] = ServerConfig.listen,
+    http: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT to answer on over HTTP as well; port 0 takes a free one.  [default: none]"),
+    ] = None,
     store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")] = ServerConfig.store,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = EngineSettings.device,
     dtype: Annotated[
@@ -172,7 +177,7 @@ def serve(
     ] = EngineSettings.quantize,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
 ) -> None:
-    """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
+    """Serve adapters over gRPC, and over HTTP with --http, until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
     with exit_codes():
         config = ServerConfig(
             engine=EngineSettings(
@@ -206,6 +211,7 @@ def serve(
                 default_quotas=parse_quotas(default_quota or (), "--default-quota").to_map(),
             ),
             listen=listen,
+            http=http,
             store=store,
             front_ends=front_ends,
             metrics_listen=metrics_listen,
@@ -224,10 +230,13 @@ def serve(
         supervisor.serve(config, _announce)
 
 
-def _announce(address: str, hello: "Hello") -> None:
+def _announce(addresses: "Addresses", hello: "Hello") -> None:
     import logging
 
+    address = addresses.grpc
     fields = {"address": address, "backbone": hello.spec.label, "device": hello.device, "dtype": hello.dtype}
+    if addresses.http:
+        fields["http"] = addresses.http
     logging.getLogger(__name__).log(logging.INFO, "serving", extra=fields)
     if sys.stderr.isatty():
         stderr.print(f"[green]serving {hello.spec.label} on {address}[/] ({hello.device}, {hello.dtype}); Ctrl-C ends")

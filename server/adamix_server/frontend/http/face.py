@@ -115,7 +115,8 @@ def _bound(host: str, port: int, listen: str, *, shares_port: bool) -> tuple[lis
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, address in dict.fromkeys((family, str(to[0])) for family, _, _, _, to in found):
             try:
-                made = socket.socket(family, socket.SOCK_STREAM)
+                # With the protocol said: only then are small answers sent at once (asyncio sets TCP_NODELAY).
+                made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             except OSError:
                 # A machine without IPv6 still has a `localhost`.
                 continue
