@@ -69,6 +69,11 @@ class Face:
         self._servers: list[asyncio.Server] = []
         self._dating: asyncio.Task[None] | None = None
 
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._state.connections)
+
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._dating = asyncio.create_task(self._keep_date())
