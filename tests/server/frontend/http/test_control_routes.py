@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adamix.errors import Unauthenticated
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import admin_pb2, server_pb2
 from adamix_server.access.principal import Principal
+from adamix_server.frontend.entrance import Entrance
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.harness import Harness, StartServing, judge_here
@@ -212,6 +214,17 @@ async def test_rights_are_those_of_the_call(start_serving: StartServing, seed: S
 class ByHeader(Callers):
     """Who calls, by the word in a header that the boundary is told of."""
 
+    def __init__(self, principals: Mapping[str, Principal]) -> None:
+        super().__init__(principals)
+        self._basis = (object(),)
+
+    def revoke(self, word: str) -> None:
+        del self.principals[word]
+        self._basis = (object(),)
+
+    def enter(self, *_: Any) -> Entrance:
+        return Entrance(identify=self.identify, basis=lambda: self._basis)
+
     def identify(self, context: Any) -> Principal:
         who = dict(context.invocation_metadata()).get("adamix-caller", "")
         if who not in self.principals:
@@ -264,12 +277,49 @@ async def test_a_watch_is_told_what_grpc_tells(
 
 async def test_a_watcher_that_leaves_is_gone(start_serving: StartServing) -> None:
     harness = await start_serving(http=HTTP)
+    ended: Counter[str] = Counter()
+
+    def have_left() -> bool:
+        for sample in harness.front_end._recorder.drain():
+            if sample.name == "adamix_requests_total" and sample.labels[0] == "adamix.v1.AdapterService/WatchTasks":
+                ended[sample.labels[1]] += int(sum(sample.values))
+        return ended["CANCELLED"] == 3
+
     async with client_of(harness) as client:
         for _ in range(3):
             async with client.stream("GET", "/v1/tasks:watch") as answer:
                 assert (await Events(answer).next())["event"] == "synchronised"
+        await harness.until(have_left)
         refused = await client.get("/v1/tasks:watch?since=3")
         assert error_of(refused) == (400, "QUERY_INVALID", "since")
+
+
+async def test_a_watch_ends_with_its_credential(start_serving: StartServing) -> None:
+    callers = ByHeader({"reader": of_role("publisher")})
+    harness = await start_serving(http=HTTP, callers=callers)
+    async with (
+        client_of(harness) as client,
+        client.stream("GET", "/v1/tasks:watch", headers={"adamix-caller": "reader"}) as answer,
+    ):
+        events = Events(answer)
+        assert (await events.next())["event"] == "synchronised"
+        callers.revoke("reader")
+        found = await events.next()
+        assert (found["event"], found["data"]["error"]["reason"]) == ("error", "KEY_INVALID")
+        assert await events.next() == {}
+
+
+async def test_silence_is_broken_by_heartbeats(start_serving: StartServing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamix_server.frontend.control.watch.HEARTBEAT_S", 0.05)
+    harness = await start_serving(http=HTTP)
+    async with client_of(harness) as client, client.stream("GET", "/v1/tasks:watch") as answer:
+        events = Events(answer)
+        found = [await events.next() for _ in range(3)]
+        assert [(event["event"], event["id"]) for event in found] == [
+            ("synchronised", 1),
+            ("heartbeat", 2),
+            ("heartbeat", 3),
+        ]
 
 
 async def test_an_upload_comes_in_parts(
