@@ -54,7 +54,7 @@ def test_every_channel_of_ours_has_them() -> None:
 
 async def test_pings_find_a_forgotten_connection(between: Network) -> None:
     def work() -> None:
-        with Client(between.address, timeout_s=30, keepalive_s=0.3, keepalive_timeout_s=0.3) as client:
+        with Client(between.address, timeout_s=30, keepalive_s=0.3, keepalive_timeout_s=0.3, retries=None) as client:
             client.server_info()
             between.forget()
             with pytest.raises(Unavailable, match="ping timeout"):
