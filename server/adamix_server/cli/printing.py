@@ -26,3 +26,11 @@ def show(document: Mapping[str, Any], text: str | Table, *, as_json: bool) -> No
 def day_and_time(time: datetime | None, never: str = "") -> str:
     """In UTC, to the minute; `never` for None."""
     return never if time is None else f"{time:%Y-%m-%d %H:%M}"
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A struct, or one of the client's values, as JSON has it."""
+    import msgspec
+
+    document: dict[str, Any] = msgspec.to_builtins(value)
+    return document
