@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from adamix.cli.terminal import Screen
 
 _PIPE_CHARS = 240
 
@@ -17,7 +18,7 @@ def show(document: Mapping[str, Any], text: str | Table, *, as_json: bool) -> No
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        console = Console()
+        console = Screen()
         # Whoever reads it from a file or a pipe has lines of any length.
         width = None if console.is_terminal else _PIPE_CHARS
         console.print(text, highlight=False, soft_wrap=isinstance(text, str), width=width)
