@@ -371,6 +371,15 @@ class Client(Administration):
         with self._connection.calling() as link:
             link.server.Drain(server_pb2.DrainRequest(), timeout=self._timeout_s)
 
+    def health(self, service: str = "") -> str:
+        """`SERVING` or another word of grpc.health.v1, for one service by its full name, or the whole server.
+
+        Needs no key. Raises NotFound where there is no such service.
+        """
+        with self._connection.calling() as link:
+            answer = link.health(connection.health_request(service), timeout=self._timeout_s)
+        return connection.health_status(answer)
+
     def wait_until_serving(self, timeout_s: float) -> None:
         """Return when the server's health says SERVING. Raises Unavailable after `timeout_s` seconds."""
         end = time.monotonic() + timeout_s

@@ -11,6 +11,7 @@ from adamix_server.limits import (
     audit,
     calls,
     chats,
+    commands,
     control,
     generation,
     messages,
@@ -22,6 +23,6 @@ from adamix_server.limits.table import Limit
 
 TABLE: tuple[Limit, ...] = tuple(
     row
-    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, operators)
+    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, operators, commands)
     for row in room.chapter.rows
 )
