@@ -10,7 +10,6 @@ from adamix.cli import routes, texts
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     format_metrics,
     print_json,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from adamix.routing.report import DrawsReport, EnsembleReport
 
 
-@app.command()
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="Adapter file, or training directory.")],
     data: Annotated[str, typer.Option(help="As for `train`.")],

@@ -12,7 +12,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from adamix.cli import train as training
-from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr
+from adamix.cli.terminal import JsonFlag, exit_codes, print_json, stderr
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.experiments.plan import Plan
 from adamix.experiments.settings import Value
@@ -28,7 +28,6 @@ _PUSHED = ("--push", "--task", "--gate", "--push-split")
 _DEFAULTS: dict[str, Value] = {"epochs": 50.0, "batch_size": 8}
 
 
-@app.command("few-shot", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def few_shot(
     ctx: typer.Context,
     backbone: Annotated[str, typer.Option(help="As for `train`, as are all flags that are not listed here.")],

@@ -8,7 +8,6 @@ import typer
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     print_json,
     progress_bar,
@@ -38,7 +37,6 @@ _READ_BY = {
 }
 
 
-@app.command()
 def merge(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a finished training.")],
     out: Annotated[Path, typer.Option(help="The adapter file to write.")],

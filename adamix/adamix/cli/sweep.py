@@ -11,7 +11,7 @@ from rich.table import Table
 
 from adamix.cli import train as training
 from adamix.cli.push import PushOption, publishing
-from adamix.cli.terminal import JsonFlag, app, exit_codes, format_metrics, print_json, stderr
+from adamix.cli.terminal import JsonFlag, exit_codes, format_metrics, print_json, stderr
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 from adamix.experiments.plan import Plan
 from adamix.experiments.settings import SETTINGS
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _COLOURS = {"finished": "green", "rejected": "yellow", "failed": "red", "interrupted": "yellow"}
 
 
-@app.command()
 def sweep(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="TOML: a table `defaults`, and a table `task` for each training.")

@@ -1,4 +1,4 @@
-"""What all commands share: the application, exit codes, and how results and progress are shown.
+"""What all commands share: exit codes, and how results and progress are shown.
 
 stdout carries results only (with `--json` one JSON document), stderr progress and errors; the exit code is 0, 1 for
 a failure or 2 for wrong usage.
@@ -7,53 +7,22 @@ a failure or 2 for wrong usage.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from typer.core import TyperGroup
 
 from adamix.errors import AdamixError, InvalidConfig
 
 if TYPE_CHECKING:
     from adamix.files.adapter_file import AdapterFile
 
-# Commands in the order of work, in the list of `--help`; those of other packages follow.
-_ORDER = ("train", "recipes", "few-shot", "sweep", "merge", "evaluate", "glue", "inspect", "import", "export")
-
-
-class _InOrder(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:  # a Context of the click that typer brings
-        names = super().list_commands(ctx)
-        return [name for name in _ORDER if name in names] + [name for name in names if name not in _ORDER]
-
-
-# Plain help: in the panels of rich the longer names of flags are cut off in a terminal of 80 columns.
-app = typer.Typer(
-    cls=_InOrder, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
 stderr = Console(stderr=True, highlight=False)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-
-
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
-        print(f"adamix {metadata.version('adamix')}")
-        raise typer.Exit
-
-
-@app.callback()
-def adamix(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Train AdaMix adapters and serve them, many tasks on one backbone."""
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from adamix.cli.recipes import explain
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     format_metrics,
     print_json,
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _ADAPTER, _MIXTURE, _HEAD, _TRAIN = AdapterConfig(), MixtureConfig(), HeadConfig(), TrainConfig()
 
 
-@app.command()
 def train(
     ctx: typer.Context,
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],

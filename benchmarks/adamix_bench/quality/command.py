@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from adamix.cli import JsonFlag, exit_codes, stderr
-from adamix.cli.terminal import DeviceOption, progress_bar
+from adamix.cli.terminal import DeviceOption, JsonFlag, exit_codes, progress_bar, stderr
 from adamix.errors import InvalidConfig
 from adamix_bench.quality.settings import QualitySettings
 from adamix_bench.quality.trainings import METHODS

@@ -34,8 +34,7 @@ def apply(
     api_key_file: KeyFileOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Make a server what a file declares: tasks, versions, traffic, pins and grants. Asks nothing; again, it changes
-    nothing."""
+    """Make a server what a file declares: tasks, versions, traffic, pins and grants. Asks nothing."""
     with exit_codes():
         from adamix_server.cli.declared.carrying_out import carry_out
         from adamix_server.cli.declared.declaration import read_declaration

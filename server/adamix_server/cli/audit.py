@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from adamix.cli import JsonFlag, exit_codes
+from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix.errors import InvalidConfig
 from adamix_server.cli import audit_of_server
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
-from adamix_server.cli.store import plain, progress, say
+from adamix_server.cli.printing import plain
+from adamix_server.cli.store import progress, say
 
 if TYPE_CHECKING:
     from adamix_server.catalog.audit import EntryRow

@@ -22,7 +22,7 @@ def delete(
     api_key_file: KeyFileOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Delete a task with all its versions, or one version that is not live."""
+    """Delete a task with all its versions, or one that is not live."""
     with exit_codes():
         task, prefix = split_target(target)
         if not yes and not sys.stdin.isatty():

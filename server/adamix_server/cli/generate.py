@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from adamix.cli import JsonFlag, exit_codes, stderr
+from adamix.cli.terminal import JsonFlag, exit_codes, stderr
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
 from adamix_server.cli.asking import Asking, encoded

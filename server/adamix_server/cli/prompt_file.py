@@ -18,8 +18,7 @@ from typing import Any, BinaryIO, Self
 
 from rich.markup import escape
 
-from adamix.cli import stderr
-from adamix.cli.terminal import progress_bar
+from adamix.cli.terminal import progress_bar, stderr
 from adamix.data.files import MAX_FILE_BYTES, check_file, read_objects
 from adamix.errors import AdamixError, Code, InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES

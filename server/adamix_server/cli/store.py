@@ -15,16 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamix.cli import JsonFlag, exit_codes, stderr
-from adamix.cli.terminal import progress_bar
+from adamix.cli.lazy import family
+from adamix.cli.terminal import JsonFlag, exit_codes, progress_bar, stderr
+from adamix_server.cli.printing import plain
 from adamix_server.config import ServerConfig
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Back up, restore and check a store.",
-)
+app = family("Back up, restore and check a store.")
 
 StoreOption = Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")]
 # Each adapter file is named by its digest; this much of one is enough for people.
@@ -140,14 +136,6 @@ def verify(store: StoreOption = ServerConfig.store, json_: JsonFlag = False) -> 
 
 def _copied(made: Any) -> str:
     return f"{made.tasks:,} tasks, {made.versions:,} versions, {made.blobs:,} files, {made.num_bytes:,} bytes"
-
-
-def plain(value: Any) -> dict[str, Any]:
-    """A struct as JSON has it."""
-    import msgspec
-
-    plain: dict[str, Any] = msgspec.to_builtins(value)
-    return plain
 
 
 def _print(document: dict[str, Any], text: str | Table, *, as_json: bool) -> None:
