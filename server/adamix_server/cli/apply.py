@@ -24,7 +24,7 @@ _SIGNS = {"register": "+", "traffic": "~", "pin": "+", "grant": "+"}
 
 
 def apply(
-    file: Annotated[Path, typer.Option("--file", "-f", help="YAML: what should be there.")],
+    file: Annotated[Path, typer.Option("--file", "-f", help="YAML: what should be there; - reads stdin.")],
     prune: Annotated[
         bool, typer.Option("--prune", help="Also delete tasks, and versions of its tasks, that the file does not name.")
     ] = False,

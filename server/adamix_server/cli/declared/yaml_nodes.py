@@ -5,6 +5,8 @@ hundred bytes of them stand for gigabytes), and so are keys that come twice, a s
 Knows nothing of tasks.
 """
 
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,15 +53,13 @@ Node = Scalar | Listing | Table
 
 
 def read_yaml(path: Path) -> Node:
-    """The one document of a file.
+    """The one document of a file, or of stdin for `-`.
 
     Raises:
         InvalidConfig: it cannot be read, or is not such YAML; the message says where.
     """
     try:
-        if not path.is_file():
-            raise InvalidConfig(f"{path}: there is no such file", field="file")
-        with path.open("rb") as file:
+        with nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
             data = file.read(MAX_DECLARATION_BYTES + 1)
     except OSError as error:
         raise InvalidConfig(f"{path}: {error.strerror}", field="file") from None
@@ -120,7 +120,8 @@ class _Building:
                     raise self._wrong(line, "aliases (*name) are not taken: write it out")
                 case yaml.ScalarEvent():
                     self._check_tag(event, line)
-                    self._add(Scalar(event.value, line, event.style is None))
+                    # Without quotes it is None, or empty, by the parser.
+                    self._add(Scalar(event.value, line, is_plain=not event.style))
                 case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                     self._check_tag(event, line)
                     if self._open and self._open[-1].is_table and self._open[-1].key is None:
