@@ -13,8 +13,7 @@ from adamix_server.cli.many import run_many, shown_progress
 from adamix_server.cli.register import find_files
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
-
-from .conftest import Adamix
+from adamix_testing.command import Adamix
 
 
 def digest(path: Path) -> str:

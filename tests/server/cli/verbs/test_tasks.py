@@ -22,8 +22,7 @@ from adamix_server.cli.printing import safe
 from adamix_server.cli.traffic import parse_shares
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
-
-from .conftest import Adamix
+from adamix_testing.command import Adamix
 
 
 async def test_traffic_by_the_beginnings_of_digests(seed: Seed, make_adapter: MakeAdapter, adamix: Adamix) -> None:
