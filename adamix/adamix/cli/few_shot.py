@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
 from adamix.cli import train as training
-from adamix.cli.terminal import JsonFlag, exit_codes, print_json, stderr
+from adamix.cli.terminal import JsonFlag, Screen, exit_codes, print_json, stderr
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.experiments.plan import Plan
 from adamix.experiments.settings import Value
@@ -140,4 +139,4 @@ def _show(document: dict[str, Any], summary: "Summary", results: "list[SeedResul
     table.add_section()
     table.add_row("mean", *(f"{value:.4f}" for value in summary.mean.values()))
     table.add_row("std", *("" if value is None else f"{value:.4f}" for value in summary.std.values()))
-    Console().print(table)
+    Screen().print(table)

@@ -4,11 +4,10 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamix.cli.terminal import JsonFlag, exit_codes
+from adamix.cli.terminal import JsonFlag, Screen, exit_codes
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def predict(
             table = Table("text", "answer", "score")
             for item, prediction in zip(text, predictions, strict=True):
                 table.add_row(escape(item[:80]), *_answer(prediction))
-            Console().print(table)
+            Screen().print(table)
             failed = any(prediction.error is not None for prediction in predictions)
         if failed:
             raise typer.Exit(1)

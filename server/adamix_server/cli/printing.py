@@ -13,9 +13,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+
+from adamix.cli.terminal import Screen
 
 if TYPE_CHECKING:
     from adamix_client import Task
@@ -35,7 +37,7 @@ def show(document: Mapping[str, Any], text: str | Table | Group, *, as_json: boo
 
 
 def print_for_people(text: str | Table | Group) -> None:
-    console = Console()
+    console = Screen()
     # Whoever reads it from a file or a pipe has lines of any length.
     width = None if console.is_terminal else _PIPE_CHARS
     console.print(text, highlight=False, soft_wrap=isinstance(text, str), width=width)
