@@ -90,9 +90,8 @@ class Client(Inference, Adapters, Administration):
 
         Needs no key. Raises NotFound where there is no such service.
         """
-        with self._connection.calling() as link:
-            answer = link.health(connection.health_request(service), timeout=self._timeout_s)
-        return connection.health_status(answer)
+        request = connection.health_request(service)
+        return connection.health_status(self._calls.ask(lambda link: link.health, request, is_safe=False))
 
     def wait_until_serving(self, timeout_s: float) -> None:
         """Return when the server's health says SERVING. Raises Unavailable after `timeout_s` seconds."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adamix.cli.terminal import JsonFlag, exit_codes, stderr
+from adamix.cli.interrupts import finishing
+from adamix.cli.progress import progress
+from adamix.cli.terminal import INTERRUPTED, JsonFlag, exit_codes, stderr
 from adamix.errors import InvalidConfig
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.printing import print_for_people, safe, shares, short, show
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 JobsOption = Annotated[int, typer.Option(min=1, max=16, help="Calls at once.")]
 
+_FINISHING = "finishing the calls that are under way"
 _SIGNS = {"register": "+", "traffic": "~", "pin": "+", "grant": "+"}
 
 
@@ -40,7 +43,6 @@ def apply(
         from adamix_server.cli.declared.declaration import read_declaration
         from adamix_server.cli.declared.plan import plan
         from adamix_server.cli.declared.resolving import digests_of, observe, resolve
-        from adamix_server.cli.many import shown_progress
 
         declared = read_declaration(file)
         if prune and not declared:
@@ -55,16 +57,18 @@ def apply(
                 if json_:
                     show(_document(steps, None), "", as_json=True)
                 return
-            with shown_progress(len(steps), "changes") as progress:
-                taken = carry_out(client, steps, jobs=jobs, progress=progress)
+            with finishing(_FINISHING) as stop, progress("applying", total=len(steps)) as shown:
+                taken = carry_out(client, steps, jobs=jobs, shown=shown, stop=stop)
         for step, error in taken.failed:
             stderr.print(f"[red]failed:[/] {_line(step)}: {safe(error.message, 400)}", soft_wrap=True)
         if json_:
             show(_document(steps, taken), "", as_json=True)
         else:
             print_for_people(_summary(taken))
-        if taken.failed or taken.was_interrupted:
+        if taken.failed:
             raise typer.Exit(1)
+        if taken.left:
+            raise typer.Exit(INTERRUPTED)
 
 
 def _print_plan(steps: "Sequence[Step]", num_tasks: int) -> None:
@@ -88,9 +92,8 @@ def _line(step: "Step") -> str:
 def _summary(taken: "Taken") -> str:
     if not taken.failed and not taken.left:
         return f"{len(taken.done):,} done"
-    why = "interrupted: " if taken.was_interrupted else ""
     return (
-        f"{why}{len(taken.done):,} done, {len(taken.failed):,} failed, {len(taken.left):,} not begun; the same command "
+        f"{len(taken.done):,} done, {len(taken.failed):,} failed, {len(taken.left):,} not begun; the same command "
         "goes on with what is left"
     )
 

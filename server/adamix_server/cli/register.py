@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adamix.cli.terminal import JsonFlag, exit_codes, stderr
+from adamix.cli.interrupts import finishing
+from adamix.cli.progress import progress
+from adamix.cli.terminal import INTERRUPTED, JsonFlag, exit_codes, stderr
 from adamix.errors import InvalidConfig, InvalidData, NotFound
 from adamix_server.cli.apply import JobsOption
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from adamix_client import Client
     from adamix_server.cli.many import Run
 
+_FINISHING = "finishing the uploads that are under way; the same command goes on with the rest"
 _SUFFIX = ".safetensors"
 # What `adamix sweep` leaves in the directory of each task.
 _OF_SWEEP = "adapter.safetensors"
@@ -138,14 +141,15 @@ class _Registered:
 def _register_all(
     files: Sequence[ToRegister], way: _Way, server: str, api_key_file: Path | None, *, as_json: bool
 ) -> None:
-    from adamix_server.cli.many import run_many, shown_progress
+    from adamix_server.cli.many import run_many
 
     with connect(server, api_key_file) as client:
         # Asked once, and first: one sentence if there is no server, not one a file.
         known = {task.task for task in client.tasks()}
-        with shown_progress(len(files), "validated" if way.validate_only else "registered") as progress:
+        what = "validating" if way.validate_only else "registering"
+        with finishing(_FINISHING) as stop, progress(what, total=len(files)) as shown:
             run = run_many(
-                files, lambda each: _register_one(client, each, way, known), jobs=way.jobs, progress=progress
+                files, lambda each: _register_one(client, each, way, known), jobs=way.jobs, shown=shown, stop=stop
             )
     for one in run.failed:
         message = one.error.message if one.error is not None else ""
@@ -154,8 +158,10 @@ def _register_all(
         show(_document(run), "", as_json=True)
     else:
         print_for_people(_summary(run, way))
-    if run.failed or run.left:
+    if run.failed:
         raise typer.Exit(1)
+    if run.left:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _register_one(client: "Client", each: ToRegister, way: _Way, known: set[str]) -> _Registered:

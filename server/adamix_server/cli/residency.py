@@ -30,7 +30,7 @@ def load(
     json_: JsonFlag = False,
 ) -> None:
     """Bring a version into a slot if one is free, else to host memory; lifts its quarantine."""
-    _do(target, server, api_key_file, lambda client, *version: client.load_version(*version), as_json=json_)
+    _do(target, server, api_key_file, lambda client, *version: client.load(*version), as_json=json_)
 
 
 def unload(
@@ -40,7 +40,7 @@ def unload(
     json_: JsonFlag = False,
 ) -> None:
     """Take a version out of the server's memory until somebody asks for it."""
-    _do(target, server, api_key_file, lambda client, *version: client.unload_version(*version), as_json=json_)
+    _do(target, server, api_key_file, lambda client, *version: client.unload(*version), as_json=json_)
 
 
 def pin(
@@ -50,7 +50,7 @@ def pin(
     json_: JsonFlag = False,
 ) -> None:
     """Keep a version in a slot, over every restart."""
-    _do(target, server, api_key_file, lambda client, *version: client.pin_version(*version), as_json=json_)
+    _do(target, server, api_key_file, lambda client, *version: client.pin(*version), as_json=json_)
 
 
 def unpin(
@@ -64,7 +64,7 @@ def unpin(
         target,
         server,
         api_key_file,
-        lambda client, *version: client.pin_version(*version, pinned=False),
+        lambda client, *version: client.unpin(*version),
         as_json=json_,
     )
 

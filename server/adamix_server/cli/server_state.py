@@ -28,9 +28,9 @@ _SERVICES = {
 def info(server: ServerOption = DEFAULT_SERVER, api_key_file: KeyFileOption = None, json_: JsonFlag = False) -> None:
     """Say what a server is, and how busy."""
     with exit_codes(), connect(server, api_key_file) as client:
-        found = client.server_info()
+        found = client.info()
         try:
-            load = client.load()
+            load = client.load_report()
         except Unavailable:
             load = None
         document = {**plain(found), "load": None if load is None else plain(load)}

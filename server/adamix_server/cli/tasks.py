@@ -43,7 +43,7 @@ def tasks(
     """List the tasks of a server. With --watch --json a line is a document."""
     with exit_codes(), connect(server, api_key_file) as client:
         if watch:
-            with until_ctrl_c(), closing(client.watch_tasks()) as changes:
+            with until_ctrl_c(), closing(client.watch()) as changes:
                 _follow(changes, as_json=json_)
             return
         found = client.tasks()

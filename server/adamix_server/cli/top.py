@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from adamix.cli.terminal import JsonFlag, exit_codes
+from adamix.cli.terminal import JsonFlag, Screen, exit_codes
 from adamix.errors import AdamixError, Code, InvalidConfig
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.printing import plain, safe, shares, show, until_ctrl_c
@@ -45,13 +45,13 @@ def top(
 ) -> None:
     """Show a server at work until Ctrl-C: calls a second, queue, batches, residency. With --json a line a look."""
     with exit_codes():
-        console = Console()
+        console = Screen()
         if not (once or json_ or console.is_terminal):
             raise InvalidConfig("this is drawn on a terminal: say --once, or --json for a line a look", field="once")
         address = _address(metrics)
         with connect(server, api_key_file) as client, until_ctrl_c():
             # Also says in one sentence that there is no server.
-            looking = Looking(client, client.server_info(), address)
+            looking = Looking(client, client.info(), address)
             if once:
                 seen = looking.look()
                 if address is not None and seen.problem is None:
@@ -105,7 +105,7 @@ class Looking:
         seen = Seen(datetime.now(UTC), changes=list(self._changes))
         seen.tasks = None if self._known is None else len(self._known)
         try:
-            seen.load = self._client.load()
+            seen.load = self._client.load_report()
         except AdamixError as error:
             if error.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
                 raise
@@ -135,7 +135,7 @@ class Looking:
     def _follow(self) -> None:
         known: set[str] = set()
         try:
-            with closing(self._client.watch_tasks()) as changes:
+            with closing(self._client.watch()) as changes:
                 for change in changes:
                     if change.task is None:
                         known.discard(change.name)
@@ -161,7 +161,7 @@ def _said(change: "TaskChange") -> str:
     return f"{datetime.now(UTC):%H:%M:%S}  {name}  {what}"
 
 
-def _draw(looking: Looking, console: Console, interval: float) -> None:
+def _draw(looking: Looking, console: Screen, interval: float) -> None:
     from rich.live import Live
 
     looking.watch()

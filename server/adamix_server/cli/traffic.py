@@ -43,7 +43,7 @@ def traffic(
             if len(set(digests)) < len(digests):
                 raise InvalidConfig("the same version is named twice", field="share")
             weights = dict(zip(digests, (weight for _, weight in asked), strict=True))
-            _show(client.set_traffic(task, weights), as_json=json_)
+            _show(client.traffic(task, weights), as_json=json_)
 
 
 def rollback(

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from threading import Event
 from typing import TYPE_CHECKING
 
+from adamix.cli.progress import Shown
 from adamix.errors import AdamixError
 from adamix_server.cli.declared.plan import Step
-from adamix_server.cli.many import Ended, Progress, run_many
+from adamix_server.cli.many import Ended, run_many
 
 if TYPE_CHECKING:
     from adamix_client import Client
@@ -20,32 +23,23 @@ class Taken:
     done: Sequence[Step]
     failed: Sequence[tuple[Step, AdamixError]]
     left: Sequence[Step]
-    was_interrupted: bool
 
 
-def carry_out(client: "Client", steps: Sequence[Step], *, jobs: int, progress: Progress) -> Taken:
-    """Take the steps, in the order of a plan."""
+def carry_out(client: "Client", steps: Sequence[Step], *, jobs: int, shown: Shown, stop: Event) -> Taken:
+    """Take the steps, in the order of a plan; none begins once `stop` is set."""
     ended: list[Ended[Step, object]] = []
     left: list[Step] = []
-    was_interrupted = False
-
-    def told(done: int, failed: int) -> None:
-        progress(len(ended) + done, failed)
-
-    for _, group in groupby(steps, key=lambda step: step.action):
-        of_a_kind = list(group)
-        if was_interrupted or any(one.error is not None for one in ended):
-            left += of_a_kind
+    for action, group in groupby(steps, key=lambda step: step.action):
+        if any(one.error is not None for one in ended):
+            left += group
             continue
-        run = run_many(of_a_kind, lambda step: _TAKE[step.action](client, step), jobs=jobs, progress=told)
+        run = run_many(list(group), partial(_TAKE[action], client), jobs=jobs, shown=shown, stop=stop)
         ended += run.ended
         left += run.left
-        was_interrupted = run.was_interrupted
     return Taken(
         done=[one.item for one in ended if one.error is None],
         failed=[(one.item, one.error) for one in ended if one.error is not None],
         left=left,
-        was_interrupted=was_interrupted,
     )
 
 
@@ -56,9 +50,9 @@ def _register(client: "Client", step: Step) -> object:
 
 _TAKE: dict[str, Callable[["Client", Step], object]] = {
     "register": _register,
-    "traffic": lambda client, step: client.set_traffic(step.task, dict(step.traffic), etag=step.etag),
-    "unpin": lambda client, step: client.pin_version(step.task, step.digest, pinned=False),
-    "pin": lambda client, step: client.pin_version(step.task, step.digest),
+    "traffic": lambda client, step: client.traffic(step.task, dict(step.traffic), etag=step.etag),
+    "unpin": lambda client, step: client.unpin(step.task, step.digest),
+    "pin": lambda client, step: client.pin(step.task, step.digest),
     "revoke": lambda client, step: client.revoke_grant(step.task, step.tenant),
     "grant": lambda client, step: client.grant_task(step.task, step.tenant),
     "delete-version": lambda client, step: client.delete_version(step.task, step.digest),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from adamix.cli.progress import Shown
 from adamix.errors import InvalidConfig, InvalidRequest, Overloaded
 from adamix_client import Client
-from adamix_server.cli import many
-from adamix_server.cli.many import run_many, shown_progress
+from adamix_server.cli.many import run_many
 from adamix_server.cli.register import find_files
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -137,7 +137,7 @@ async def test_what_fails_half_way_is_said_and_gone_on_with(
 ) -> None:
     file = tmp_path / "tasks.yaml"
     file.write_text(DECLARED)
-    traffic = Client.set_traffic
+    traffic = Client.traffic
 
     def refused(client: Client, task: str, *arguments: object, **named: object) -> object:
         if task == "spam":
@@ -145,7 +145,7 @@ async def test_what_fails_half_way_is_said_and_gone_on_with(
         return traffic(client, task, *arguments, **named)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(Client, "set_traffic", refused)
+        patched.setattr(Client, "traffic", refused)
         failed = await adamix.document("apply", "-f", file, code=1)
         assert (failed["done"], failed["failed"], failed["left"]) == (4, 1, 1)
         assert [step["state"] for step in failed["plan"]] == ["done"] * 4 + ["failed", "not begun"]
@@ -165,10 +165,6 @@ async def test_nothing_declared_prunes_nothing(adamix: Adamix, tmp_path: Path) -
     assert (await adamix("apply", "-f", "-", stdin="tasks: {}")).stdout == "nothing differs\n"
 
 
-def quiet(done: int, failed: int) -> None:
-    pass
-
-
 def test_calls_run_beside_each_other_and_fail_alone() -> None:
     together = threading.Barrier(3, timeout=20)
 
@@ -178,27 +174,25 @@ def test_calls_run_beside_each_other_and_fail_alone() -> None:
             raise InvalidRequest("one")
         return number * 10
 
-    run = run_many([0, 1, 2], work, jobs=3, progress=quiet)
+    shown = Shown("trying", 3)
+    run = run_many([0, 1, 2], work, jobs=3, shown=shown, stop=threading.Event())
     assert [one.value for one in run.ended] == [0, None, 20]
     assert [str(one.error) for one in run.failed] == ["one"]
-    assert (run.left, run.was_interrupted) == ([], False)
+    assert (run.left, shown.done, shown.note) == ([], 3, "1 failed")
 
 
-def test_after_ctrl_c_what_is_under_way_ends_and_no_more_begins() -> None:
-    pressed = threading.Event()
+def test_once_it_is_to_stop_what_is_under_way_ends_and_no_more_begins() -> None:
+    stop = threading.Event()
+    both = threading.Barrier(2, timeout=20)
 
     def work(number: int) -> int:
-        assert pressed.wait(20)
+        both.wait()
+        stop.set()
         return number
 
-    def press(done: int, failed: int) -> None:
-        if not pressed.is_set():
-            pressed.set()
-            raise KeyboardInterrupt
-
-    run = run_many([0, 1, 2, 3], work, jobs=2, progress=press)
+    run = run_many([0, 1, 2, 3], work, jobs=2, shown=Shown("trying", 4), stop=stop)
     assert [one.value for one in run.ended] == [0, 1]
-    assert (run.left, run.was_interrupted) == ([2, 3], True)
+    assert run.left == [2, 3]
 
 
 def test_a_bug_in_a_call_is_not_hidden() -> None:
@@ -206,19 +200,4 @@ def test_a_bug_in_a_call_is_not_hidden() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run_many([0], work, jobs=1, progress=quiet)
-
-
-def test_in_a_pipe_a_line_is_said_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(many.time, "monotonic", lambda: clock[0])
-    said: list[str] = []
-    monkeypatch.setattr(many.stderr, "print", lambda text, **_: said.append(text))
-    with shown_progress(1_000, "registered") as progress:
-        for seconds, done in ((9.0, 100), (10.0, 200), (19.0, 300), (20.0, 400)):
-            clock[0] = 100 + seconds
-            progress(done, 1)
-    assert said == [
-        "200 of 1,000 registered, 1 failed, eta 40 s",
-        "400 of 1,000 registered, 1 failed, eta 30 s",
-    ]
+        run_many([0], work, jobs=1, shown=Shown("trying", 1), stop=threading.Event())

@@ -134,7 +134,7 @@ async def test_ctrl_c_ends_it_well(adamix: Adamix, monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
         return Load(0, 0, 0, 0, 4)
 
-    monkeypatch.setattr(Client, "load", look)
+    monkeypatch.setattr(Client, "load_report", look)
     monkeypatch.setattr(top.time, "sleep", lambda seconds: None)
     words = ["top", "--json", "--server", (await adamix.harness()).address]
     result = await asyncio.to_thread(CliRunner().invoke, app, words)
@@ -148,11 +148,11 @@ async def test_on_a_terminal_it_is_drawn_until_ctrl_c(
 ) -> None:
     import io
 
-    from rich.console import Console
+    from adamix.cli.terminal import Screen
 
     seed("support", make_adapter(seed=1))
     out = io.StringIO()
-    monkeypatch.setattr(top, "Console", lambda: Console(file=out, force_terminal=True, width=100, height=40))
+    monkeypatch.setattr(top, "Screen", lambda: Screen(file=out, force_terminal=True, width=100, height=40))
     sleeps = 0
 
     def sleep(seconds: float) -> None:

@@ -157,7 +157,7 @@ async def test_changes_are_followed(seed: Seed, make_adapter: MakeAdapter, adami
     seed("support", make_adapter(seed=1))
     harness = await adamix.harness()
     words = ["tasks", "--watch", "--json", "--server", harness.address]
-    follow = Client.watch_tasks
+    follow = Client.watch
 
     def until_deleted(client: Client) -> Iterator[TaskChange]:
         for change in follow(client):
@@ -167,7 +167,7 @@ async def test_changes_are_followed(seed: Seed, make_adapter: MakeAdapter, adami
             with Client(harness.address) as other:
                 other.delete_task("support")
 
-    with patch.object(Client, "watch_tasks", until_deleted):
+    with patch.object(Client, "watch", until_deleted):
         result = await asyncio.to_thread(CliRunner().invoke, app, words)
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in result.stdout.splitlines()]
