@@ -27,6 +27,7 @@ _CHAPTERS = (
     "quotas",
     "audit",
     "operators",
+    "commands",
 )
 
 
