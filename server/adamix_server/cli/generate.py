@@ -20,13 +20,12 @@ from adamix.errors import InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
 from adamix_server.cli.asking import Asking, encoded
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
+from adamix_server.cli.plain_text import plain
 
 if TYPE_CHECKING:
     from adamix_client import GenerateDelta
 
 _STDIN = "-"
-# What a terminal would act on. Texts are a model's; what it wrote is not to clear a screen or to rename a window.
-_STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 def generate(
@@ -181,7 +180,7 @@ def _shown(deltas: "Iterable[GenerateDelta]") -> "Iterator[GenerateDelta]":
         for delta in deltas:
             if delta.text:
                 is_open = not delta.text.endswith("\n")
-                _put(delta.text.translate(_STEERING) if is_terminal else delta.text)
+                _put(plain(delta.text) if is_terminal else delta.text)
             yield delta
     finally:
         # Also after an error or Ctrl-C: what is said of it begins a line.

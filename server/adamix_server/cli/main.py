@@ -22,6 +22,7 @@ from adamix_server.cli import audit as audit_commands
 from adamix_server.cli import generate as generating
 from adamix_server.cli import grants as grant_commands
 from adamix_server.cli import keys as key_commands
+from adamix_server.cli import predict as predicting
 from adamix_server.cli import store as store_commands
 from adamix_server.cli import tenants as tenant_commands
 from adamix_server.cli import who
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adamix.experiments.release import Publisher
-    from adamix_client import Prediction
     from adamix_server.channel.engine_frames import Hello
 
 # Packages that bring commands of their own, so that this one needs to import none of them.
@@ -308,36 +308,7 @@ def rollback(
         _print({"task": _plain(result)}, f"{task}: {_shares(result.traffic, 64)}", as_json=json_)
 
 
-@app.command()
-def predict(
-    task: Annotated[str, typer.Argument()],
-    text: Annotated[list[str], typer.Argument(help="One or more texts.")],
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
-    version: Annotated[str, typer.Option(help="Ask this version instead of the live one.")] = "",
-    server: ServerOption = DEFAULT_SERVER,
-    api_key_file: KeyFileOption = None,
-    json_: JsonFlag = False,
-) -> None:
-    """Ask a task about texts. The exit code is 1 if any of them failed."""
-    with exit_codes(), connect(server, api_key_file) as client:
-        from adamix_client import Input
-
-        inputs = [Input(task=task, text=item, truncate=truncate, version=version) for item in text]
-        if json_:
-            document = client.predict_json(inputs)
-            typer.echo(json.dumps(document))
-            failed = any("error" in prediction for prediction in document["predictions"])
-        else:
-            predictions = client.predict(inputs).predictions
-            table = Table("text", "answer", "score")
-            for item, prediction in zip(text, predictions, strict=True):
-                table.add_row(escape(item[:80]), *_answer(prediction))
-            Console().print(table)
-            failed = any(prediction.error is not None for prediction in predictions)
-        if failed:
-            raise typer.Exit(1)
-
-
+app.command()(predicting.predict)
 app.command()(generating.generate)
 
 
@@ -347,22 +318,6 @@ def _shares(traffic: "Sequence[tuple[str, int]]", chars: int = 12) -> str:
         return traffic[0][0][:chars]
     total = sum(weight for _, weight in traffic)
     return ", ".join(f"{digest[:chars]} {weight / total:.1%}" for digest, weight in traffic)
-
-
-def _answer(prediction: "Prediction") -> tuple[str, str]:
-    from adamix_client import Classification, MultiLabel, Regression
-
-    match prediction.result:
-        case Classification(label=label, scores=scores):
-            return escape(label), f"{max(scores):.3f}"
-        case MultiLabel(labels=labels):
-            return escape(", ".join(labels)) or "(none)", ""
-        case Regression(score=score):
-            return "", f"{score:.3f}"
-        case None:
-            return f"[red]{escape(str(prediction.error))}[/]", ""
-        case embedding:
-            return f"{len(embedding.values)} numbers", ""
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from adamix_server.limits import (
     calls,
     chats,
     control,
+    files,
     generation,
     messages,
     operators,
@@ -22,6 +23,6 @@ from adamix_server.limits.table import Limit
 
 TABLE: tuple[Limit, ...] = tuple(
     row
-    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, operators)
+    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, operators, files)
     for row in room.chapter.rows
 )
