@@ -60,7 +60,6 @@ class Delimited:
         def longer(record: bytes, cells: list[str]) -> bytes:
             end = lines.ending(record)
             added: str = writer.writerow(cells)  # what `_Echo.write` returned
-            # One empty cell alone would be quoted, as an empty line is no row.
             return record.removesuffix(end) + delimiter + added.encode() + (end or default_end)
 
         with lines.create(out, packed=lines.is_packed(self._path)) as file:

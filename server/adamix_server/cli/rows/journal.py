@@ -19,7 +19,7 @@ from adamix_server.cli.rows.row import Row
 
 FORMAT = "adamix-answers/1"
 _ROW = "row"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Journal:
@@ -80,11 +80,11 @@ class Journal:
             raise InvalidData(f"another command has just written what {self.path.name} was for")
         size = 0
         for end, found in _objects(self.path):
-            size = end
-            if _ROW in found:
+            is_first, size = not size, end
+            if _ROW in found and not is_first:
                 del found[_ROW]
                 self._count(found)
-            elif found.get("format") != FORMAT or self.done:
+            elif found.get("format") != FORMAT or not is_first:
                 raise InvalidData(f"{self.path.name} holds no answers of this command; name another --out")
             elif (other := _difference(found, {"format": FORMAT, **asked})) is not None:
                 raise InvalidData(
@@ -111,7 +111,7 @@ class Journal:
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise
             raise StoreFull(f"no room for {self.path.name}; what is in it stays") from None
 

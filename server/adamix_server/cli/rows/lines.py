@@ -4,6 +4,7 @@ import codecs
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -56,11 +57,16 @@ def ending(line: bytes) -> bytes:
     return b"\r\n" if line.endswith(b"\r\n") else b"\n" if line.endswith(b"\n") else b""
 
 
-def create(path: Path, *, packed: bool) -> IO[bytes]:
+@contextmanager
+def create(path: Path, *, packed: bool) -> Iterator[IO[bytes]]:
     """A new file, packed on the way if asked for."""
-    if packed:
-        return cast("IO[bytes]", gzip.GzipFile(path, "wb", mtime=0))
-    return path.open("wb")
+    with path.open("wb") as file:
+        if not packed:
+            yield file
+            return
+        # Without its name, which is not the one it will have.
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packing:
+            yield cast("IO[bytes]", packing)
 
 
 def is_packed(path: Path) -> bool:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.markup import escape
 
 from adamix.cli.terminal import progress_bar, stderr
-from adamix.errors import InvalidConfig, InvalidData, InvalidRequest
+from adamix.errors import InvalidConfig, InvalidData, InvalidRequest, StoreFull
 from adamix_server.cli.rows.answers import Told, columns, error_text
 from adamix_server.cli.rows.asking import Question
-from adamix_server.cli.rows.journal import Journal
+from adamix_server.cli.rows.journal import NO_ROOM, Journal
 from adamix_server.cli.rows.row import Choice, Row
 from adamix_server.cli.rows.row_file import RowFile
 
@@ -90,6 +90,18 @@ class FileRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._journal.close()
+        if error is None or not self._journal.path.exists():
+            return
+        if not self._journal.done:
+            self._journal.path.unlink()
+        elif not isinstance(error, InvalidData):
+            stderr.print(
+                escape(
+                    f"{self._journal.done:,} of {self._rows.num_rows:,} rows are answered and kept in "
+                    f"{self._journal.path.name}; the same command goes on from there"
+                ),
+                soft_wrap=True,
+            )
 
     @property
     def is_answered(self) -> bool:
@@ -104,26 +116,13 @@ class FileRun:
             InvalidRequest: a row has an error, and those are not kept.
             AdamixError: the server is gone, or refuses what is no row's own. What was kept before stays.
         """
-        try:
-            left = self._left()
-            answers = self._question.answers(client, left, at_once)
-            with progress_bar() as bar, closing(answers):
-                task = bar.add_task(
-                    "predicting", total=self._rows.num_rows, completed=self._journal.done, note=self._note
-                )
-                for found in answers:
-                    self._keep(found, keep_errors=keep_errors)
-                    bar.start()
-                    bar.update(task, completed=self._journal.done, note=self._note)
-        except BaseException:
-            stderr.print(
-                escape(
-                    f"{self._journal.done:,} of {self._rows.num_rows:,} rows are answered and kept in "
-                    f"{self._journal.path.name}; the same command goes on from there"
-                ),
-                soft_wrap=True,
-            )
-            raise
+        answers = self._question.answers(client, self._left(), at_once)
+        with progress_bar() as bar, closing(answers):
+            task = bar.add_task("predicting", total=self._rows.num_rows, completed=self._journal.done, note=self._note)
+            for found in answers:
+                self._keep(found, keep_errors=keep_errors)
+                bar.start()
+                bar.update(task, completed=self._journal.done, note=self._note)
 
     def write(self) -> Written:
         """Write the rows with their answers, all of which are there.
@@ -147,6 +146,10 @@ class FileRun:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(self._out)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise StoreFull(f"no room for {self._out.name}") from None
         finally:
             partial.unlink(missing_ok=True)
         self._journal.path.unlink()
