@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamix.errors import AdamixError, InvalidConfig, InvalidData
+from adamix.errors import InvalidConfig, InvalidData
 from adamix_server.cli.rows import answers, lines
 from adamix_server.cli.rows.opening import format_of, open_rows
 from adamix_server.cli.rows.row import Choice, Row
@@ -216,7 +216,7 @@ def test_columns_that_are_there_twice(put: Any) -> None:
     assert written(path).startswith(b"text,x,x,label")
     with pytest.raises(InvalidConfig, match="2 columns named 'x'"):
         opened(path, "x")
-    with pytest.raises(InvalidData, match="in.jsonl:2: a key stands there twice"):
+    with pytest.raises(InvalidData, match=r"in\.jsonl:2: a key stands there twice"):
         opened(put("in.jsonl", '{"text": "a"}\n{"text": "a", "text": "b"}\n'))
 
 
@@ -258,7 +258,7 @@ def test_a_parquet_file_that_is_damaged_inside(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[10:2000] = b"\xaa" * 1990
     path.write_bytes(data)
-    with pytest.raises(InvalidData, match="in.parquet cannot be read as Parquet"):
+    with pytest.raises(InvalidData, match=r"in\.parquet cannot be read as Parquet"):
         list(opened(path).rows())
 
 
@@ -292,11 +292,11 @@ def test_a_row_of_the_most_bytes_is_read_and_one_more_is_not(put: Any, monkeypat
     for header, row in (("text,n\n", "{},b\n"), ("text\n", '"a\n{}"\n')):
         data = row.format("a" * ((1 << 20) - len(row.format(""))))
         assert opened(put("in.csv", header + data)).num_rows == 1
-        with pytest.raises(InvalidData, match="in.csv:2: the row is over 1 MiB"):
+        with pytest.raises(InvalidData, match=r"in\.csv:2: the row is over 1 MiB"):
             opened(put("in.csv", header + row.format("a" * ((1 << 20) - len(row.format("")) + 1))))
     line = '{"text": "a"}' + " " * ((1 << 20) - 14) + "\n"
     assert opened(put("in.jsonl", line)).num_rows == 1
-    with pytest.raises(InvalidData, match="in.jsonl:1: the row is over 1 MiB"):
+    with pytest.raises(InvalidData, match=r"in\.jsonl:1: the row is over 1 MiB"):
         opened(put("in.jsonl", " " + line))
 
 
@@ -318,18 +318,19 @@ def test_a_row_of_the_most_bytes_is_read_and_one_more_is_not(put: Any, monkeypat
     ],
 )
 def test_which_format_a_file_has(file: str, out: str, said: str | None, found: str) -> None:
-    try:
+    if found in ("csv", "tsv", "jsonl"):
         assert format_of(Path(file), Path(out), said) == found
-    except AdamixError as error:
-        assert isinstance(error, InvalidConfig)
-        assert found in error.message
+        return
+    with pytest.raises(InvalidConfig) as error:
+        format_of(Path(file), Path(out), said)
+    assert found in error.value.message
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(InvalidData, match="in.csv does not exist"):
+    with pytest.raises(InvalidData, match=r"in\.csv does not exist"):
         opened(tmp_path / "in.csv")
     (tmp_path / "in.csv").mkdir()
-    with pytest.raises(InvalidData, match="in.csv is not a regular file"):
+    with pytest.raises(InvalidData, match=r"in\.csv is not a regular file"):
         opened(tmp_path / "in.csv")
 
 
