@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
 from adamix.cli import train as training
-from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr
+from adamix.cli.terminal import JsonFlag, Screen, exit_codes, print_json, stderr
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.experiments.plan import Plan
 from adamix.experiments.settings import Value
@@ -28,7 +27,6 @@ _PUSHED = ("--push", "--task", "--gate", "--push-split")
 _DEFAULTS: dict[str, Value] = {"epochs": 50.0, "batch_size": 8}
 
 
-@app.command("few-shot", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def few_shot(
     ctx: typer.Context,
     backbone: Annotated[str, typer.Option(help="As for `train`, as are all flags that are not listed here.")],
@@ -141,4 +139,4 @@ def _show(document: dict[str, Any], summary: "Summary", results: "list[SeedResul
     table.add_section()
     table.add_row("mean", *(f"{value:.4f}" for value in summary.mean.values()))
     table.add_row("std", *("" if value is None else f"{value:.4f}" for value in summary.std.values()))
-    Console().print(table)
+    Screen().print(table)

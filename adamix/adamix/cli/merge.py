@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     print_json,
-    progress_bar,
     summary,
 )
 from adamix.errors import InvalidConfig
@@ -38,7 +37,6 @@ _READ_BY = {
 }
 
 
-@app.command()
 def merge(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a finished training.")],
     out: Annotated[Path, typer.Option(help="The adapter file to write.")],
@@ -153,14 +151,8 @@ def _merge_by_data(
     uses_head = head.type in ("cloze", "causal_lm")
     loaded = backbones.load(name, device=backbones.device_name(device), language_model=uses_head)
     samples = Samples(loaded, backbones.load_tokenizer(name), rows)
-    with progress_bar() as bar:
-        task = bar.add_task(f"merging by {how}", total=None, note="")
-
-        def show(done: int, total: int) -> None:
-            bar.start()
-            bar.update(task, completed=done, total=total)
-
-        return merge_mixture(mixture, how, samples=samples, config=config, on_progress=show)
+    with progress(f"merging by {how}") as shown:
+        return merge_mixture(mixture, how, samples=samples, config=config, on_progress=shown.update)
 
 
 def _check_out(out: Path, directory: Path) -> None:

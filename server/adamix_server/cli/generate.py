@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from adamix.cli import JsonFlag, exit_codes, stderr
+from adamix.cli.terminal import JsonFlag, exit_codes, stderr, visible
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
 from adamix_server.cli.asking import Asking, encoded
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
-from adamix_server.cli.plain_text import plain
 
 if TYPE_CHECKING:
     from adamix_client import GenerateDelta
@@ -180,7 +179,7 @@ def _shown(deltas: "Iterable[GenerateDelta]") -> "Iterator[GenerateDelta]":
         for delta in deltas:
             if delta.text:
                 is_open = not delta.text.endswith("\n")
-                _put(plain(delta.text) if is_terminal else delta.text)
+                _put(visible(delta.text) if is_terminal else delta.text)
             yield delta
     finally:
         # Also after an error or Ctrl-C: what is said of it begins a line.

@@ -12,10 +12,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from adamix.cli.terminal import JsonFlag, exit_codes, stderr
+from adamix.cli.terminal import JsonFlag, exit_codes, stderr, visible
 from adamix.errors import InvalidConfig, InvalidData
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
-from adamix_server.cli.plain_text import plain
 from adamix_server.cli.printing import show
 from adamix_server.cli.rows import answers as said
 from adamix_server.cli.rows.asking import Question
@@ -153,7 +152,7 @@ def _answer_lines(client: "Client", question: Question) -> bool:
                 failed = True
                 stderr.print(escape(f"{row.where}: {said.error_text(answer['error'])}"), soft_wrap=True)
             cells = [said.cell(answer, name) for name in said.NAMES if name in answer and name != "error"]
-            typer.echo(plain("\t".join(cells)) if sys.stdout.isatty() else "\t".join(cells))
+            typer.echo(visible("\t".join(cells)) if sys.stdout.isatty() else "\t".join(cells))
     return failed
 
 
@@ -188,7 +187,7 @@ def _table(client: "Client", inputs: "Sequence[Input]") -> bool:
     predictions = client.predict(inputs).predictions
     table = Table("text", "answer", "score")
     for item, prediction in zip(inputs, predictions, strict=True):
-        table.add_row(escape(plain((item.text or "")[:_SHOWN_CHARS])), *_answer(prediction))
+        table.add_row(escape((item.text or "")[:_SHOWN_CHARS]), *_answer(prediction))
     show({}, table, as_json=False)
     return any(prediction.error is not None for prediction in predictions)
 
@@ -198,12 +197,12 @@ def _answer(prediction: "Prediction") -> tuple[str, str]:
 
     match prediction.result:
         case Classification(label=label, scores=scores):
-            return escape(plain(label)), f"{max(scores):.3f}"
+            return escape(label), f"{max(scores):.3f}"
         case MultiLabel(labels=labels):
-            return escape(plain(", ".join(labels))) or "(none)", ""
+            return escape(", ".join(labels)) or "(none)", ""
         case Regression(score=score):
             return "", f"{score:.3f}"
         case None:
-            return f"[red]{escape(plain(str(prediction.error)))}[/]", ""
+            return f"[red]{escape(str(prediction.error))}[/]", ""
         case embedding:
             return f"{len(embedding.values)} numbers", ""

@@ -376,7 +376,7 @@ def test_a_run_that_is_ended_is_gone_on_with(how: signal.Signals, server: LabelS
         eventually(lambda: rows.num_kept() == 640, "what is before the row is kept")
         process.send_signal(how)
         goes_on.set()
-        assert process.wait(20) == (1 if how == signal.SIGINT else -9)
+        assert process.wait(20) == (130 if how == signal.SIGINT else -9)
         assert process.stderr is not None
         said = process.stderr.read()
     if how == signal.SIGINT:
@@ -404,7 +404,7 @@ def test_a_kill_while_the_file_is_written_asks_nothing_again(
     rows.write("a", "b")
     with monkeypatch.context() as patch:
         patch.setattr(Delimited, "write", killed)
-        rows.run(server.address, code=1)
+        rows.run(server.address, code=130)
     assert rows.found == ["in.csv", "out.csv.partial"]
     rows.run(NOWHERE)
     assert rows.labels == ["A", "B"]

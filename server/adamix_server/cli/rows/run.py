@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.markup import escape
 
-from adamix.cli.terminal import progress_bar, stderr
+from adamix.cli.progress import Shown, progress
+from adamix.cli.terminal import stderr
 from adamix.errors import InvalidConfig, InvalidData, InvalidRequest, StoreFull
 from adamix_server.cli.rows.answers import Told, columns, error_text
 from adamix_server.cli.rows.asking import Question
@@ -117,12 +118,11 @@ class FileRun:
             AdamixError: the server is gone, or refuses what is no row's own. What was kept before stays.
         """
         answers = self._question.answers(client, self._left(), at_once)
-        with progress_bar() as bar, closing(answers):
-            task = bar.add_task("predicting", total=self._rows.num_rows, completed=self._journal.done, note=self._note)
+        with progress("predicting", total=self._rows.num_rows) as shown, closing(answers):
             for found in answers:
-                self._keep(found, keep_errors=keep_errors)
-                bar.start()
-                bar.update(task, completed=self._journal.done, note=self._note)
+                self._keep(found, shown, keep_errors=keep_errors)
+                failed = self._journal.failed.total()
+                shown.update(self._journal.done, note=f"{failed:,} failed" if failed else "")
 
     def write(self) -> Written:
         """Write the rows with their answers, all of which are there.
@@ -156,11 +156,6 @@ class FileRun:
         failed = self._journal.failed
         return Written(self._rows.num_rows, self._resumed, failed.total(), dict(failed))
 
-    @property
-    def _note(self) -> str:
-        failed = self._journal.failed.total()
-        return f"{failed:,} failed" if failed else ""
-
     def _left(self) -> Iterator[Row]:
         """The rows that have no answer, after those that have one were looked at."""
         rows = self._rows.rows()
@@ -168,7 +163,7 @@ class FileRun:
             self._check(row, checksum)
         yield from rows
 
-    def _keep(self, found: Sequence[tuple[Row, Told]], *, keep_errors: bool) -> None:
+    def _keep(self, found: Sequence[tuple[Row, Told]], shown: Shown, *, keep_errors: bool) -> None:
         for place, (row, answer) in enumerate(found):
             if "error" not in answer:
                 continue
@@ -178,9 +173,9 @@ class FileRun:
                 raise InvalidRequest(line, reason=answer["error"]["reason"])
             self._told_errors += 1
             if self._told_errors <= _SHOWN_ERRORS:
-                stderr.print(escape(line), soft_wrap=True)
+                shown.say(line)
             elif self._told_errors == _SHOWN_ERRORS + 1:
-                stderr.print("… further errors stand in the file alone")
+                shown.say("… further errors stand in the file alone")
         self._journal.append(found)
 
     def _check(self, row: Row, checksum: int | None) -> None:
