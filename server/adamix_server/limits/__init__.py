@@ -18,6 +18,7 @@ _CHAPTERS = (
     "messages",
     "generation",
     "calls",
+    "http",
     "chats",
     "adapters",
     "control",
