@@ -3,10 +3,8 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,16 +12,16 @@ from rich.table import Table
 
 from adamix.cli.terminal import JsonFlag, exit_codes, stderr, visible
 from adamix.errors import InvalidConfig, InvalidData
+from adamix_client.bounds import MAX_INPUTS_PER_CALL
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.printing import show
 from adamix_server.cli.rows import answers as said
 from adamix_server.cli.rows.asking import Question
 from adamix_server.cli.rows.row import Choice, Row
 from adamix_server.limits.files import MAX_CONCURRENCY, MAX_ROW_BYTES
-from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 
 if TYPE_CHECKING:
-    from adamix_client import Client, Input, Prediction
+    from adamix_client import Client, Prediction
 
 _STDIN = "-"
 _KEEP, _STOP = "keep", "stop"
@@ -103,8 +101,7 @@ def predict(
                     failed = _answer_lines(client, question)
                 else:
                     texts = list(_texts(_lines())) if given == [_STDIN] else given
-                    inputs = [question.input(Row("", item)) for item in texts]
-                    failed = _document(client, inputs) if json_ else _table(client, inputs)
+                    failed = (_document if json_ else _table)(client, question, texts)
         if failed:
             raise typer.Exit(1)
 
@@ -144,16 +141,19 @@ def _of_file(
 def _answer_lines(client: "Client", question: Question) -> bool:
     """One line of stdout for each of stdin, empty for one that failed; what was wrong with it is told on stderr."""
     failed = False
-    # Whoever types waits for an answer to each line.
-    per_call = 1 if sys.stdin.isatty() else MAX_INPUTS_PER_CALL
-    with closing(question.answers(client, _lines(), 1, per_call)) as calls:
-        for row, answer in chain.from_iterable(calls):
-            if "error" in answer:
-                failed = True
-                stderr.print(escape(f"{row.where}: {said.error_text(answer['error'])}"), soft_wrap=True)
-            cells = [said.cell(answer, name) for name in said.NAMES if name in answer and name != "error"]
-            typer.echo(visible("\t".join(cells)) if sys.stdout.isatty() else "\t".join(cells))
+    for row, answer in _one_by_one(client, question) if sys.stdin.isatty() else question.answers(client, _lines(), 1):
+        if "error" in answer:
+            failed = True
+            stderr.print(escape(f"{row.where}: {said.error_text(answer['error'])}"), soft_wrap=True)
+        cells = "\t".join(said.cell(answer, name) for name in said.NAMES if name in answer and name != "error")
+        typer.echo(visible(cells) if sys.stdout.isatty() else cells)
     return failed
+
+
+def _one_by_one(client: "Client", question: Question) -> "Iterator[tuple[Row, said.Told]]":
+    """For whoever types, and waits for an answer to each line."""
+    for row in _lines():
+        yield from question.answers(client, (row,), 1)
 
 
 def _lines() -> Iterator[Row]:
@@ -176,20 +176,34 @@ def _texts(rows: Iterator[Row]) -> Iterator[str]:
         yield row.text
 
 
-def _document(client: "Client", inputs: "Sequence[Input]") -> bool:
+def _document(client: "Client", question: Question, texts: Sequence[str]) -> bool:
     """The answers as the server gives them; those of several calls as of one."""
-    document = client.predict_json(inputs)
+    from adamix_client import Input
+
+    inputs = [Input(question.task, text=text, version=question.version, truncate=question.truncate) for text in texts]
+    document: dict[str, Any] = {}
+    for start in range(0, max(len(inputs), 1), MAX_INPUTS_PER_CALL):
+        found = client.predict_json(inputs[start : start + MAX_INPUTS_PER_CALL])
+        for name, seconds in document.get("timing", {}).items():
+            if name.endswith("_s"):
+                found["timing"][name] += seconds
+        document = {**found, "predictions": [*document.get("predictions", ()), *found["predictions"]]}
     typer.echo(json.dumps(document))
     return any("error" in prediction for prediction in document["predictions"])
 
 
-def _table(client: "Client", inputs: "Sequence[Input]") -> bool:
-    predictions = client.predict(inputs).predictions
+def _table(client: "Client", question: Question, texts: Sequence[str]) -> bool:
+    predictions = client.predict(
+        question.task, texts, version=question.version, truncate=question.truncate, on_error="return"
+    )
+    errors = [prediction.error for prediction in predictions if prediction.error is not None]
+    if len(errors) == len(predictions) and len({error.reason for error in errors}) == 1:
+        raise errors[0]
     table = Table("text", "answer", "score")
-    for item, prediction in zip(inputs, predictions, strict=True):
-        table.add_row(escape((item.text or "")[:_SHOWN_CHARS]), *_answer(prediction))
+    for text, prediction in zip(texts, predictions, strict=True):
+        table.add_row(escape(text[:_SHOWN_CHARS]), *_answer(prediction))
     show({}, table, as_json=False)
-    return any(prediction.error is not None for prediction in predictions)
+    return bool(errors)
 
 
 def _answer(prediction: "Prediction") -> tuple[str, str]:

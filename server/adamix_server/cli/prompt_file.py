@@ -7,8 +7,9 @@ is a beginning of the whole. Knows the client; nothing of flags.
 import fcntl
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,6 @@ from adamix.errors import AdamixError, Code, InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
 from adamix_client import Client, GeneratedText
 from adamix_server.cli.asking import Asking
-from adamix_server.cli.rows.in_order import in_order
 from adamix_server.limits.generation import MAX_CHAT_BYTES, MAX_MESSAGES
 
 IN_FLIGHT = 16
@@ -32,6 +32,7 @@ IN_FLIGHT = 16
 WINDOW = 64
 MAX_TRIES = 5
 _MAX_WAIT_S = 10.0
+_TURN_S = 0.2
 _WAYS = ("prompt", "source", "messages")
 _ANSWER = ("text", "finish_reason", "token_ids", "logprobs", "error")
 # Errors that are about one row: the next one may be answered.
@@ -117,23 +118,28 @@ class PromptFile:
         Raises:
             AdamixError: the server is gone, or refuses more than one row; what was written before stays.
         """
-
-        def leave() -> None:
-            self._stop.set()
-            client.close()
-
-        texts = in_order(
-            islice(self._prompts(), self._done, None),
-            lambda prompt: self._ask(asking, client, prompt),
-            at_once=IN_FLIGHT,
-            window=WINDOW,
-            leave=leave,
-        )
-        with progress("generating", total=self.num_rows) as shown, closing(texts):
+        pending: deque[tuple[Prompt, Future[GeneratedText]]] = deque()
+        with progress("generating", total=self.num_rows) as shown, ThreadPoolExecutor(IN_FLIGHT) as pool:
             shown.done = self._done
-            for prompt, text in texts:
-                self._write(prompt, text)
+
+            def write_next() -> None:
+                self._write(*pending.popleft())
                 shown.advance(note=f"{self._failed} failed" if self._failed else "")
+
+            try:
+                for prompt in islice(self._prompts(), self._done, None):
+                    pending.append((prompt, pool.submit(self._ask, asking, client, prompt)))
+                    if len(pending) == WINDOW:
+                        write_next()
+                while pending:
+                    write_next()
+            except BaseException:
+                # Ctrl-C, too, leaves no call running: the pool waits for its threads.
+                self._stop.set()
+                for _, future in pending:
+                    future.cancel()
+                client.close()
+                raise
         return Written(self.num_rows, self._done, self._failed)
 
     def _prompts(self) -> Iterator[Prompt]:
@@ -172,9 +178,9 @@ class PromptFile:
                     raise
         raise AssertionError("unreachable")
 
-    def _write(self, prompt: Prompt, text: Callable[[], GeneratedText]) -> None:
+    def _write(self, prompt: Prompt, future: "Future[GeneratedText]") -> None:
         try:
-            answer = text().document
+            answer = _result(future).document
         except AdamixError as error:
             if not _is_own(error):
                 stderr.print(escape(f"{prompt.where}: not answered; the same command goes on from here"))
@@ -186,6 +192,13 @@ class PromptFile:
         told = {name: answer[name] for name in _ANSWER if name in answer}
         self._out.write(json.dumps(kept | told, ensure_ascii=False).encode() + b"\n")
         self._out.flush()
+
+
+def _result(future: "Future[GeneratedText]") -> GeneratedText:
+    """Waits in short turns: Ctrl-C that comes as a wait begins is only seen when it ends."""
+    while not future.done():
+        wait((future,), _TURN_S)
+    return future.result()
 
 
 def _check(where: str, row: Mapping[str, Any]) -> None:

@@ -36,8 +36,8 @@ def told(prediction: "Prediction") -> Told:
     raise AdamixError("the server's answer is of a kind this command does not know")
 
 
-def told_error(error: AdamixError) -> Told:
-    return {"error": {"reason": error.reason, "message": error.message}}
+def told_error(error: AdamixError, message: str) -> Told:
+    return {"error": {"reason": error.reason, "message": message}}
 
 
 def columns(used: Set[str], names: Set[str], file: str) -> dict[str, str]:

@@ -3,26 +3,26 @@
 An error of one row is its answer; one that every row would have ends it all.
 """
 
-import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import re
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adamix.errors import AdamixError, Code
+from adamix_client.bounds import MAX_INPUTS_PER_CALL
 from adamix_server.cli.rows.answers import Told, told, told_error
-from adamix_server.cli.rows.in_order import in_order
 from adamix_server.cli.rows.row import Row
-from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 
 if TYPE_CHECKING:
-    from adamix_client import Client, Input
+    from adamix_client import Client, Prediction
 
-MAX_TRIES = 5
 _MAX_WAIT_S = 10.0
-# Of a call; one text may have 64 KiB, and a message 4 MiB.
-_CALL_BYTES = 1 << 20
 _OWN_REASONS = ("TEXT_EMPTY", "TEXT_TOO_LONG", "TEXT_TOO_LARGE", "TEXT_INVALID")
+# As the client names one of many: from 1.
+_NUMBERED = re.compile(r"\btext (\d+)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,73 +33,52 @@ class Question:
     version: str = ""
     truncate: bool = False
 
-    def input(self, row: Row) -> "Input":
-        """What is sent for a row."""
-        from adamix_client import Input
-
-        single, pair = (row.text, None) if row.pair is None else (None, (row.text, row.pair))
-        return Input(self.task, text=single, pair=pair, version=self.version, truncate=self.truncate)
-
-    def answers(
-        self, client: "Client", rows: Iterable[Row], at_once: int, rows_per_call: int = MAX_INPUTS_PER_CALL
-    ) -> Generator[Sequence[tuple[Row, Told]], None, None]:
-        """Some rows with their answers, again and again, in order.
+    def answers(self, client: "Client", rows: Iterable[Row], at_once: int) -> Generator[tuple[Row, Told], None, None]:
+        """Each row with its answer, in order; read no further than the calls that run.
 
         Raises:
             AdamixError: the server is gone, or refuses what is no row's own.
         """
-        stop = threading.Event()
+        waiting: deque[Row] = deque()
+        names = _Names()
 
-        def leave() -> None:
-            stop.set()
-            client.close()
+        def asked() -> Iterator[str | tuple[str, str]]:
+            for row in rows:
+                waiting.append(row)
+                if row.problem is None:
+                    yield _content(row)
 
-        def ask(call: Sequence[Row]) -> Sequence[Told]:
-            return self._ask(client, call, stop)
+        found = client.predict_iter(
+            self.task,
+            asked(),
+            version=self.version,
+            truncate=self.truncate,
+            on_error="return",
+            calls_in_flight=at_once,
+        )
+        with closing(found):
+            for prediction in found:
+                yield from _refused(waiting)
+                row = waiting.popleft()
+                names.add(row)
+                yield row, self._told(client, row, prediction, names)
+            yield from _refused(waiting)
 
-        # Alone, each is given as soon as it is there, before the next is read.
-        window = 2 * at_once if at_once > 1 else 1
-        calls = in_order(_calls(rows, rows_per_call), ask, at_once=at_once, window=window, leave=leave)
-        with closing(calls):
-            for call, result in calls:
-                yield list(zip(call, result(), strict=True))
-
-    def _ask(self, client: "Client", call: Sequence[Row], stop: threading.Event) -> Sequence[Told]:
-        """In a thread."""
-        found: dict[int, Told] = {
-            place: told_error(row.problem) for place, row in enumerate(call) if row.problem is not None
-        }
-        for left in reversed(range(MAX_TRIES)):
-            open_places = [place for place in range(len(call)) if place not in found]
-            failed = self._ask_once(client, {place: call[place] for place in open_places}, found)
-            if failed is None:
-                return [found[place] for place in range(len(call))]
-            wait_s = failed.retry_after_s
-            if wait_s is None or not left or stop.wait(min(wait_s, _MAX_WAIT_S)):
-                raise failed
-        raise AssertionError("unreachable")
-
-    def _ask_once(self, client: "Client", rows: dict[int, Row], found: dict[int, Told]) -> AdamixError | None:
-        """Put into `found` what has an answer. Returns the error of what has none."""
-        if not rows:
-            return None
-        inputs = [self.input(row) for row in rows.values()]
-        try:
-            predictions = client.predict(inputs).predictions
-        except AdamixError as error:
-            if not is_own(error):
-                return error
-            found |= {place: told_error(error) for place in rows}
-            return None
-        others: AdamixError | None = None
-        for place, prediction in zip(rows, predictions, strict=True):
-            if prediction.error is None:
-                found[place] = told(prediction)
-            elif is_own(prediction.error):
-                found[place] = told_error(prediction.error)
-            else:
-                others = prediction.error
-        return others
+    def _told(self, client: "Client", row: Row, prediction: "Prediction", names: "_Names") -> Told:
+        """The answer to a row. Raises AdamixError for an error that is not its own."""
+        error = prediction.error
+        if error is not None and error.retry_after_s is not None and not is_own(error):
+            # The call as a whole was answered, and so not made again. Of one text the client makes it again.
+            time.sleep(min(error.retry_after_s, _MAX_WAIT_S))
+            (prediction,) = client.predict(
+                self.task, [_content(row)], version=self.version, truncate=self.truncate, on_error="return"
+            )
+            error = prediction.error
+        if error is None:
+            return told(prediction)
+        if not is_own(error):
+            raise error
+        return told_error(error, names.of(error.message))
 
 
 def is_own(error: AdamixError) -> bool:
@@ -107,14 +86,35 @@ def is_own(error: AdamixError) -> bool:
     return error.code is Code.INTERNAL or error.reason in _OWN_REASONS
 
 
-def _calls(rows: Iterable[Row], most: int) -> Iterator[Sequence[Row]]:
-    call: list[Row] = []
-    size = 0
-    for row in rows:
-        call.append(row)
-        size += len(row.text) + len(row.pair or "")
-        if len(call) == most or size >= _CALL_BYTES:
-            yield call
-            call, size = [], 0
-    if call:
-        yield call
+def _refused(waiting: deque[Row]) -> Iterator[tuple[Row, Told]]:
+    """The rows in front that are not asked about."""
+    while waiting and (problem := waiting[0].problem) is not None:
+        yield waiting.popleft(), told_error(problem, problem.message)
+
+
+def _content(row: Row) -> str | tuple[str, str]:
+    return row.text if row.pair is None else (row.text, row.pair)
+
+
+class _Names:
+    """Where the last rows stand that were asked about: the client counts what it was given, and people the lines."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        # Of an error's own call no more are told of.
+        self._last: deque[str] = deque(maxlen=MAX_INPUTS_PER_CALL)
+
+    def add(self, row: Row) -> None:
+        self._count += 1
+        self._last.append(row.where)
+
+    def of(self, message: str) -> str:
+        """What is said of the last row that was added, in words of the file."""
+
+        def name(found: "re.Match[str]") -> str:
+            back = self._count - int(found[1])
+            if not 0 <= back < len(self._last):
+                return found[0]
+            return "the text" if back == 0 else f"that of {self._last[-1 - back]}"
+
+        return _NUMBERED.sub(name, message)

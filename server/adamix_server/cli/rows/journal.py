@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,10 @@ class Journal:
         """Let go of the file."""
         self._file.close()
 
-    def append(self, answers: Iterable[tuple[Row, Told]]) -> None:
-        """Raises StoreFull when there is no room; what is whole stays."""
-        pairs = list(answers)
-        lines = [json.dumps({_ROW: row.checksum, **answer}, ensure_ascii=False) + "\n" for row, answer in pairs]
-        self._write("".join(lines).encode())
-        for _, answer in pairs:
-            self._count(answer)
+    def append(self, row: Row, answer: Told) -> None:
+        """Keep the answer to the next row. Raises StoreFull when there is no room; what is whole stays."""
+        self._write(json.dumps({_ROW: row.checksum, **answer}, ensure_ascii=False).encode() + b"\n")
+        self._count(answer)
 
     def answers(self) -> Iterator[tuple[int, Told]]:
         """The checksum of each row and its answer, from the first."""

@@ -5,7 +5,7 @@ written with them, and the file appears whole under its name. Knows no format.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from adamix_client import Client
 
 _SHOWN_ERRORS = 10
+# How often progress is told of.
+_ROWS_A_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,17 @@ class FileRun:
         """
         answers = self._question.answers(client, self._left(), at_once)
         with progress("predicting", total=self._rows.num_rows) as shown, closing(answers):
-            for found in answers:
-                self._keep(found, shown, keep_errors=keep_errors)
-                failed = self._journal.failed.total()
-                shown.update(self._journal.done, note=f"{failed:,} failed" if failed else "")
+            for row, answer in answers:
+                if "error" in answer:
+                    self._say(f"{row.where}: {error_text(answer['error'])}", shown)
+                    if not keep_errors:
+                        raise InvalidRequest(
+                            f"{row.where} has an error, and --on-error is stop", reason=answer["error"]["reason"]
+                        )
+                self._journal.append(row, answer)
+                if self._journal.done % _ROWS_A_STEP == 0 or self.is_answered:
+                    failed = self._journal.failed.total()
+                    shown.update(self._journal.done, note=f"{failed:,} failed" if failed else "")
 
     def write(self) -> Written:
         """Write the rows with their answers, all of which are there.
@@ -163,20 +172,12 @@ class FileRun:
             self._check(row, checksum)
         yield from rows
 
-    def _keep(self, found: Sequence[tuple[Row, Told]], shown: Shown, *, keep_errors: bool) -> None:
-        for place, (row, answer) in enumerate(found):
-            if "error" not in answer:
-                continue
-            line = f"{row.where}: {error_text(answer['error'])}"
-            if not keep_errors:
-                self._journal.append(found[:place])
-                raise InvalidRequest(line, reason=answer["error"]["reason"])
-            self._told_errors += 1
-            if self._told_errors <= _SHOWN_ERRORS:
-                shown.say(line)
-            elif self._told_errors == _SHOWN_ERRORS + 1:
-                shown.say("… further errors stand in the file alone")
-        self._journal.append(found)
+    def _say(self, line: str, shown: Shown) -> None:
+        self._told_errors += 1
+        if self._told_errors <= _SHOWN_ERRORS:
+            shown.say(line)
+        elif self._told_errors == _SHOWN_ERRORS + 1:
+            shown.say("… further errors stand in the file alone")
 
     def _check(self, row: Row, checksum: int | None) -> None:
         if row.checksum != checksum:
