@@ -5,7 +5,7 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import grpc.aio
@@ -199,11 +199,12 @@ class Endpoint:
 
     async def look_after_callers(self) -> None:
         """Where callers are asked who they are, for ever: end streams with their credentials, and read again what
-        they are recognised by.
+        they are recognised by; and the certificate of HTTP.
         """
-        if self._entrance.identify is everyone:
-            return
-        await asyncio.gather(self._sessions.run(), self._entrance.keep_fresh())
+        work: list[Awaitable[None]] = [] if self._http is None else [self._http.keep_fresh()]
+        if self._entrance.identify is not everyone:
+            work += self._sessions.run(), self._entrance.keep_fresh()
+        await asyncio.gather(*work)
 
     async def stop(self, grace_s: float, delay_s: float = 0.0) -> bool:
         """NOT_SERVING, refuse new calls after `delay_s`, let running ones end within `grace_s`, close the port.

@@ -20,6 +20,37 @@ from adamix_server.limits.http import IDLE_S, LINGER_S, MAX_HEADER_BYTES, MAX_PI
 _FULL_RETRY_S = 1.0
 
 
+class Way:
+    """A transport that can hold back what is written: the head of an answer leaves together with its body."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: list[bytes] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def hold(self) -> None:
+        """Keep what is written from now on."""
+        self._held = []
+
+    def release(self) -> None:
+        """Send it, as one."""
+        held, self._held = self._held, None
+        if held:
+            self._transport.write(b"".join(held))
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._transport.write(data)
+        else:
+            self._held.append(data)
+
+    def close(self) -> None:
+        self.release()
+        self._transport.close()
+
+
 class Connection(HttpToolsProtocol):
     """See the module's docstring; made by uvicorn's configuration for each connection, with `max_connections`.
 
@@ -46,8 +77,17 @@ class Connection(HttpToolsProtocol):
         """End the connection now, with what has been written and not been sent."""
         self.transport.abort()
 
+    def hold(self) -> None:
+        """Keep what is written until `release`."""
+        self._way.hold()
+
+    def release(self) -> None:
+        """Send what was kept."""
+        self._way.release()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._way = Way(transport)
+        super().connection_made(self._way)  # type: ignore[arg-type] # as far as uvicorn asks for one
         if len(self.connections) > self._max_connections:
             self._refuse(
                 Unavailable(

@@ -69,6 +69,11 @@ class Face:
         self._servers: list[asyncio.Server] = []
         self._dating: asyncio.Task[None] | None = None
 
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._state.connections)
+
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._dating = asyncio.create_task(self._keep_date())
@@ -115,7 +120,8 @@ def _bound(host: str, port: int, listen: str, *, shares_port: bool) -> tuple[lis
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, address in dict.fromkeys((family, str(to[0])) for family, _, _, _, to in found):
             try:
-                made = socket.socket(family, socket.SOCK_STREAM)
+                # With the protocol said: only then are small answers sent at once (asyncio sets TCP_NODELAY).
+                made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             except OSError:
                 # A machine without IPv6 still has a `localhost`.
                 continue

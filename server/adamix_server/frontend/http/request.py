@@ -31,6 +31,12 @@ class Way(Protocol):
     async def drained(self) -> None:
         """Return once the reader has taken almost all that was written."""
 
+    def hold(self) -> None:
+        """Keep what is written until `release`."""
+
+    def release(self) -> None:
+        """Send what was kept, at once."""
+
     def drop(self) -> None:
         """End the connection now, with what has been written and not been sent."""
 
@@ -148,10 +154,15 @@ class Request:
             (b"content-length", str(len(reply.body)).encode("ascii")),
         ]
         headers += _encoded(reply.headers)
-        await self._begin(reply.status, headers)
-        await self._send({"type": "http.response.body", "body": reply.body})
+        way = self._way()
+        way.hold()
+        try:
+            await self._begin(reply.status, headers)
+            await self._send({"type": "http.response.body", "body": reply.body})
+        finally:
+            way.release()
         if len(reply.body) > _SMALL_BYTES:
-            await self._way().drained()
+            await way.drained()
 
     async def begin(self, content_type: str = JSON, status: int = 200, headers: Headers = ()) -> None:
         """Begin an answer of unknown length; `write` its parts."""
