@@ -28,6 +28,7 @@ _CHAPTERS = (
     "audit",
     "operators",
     "commands",
+    "files",
 )
 
 
