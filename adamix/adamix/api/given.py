@@ -1,4 +1,4 @@
-"""Arguments of functions as settings: which were given, whether they are of the right kind, and how they are written."""
+"""Arguments of functions as settings: which were given, whether of the right kind, and how they are written."""
 
 import inspect
 import json

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adamix.errors import AdamixError
+from adamix.experiments.settings import SETTINGS
 
 _RESUME = re.compile(r"--resume\b")
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
@@ -24,7 +25,10 @@ def named_as_arguments() -> Iterator[None]:
 
 
 def in_words_of_python(message: str) -> str:
-    """`--lora-dropout` as `lora_dropout`, but for what stands between backticks."""
+    """`--lora-dropout` as `lora_dropout`, but for what stands between backticks; so too a setting that comes first."""
+    first, space, rest = message.partition(" ")
+    if first.replace("-", "_") in SETTINGS:
+        message = first.replace("-", "_") + space + rest
     parts = message.split("`")
     parts[::2] = [_FLAG.sub(_argument, _RESUME.sub("resume=True", part)) for part in parts[::2]]
     return "`".join(parts)

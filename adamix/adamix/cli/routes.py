@@ -6,35 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 from adamix.cli.terminal import format_metrics, print_json
 from adamix.errors import InvalidConfig
+from adamix.routing.seeds import DEFAULT_SEEDS, num_routes
+
+__all__ = ["DEFAULT_SEEDS", "check_flags", "draw", "show", "size"]
 
 if TYPE_CHECKING:
     from adamix.routing.report import DrawsReport, EnsembleReport, Measured
     from adamix.routing.routing import Routing
-
-DEFAULT_SEEDS = 10
 
 
 def check_flags(routing: "Routing", seeds: int | None, plot: Path | None) -> int:
     """The number of random routes. Raises InvalidConfig where a flag has no meaning for the routing."""
     from adamix.routing.plots import check_format
 
-    is_random = routing.mode in ("random", "ensemble")
-    if seeds is not None and not is_random:
-        raise InvalidConfig(
-            f"--seeds is for random routing (and the ensemble's comparison with it); {routing} has no draws",
-            field="seeds",
-        )
-    if routing.mode == "ensemble" and seeds == 1:
-        raise InvalidConfig(
-            "--seeds: routes are compared with one another, so there must be two or more", field="seeds"
-        )
+    chosen = num_routes(routing, seeds)
     if plot is not None:
-        if not is_random:
+        if routing.mode not in ("random", "ensemble"):
             raise InvalidConfig(f"--plot draws random routing or an ensemble; {routing} is one number", field="plot")
         check_format(plot.name)
         if not plot.parent.is_dir():
             raise InvalidConfig(f"--plot: there is no directory {plot.parent}", field="plot")
-    return DEFAULT_SEEDS if seeds is None else seeds
+    return chosen
 
 
 def draw(report: "DrawsReport[Any] | EnsembleReport[Any]", title: str, path: Path) -> bytes:
