@@ -71,8 +71,9 @@ class Adapter:
         head = self.manifest.head
         return head.labels if head.type in ("classification", "multilabel", "cloze") else ()
 
+    # A string is a sequence of texts too, and a pair is: the first declaration is for them.
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]
         self, texts: Text, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
     ) -> Result: ...
     @overload

@@ -86,7 +86,7 @@ def merge_with(
     """As `merge`, on backbones that may be loaded already."""
     with named_as_arguments():
         config = check(how, given)
-        if weights := given["weights"]:
+        if (weights := given["weights"]) is not None:
             _check_weights(weights)
         if card:
             from adamix.reports.card import check_card
@@ -115,6 +115,7 @@ def merge_with(
         return Adapter(out, adapter, backbone or adapter.manifest.backbone.name, device, backbones)
 
 
-def _check_weights(weights: Sequence[float]) -> None:
-    if isinstance(weights, str) or not all(isinstance(weight, int | float) for weight in weights):
+def _check_weights(weights: Any) -> None:
+    is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
+    if not is_list or not all(isinstance(weight, int | float) for weight in weights):
         raise InvalidConfig(f"weights are one number per expert, not {weights!r:.40}", field="weights")

@@ -4,7 +4,7 @@ Thin: every command parses, calls one function and prints. Heavy libraries are i
 `--help` answers at once.
 """
 
-from adamix.cli import evaluate, few_shot, glue, inspect, interop, merge, recipes, sweep, train
+from adamix.cli import evaluate, few_shot, glue, inspect, interop, merge, recipes, report, sweep, train
 from adamix.cli.push import publishing
 from adamix.cli.terminal import JsonFlag, app, exit_codes, stderr
 
@@ -20,6 +20,7 @@ __all__ = [
     "merge",
     "publishing",
     "recipes",
+    "report",
     "stderr",
     "sweep",
     "train",

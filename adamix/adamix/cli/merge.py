@@ -52,6 +52,9 @@ def merge(
     ] = None,
     seed: Annotated[int | None, typer.Option(help=f"Of every random choice.  (default: {_CONFIG.seed})")] = None,
     device: DeviceOption = "auto",
+    card: Annotated[
+        bool, typer.Option("--card", help="Write a model card, README.md, beside the file as well.")
+    ] = False,
     json_: JsonFlag = False,
 ) -> None:
     """Merge a mixture into one adapter file."""
@@ -71,6 +74,10 @@ def merge(
         }
         shares = None if weights is None else _numbers(weights)
         config = check(how, given)
+        if card:
+            from adamix.reports.card import check_card
+
+            check_card(out)
         with progress_bar() as bar:
             task = bar.add_task(f"merging by {how}", total=None, note="")
 
@@ -91,6 +98,10 @@ def merge(
                 device=device,
                 on_progress=show,
             )
+        if card:
+            from adamix.reports.card import write_card
+
+            write_card(out, adapter)
         if json_:
             print_json({"file": str(out), "merge": adapter.manifest.training.merge, **summary(adapter)})
             return

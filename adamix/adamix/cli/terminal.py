@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adamix.files.adapter_file import AdapterFile
 
 # Commands in the order of work, in the list of `--help`; those of other packages follow.
-_ORDER = ("train", "recipes", "few-shot", "sweep", "merge", "evaluate", "glue", "inspect", "import", "export")
+_ORDER = ("train", "recipes", "few-shot", "sweep", "merge", "evaluate", "glue", "report", "inspect", "import", "export")
 
 
 class _InOrder(TyperGroup):

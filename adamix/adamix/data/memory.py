@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adamix.data.generation.data import GenerationData, SourceRow, Subset, assemble_generation
+from adamix.data.generation.data import SUBSETS, GenerationData, SourceRow, assemble_generation
 from adamix.data.hub import LABEL_COLUMNS, TEXT_COLUMNS, read_label_feature
 from adamix.data.rows import Row, assemble, check_arguments
 from adamix.data.task import SPLITS, Split, TaskData, TaskType
-from adamix.errors import InvalidData
+from adamix.errors import InvalidConfig, InvalidData
 
 NAME = "in-memory"
 
@@ -53,11 +53,14 @@ class MemoryData:
         parts = {part: self._rows(part, records) for part, records in self.parts.items()}
         return assemble(self.name, parts, wanted, kind or self.task_type, names)
 
-    def generation(self, split: str, subset: Subset = "all") -> GenerationData:
+    def generation(self, split: str, subset: str = "all") -> GenerationData:
         """One split as sources with their references. Raises as `data.load_generation`."""
         wanted, _ = check_arguments(split, None)
+        chosen = next((known for known in SUBSETS if known == subset), None)
+        if chosen is None:
+            raise InvalidConfig(f"subset {subset!r} is not one of {', '.join(SUBSETS)}")
         parts = {part: self._sources(part, records) for part, records in self.parts.items()}
-        return assemble_generation(self.name, parts, wanted, subset=subset)
+        return assemble_generation(self.name, parts, wanted, subset=chosen)
 
     def _rows(self, part: Split, records: Sequence[Record]) -> Iterator[Row]:
         for number, record in enumerate(records):
