@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import typer
 
-from adamix_bench import cli as bench
-from adamix_bench.demo import command as demo
 from adamix_protos.v1 import adapters_pb2, admin_pb2, inference_pb2, server_pb2
 from adamix_server.cli.main import app
 from adamix_server.limits import TABLE
@@ -35,16 +33,15 @@ def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def flags(command: Any) -> set[str]:
     words = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
-    return {word for word in words if word.startswith("--")} - {"--help"}
+    return {word for word in words if word.startswith("--")} - {
+        "--help",
+        "--config",
+    }  # of every command: command-line.md
 
 
 @pytest.fixture(scope="module")
 def flags_of() -> dict[str, set[str]]:
-    whole = typer.Typer()
-    whole.registered_commands, whole.registered_groups = [*app.registered_commands], [*app.registered_groups]
-    for plugin in (bench, demo):
-        plugin.register(whole)
-    return {name: flags(command) for name, command in commands(typer.main.get_command(whole))}
+    return {name: flags(command) for name, command in commands(typer.main.get_command(app))}
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adamix.cli import routes, texts
+from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     format_metrics,
     print_json,
-    progress_bar,
 )
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.generation.decoding import Decoding
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from adamix.routing.report import DrawsReport, EnsembleReport
 
 
-@app.command()
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="Adapter file, or training directory.")],
     data: Annotated[str, typer.Option(help="As for `train`.")],
@@ -97,18 +95,14 @@ def evaluate(
         loaded = backbones.load(name, device=backbones.device_name(device), language_model=head.type == "cloze")
         tokenizer = backbones.load_tokenizer(name)
         report: DrawsReport[labelled.Evaluation] | EnsembleReport[labelled.Evaluation] | None = None
-        with progress_bar() as bar:
-            task = bar.add_task("evaluating", total=len(rows.examples), note="")
-
-            def advance(count: int) -> None:
-                bar.start()
-                bar.advance(task, count)
-
+        with progress("evaluating", total=len(rows.examples)) as shown:
             if mixture is None:
-                result = labelled.evaluate(adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
+                result = labelled.evaluate(
+                    adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=shown.advance
+                )
             else:
-                probe = MixtureProbe(mixture, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
-                bar.update(task, total=len(rows.examples) * num_passes(probe, chosen, num_seeds))
+                probe = MixtureProbe(mixture, loaded, tokenizer, rows, batch_size=batch_size, on_rows=shown.advance)
+                shown.total = len(rows.examples) * num_passes(probe, chosen, num_seeds)
                 result, report = measure(probe, chosen, num_seeds)
         if save_predictions is not None:
             lines = [

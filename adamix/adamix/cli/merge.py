@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
+from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     print_json,
-    progress_bar,
     summary,
 )
 from adamix.errors import InvalidConfig
@@ -22,7 +21,6 @@ _CONFIG = MergeConfig()
 _DENSITIES = ", ".join(f"{method} {density:g}" for method, density in DEFAULT_DENSITY.items())
 
 
-@app.command()
 def merge(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a finished training.")],
     out: Annotated[Path, typer.Option(help="The adapter file to write.")],
@@ -78,13 +76,7 @@ def merge(
             from adamix.reports.card import check_card
 
             check_card(out)
-        with progress_bar() as bar:
-            task = bar.add_task(f"merging by {how}", total=None, note="")
-
-            def show(done: int, total: int) -> None:
-                bar.start()
-                bar.update(task, completed=done, total=total)
-
+        with progress(f"merging by {how}") as shown:
             adapter = merge_directory(
                 directory,
                 out,
@@ -96,7 +88,7 @@ def merge(
                 few_shot=few_shot,
                 backbone=backbone,
                 device=device,
-                on_progress=show,
+                on_progress=shown.update,
             )
         if card:
             from adamix.reports.card import write_card

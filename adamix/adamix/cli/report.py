@@ -6,20 +6,18 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     format_metrics,
     print_json,
-    progress_bar,
     stderr,
 )
 from adamix.routing.seeds import DEFAULT_SEEDS
 
 
-@app.command()
 def report(
     source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Training directory, or adapter file.")],
     out: Annotated[Path, typer.Option(help="The page to write, .html.")],
@@ -42,14 +40,8 @@ def report(
 
         asked = Asked(source, out, data, split, backbone, seeds, batch_size, device, card)
         asked.check()
-        with progress_bar() as bar:
-            task = bar.add_task("measuring", total=None, note="")
-
-            def show(done: int, total: int) -> None:
-                bar.start()
-                bar.update(task, completed=done, total=total)
-
-            written = write_report(asked, on_progress=show)
+        with progress("measuring") as shown:
+            written = write_report(asked, on_progress=shown.update)
         if written.unmeasured:
             stderr.print(f"not measured: {escape(written.unmeasured)}", soft_wrap=True)
         if written.foreign_card:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from adamix.cli import routes
-from adamix.cli.terminal import format_metrics, print_json, progress_bar, stderr
+from adamix.cli.progress import progress
+from adamix.cli.terminal import format_metrics, print_json, stderr
 from adamix.errors import InvalidConfig
 from adamix.generation.decoding import Decoding, parse_decoding
 
@@ -108,15 +109,9 @@ def evaluate_adapter(adapter: "AdapterFile", run: Run) -> None:
     decoding, scoring = run.decoding(), run.scoring()
     rows = run.rows()
     loaded, tokenizer = run.load_backbone(adapter.manifest.backbone.name)
-    with progress_bar() as bar:
-        task = bar.add_task("generating", total=len(rows.examples), note="")
-
-        def advance(count: int) -> None:
-            bar.start()
-            bar.advance(task, count)
-
+    with progress("generating", total=len(rows.examples)) as shown:
         result = evaluate_texts(
-            adapter, loaded, tokenizer, rows, decoding, style=scoring, batch_size=run.batch_size, on_rows=advance
+            adapter, loaded, tokenizer, rows, decoding, style=scoring, batch_size=run.batch_size, on_rows=shown.advance
         )
     _save(run, rows, result)
     _show(result, rows, run)
@@ -138,16 +133,12 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     how = Writing(run.decoding(), run.scoring()) if run.wants_texts(routing) else None
     rows = run.rows()
     loaded, tokenizer = run.load_backbone(mixture.manifest.adapter.backbone.name)
-    with progress_bar() as bar:
-
-        def advance(count: int) -> None:
-            bar.start()
-            bar.advance(task, count)
-
-        probe = TextProbe(mixture, loaded, tokenizer, rows, batch_size=run.batch_size, writing=how, on_rows=advance)
+    with progress("generating" if how else "predicting") as shown:
+        probe = TextProbe(
+            mixture, loaded, tokenizer, rows, batch_size=run.batch_size, writing=how, on_rows=shown.advance
+        )
         a_pass = len(rows.examples) if how else sum(len(example.references) for example in rows.examples)
-        total = a_pass * num_passes(probe, routing, seeds)
-        task = bar.add_task("generating" if how else "predicting", total=total, note="")
+        shown.total = a_pass * num_passes(probe, routing, seeds)
         result, report = measure_texts(probe, routing, seeds)
     if isinstance(result, TextEvaluation):
         _save(run, rows, result)

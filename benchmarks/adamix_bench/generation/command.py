@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adamix.cli import JsonFlag, exit_codes
+from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix_bench.generation.settings import QUICK_CONCURRENCIES, WAYS, Settings
 
 _DEFAULTS = Settings()

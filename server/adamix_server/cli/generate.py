@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from adamix.cli import JsonFlag, exit_codes, stderr
+from adamix.cli.terminal import JsonFlag, exit_codes, stderr, visible
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
 from adamix_server.cli.asking import Asking, encoded
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from adamix_client import GenerateDelta
 
 _STDIN = "-"
-# What a terminal would act on. Texts are a model's; what it wrote is not to clear a screen or to rename a window.
-_STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 def generate(
@@ -181,7 +179,7 @@ def _shown(deltas: "Iterable[GenerateDelta]") -> "Iterator[GenerateDelta]":
         for delta in deltas:
             if delta.text:
                 is_open = not delta.text.endswith("\n")
-                _put(delta.text.translate(_STEERING) if is_terminal else delta.text)
+                _put(visible(delta.text) if is_terminal else delta.text)
             yield delta
     finally:
         # Also after an error or Ctrl-C: what is said of it begins a line.

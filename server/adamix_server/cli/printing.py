@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from adamix.cli.terminal import Screen
 
 _PIPE_CHARS = 240
 
@@ -17,7 +18,7 @@ def show(document: Mapping[str, Any], text: str | Table, *, as_json: bool) -> No
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        console = Console()
+        console = Screen()
         # Whoever reads it from a file or a pipe has lines of any length.
         width = None if console.is_terminal else _PIPE_CHARS
         console.print(text, highlight=False, soft_wrap=isinstance(text, str), width=width)
@@ -26,3 +27,11 @@ def show(document: Mapping[str, Any], text: str | Table, *, as_json: bool) -> No
 def day_and_time(time: datetime | None, never: str = "") -> str:
     """In UTC, to the minute; `never` for None."""
     return never if time is None else f"{time:%Y-%m-%d %H:%M}"
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A struct, or one of the client's values, as JSON has it."""
+    import msgspec
+
+    document: dict[str, Any] = msgspec.to_builtins(value)
+    return document
