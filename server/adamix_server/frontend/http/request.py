@@ -28,6 +28,10 @@ _MAX_QUERY_FIELDS = 32
 class Way(Protocol):
     """The connection of a request, as far as requests need it."""
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether the body waits for a word of ours, and so may never come."""
+
     async def drained(self) -> None:
         """Return once the reader has taken almost all that was written."""
 
@@ -191,6 +195,9 @@ class Request:
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.has_begun = True
+        if self._way().is_held_back:
+            # It may send the body all the same, or a next request in its place.
+            headers.append((b"connection", b"close"))
         if self.id:
             headers.append((b"x-request-id", self.id.encode("ascii")))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})

@@ -13,6 +13,7 @@ from adamix_server.frontend.http.app import App
 from adamix_server.frontend.http.calls import Calls
 from adamix_server.frontend.http.certificate import HttpCertificate
 from adamix_server.frontend.http.control import routes as control
+from adamix_server.frontend.http.documents import routes as documents
 from adamix_server.frontend.http.face import Face
 from adamix_server.frontend.http.open_inference import routes as open_inference
 from adamix_server.frontend.http.route import Route
@@ -43,7 +44,8 @@ def open_http(settings: HttpSettings, service: Callable[[Any], Any], readiness: 
     Raises:
         InvalidConfig: the address cannot be bound (`ADDRESS_IN_USE`), or the certificate not be used.
     """
-    app = App(all_routes(Calls(service), readiness, settings.metrics_address), recorder)
+    routes = all_routes(Calls(service), readiness, settings.metrics_address)
+    app = App([*routes, *documents.routes(routes)], recorder)
     certificate = None if settings.tls is None else HttpCertificate(settings.tls)
     return Face(settings.listen, app, shares_port=settings.shares_port, certificate=certificate)
 

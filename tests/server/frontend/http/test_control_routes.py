@@ -290,6 +290,7 @@ async def test_a_watcher_that_leaves_is_gone(start_serving: StartServing) -> Non
             async with client.stream("GET", "/v1/tasks:watch") as answer:
                 assert (await Events(answer).next())["event"] == "synchronised"
         await harness.until(have_left)
+        assert (await client.head("/v1/tasks:watch")).headers["content-type"] == "text/event-stream"
         refused = await client.get("/v1/tasks:watch?since=3")
         assert error_of(refused) == (400, "QUERY_INVALID", "since")
 

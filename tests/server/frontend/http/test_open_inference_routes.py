@@ -187,6 +187,8 @@ async def test_what_is_refused_and_how(start_serving: StartServing, seed: Seed, 
         # The model is judged first, whatever the body is.
         ("/v2/models/nobody/infer", {"content": b"{"}, (404, "NOT_FOUND", None)),
         ("/v2/models/nobody/infer", behind(says=99), (404, "NOT_FOUND", None)),
+        ("/v2/models/nobody/infer", {"content": bytes(5 << 20)}, (404, "NOT_FOUND", None)),
+        (infer, {"content": bytes(5 << 20)}, (413, "BODY_TOO_LARGE", None)),
         ("/v2/models/nobody/infer", {"json": {"inputs": [], "x": 1}}, (404, "NOT_FOUND", None)),
         (f"/v2/models/intent/versions/{'0' * 64}/infer", {"content": b"{"}, (404, "NOT_FOUND", None)),
         ("/v2/models/intent/versions/1/infer", {"content": b"{"}, (400, "MALFORMED_MESSAGE", None)),

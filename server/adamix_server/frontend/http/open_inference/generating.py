@@ -43,13 +43,15 @@ class _Parameters(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ignore_eos: bool = False
 
 
-class _Generate(msgspec.Struct, forbid_unknown_fields=True):
+class GenerateBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A text for a model to go on with."""
+
     text_input: str
     id: str = ""
     parameters: _Parameters = _Parameters()
 
 
-_BODIES = msgspec.json.Decoder(_Generate)
+_BODIES = msgspec.json.Decoder(GenerateBody)
 
 
 def to_request(model: str, version: str, body: bytes, *, is_stream: bool) -> tuple[inference_pb2.GenerateRequest, str]:

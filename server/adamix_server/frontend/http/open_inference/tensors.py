@@ -6,7 +6,7 @@ what the tensors mean, is the servicer's to judge. Both ways the messages have r
 """
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ import msgspec
 from adamix.errors import InvalidRequest
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_server.frontend.http.bodies import decode_json
+from adamix_server.frontend.http.predict import numbers
 from adamix_server.frontend.inference.open_inference import split_bytes
 
 # Of the JSON in a body with tensors behind it.
@@ -38,14 +39,16 @@ class _Output(msgspec.Struct, forbid_unknown_fields=True):
     parameters: _Parameters = {}
 
 
-class _Infer(msgspec.Struct, forbid_unknown_fields=True):
+class InferBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Texts for a model."""
+
     inputs: list[_Input]
     id: str = ""
     parameters: _Parameters = {}
     outputs: list[_Output] = []
 
 
-_BODIES = msgspec.json.Decoder(_Infer)
+_BODIES = msgspec.json.Decoder(InferBody)
 _TEXTS = msgspec.json.Decoder(list[str | list[str]])
 
 
@@ -190,10 +193,10 @@ def _element(text: str) -> bytes:
     return _LENGTH.pack(len(value)) + value
 
 
-def _values(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Iterable[Any]:
+def _values(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Any:
     """The elements of an output, which is FP32 or BYTES, in one list."""
     if output.datatype == "FP32":
-        return struct.unpack(f"<{len(raw) // 4}f", raw)
+        return numbers(struct.unpack(f"<{len(raw) // 4}f", raw))
     num_elements = 1
     for size in output.shape:
         num_elements *= size
