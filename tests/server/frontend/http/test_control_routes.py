@@ -17,6 +17,7 @@ from adamix.errors import Unauthenticated
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import admin_pb2, server_pb2
 from adamix_server.access.principal import Principal
+from adamix_server.config import FrontEndSettings
 from adamix_server.frontend.entrance import Entrance
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -341,3 +342,29 @@ async def test_an_upload_comes_in_parts(
         broken = await client.put("/v1/tasks/t/adapter", content=data[: len(data) // 2])
         assert broken.status_code == 400
         assert error_of(await client.put("/v1/tasks/t/adapter", content=b""))[0] == 400
+
+
+def begins(num_bytes: int) -> bytes:
+    """An upload whose body is so long, and follows."""
+    return f"PUT /v1/tasks/t/adapter HTTP/1.1\r\nhost: x\r\ncontent-length: {num_bytes}\r\n\r\n".encode()
+
+
+async def test_an_upload_that_stalls_is_ended(start_serving: StartServing) -> None:
+    harness = await start_serving(http=HTTP, settings=FrontEndSettings(max_upload_s=1.0))
+    host, _, port = harness.http.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(begins(1000) + bytes(100))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
+    assert json.loads(await reader.readuntil(b"}}"))["error"]["reason"] == "UPLOAD_TOO_SLOW"
+    writer.close()
+
+
+async def test_an_upload_whose_client_leaves_is_gone(start_serving: StartServing) -> None:
+    harness = await start_serving(http=HTTP)
+    host, _, port = harness.http.partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    # More than waits in memory: it has a file.
+    writer.write(begins(1 << 20) + bytes(1 << 17))
+    await harness.until(lambda: bool(harness.temporaries()))
+    writer.close()
+    await harness.until(lambda: not harness.temporaries())

@@ -214,7 +214,7 @@ async def test_what_is_refused_and_how(start_serving: StartServing, seed: Seed, 
         (infer, {"json": {"inputs": [tensor("w1", shape=[2**62])]}}, (400, "INPUT_COUNT", "inputs[0].shape")),
         (infer, {"json": {"inputs": [tensor("w1", shape=[1, 2])]}}, (400, "SHAPE_INVALID", "inputs[0].shape")),
         (infer, {"json": {"inputs": [tensor("w1", shape=[2])]}}, (400, "CONTENTS_INVALID", "text")),
-        (infer, {"json": {"inputs": [tensor("w1", data=[7])]}}, (400, "FIELD_INVALID", "inputs[0].data[0]")),
+        (infer, {"json": {"inputs": [tensor("w1", data=[7])]}}, (400, "CONTENTS_INVALID", "inputs[0].data")),
         (infer, {"json": {"inputs": [tensor("")]}}, (400, "TEXT_EMPTY", "text[0]")),
         (
             infer,

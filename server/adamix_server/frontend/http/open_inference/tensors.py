@@ -23,7 +23,8 @@ LENGTH_HEADER = "inference-header-content-length"
 _SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 _LENGTH = struct.Struct("<I")
 
-_Parameters = dict[str, bool | int | float | str]
+_Element = str | int | float | bool
+_Parameters = dict[str, _Element]
 
 
 class _Input(msgspec.Struct, forbid_unknown_fields=True):
@@ -31,7 +32,7 @@ class _Input(msgspec.Struct, forbid_unknown_fields=True):
     datatype: str
     shape: list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]]
     parameters: _Parameters = {}
-    data: msgspec.Raw = msgspec.Raw()
+    data: list[_Element | list[_Element]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,7 +50,6 @@ class InferBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _BODIES = msgspec.json.Decoder(InferBody)
-_TEXTS = msgspec.json.Decoder(list[str | list[str]])
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def to_request(model: str, version: str, body: bytes, json_bytes: str | None) ->
         message = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         _fill(message.parameters, tensor.parameters, field)
         if isinstance(size, int):
-            if tensor.data:
+            if tensor.data is not msgspec.UNSET:
                 raise _contents(f"{field} has data beside its {_SIZE}", f"{field}.data")
             request.raw_input_contents.append(body[at : at + size])
             at += size
@@ -172,23 +172,21 @@ def _fill(messages: Any, parameters: _Parameters, field: str) -> None:
 
 def _packed(tensor: _Input, field: str) -> bytes:
     """The elements of a tensor in JSON as raw contents; none of a datatype that no input has."""
-    if not tensor.data:
+    if tensor.data is msgspec.UNSET:
         raise _contents(f"{field} has neither data nor a {_SIZE}", f"{field}.data")
     if tensor.datatype != "BYTES":
         return b""
-    try:
-        rows = decode_json(bytes(tensor.data), _TEXTS)
-    except InvalidRequest as error:
-        error.field = f"{field}.data{error.field or ''}"
-        raise
+    rows = tensor.data
     nested = [row for row in rows if isinstance(row, list)]
     width = tensor.shape[1] if len(tensor.shape) > 1 else None
     if nested and (len(nested) != len(rows) or any(len(row) != width for row in nested)):
         raise _contents(f"the data of {field} is not of its shape", f"{field}.data")
-    return b"".join(_element(text) for row in rows for text in ([row] if isinstance(row, str) else row))
+    return b"".join(_sized(text, field) for row in rows for text in (row if isinstance(row, list) else (row,)))
 
 
-def _element(text: str) -> bytes:
+def _sized(text: _Element, field: str) -> bytes:
+    if not isinstance(text, str):
+        raise _contents(f"the data of {field} are texts, as BYTES in JSON are", f"{field}.data")
     value = text.encode()
     return _LENGTH.pack(len(value)) + value
 
