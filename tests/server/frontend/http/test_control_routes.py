@@ -148,7 +148,7 @@ async def test_what_is_refused_and_how(start_serving: StartServing, seed: Seed, 
     seed("t", make_adapter())
     harness = await start_serving(http=HTTP)
     digest = digest_of(make_adapter())
-    json_ = {"content-type": "application/json"}
+    json_, share = {"content-type": "application/json"}, {"digest": digest, "weight": 1}
     cases: list[tuple[str, str, dict[str, Any], tuple[int, str, str | None]]] = [
         ("GET", "/v1/tasks?page_size=x", {}, (400, "QUERY_INVALID", "page_size")),
         ("GET", "/v1/tasks?page_size=1&page_size=2", {}, (400, "QUERY_INVALID", "page_size")),
@@ -179,6 +179,8 @@ async def test_what_is_refused_and_how(start_serving: StartServing, seed: Seed, 
         ("POST", "/v1/tasks/t/versions/latest:load", {}, (400, "DIGEST_INVALID", "digest")),
         ("POST", f"/v1/tasks/t/versions/{'0' * 64}:pin", {}, (404, "NOT_FOUND", None)),
         ("DELETE", f"/v1/tasks/nobody/versions/{digest}", {}, (404, "NOT_FOUND", None)),
+        ("PATCH", "/v1/tasks/t/traffic", {"json": {"traffic": [share] * 17}}, (400, "TRAFFIC_INVALID", "traffic")),
+        ("PATCH", "/v1/tasks/t/traffic", {"json": {"traffic": [share] * 1025}}, (400, "FIELD_INVALID", "traffic")),
         ("PATCH", "/v1/tasks/t/traffic", {"json": {"traffic": []}}, (400, "TRAFFIC_INVALID", "traffic")),
         ("PATCH", "/v1/tasks/t/traffic", {"content": b"{", "headers": json_}, (400, "MALFORMED_MESSAGE", None)),
         ("PATCH", "/v1/tasks/t/traffic", {"content": b"{}"}, (415, "CONTENT_TYPE_UNSUPPORTED", None)),

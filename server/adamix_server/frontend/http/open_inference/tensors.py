@@ -17,6 +17,7 @@ from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_server.frontend.http.bodies import decode_json
 from adamix_server.frontend.http.predict import numbers
 from adamix_server.frontend.inference.open_inference import split_bytes
+from adamix_server.limits.http import MAX_BODY_ITEMS
 
 # Of the JSON in a body with tensors behind it.
 LENGTH_HEADER = "inference-header-content-length"
@@ -24,15 +25,18 @@ _SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_ou
 _LENGTH = struct.Struct("<I")
 
 _Element = str | int | float | bool
-_Parameters = dict[str, _Element]
+# A body of millions of anything is not looked at any further.
+_FEW = msgspec.Meta(max_length=MAX_BODY_ITEMS)
+_Parameters = Annotated[dict[str, _Element], _FEW]
 
 
 class _Input(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     datatype: str
-    shape: list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]], _FEW]
     parameters: _Parameters = {}
-    data: list[_Element | list[_Element]] | msgspec.UnsetType = msgspec.UNSET
+    # Of the shape [n] or [n, 1]: there is no other.
+    data: Annotated[list[_Element | tuple[_Element]], _FEW] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,10 +47,10 @@ class _Output(msgspec.Struct, forbid_unknown_fields=True):
 class InferBody(msgspec.Struct, forbid_unknown_fields=True):
     """Texts for a model."""
 
-    inputs: list[_Input]
+    inputs: Annotated[list[_Input], _FEW]
     id: str = ""
     parameters: _Parameters = {}
-    outputs: list[_Output] = []
+    outputs: Annotated[list[_Output], _FEW] = []
 
 
 _BODIES = msgspec.json.Decoder(InferBody)
@@ -176,12 +180,10 @@ def _packed(tensor: _Input, field: str) -> bytes:
         raise _contents(f"{field} has neither data nor a {_SIZE}", f"{field}.data")
     if tensor.datatype != "BYTES":
         return b""
-    rows = tensor.data
-    nested = [row for row in rows if isinstance(row, list)]
-    width = tensor.shape[1] if len(tensor.shape) > 1 else None
-    if nested and (len(nested) != len(rows) or any(len(row) != width for row in nested)):
+    nested = sum(isinstance(row, tuple) for row in tensor.data)
+    if nested and (nested != len(tensor.data) or len(tensor.shape) < 2):
         raise _contents(f"the data of {field} is not of its shape", f"{field}.data")
-    return b"".join(_sized(text, field) for row in rows for text in (row if isinstance(row, list) else (row,)))
+    return b"".join(_sized(row[0] if isinstance(row, tuple) else row, field) for row in tensor.data)
 
 
 def _sized(text: _Element, field: str) -> bytes:
