@@ -7,7 +7,6 @@ body that a browser may send unasked is of no content type that a route takes. K
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Iterable
 
 from adamix.errors import AdamixError, InvalidRequest
@@ -31,27 +30,34 @@ class App:
     """Answers requests by routes. Belongs to one event loop.
 
     Args:
-        routes: of all faces; of two that fit a path the first answers.
+        routes: of all faces; of two with one path and method the first answers.
     """
 
     def __init__(self, routes: Iterable[Route], recorder: Recorder) -> None:
         self._recorder = recorder
         self._fixed: dict[str, dict[str, Route]] = {}
-        self._patterns: dict[str, tuple[re.Pattern[str], dict[str, Route]]] = {}
+        patterns: dict[str, dict[str, Route]] = {}
+        first: dict[str, Route] = {}
         for route in routes:
             if route.parameters:
-                found = self._patterns.setdefault(route.path, (route.pattern, {}))[1]
+                first.setdefault(route.path, route)
+                found = patterns.setdefault(route.path, {})
             else:
                 found = self._fixed.setdefault(route.path, {})
             found.setdefault(route.method, route)
             if route.method == "GET":
                 found.setdefault("HEAD", route)
+        # Of two that fit a path the one that says more of it comes first: `{task}:rollback` before `{task}`.
+        self._patterns = [(route.pattern, patterns[route.path]) for route in sorted(first.values(), key=_openness)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI. Never raises."""
         if scope["type"] != "http":
             return
         connection = scope[CONNECTION]
+        if connection.is_refused:
+            # Its bytes were no HTTP after all, and it has been told so.
+            return
         request = Request(scope, receive, send)
         connection.task = asyncio.current_task()
         try:
@@ -106,7 +112,7 @@ class App:
         found = self._fixed.get(request.path)
         if found is not None:
             return found, {}
-        for pattern, found in self._patterns.values():
+        for pattern, found in self._patterns:
             if (match := pattern.fullmatch(request.path)) is not None:
                 return found, match.groupdict()
         raise route_unknown()
@@ -131,6 +137,12 @@ def _decoded(params: dict[str, str]) -> dict[str, str]:
             raise InvalidRequest(f"the path's {name} is no text", reason="PATH_INVALID", field=name)
         found[name] = plain
     return found
+
+
+def _openness(route: Route) -> tuple[int, int]:
+    """The less a path says, the more: by its parameters, then by what it says beside them."""
+    parameters = route.parameters
+    return len(parameters), sum(map(len, parameters)) + 2 * len(parameters) - len(route.path)
 
 
 def _check_origin(request: Request) -> None:
