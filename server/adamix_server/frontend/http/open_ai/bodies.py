@@ -6,6 +6,7 @@ Null is the same as nothing, everywhere. Knows neither tasks nor messages of pro
 """
 
 import difflib
+import functools
 import re
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ Ignored = msgspec.Raw | UnsetType
 Refused = msgspec.Raw | UnsetType
 
 Prompts = str | list[str | int | list[int]]
+# One of each kind: it takes longer to make than to use.
+_decoder = functools.cache(msgspec.json.Decoder)
 S = TypeVar("S", bound=msgspec.Struct)
 B = TypeVar("B", bound="Body")
 
@@ -219,8 +222,9 @@ _IGNORED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key
 
 
 def _decoded(raw: bytes, kind: type[S]) -> S:
+    decoder: msgspec.json.Decoder[S] = _decoder(kind)
     try:
-        return decode_json(raw, msgspec.json.Decoder(kind))
+        return decode_json(raw, decoder)
     except InvalidRequest as error:
         raise _in_words(error, kind.__struct_fields__) from None
 

@@ -121,6 +121,7 @@ async def test_a_name_twice_is_refused(writing: Harness) -> None:
         ({"stop_token_ids": [10**6]}, "token_id_out_of_range", "stop_token_ids[0]"),
         ({"logprobs": 99}, "invalid_value", "logprobs"),
         ({"logprobs": True}, "invalid_type", "logprobs"),
+        ({"prompt": ["x"] * 64, "max_tokens": 1000, "logprobs": 20}, "answer_too_large", "logprobs"),
         ({"stream": "yes"}, "invalid_type", "stream"),
         ({"stream_options": {"include_usage": True}}, "unsupported_parameter", "stream_options"),
         ({"stream": True, "stream_options": {"usage": True}}, "unknown_parameter", "stream_options.usage"),
