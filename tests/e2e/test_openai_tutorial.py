@@ -16,6 +16,7 @@ import typer
 from adamix_server.cli.main import app
 from adamix_testing.servers import Server
 
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "openai.md"
 ADDRESS = "127.0.0.1:8000"
 
@@ -57,18 +58,33 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def run(server: Server, directory: Path, command: list[str], program: str) -> str:
-    """What a program says, with the place of this server."""
+    """What a program says that knows nothing of this repository, with the place of this server."""
     script = directory / "program.mjs"
     script.write_text(program.replace(ADDRESS, server.http))
-    done = subprocess.run([*command, script.name], cwd=directory, capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [*command, script.name], cwd=directory, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def strangers_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program of an environment that has `openai` and nothing of ours; skips where that cannot be had."""
+    directory = tmp_path_factory.mktemp("stranger")
+    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True, timeout=120)
+    python = str(directory / "bin" / "python")
+    install = [python, "-m", "pip", "install", "-q", "--retries", "0", "-c", str(CONSTRAINTS), "openai"]
+    if subprocess.run(install, capture_output=True, timeout=300).returncode != 0:
+        pytest.skip("no package index can be reached")
+    return python
+
+
 @pytest.mark.weights
 @pytest.mark.long
-def test_from_python(server: Server, tmp_path: Path) -> None:
-    said = run(server, tmp_path, [sys.executable], "\n".join(blocks("python")))
+def test_from_python(server: Server, strangers_python: str, tmp_path: Path) -> None:
+    said = run(server, tmp_path, [strangers_python], "\n".join(blocks("python")))
     assert said.startswith("['restaurants']\n")
     assert "CompletionUsage(completion_tokens=32" in said
     assert said.endswith("model_not_found\nunsupported_parameter n\n")
