@@ -15,9 +15,11 @@ from adamix_server.frontend.http import predict, probes
 from adamix_server.frontend.http.app import App
 from adamix_server.frontend.http.calls import Calls
 from adamix_server.frontend.http.certificate import HttpCertificate
+from adamix_server.frontend.http.control import routes as control
 from adamix_server.frontend.http.documents import routes as documents
 from adamix_server.frontend.http.face import Face
 from adamix_server.frontend.http.open_ai import routes as open_ai
+from adamix_server.frontend.http.open_inference import routes as open_inference
 from adamix_server.frontend.http.route import Route
 from adamix_server.frontend.readiness import Readiness
 from adamix_server.telemetry.metrics import Recorder
@@ -68,5 +70,7 @@ def all_routes(calls: Calls, readiness: Readiness, metrics_address: str | None =
     """The routes of every face, each in a line of its own."""
     return [
         *predict.routes(calls),
+        *open_inference.routes(calls),
+        *control.routes(calls),
         *probes.routes(readiness, metrics_address),
     ]
