@@ -75,10 +75,14 @@ class App:
         http_status = 200
         reply: Reply | None
         try:
-            route = self._route(request)
+            found, params = self._found(request)
+            # All methods of a path are one face's.
+            write_error = next(iter(found.values())).errors
+            route = _of_method(found, request)
             if isinstance(route, Route):
-                write_error, path = route.errors, route.path
+                path = route.path
                 _check_origin(request)
+                request.params = _decoded(params)
                 reply = await route.answer(request)
             else:
                 reply = Reply(status=204, headers=(("allow", ", ".join(route)),))
@@ -103,30 +107,36 @@ class App:
             await request.send(reply)
         self._recorder.inc("adamix_http_requests_total", path, str(http_status))
 
-    def _route(self, request: Request) -> Route | tuple[str, ...]:
-        """What answers a request; for OPTIONS the methods that there are. Raises AdamixError."""
+    def _found(self, request: Request) -> tuple[dict[str, Route], dict[str, str]]:
+        """The routes at the path of a request, by method, and its parameters as they were sent. Raises NotFound."""
         found = self._fixed.get(request.path)
-        if found is None:
-            found = self._parametric(request)
-        if found is None:
-            raise route_unknown()
-        route = found.get(request.method)
-        if route is None:
-            allowed = (*found, "OPTIONS")
-            if request.method == "OPTIONS":
-                return allowed
-            raise MethodNotAllowed(request.method, allowed)
-        return route
-
-    def _parametric(self, request: Request) -> dict[str, Route] | None:
+        if found is not None:
+            return found, {}
         for pattern, found in self._patterns:
             if (match := pattern.fullmatch(request.path)) is not None:
-                for name, text in match.groupdict().items():
-                    if (plain := decoded(text)) is None:
-                        raise InvalidRequest(f"the path's {name} is no text", reason="PATH_INVALID", field=name)
-                    request.params[name] = plain
-                return found
-        return None
+                return found, match.groupdict()
+        raise route_unknown()
+
+
+def _of_method(found: dict[str, Route], request: Request) -> Route | tuple[str, ...]:
+    """What answers a request; for OPTIONS the methods that there are. Raises MethodNotAllowed."""
+    route = found.get(request.method)
+    if route is None:
+        allowed = (*found, "OPTIONS")
+        if request.method == "OPTIONS":
+            return allowed
+        raise MethodNotAllowed(request.method, allowed)
+    return route
+
+
+def _decoded(params: dict[str, str]) -> dict[str, str]:
+    """Raises InvalidRequest (`PATH_INVALID`)."""
+    found: dict[str, str] = {}
+    for name, text in params.items():
+        if (plain := decoded(text)) is None:
+            raise InvalidRequest(f"the path's {name} is no text", reason="PATH_INVALID", field=name)
+        found[name] = plain
+    return found
 
 
 def _openness(route: Route) -> tuple[int, int]:

@@ -6,6 +6,7 @@ before a byte of it is. A sender that leaves cancels the task of its request at 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -53,6 +54,7 @@ class Request:
         path: as it was sent, percent-encoded, without the query.
         params: of the route's path, decoded.
         id: of the request, in its headers and in the log; known once the boundary has seen its call.
+        since: its first line came, on CLOCK_MONOTONIC.
         has_begun: an answer is on its way.
     """
 
@@ -68,6 +70,7 @@ class Request:
         "params",
         "path",
         "scope",
+        "since",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,6 +83,7 @@ class Request:
         self.path: str = scope["raw_path"].decode("ascii", "replace")
         self.params: dict[str, str] = {}
         self.id = ""
+        self.since = time.monotonic()
         self.has_begun = False
         # Told when the last byte of the answer has left, or will never.
         self.ends: list[Callable[[], None]] = []
