@@ -86,7 +86,11 @@ def test_the_environment_is_for_those_who_name_no_server(
 
     def shown(client: Client) -> Any:
         with client:
-            return client.address, client._calls.connection._destination.metadata, client._calls.connection._destination.has_tls
+            return (
+                client.address,
+                client._calls.connection._destination.metadata,
+                client._calls.connection._destination.has_tls,
+            )
 
     metadata = (("authorization", f"Bearer {KEY}"),)
     assert shown(Client()) == ("grpcs://example.org:1", metadata, True)

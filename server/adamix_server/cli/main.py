@@ -328,7 +328,7 @@ def predict(
             typer.echo(json.dumps(document))
             failed = any("error" in prediction for prediction in document["predictions"])
         else:
-            predictions = client.predict(inputs).predictions
+            predictions = client.predict(inputs, on_error="return")
             table = Table("text", "answer", "score")
             for item, prediction in zip(text, predictions, strict=True):
                 table.add_row(escape(item[:80]), *_answer(prediction))
