@@ -1,6 +1,6 @@
-"""A server whose methods are played: a real port, on which each is answered as the test says, and what was asked is kept.
+"""A server whose methods are played: a real port, on which each is answered as the test says.
 
-Errors that a method raises reach the client as those of a real server do.
+What was asked is kept. Errors that a method raises reach the client as those of a real server do.
 """
 
 import threading
@@ -39,7 +39,7 @@ class Asked:
     left_s: float | None
 
 
-class PlayedServer(grpc.GenericRpcHandler):
+class PlayedServer(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """Serves for as long as a with-block runs.
 
     Args:
@@ -125,7 +125,7 @@ def classified(request: inference_pb2.PredictRequest) -> inference_pb2.PredictRe
     response = inference_pb2.PredictResponse(timing=inference_pb2.Timing(compute_s=0.5, batch_requests=1))
     for index, item in enumerate(request.inputs):
         prediction = response.predictions.add(task=item.task, version=VERSION)
-        if item.text.isspace() or item.WhichOneof("content") == "text" and not item.text:
+        if item.text.isspace() or (item.WhichOneof("content") == "text" and not item.text):
             error = InvalidRequest("text is empty", reason="TEXT_EMPTY", field=f"inputs[{index}].text")
             prediction.error.CopyFrom(status.to_status(error))
         else:
