@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import typer
 
-from adamix_bench import cli as bench
-from adamix_bench.demo import command as demo
 from adamix_protos.v1 import adapters_pb2, admin_pb2, inference_pb2, server_pb2
 from adamix_server.cli.main import app
 from adamix_server.limits import TABLE
@@ -19,8 +17,8 @@ from adamix_server.telemetry.metrics import METRICS
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 # What CONTRIBUTING.md writes short.
-LETTERS = {"A": "adamix/adamix", "S": "adamix_server", "K": "adamix_kernels", "B": "adamix_bench"}
-SOURCES = ("adamix", "benchmarks", "kernels", "protos", "server", "tests")
+LETTERS = {"A": "adamix/adamix", "S": "adamix_server", "C": "adamix_client", "K": "adamix_kernels", "B": "adamix_bench"}
+SOURCES = ("adamix", "benchmarks", "client", "kernels", "protos", "server", "tests")
 # Of other programs.
 FOREIGN_FLAGS = {"--no-deps", "--nproc-per-node", "--num_processes"}
 
@@ -35,16 +33,15 @@ def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def flags(command: Any) -> set[str]:
     words = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
-    return {word for word in words if word.startswith("--")} - {"--help"}
+    return {word for word in words if word.startswith("--")} - {
+        "--help",
+        "--config",
+    }  # of every command: command-line.md
 
 
 @pytest.fixture(scope="module")
 def flags_of() -> dict[str, set[str]]:
-    whole = typer.Typer()
-    whole.registered_commands, whole.registered_groups = [*app.registered_commands], [*app.registered_groups]
-    for plugin in (bench, demo):
-        plugin.register(whole)
-    return {name: flags(command) for name, command in commands(typer.main.get_command(whole))}
+    return {name: flags(command) for name, command in commands(typer.main.get_command(app))}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +97,7 @@ def test_no_page_names_a_flag_that_is_not(flags_of: dict[str, set[str]]) -> None
 
 
 def test_every_metric_is_named_and_no_other() -> None:
-    named = set(re.findall(r"\badamix_(?!bench|kernels|protos|server)[a-z_]+", PAGES["serving.md"]))
+    named = set(re.findall(r"\badamix_(?!bench|client|kernels|protos|server)[a-z_]+", PAGES["serving.md"]))
     assert named == set(METRICS)
 
 

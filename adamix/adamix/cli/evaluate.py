@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adamix.cli import routes, texts
+from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     format_metrics,
     print_json,
-    progress_bar,
 )
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.generation.decoding import Decoding
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from adamix.routing.report import DrawsReport, EnsembleReport
 
 
-@app.command()
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="Adapter file, or training directory.")],
     data: Annotated[str, typer.Option(help="As for `train`.")],
@@ -63,8 +61,9 @@ def evaluate(
         from adamix.evaluation import labelled
         from adamix.files import disk
         from adamix.routing.probe import MixtureProbe
-        from adamix.routing.report import num_passes
+        from adamix.routing.report import measure, num_passes
         from adamix.routing.routing import parse_routing
+        from adamix.routing.source import read_source
 
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)
@@ -73,7 +72,7 @@ def evaluate(
                 f"--save-predictions {save_predictions} is a directory: name the file to write in it",
                 field="save_predictions",
             )
-        adapter, mixture = routes.read_source(source, chosen)
+        adapter, mixture = read_source(source, chosen)
         head = adapter.manifest.head
         writing = texts.Writing(decoding, scoring, subset)
         if head.type == "causal_lm":
@@ -96,19 +95,15 @@ def evaluate(
         loaded = backbones.load(name, device=backbones.device_name(device), language_model=head.type == "cloze")
         tokenizer = backbones.load_tokenizer(name)
         report: DrawsReport[labelled.Evaluation] | EnsembleReport[labelled.Evaluation] | None = None
-        with progress_bar() as bar:
-            task = bar.add_task("evaluating", total=len(rows.examples), note="")
-
-            def advance(count: int) -> None:
-                bar.start()
-                bar.advance(task, count)
-
+        with progress("evaluating", total=len(rows.examples)) as shown:
             if mixture is None:
-                result = labelled.evaluate(adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
+                result = labelled.evaluate(
+                    adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=shown.advance
+                )
             else:
-                probe = MixtureProbe(mixture, loaded, tokenizer, rows, batch_size=batch_size, on_rows=advance)
-                bar.update(task, total=len(rows.examples) * num_passes(probe, chosen, num_seeds))
-                result, report = routes.measure(probe, chosen, num_seeds)
+                probe = MixtureProbe(mixture, loaded, tokenizer, rows, batch_size=batch_size, on_rows=shown.advance)
+                shown.total = len(rows.examples) * num_passes(probe, chosen, num_seeds)
+                result, report = measure(probe, chosen, num_seeds)
         if save_predictions is not None:
             lines = [
                 json.dumps(_prediction(rows, example, prediction, logits), ensure_ascii=False)

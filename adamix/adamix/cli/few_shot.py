@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from adamix.cli import sources
 from adamix.cli import train as training
-from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr
+from adamix.cli.lazy import Command
+from adamix.cli.terminal import JsonFlag, Screen, exit_codes, print_json, stderr
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.experiments.plan import Plan
 from adamix.experiments.settings import Value
@@ -28,7 +29,6 @@ _PUSHED = ("--push", "--task", "--gate", "--push-split")
 _DEFAULTS: dict[str, Value] = {"epochs": 50.0, "batch_size": 8}
 
 
-@app.command("few-shot", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def few_shot(
     ctx: typer.Context,
     backbone: Annotated[str, typer.Option(help="As for `train`, as are all flags that are not listed here.")],
@@ -87,7 +87,7 @@ def _train(plans: Sequence[Plan], out: Path, split: str) -> "tuple[list[SeedResu
         rows, directory = prepared.rows, run_directory(out, seed)
         if not isinstance(rows, datasets.TaskData):
             raise InvalidConfig("few-shot measures labels, and these data are texts to generate", field="data")
-        held_out = held_out or datasets.load(plan.data, split=split, task_type=rows.task_type)
+        held_out = held_out or datasets.load(str(plan.data), split=split, task_type=rows.task_type)
         try:
             run = training.run(prepared, directory, resume=True).to_json()
         except Cancelled:
@@ -113,10 +113,14 @@ def _settings(ctx: typer.Context) -> dict[str, Value]:
             raise InvalidConfig(f"{name} is not for few-shot, which decides it itself")
         if name in _PUSHED:
             raise InvalidConfig(f"{name} is not for few-shot, which registers nothing")
-    group: Any = ctx.find_root().command
+    from_file = ctx.default_map or {}
+    for name in (*_DECIDED, *_PUSHED):
+        if name.removeprefix("--").replace("-", "_") in from_file:
+            raise InvalidConfig(f"{name.removeprefix('--')} is not for few-shot, in a file neither")
+    train = sources.declare(Command("train", "adamix.cli.train:train", "").load(), (ctx.info_name or "few-shot",))
     try:
         # What `train` cannot do without is here already.
-        context = group.get_command(ctx, "train").make_context("train", list(ctx.args), default_map=ctx.params)
+        context = train.make_context("train", list(ctx.args), default_map={**from_file, **ctx.params})
     except TyperException as error:  # its usage would be of another command
         raise InvalidConfig(error.format_message()) from None
     return training.given_settings(context)
@@ -141,4 +145,4 @@ def _show(document: dict[str, Any], summary: "Summary", results: "list[SeedResul
     table.add_section()
     table.add_row("mean", *(f"{value:.4f}" for value in summary.mean.values()))
     table.add_row("std", *("" if value is None else f"{value:.4f}" for value in summary.std.values()))
-    Console().print(table)
+    Screen().print(table)

@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json
+from adamix.cli.terminal import JsonFlag, exit_codes, print_json
 from adamix.errors import InvalidConfig, InvalidData
 
 _MAX_RESULT_BYTES = 64 << 20
 
 
-@app.command()
 def glue(
     results: Annotated[
         list[str],

@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, summary
+from adamix.cli.terminal import JsonFlag, exit_codes, print_json, summary
 
 
-@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Adapter file.")],
     json_: JsonFlag = False,

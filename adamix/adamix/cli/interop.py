@@ -6,19 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr, summary
+from adamix.cli.lazy import family
+from adamix.cli.terminal import JsonFlag, exit_codes, print_json, stderr, summary
 from adamix.errors import InvalidConfig
 from adamix.experiments.settings import read_interval
 
 if TYPE_CHECKING:
     from adamix.interop.assembly import Imported, ImportOptions
 
-imports = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Make an adapter file of what another library trained."
-)
-exports = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write an adapter for another library.")
-app.add_typer(imports, name="import")
-app.add_typer(exports, name="export")
+imports = family("Make an adapter file of what another library trained.")
+exports = family("Write an adapter for another library.")
 
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="SRC", help="Directory that the library saved.")]
 BackboneOption = Annotated[str, typer.Option(help="The backbone it was trained on, as for `train`.")]

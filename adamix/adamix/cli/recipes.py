@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adamix.cli.terminal import JsonFlag, app, exit_codes, print_json, stderr
+from adamix.cli.terminal import JsonFlag, exit_codes, print_json, stderr
 from adamix.experiments import recipes as known
 from adamix.experiments.recipes import Recipe, Settled
 from adamix.experiments.settings import Value, flag_of
@@ -18,7 +18,6 @@ def explain(settled: Settled) -> None:
         stderr.print(f"given instead: {_listed(settled.instead)}", soft_wrap=True, markup=False)
 
 
-@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="One of them, with each of its settings.")] = None,
     json_: JsonFlag = False,

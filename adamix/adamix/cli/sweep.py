@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from adamix.cli import train as training
 from adamix.cli.push import PushOption, publishing
-from adamix.cli.terminal import JsonFlag, app, exit_codes, format_metrics, print_json, stderr
+from adamix.cli.terminal import JsonFlag, Screen, exit_codes, format_metrics, print_json, stderr
 from adamix.errors import Cancelled, FailedPrecondition, InvalidConfig
 from adamix.experiments.plan import Plan
 from adamix.experiments.settings import SETTINGS
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _COLOURS = {"finished": "green", "rejected": "yellow", "failed": "red", "interrupted": "yellow"}
 
 
-@app.command()
 def sweep(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="TOML: a table `defaults`, and a table `task` for each training.")
@@ -143,7 +141,7 @@ def _show_plan(tasks: "list[SweepTask]", ledger: "Ledger", runner: _Runner, *, a
     for task, item in zip(tasks, plan, strict=True):
         settings = ", ".join(f"{key} = {value}" for key, value in task.settings.items())
         table.add_row(task.name, str(item["state"]), escape(settings))
-    Console().print(table)
+    Screen().print(table)
 
 
 def _show(entries: "list[Entry]", total: int, *, as_json: bool) -> None:
@@ -162,4 +160,4 @@ def _show(entries: "list[Entry]", total: int, *, as_json: bool) -> None:
             format_metrics(release.get("metrics", {})),
             str(release.get("digest", ""))[:12] + (" registered" if release.get("registered") else ""),
         )
-    Console().print(table)
+    Screen().print(table)

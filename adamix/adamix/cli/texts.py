@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from adamix.cli import routes
-from adamix.cli.terminal import format_metrics, print_json, progress_bar, stderr
+from adamix.cli.progress import progress
+from adamix.cli.terminal import format_metrics, print_json, stderr
 from adamix.errors import InvalidConfig
 from adamix.generation.decoding import Decoding, parse_decoding
 
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.mixture_file import MixtureFile
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.routing.report import DrawsReport, EnsembleReport
     from adamix.routing.routing import Routing
-    from adamix.routing.text_probe import TextProbe, TokenEvaluation
+    from adamix.routing.text_probe import TokenEvaluation
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,9 @@ def evaluate_adapter(adapter: "AdapterFile", run: Run) -> None:
     decoding, scoring = run.decoding(), run.scoring()
     rows = run.rows()
     loaded, tokenizer = run.load_backbone(adapter.manifest.backbone.name)
-    with progress_bar() as bar:
-        task = bar.add_task("generating", total=len(rows.examples), note="")
-
-        def advance(count: int) -> None:
-            bar.start()
-            bar.advance(task, count)
-
+    with progress("generating", total=len(rows.examples)) as shown:
         result = evaluate_texts(
-            adapter, loaded, tokenizer, rows, decoding, style=scoring, batch_size=run.batch_size, on_rows=advance
+            adapter, loaded, tokenizer, rows, decoding, style=scoring, batch_size=run.batch_size, on_rows=shown.advance
         )
     _save(run, rows, result)
     _show(result, rows, run)
@@ -131,7 +125,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     """
     from adamix.files import disk
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.routing.report import num_passes
+    from adamix.routing.report import measure_texts, num_passes
     from adamix.routing.text_probe import TextProbe, Writing
 
     if plot is not None and routing.mode == "ensemble":
@@ -139,17 +133,13 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     how = Writing(run.decoding(), run.scoring()) if run.wants_texts(routing) else None
     rows = run.rows()
     loaded, tokenizer = run.load_backbone(mixture.manifest.adapter.backbone.name)
-    with progress_bar() as bar:
-
-        def advance(count: int) -> None:
-            bar.start()
-            bar.advance(task, count)
-
-        probe = TextProbe(mixture, loaded, tokenizer, rows, batch_size=run.batch_size, writing=how, on_rows=advance)
+    with progress("generating" if how else "predicting") as shown:
+        probe = TextProbe(
+            mixture, loaded, tokenizer, rows, batch_size=run.batch_size, writing=how, on_rows=shown.advance
+        )
         a_pass = len(rows.examples) if how else sum(len(example.references) for example in rows.examples)
-        total = a_pass * num_passes(probe, routing, seeds)
-        task = bar.add_task("generating" if how else "predicting", total=total, note="")
-        result, report = _measure(probe, routing, seeds)
+        shown.total = a_pass * num_passes(probe, routing, seeds)
+        result, report = measure_texts(probe, routing, seeds)
     if isinstance(result, TextEvaluation):
         _save(run, rows, result)
     unit = _unit(rows)
@@ -159,21 +149,6 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     if plot is not None:
         disk.write(plot, routes.draw(report, f"{rows.name}, {result.rows} {unit}", plot))
     routes.show(report, json_=run.as_json, unit=unit, details=_details(result, rows, run))
-
-
-def _measure(
-    probe: "TextProbe", routing: "Routing", seeds: int
-) -> "tuple[TokenEvaluation | TextEvaluation, DrawsReport[Any] | EnsembleReport[Any] | None]":
-    """Of several draws the first one's result, and what there is to report beside it."""
-    from adamix.routing.report import report_draws, report_text_ensemble
-
-    if routing.mode == "random":
-        draws = report_draws(probe, routing, seeds)
-        return draws.first, draws
-    if routing.mode == "ensemble":
-        ensemble = report_text_ensemble(probe, routing, seeds)
-        return ensemble.ensemble, ensemble
-    return probe.evaluate(routing), None
 
 
 def _save(run: Run, rows: "GenerationData", result: "TextEvaluation") -> None:

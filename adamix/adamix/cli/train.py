@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from adamix.cli.progress import progress
 from adamix.cli.push import PushOption, release_to
 from adamix.cli.recipes import explain
 from adamix.cli.terminal import (
     DeviceOption,
     JsonFlag,
-    app,
     exit_codes,
     format_metrics,
     print_json,
-    progress_bar,
     stderr,
 )
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _ADAPTER, _MIXTURE, _HEAD, _TRAIN = AdapterConfig(), MixtureConfig(), HeadConfig(), TrainConfig()
 
 
-@app.command()
 def train(
     ctx: typer.Context,
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],
@@ -103,6 +101,9 @@ def train(
     device: DeviceOption = Plan.device,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     validate: Annotated[bool, typer.Option(help="Measure the merged adapter on the validation split.")] = Plan.validate,
+    report_to: Annotated[
+        str, typer.Option(help="Send curves to tensorboard, wandb, mlflow or trackio; several with commas.")
+    ] = "none",
     json_: JsonFlag = False,
     push: PushOption = None,
     task: Annotated[str | None, typer.Option(help="--push: the id that clients will call.")] = None,
@@ -144,9 +145,9 @@ def train(
 
 
 def given_settings(ctx: typer.Context) -> dict[str, Value]:
-    """The settings that the user gave a flag for, by name."""
+    """The settings that the user gave, as a flag, in the environment or in a file, by name."""
     sources = {name: ctx.get_parameter_source(name) for name in SETTINGS if name in ctx.params}
-    given = [name for name, source in sources.items() if source and source.name not in ("DEFAULT", "DEFAULT_MAP")]
+    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     return {name: ctx.params[name] for name in given}
 
 
@@ -167,15 +168,12 @@ def run(prepared: "Prepared", out: Path, *, resume: bool) -> "Finished":
     recipe = prepared.plan.recipe
     if recipe is not None and _is_first():
         explain(recipe)
-    with progress_bar() as bar:
-        task = bar.add_task("training", total=None, note="")
+    with progress("training") as shown:
 
-        def show(progress: "Progress") -> None:
-            if not _is_first():
-                return
-            bar.start()
-            note = "" if progress.loss is None else f"loss {progress.loss:.3f}"
-            bar.update(task, completed=progress.step, total=progress.steps, note=note)
+        def show(now: "Progress") -> None:
+            if _is_first():
+                note = "" if now.loss is None else f"loss {now.loss:.3f}"
+                shown.update(now.step, now.steps, note=note)
 
         return experiment.run(prepared, out, callbacks=[show], resume=resume)
 

@@ -6,12 +6,17 @@ from typing import Annotated
 
 import typer
 
-from adamix.cli import JsonFlag, exit_codes, stderr
+from adamix.cli.lazy import Command
+from adamix.cli.terminal import JsonFlag, exit_codes, stderr
 
 
-def register(app: typer.Typer) -> None:
-    """Add `demo` to the `adamix` command."""
-    app.command()(demo)
+def register() -> Command:
+    """What the `adamix` command lists."""
+    return Command(
+        "demo",
+        "adamix_bench.demo.command:demo",
+        "Train, merge, serve, register, swap and measure on packaged weights and texts, in a few minutes.",
+    )
 
 
 def demo(

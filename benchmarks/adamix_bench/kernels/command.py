@@ -84,7 +84,7 @@ def _exit_codes() -> Iterator[None]:
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted", 1)
+        _fail("interrupted", 130)
 
 
 def _fail(message: str, code: int) -> None:

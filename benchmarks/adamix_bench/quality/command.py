@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from adamix.cli import JsonFlag, exit_codes, stderr
-from adamix.cli.terminal import DeviceOption, progress_bar
+from adamix.cli.progress import progress
+from adamix.cli.terminal import DeviceOption, JsonFlag, exit_codes, stderr
 from adamix.errors import InvalidConfig
 from adamix_bench.quality.settings import QualitySettings
 from adamix_bench.quality.trainings import METHODS
@@ -90,13 +90,11 @@ def quality(
             torch.set_num_threads(threads)
         work = work or out / "quality-work"
         store = RunStore(out / "quality.jsonl", work / "claims")
-        with progress_bar() as bar:
-            task = bar.add_task("quality", total=None, note="")
+        with progress("quality") as shown:
 
-            def watch(name: str, number: int, total: int, progress: "Progress | None") -> None:
-                bar.start()
-                step = "" if progress is None else f", step {progress.step} of {progress.steps}"
-                bar.update(task, completed=number, total=total, note=name + step)
+            def watch(name: str, number: int, total: int, now: "Progress | None") -> None:
+                step = "" if now is None else f", step {now.step} of {now.steps}"
+                shown.update(number, total, note=name + step)
 
             finished = run(settings, store, work, watch, device_name(device))
         if not finished:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adamix.cli import JsonFlag, exit_codes
+from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix.errors import InvalidConfig
 from adamix_bench.tenants.settings import PARTS, Settings
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adamix.cli import JsonFlag, exit_codes
-from adamix.cli.terminal import DeviceOption
+from adamix.cli.terminal import DeviceOption, JsonFlag, exit_codes
 from adamix_bench.training.settings import Settings
 
 _DEFAULTS = Settings()

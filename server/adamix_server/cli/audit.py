@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from adamix.cli import JsonFlag, exit_codes
+from adamix.cli.progress import progress
+from adamix.cli.terminal import JsonFlag, Screen, exit_codes
 from adamix.errors import InvalidConfig
 from adamix_server.cli import audit_of_server
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
-from adamix_server.cli.store import plain, progress, say
+from adamix_server.cli.printing import plain
+from adamix_server.cli.store import say
 
 if TYPE_CHECKING:
     from adamix_server.catalog.audit import EntryRow
@@ -81,13 +82,13 @@ def verify_store(store: Path, *, known: tuple[int, str] | None = None, as_json: 
     """Print whether the chain of a store's audit is whole. Raises typer.Exit if it is not."""
     from adamix_server.catalog.audit_chain import verify
 
-    with progress("entries") as on_entry:
-        verified = verify(_reading(store), known, lambda done: on_entry(done, 0))
+    with progress("entries") as shown:
+        verified = verify(_reading(store), known, shown.update)
     if as_json:
         typer.echo(json.dumps(plain(verified) | {"ok": verified.fault is None}))
     elif verified.fault is None:
         whole = f"{verified.entries:,} entries: the chain is whole, up to {verified.last_id}:{verified.last_hash}"
-        Console().print(whole, highlight=False, soft_wrap=True)
+        Screen().print(whole, highlight=False, soft_wrap=True)
     if known is not None and known[0] < verified.first_id - 1:
         say(f"entry {known[0]} was removed for its age: its hash is known no more")
     if verified.fault is not None:

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from adamix.cli.terminal import Screen
 from adamix.errors import Unavailable
 from adamix_server.cli import printing
 from adamix_server.cli.store import say
@@ -67,7 +67,7 @@ def verify(client: "Client", known: tuple[int, str] | None, *, as_json: bool) ->
         typer.echo(json.dumps({**numbers, "fault": chain.fault or None, "ok": not chain.fault}))
     elif not chain.fault:
         whole = f"{chain.entries:,} entries: the chain is whole, up to {chain.last_id}:{chain.last_hash}"
-        Console().print(whole, highlight=False, soft_wrap=True)
+        Screen().print(whole, highlight=False, soft_wrap=True)
     if chain.fault:
         say(f"the chain is broken: {chain.fault}; the {chain.entries:,} entries before are as written")
         raise typer.Exit(1)

@@ -9,24 +9,24 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from adamix.cli import JsonFlag, exit_codes, stderr
+from adamix.cli.terminal import JsonFlag, exit_codes, stderr, visible
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
 from adamix_server.cli.asking import Asking, encoded
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
+from adamix_server.cli.task_call import find_version, offering
 
 if TYPE_CHECKING:
-    from adamix_client import GenerateDelta
+    from adamix_client import Client, GenerateDelta
 
 _STDIN = "-"
-# What a terminal would act on. Texts are a model's; what it wrote is not to clear a screen or to rename a window.
-_STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 def generate(
@@ -100,9 +100,11 @@ def generate(
         if out is not None:
             raise InvalidConfig("--out is where the rows of --file go", field="out")
         text = _prompt(prompt)
-        with connect(server, api_key_file) as client, closing(asking.begin(client, text)) as deltas:
-            show = _collect if json_ else _stream
-            show(deltas)
+        with connect(server, api_key_file) as client, offering(client, task):
+            asking = _of_one_version(asking, client)
+            with closing(asking.begin(client, text)) as deltas:
+                show = _collect if json_ else _stream
+                show(deltas)
 
 
 def _write_file(
@@ -122,11 +124,18 @@ def _write_file(
     if out is None:
         raise InvalidConfig("--file needs --out, where its rows go with their texts", field="out")
     with PromptFile(file, out) as prompts, connect(server, api_key_file) as client:
-        written = prompts.write(asking, client)
+        written = prompts.write(_of_one_version(asking, client), client)
     if as_json:
         typer.echo(json.dumps(written.document))
     if written.failed:
         raise typer.Exit(1)
+
+
+def _of_one_version(asking: Asking, client: "Client") -> Asking:
+    """With the whole digest for the beginning of it that was typed."""
+    if not asking.version:
+        return asking
+    return replace(asking, version=find_version(client, asking.task, asking.version))
 
 
 def _prompt(given: str | None) -> str:
@@ -181,7 +190,7 @@ def _shown(deltas: "Iterable[GenerateDelta]") -> "Iterator[GenerateDelta]":
         for delta in deltas:
             if delta.text:
                 is_open = not delta.text.endswith("\n")
-                _put(delta.text.translate(_STEERING) if is_terminal else delta.text)
+                _put(visible(delta.text) if is_terminal else delta.text)
             yield delta
     finally:
         # Also after an error or Ctrl-C: what is said of it begins a line.

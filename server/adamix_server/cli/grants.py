@@ -8,17 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from adamix.cli import JsonFlag, exit_codes
+from adamix.cli.lazy import family
+from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.keys import TenantOption
 from adamix_server.cli.printing import day_and_time, show
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Lend tasks to other tenants.",
-)
+app = family("Lend tasks to other tenants.")
 
 TaskArgument = Annotated[str, typer.Argument(help="Its id, or tenants/T/tasks/TASK.")]
 

@@ -17,7 +17,8 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from adamix.cli import JsonFlag, exit_codes, stderr
+from adamix.cli.lazy import family
+from adamix.cli.terminal import JsonFlag, exit_codes, stderr
 from adamix.errors import InvalidConfig
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.printing import day_and_time, show
@@ -26,12 +27,7 @@ from adamix_server.config import DEFAULT_TENANT
 if TYPE_CHECKING:
     from adamix_server.access.rights import Right
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Make, list and revoke keys.",
-)
+app = family("Make, list and revoke keys.")
 
 TenantOption = Annotated[str, typer.Option(help="Whose.  [default: the caller's own]")]
 

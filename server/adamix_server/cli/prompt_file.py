@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, Self
 
 from rich.markup import escape
 
-from adamix.cli import stderr
-from adamix.cli.terminal import progress_bar
+from adamix.cli.progress import progress
+from adamix.cli.terminal import stderr
 from adamix.data.files import MAX_FILE_BYTES, check_file, read_objects
 from adamix.errors import AdamixError, Code, InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
@@ -119,13 +119,12 @@ class PromptFile:
             AdamixError: the server is gone, or refuses more than one row; what was written before stays.
         """
         pending: deque[tuple[Prompt, Future[GeneratedText]]] = deque()
-        with progress_bar() as bar, ThreadPoolExecutor(IN_FLIGHT) as pool:
-            task = bar.add_task("generating", total=self.num_rows, completed=self._done, note="")
+        with progress("generating", total=self.num_rows) as shown, ThreadPoolExecutor(IN_FLIGHT) as pool:
+            shown.done = self._done
 
             def write_next() -> None:
                 self._write(*pending.popleft())
-                bar.start()
-                bar.update(task, advance=1, note=f"{self._failed} failed" if self._failed else "")
+                shown.advance(note=f"{self._failed} failed" if self._failed else "")
 
             try:
                 for prompt in islice(self._prompts(), self._done, None):

@@ -5,26 +5,20 @@ no server; libraries are imported inside, so that `--help` answers at once.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamix.cli import JsonFlag, exit_codes, stderr
-from adamix.cli.terminal import progress_bar
+from adamix.cli.lazy import family
+from adamix.cli.progress import progress
+from adamix.cli.terminal import JsonFlag, Screen, exit_codes, stderr
+from adamix_server.cli.printing import plain
 from adamix_server.config import ServerConfig
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Back up, restore and check a store.",
-)
+app = family("Back up, restore and check a store.")
 
 StoreOption = Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")]
 # Each adapter file is named by its digest; this much of one is enough for people.
@@ -41,8 +35,8 @@ def backup(
     with exit_codes():
         from adamix_server.catalog import backup as backups
 
-        with progress("adapter files") as on_file:
-            made = backups.backup(store, to, on_file)
+        with progress("adapter files") as shown:
+            made = backups.backup(store, to, shown.update)
         _print(plain(made), f"{_copied(made)}: revision {made.revision}, {made.copied:,} copied", as_json=json_)
         if made.set_aside:
             say(
@@ -65,8 +59,8 @@ def restore(
     with exit_codes():
         from adamix_server.catalog import backup as backups
 
-        with progress("adapter files") as on_file:
-            made = backups.restore(store, from_, on_file)
+        with progress("adapter files") as shown:
+            made = backups.restore(store, from_, shown.update)
         aside = f"; the catalog of before is {made.set_aside}" if made.set_aside else ""
         _print(plain(made), f"{_copied(made)} restored, {made.copied:,} files copied{aside}", as_json=json_)
         if made.revocations is None:
@@ -88,8 +82,8 @@ def rebuild(
     with exit_codes():
         from adamix_server.catalog import rebuild as rebuilding
 
-        with progress("adapter files") as on_file:
-            found = rebuilding.rebuild(store, dry_run=dry_run, on_file=on_file)
+        with progress("adapter files") as shown:
+            found = rebuilding.rebuild(store, dry_run=dry_run, on_file=shown.update)
         table = Table("tenant", "task", "version", "registered", "bytes", "live")
         for version in found.versions:
             row = [version.tenant, version.task, version.digest[:_CHARS], f"{version.time:%Y-%m-%d %H:%M:%S}"]
@@ -122,8 +116,8 @@ def verify(store: StoreOption = ServerConfig.store, json_: JsonFlag = False) -> 
     with exit_codes():
         from adamix_server.catalog import verification
 
-        with progress("adapter files") as on_file:
-            found = verification.verify(store, on_file)
+        with progress("adapter files") as shown:
+            found = verification.verify(store, shown.update)
         document = plain(found) | {"ok": not found.problems}
         table = Table("reason", "what", "what to do")
         for problem in found.problems:
@@ -142,35 +136,13 @@ def _copied(made: Any) -> str:
     return f"{made.tasks:,} tasks, {made.versions:,} versions, {made.blobs:,} files, {made.num_bytes:,} bytes"
 
 
-def plain(value: Any) -> dict[str, Any]:
-    """A struct as JSON has it."""
-    import msgspec
-
-    plain: dict[str, Any] = msgspec.to_builtins(value)
-    return plain
-
-
 def _print(document: dict[str, Any], text: str | Table, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        Console().print(text, highlight=False, soft_wrap=isinstance(text, str))
+        Screen().print(text, highlight=False, soft_wrap=isinstance(text, str))
 
 
 def say(text: str) -> None:
     """A note for people, which is no result."""
     stderr.print(escape(text), soft_wrap=True)
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, if that is a terminal, from the first file on."""
-    with progress_bar() as bar:
-        task = bar.add_task(what, total=None, note="")
-
-        def done(number: int, total: int) -> None:
-            if stderr.is_terminal and not bar.live.is_started:
-                bar.start()
-            bar.update(task, completed=number, total=total)
-
-        yield done

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from adamix.cli import JsonFlag, exit_codes
+from adamix.cli.lazy import family
+from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix.errors import InvalidConfig, InvalidRequest
 from adamix_server.access.quotas import QUOTA_NAMES, check_weight, parse_quotas
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
@@ -18,12 +19,7 @@ from adamix_server.cli.printing import day_and_time, show
 if TYPE_CHECKING:
     from adamix_client import Tenant
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Make, change and delete tenants.",
-)
+app = family("Make, change and delete tenants.")
 
 TenantArgument = Annotated[str, typer.Argument(metavar="T", help="Its id.")]
 WeightOption = Annotated[

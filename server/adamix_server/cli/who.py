@@ -5,7 +5,7 @@ Thin, as the other commands: parse, call one function, print.
 
 from rich.table import Table
 
-from adamix.cli import JsonFlag, exit_codes
+from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.keys import TenantOption
 from adamix_server.cli.printing import day_and_time, show

@@ -6,22 +6,34 @@ settings; where a setting decides, the line says which. `docs/limits.md` is writ
 can be in force and not in the table. Knows no module that keeps a limit.
 """
 
-from adamix_server.limits import (
-    adapters,
-    audit,
-    calls,
-    chats,
-    control,
-    generation,
-    messages,
-    operators,
-    quotas,
-    tenants,
-)
-from adamix_server.limits.table import Limit
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-TABLE: tuple[Limit, ...] = tuple(
-    row
-    for room in (messages, generation, calls, chats, adapters, control, tenants, quotas, audit, operators)
-    for row in room.chapter.rows
+if TYPE_CHECKING:
+    from adamix_server.limits.table import Limit
+
+    TABLE: tuple[Limit, ...]
+
+_CHAPTERS = (
+    "messages",
+    "generation",
+    "calls",
+    "http",
+    "open_ai",
+    "chats",
+    "adapters",
+    "control",
+    "tenants",
+    "quotas",
+    "audit",
+    "operators",
+    "commands",
+    "files",
 )
+
+
+def __getattr__(name: str) -> Any:
+    # Whoever asks for one chapter, a command say, is not made to load what all the others need.
+    if name != "TABLE":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return tuple(row for room in _CHAPTERS for row in import_module(f"{__name__}.{room}").chapter.rows)

@@ -90,7 +90,7 @@ def test_ctrl_c_ends_the_call_and_leaves_what_came(tmp_path: Path) -> None:
         begun = os.read(process.stdout.fileno(), 7)
         process.send_signal(signal.SIGINT)
         assert server.left.acquire(timeout=20)
-        assert process.wait(20) == 1
+        assert process.wait(20) == 130
         assert (begun + process.stdout.read()).endswith(b"on and \n")
         assert process.stderr.read() == b"error: interrupted\n"
 
@@ -472,7 +472,7 @@ def test_ctrl_c_leaves_a_beginning_and_no_call(rows: Rows, tmp_path: Path) -> No
         process.send_signal(signal.SIGINT)
         for _ in range(prompt_file.IN_FLIGHT):
             assert server.left.acquire(timeout=20)
-        assert process.wait(20) == 1
+        assert process.wait(20) == 130
         assert process.stderr is not None
         assert process.stderr.read().endswith(b"error: interrupted\n")
     assert [row["text"] for row in read(out)] == ["0", "1"]
