@@ -216,6 +216,22 @@ async def test_a_client_without_a_server_and_a_closed_one() -> None:
     assert closed.value.reason == "CLIENT_CLOSED"
 
 
+async def test_a_forked_client_says_so_and_leaves_the_channel_to_its_parent() -> None:
+    with PlayedServer(Predict=classified) as server:
+        client = AsyncClient(server.address)
+        await client.predict("t", "a")
+        connection = client._calls.connection
+        connection.leave_to_parent()
+        for call in (client.tasks(), client.predict("t", ["a"] * 100), anext(client.watch())):
+            with pytest.raises(FailedPrecondition) as forked:
+                await call
+            assert forked.value.reason == "CLIENT_FORKED"
+        await client.close()
+        assert connection._links, "nothing is closed"
+        connection._is_forked = False
+        await client.close()
+
+
 async def test_a_call_that_runs_when_its_client_is_closed_says_so_and_a_cancelled_task_is_cancelled() -> None:
     hold, begun = threading.Event(), threading.Event()
 
