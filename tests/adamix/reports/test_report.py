@@ -147,6 +147,7 @@ def test_a_merged_file_says_what_is_not_known(merged: Path, hostile_rows: Path, 
     )
 
 
+@pytest.mark.long
 def test_texts_are_reported_too(decoder_directory: Path, likes: GenerationData, tmp_path: Path) -> None:
     data, out, page = tmp_path / "likes.jsonl", tmp_path / "run", tmp_path / "report.html"
     rows = [{"source": e.source, "references": list(e.references)} for e in likes.examples]
@@ -162,6 +163,7 @@ def test_texts_are_reported_too(decoder_directory: Path, likes: GenerationData, 
     assert "pipeline_tag: text-generation" in (out / "README.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["regression", "multilabel"])
 def test_other_tasks_have_what_suits_them(kind: str, backbone_directory: Path, tmp_path: Path) -> None:
     data, out, page = tmp_path / "rows.jsonl", tmp_path / "run", tmp_path / "report.html"
