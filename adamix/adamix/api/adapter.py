@@ -327,9 +327,14 @@ def load(
 
     Raises:
         InvalidAdapter: the file is no merged adapter; the message says what it is.
+        InvalidConfig: it is a directory.
         FileNotFoundError: as usual.
     """
     with named_as_arguments():
+        if Path(file).is_dir():
+            raise InvalidConfig(
+                f"{os.fspath(file)} is a directory: merge its mixture into a file first, by merge()", field="file"
+            )
         adapter = adapter_file.read(file)
         return Adapter(Path(file), adapter, os.fspath(backbone or adapter.manifest.backbone.name), device)
 

@@ -87,13 +87,14 @@ def evaluate(
         from adamix.routing.source import read_source
 
         chosen = parse_routing(routing)
+        num_seeds = num_routes(chosen, seeds)
         adapter, mixture = read_source(Path(source), chosen)
         asked = Asked(
             data=data,
             backbone=os.fspath(backbone or adapter.manifest.backbone.name),
             split=split,
             routing=chosen,
-            seeds=num_routes(chosen, seeds),
+            seeds=num_seeds,
             writing={"decoding": decoding, "scoring": scoring, "subset": subset},
             batch_size=batch_size,
             device=device,
@@ -144,6 +145,8 @@ def measure(
     from adamix.data.named import load_rows
     from adamix.evaluation import labelled
 
+    if asked.batch_size < 1:
+        raise InvalidConfig(f"batch_size must be 1 or more, not {asked.batch_size}", field="batch_size")
     head = adapter.manifest.head
     device = device_name(asked.device)
     if head.type == "causal_lm":

@@ -76,13 +76,16 @@ class Fitted:
         progress: bool = True,
     ) -> Adapter:
         """Merge the experts into one adapter: `adamix.merge`, into the directory of the run unless `out` says another
-        file. Methods that learn from text take that of the training unless `data` says another.
+        file. Methods that learn from text take that of the training unless `data` says another: of a training on a few
+        rows, those rows.
         """
         from adamix.experiments.release import ADAPTER_FILE
 
         plan = self._finished.prepared.plan
         if data is None and how in DATA_METHODS:
             data = plan.data
+            if plan.few_shot is not None and few_shot is None and split in (None, "train") and how != "greedy":
+                few_shot, seed = plan.few_shot, plan.train.seed if seed is None else seed
         given = {
             "weights": weights,
             "density": density,

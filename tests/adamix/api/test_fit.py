@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import adamix
@@ -18,8 +19,10 @@ from adamix.errors import (
     InvalidData,
     Unavailable,
 )
+from adamix.files import adapter_file, disk
+from adamix.files.manifest import HeadSpec
 from adamix.training.train import Progress
-from adamix_client import Classification, GeneratedText, MultiLabel, Regression
+from adamix_client import Classification, Embedding, GeneratedText, MultiLabel, Regression
 
 SMALL: dict[str, Any] = {"max_steps": 4, "batch_size": 8, "max_length": 32, "rank": 4, "lr": 0.01, "progress": False}
 
@@ -222,3 +225,30 @@ def test_progress_is_a_bar_on_stderr(
     said = capsys.readouterr()
     assert "4/4" in said.err
     assert said.out == ""
+
+
+def test_an_embedding_answers_with_numbers_of_length_one(adapter: adamix.Adapter, tmp_path: Path) -> None:
+    whole, file = adapter.adapter, tmp_path / "vectors.safetensors"
+    head = HeadSpec(type="embedding", pooling="mean", normalize=True)
+    body = {name: tensor for name, tensor in whole.tensors.items() if not name.startswith("head.")}
+    disk.write(file, adapter_file.encode(msgspec.structs.replace(whole.manifest, head=head), body))
+    found = adamix.load(file).predict("red noun1")
+    assert isinstance(found, Embedding)
+    assert len(found.values) == whole.manifest.backbone.hidden_size
+    assert math.hypot(*found.values) == pytest.approx(1.0)
+
+
+def test_a_merge_that_learns_takes_the_few_rows_of_the_training(
+    backbone_directory: Path, colours: TaskData, tmp_path: Path
+) -> None:
+    fitted = adamix.fit(backbone_directory, _rows(colours), out=tmp_path / "run", few_shot=9, **SMALL)
+    assert fitted.merge(how="fisher", progress=False).manifest.training.merge == "fisher rows=9"
+
+
+def test_a_directory_is_not_loaded(fitted: adamix.Fitted) -> None:
+    with pytest.raises(InvalidConfig, match=r"is a directory: merge its mixture into a file first"):
+        adamix.load(fitted.out)
+    with pytest.raises(InvalidConfig, match=r"seeds must be in 1\.\.1000, not 0"):
+        fitted.evaluate(routing="random", seeds=0)
+    with pytest.raises(InvalidConfig, match="batch_size must be 1 or more"):
+        fitted.evaluate(batch_size=0)
