@@ -156,7 +156,7 @@ def test_the_load_is_that_of_the_one_engine(pair: Server, files: dict[str, bytes
         clients[0].register("loaded", next(iter(files.values())))
         clients[0].predict(task="loaded", texts=["the cat"] * 8)
         for client in clients:
-            load = client.load()
+            load = client.load_report()
             assert load.slots == 512
             assert load.resident_adapters >= 1
             assert load.queued_inputs == load.queued_tokens == 0

@@ -78,6 +78,12 @@ class Server:
         record = self.find(process="supervisor", message="serving")
         return "" if record is None else record["address"]
 
+    @property
+    def http(self) -> str:
+        """Empty without `--http`."""
+        record = self.find(process="supervisor", message="serving")
+        return "" if record is None else record.get("http", "")
+
     def client(self) -> Client:
         return Client(self.address, timeout_s=30)
 
@@ -88,12 +94,12 @@ class Server:
     def kill(self) -> None:
         """Everything at once, as a power cut would."""
         if self.process.poll() is None:
-            # Asked for first: those of a dead process are nobody's, and would end in order.
-            children = self.children()
-            os.killpg(self.process.pid, signal.SIGKILL)
-            for child in children:
+            # The supervisor stands still meanwhile: it replaces whoever dies, and whoever outlives it ends in order.
+            os.kill(self.process.pid, signal.SIGSTOP)
+            for child in self.children():
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def children(self) -> list[int]:
