@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adamix.cli import checks
 from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
@@ -94,6 +95,9 @@ def merge(
             "seed": seed,
         }
         config = MergeConfig(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]  # by name
+        checks.existing(directory)
+        checks.device(device)
+        checks.names(backbone, data, split=split)
         from adamix.files import adapter_file, disk
         from adamix.files.mixture_file import read_mixture
         from adamix.merging.merge import merge as merge_mixture

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from adamix.evaluation.labelled import Evaluation
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.mixture_file import MixtureFile
+    from adamix.routing.choice import Routing
     from adamix.routing.probe import MixtureProbe
     from adamix.routing.report import DrawsReport, EnsembleReport, Measured
-    from adamix.routing.routing import Routing
 
 DEFAULT_SEEDS = 10
 
@@ -48,8 +48,6 @@ def read_source(source: Path, routing: "Routing") -> "tuple[AdapterFile, Mixture
 
 def check_flags(routing: "Routing", seeds: int | None, plot: Path | None) -> int:
     """The number of random routes. Raises InvalidConfig where a flag has no meaning for the routing."""
-    from adamix.routing.plots import check_format
-
     is_random = routing.mode in ("random", "ensemble")
     if seeds is not None and not is_random:
         raise InvalidConfig(
@@ -63,6 +61,8 @@ def check_flags(routing: "Routing", seeds: int | None, plot: Path | None) -> int
     if plot is not None:
         if not is_random:
             raise InvalidConfig(f"--plot draws random routing or an ensemble; {routing} is one number", field="plot")
+        from adamix.routing.plots import check_format
+
         check_format(plot.name)
         if not plot.parent.is_dir():
             raise InvalidConfig(f"--plot: there is no directory {plot.parent}", field="plot")

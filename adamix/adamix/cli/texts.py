@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.mixture_file import MixtureFile
     from adamix.generation.evaluation import TextEvaluation
+    from adamix.routing.choice import Routing
     from adamix.routing.report import DrawsReport, EnsembleReport
-    from adamix.routing.routing import Routing
     from adamix.routing.text_probe import TextProbe, TokenEvaluation
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from adamix.cli import checks
 from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.printing import plain, show
@@ -23,11 +24,14 @@ def register(
     json_: JsonFlag = False,
 ) -> None:
     """Upload an adapter as a new version of a task."""
-    with exit_codes(), connect(server, api_key_file) as client:
-        from adamix_client import ServerFile
+    with exit_codes():
+        if not on_server:
+            checks.existing(file)
+        with connect(server, api_key_file) as client:
+            from adamix_client import ServerFile
 
-        adapter = ServerFile(str(file)) if on_server else file
-        result = client.register(task, adapter, make_live=make_live, validate_only=validate_only)
+            adapter = ServerFile(str(file)) if on_server else file
+            result = client.register(task, adapter, make_live=make_live, validate_only=validate_only)
         show(
             {"task": task, "version": plain(result.version), "already_exists": result.already_exists},
             f"{task}: {result.version.digest}" + (" (was there already)" if result.already_exists else ""),
