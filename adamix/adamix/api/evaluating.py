@@ -124,7 +124,7 @@ def measure_source(
     source: Path, data: Data, backbone: str | None, how: HowMeasured, backbones: "Backbones", *, progress: bool
 ) -> Measured:
     """As `evaluate`, on backbones that may be loaded already."""
-    from adamix.routing.routing import parse_routing
+    from adamix.routing.choice import parse_routing
     from adamix.routing.source import read_source
 
     num_routes(parse_routing(how.routing), how.seeds)
@@ -145,7 +145,7 @@ def measure(
     """As `measure_source`, of a file that was read already."""
     from adamix.experiments.measuring import Asked, measure_labels, measure_texts
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.routing.routing import parse_routing
+    from adamix.routing.choice import parse_routing
 
     head_type = adapter.manifest.head.type
     how.check(head_type)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adamix.cli import routes, texts
+from adamix.cli import checks, routes, texts
 from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
@@ -17,6 +17,7 @@ from adamix.cli.terminal import (
 )
 from adamix.errors import InvalidConfig
 from adamix.generation.decoding import Decoding
+from adamix.routing.choice import parse_routing
 
 if TYPE_CHECKING:
     from adamix.data import Example, TaskData
@@ -55,12 +56,9 @@ def evaluate(
 ) -> None:
     """Measure an adapter on labelled text, or a trained mixture by other routes through its experts."""
     with exit_codes():
-        from adamix.experiments.measuring import Asked, check_labels, measure_labels
-        from adamix.experiments.run import Backbones
-        from adamix.files import disk
-        from adamix.routing.routing import parse_routing
-        from adamix.routing.source import read_source
-
+        checks.existing(source)
+        checks.device(device)
+        checks.names(backbone, data, split=split)
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)
         if save_predictions is not None and save_predictions.is_dir():
@@ -68,6 +66,11 @@ def evaluate(
                 f"--save-predictions {save_predictions} is a directory: name the file to write in it",
                 field="save_predictions",
             )
+        from adamix.experiments.measuring import Asked, check_labels, measure_labels
+        from adamix.experiments.run import Backbones
+        from adamix.files import disk
+        from adamix.routing.source import read_source
+
         adapter, mixture = read_source(source, chosen)
         head = adapter.manifest.head
         flags = texts.TextFlags(decoding, scoring, subset)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.mixture_file import MixtureFile
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.routing.routing import Routing
+    from adamix.routing.choice import Routing
     from adamix.routing.text_probe import TokenEvaluation, Writing
 
 
@@ -107,7 +107,7 @@ def evaluate_adapter(adapter: "AdapterFile", run: Run) -> None:
     """Generate a text for every source of a data set, and print how they score."""
     from adamix.experiments.measuring import measure_texts
     from adamix.experiments.run import Backbones
-    from adamix.routing.routing import Routing
+    from adamix.routing.choice import Routing
     from adamix.routing.text_probe import Writing
 
     asked = run.asked(Routing(), 0, Writing(run.decoding(), run.scoring()))

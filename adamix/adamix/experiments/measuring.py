@@ -20,9 +20,9 @@ from adamix.files.manifest import HeadSpec
 from adamix.files.mixture_file import MixtureFile
 from adamix.generation.evaluation import TextEvaluation, evaluate_texts
 from adamix.routing import report as reports
+from adamix.routing.choice import Routing
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.report import DrawsReport, EnsembleReport
-from adamix.routing.routing import Routing
 from adamix.routing.text_probe import TextProbe, TokenEvaluation, Writing
 
 OnProgress = Callable[[int, int], None]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from adamix.errors import InvalidConfig
 
 if TYPE_CHECKING:
-    from adamix.routing.routing import Routing
+    from adamix.routing.choice import Routing
 
 DEFAULT_SEEDS = 10
 MAX_SEEDS = 1000

@@ -203,6 +203,10 @@ def test_a_mistake_costs_no_loading(backbone_directory: Path, csv: Path, tmp_pat
         adamix.fit("no-such-backbone", csv, out=out, method="prefix")
     with pytest.raises(InvalidConfig, match="give epochs or max_steps, not both"):
         adamix.fit("no-such-backbone", csv, out=out, epochs=1, max_steps=1)
+    with pytest.raises(InvalidConfig, match="minilm"):
+        adamix.fit("minlm", csv, out=out)
+    with pytest.raises(InvalidConfig, match="task_type must be one of"):
+        adamix.fit(backbone_directory, csv, out=out, task_type="ranking")
     with pytest.raises(InvalidData, match="data of type int are not read"):
         adamix.fit(backbone_directory, 3, out=out)
     with pytest.raises(InvalidData, match="nothing to learn"):
