@@ -1,11 +1,13 @@
 """Programs from start to end: commands that answer or refuse at once, and what the client loads and takes on a disk."""
 
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 import venv
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import adamix_client
@@ -30,7 +32,8 @@ _MISTAKES = (
     ("serve", "--backbone", "minilm", "--listen", "nowhere"),
 )
 _IMPORT = (
-    "import time; began = time.perf_counter(); from adamix_client import Client; print(time.perf_counter() - began)"
+    "import time; began, cpu = time.perf_counter(), time.process_time(); from adamix_client import Client; "
+    "print(time.perf_counter() - began, time.process_time() - cpu)"
 )
 _INSTALL_S = 300.0
 
@@ -38,23 +41,26 @@ _INSTALL_S = 300.0
 def command_line(sizes: Sizes, report: Report, say: Callable[[str], None]) -> None:
     """`cli.help_s` and `cli.mistake_s`. Raises Unavailable if a mistake is taken for none."""
     say("the command line: --help")
-    helps = [_seconds((*_ADAMIX, "--help"), code=0) for _ in range(sizes.starts + 1)][1:]
-    report.add("cli.help_s", "`adamix --help`, seconds", Spread(tuple(helps)), 0.3)
-    found: dict[tuple[str, ...], Spread] = {}
+    helps = [_ran((*_ADAMIX, "--help"), fails=False) for _ in range(sizes.starts + 1)][1:]
+    report.add("cli.help_s", "`adamix --help`, seconds", _seconds(helps), 0.3, note=_cpu(helps))
+    found: dict[str, list[Ran]] = {}
     for mistake in _MISTAKES:
-        say(f"the command line: adamix {' '.join(mistake)}")
-        found[mistake] = Spread(tuple(_seconds((*_ADAMIX, *mistake), code=None) for _ in range(sizes.starts)))
-    slowest = max(found, key=lambda mistake: found[mistake].median)
-    report.facts["mistakes_s"] = {" ".join(mistake): spread.to_json() for mistake, spread in found.items()}
-    note = f"adamix {' '.join(slowest)}"
-    report.add("cli.mistake_s", f"the slowest of {len(found)} mistakes, seconds", found[slowest], 0.5, note=note)
+        said = f"adamix {' '.join(mistake)}"
+        say(f"the command line: {said}")
+        found[said] = [_ran((*_ADAMIX, *mistake), fails=True) for _ in range(sizes.starts)]
+    slowest = max(found, key=lambda said: _seconds(found[said]).median)
+    report.facts["mistakes_s"] = {said: _seconds(times).to_json() for said, times in found.items()}
+    what = f"the slowest of {len(found)} mistakes, seconds"
+    report.add("cli.mistake_s", what, _seconds(found[slowest]), 0.5, note=f"{slowest}; {_cpu(found[slowest])}")
 
 
 def client(sizes: Sizes, report: Report, say: Callable[[str], None]) -> None:
     """`client.import_s` and `client.mb`."""
     say("the client: import")
-    seconds = [float(_output((sys.executable, "-c", _IMPORT))) for _ in range(sizes.starts + 1)][1:]
-    report.add("client.import_s", "`from adamix_client import Client`, seconds", Spread(tuple(seconds)), 0.25)
+    found = [_output((sys.executable, "-c", _IMPORT)).split() for _ in range(sizes.starts + 1)][1:]
+    seconds, cpu_s = (Spread(tuple(float(each[place]) for each in found)) for place in (0, 1))
+    note = f"{cpu_s.median:.2f} s of processor time"
+    report.add("client.import_s", "`from adamix_client import Client`, seconds", seconds, 0.25, note=note)
     say("the client: a venv of its own")
     what = "a venv of `adamix-client` without pip, in 10^6 bytes"
     source = Path(adamix_client.__file__).parents[1]
@@ -62,7 +68,7 @@ def client(sizes: Sizes, report: Report, say: Callable[[str], None]) -> None:
         directory = Path(name) / "venv"
         venv.create(directory, with_pip=False)
         install = [sys.executable, "-m", "pip", "--python", str(directory / "bin" / "python"), "install", "--quiet"]
-        install += ["--no-compile", str(source) if (source / "pyproject.toml").exists() else "adamix-client"]
+        install.append(str(source) if (source / "pyproject.toml").exists() else "adamix-client")
         try:
             done = subprocess.run(install, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
             failure = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["pip failed"])[-1]
@@ -75,15 +81,36 @@ def client(sizes: Sizes, report: Report, say: Callable[[str], None]) -> None:
         report.add("client.mb", what, Spread((size / 1e6,)), 60)
 
 
-def _seconds(command: Sequence[str], code: int | None) -> float:
-    """How long a program ran that ends with this code; None for any but 0. Raises Unavailable if it ends otherwise."""
+@dataclass(frozen=True)
+class Ran:
+    """How long a program ran, and the processor time it took, in seconds."""
+
+    seconds: float
+    cpu_s: float
+
+
+def _ran(command: Sequence[str], *, fails: bool) -> Ran:
+    """A program from its start to its end. Raises Unavailable if it fails where it should not, or the other way."""
     with tempfile.TemporaryDirectory(prefix="adamix-bench-") as directory:
-        began = time.perf_counter()
+        before, began = _cpu_of_children_s(), time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, cwd=directory, check=False)
-        seconds = time.perf_counter() - began
-    if done.returncode != code if code is not None else not done.returncode:
+        found = Ran(time.perf_counter() - began, _cpu_of_children_s() - before)
+    if bool(done.returncode) != fails:
         raise Unavailable(f"{' '.join(command[2:])} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
-    return seconds
+    return found
+
+
+def _cpu_of_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _seconds(runs: Sequence[Ran]) -> Spread:
+    return Spread(tuple(run.seconds for run in runs))
+
+
+def _cpu(runs: Sequence[Ran]) -> str:
+    return f"{Spread(tuple(run.cpu_s for run in runs)).median:.2f} s of processor time"
 
 
 def _output(command: Sequence[str]) -> str:
