@@ -15,6 +15,7 @@ COMMANDS = (
         "adamix.cli.few_shot:few_shot",
         "Train on K rows with several seeds, and report mean and deviation of the merged adapters on held-out rows.",
         context={"allow_extra_args": True, "ignore_unknown_options": True},
+        also="adamix.cli.train:train",
     ),
     Command(
         "sweep",

@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from adamix.cli import sources
 from adamix.cli import train as training
+from adamix.cli.lazy import Command
 from adamix.cli.terminal import JsonFlag, Screen, exit_codes, print_json, stderr
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.experiments.plan import Plan
@@ -111,10 +113,14 @@ def _settings(ctx: typer.Context) -> dict[str, Value]:
             raise InvalidConfig(f"{name} is not for few-shot, which decides it itself")
         if name in _PUSHED:
             raise InvalidConfig(f"{name} is not for few-shot, which registers nothing")
-    group: Any = ctx.find_root().command
+    from_file = ctx.default_map or {}
+    for name in (*_DECIDED, *_PUSHED):
+        if name.removeprefix("--").replace("-", "_") in from_file:
+            raise InvalidConfig(f"{name.removeprefix('--')} is not for few-shot, in a file neither")
+    train = sources.declare(Command("train", "adamix.cli.train:train", "").load(), (ctx.info_name or "few-shot",))
     try:
         # What `train` cannot do without is here already.
-        context = group.get_command(ctx, "train").make_context("train", list(ctx.args), default_map=ctx.params)
+        context = train.make_context("train", list(ctx.args), default_map={**from_file, **ctx.params})
     except TyperException as error:  # its usage would be of another command
         raise InvalidConfig(error.format_message()) from None
     return training.given_settings(context)

@@ -1,8 +1,7 @@
 """Commands that are declared by a line and imported when they are asked for.
 
 A group knows of each command its name, its line in the list of `--help`, and where it is. The module there, and all
-that it imports, is loaded when that command is called, or asked for its own help. This module knows no command, and
-imports nothing but typer.
+that it imports, is loaded when that command is called, or asked for its own help. This module knows no command.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -12,6 +11,8 @@ from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from adamix.cli import sources
 
 # Plain help: in the panels of rich the longer names of flags are cut off in a terminal of 80 columns.
 _LOOK: dict[str, Any] = {
@@ -32,24 +33,26 @@ class Command:
         where: `module:attribute`, a function whose parameters typer reads, or a `typer.Typer` of several commands.
         help: the first sentence of its docstring, which a list shows without importing it.
         context: settings of click's context.
+        also: where a command is whose options this one takes as well and hands on.
     """
 
     name: str
     where: str
     help: str
     context: Mapping[str, Any] = field(default_factory=dict)
+    also: str = ""
 
     def load(self) -> Any:
         """The command as click has it. Imports its module."""
         module, _, attribute = self.where.partition(":")
         found = getattr(import_module(module), attribute)
-        if isinstance(found, typer.Typer):
-            made = typer.main.get_group(found)  # of one command as well
-            made.name = self.name
-            return made
-        alone = typer.Typer(**_LOOK)
-        alone.command(self.name, context_settings=dict(self.context))(found)
-        return typer.main.get_command(alone)
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(**_LOOK)
+            alone.command(self.name, context_settings=dict(self.context))(found)
+            return typer.main.get_command(alone)
+        made = typer.main.get_group(found)  # of one command as well
+        made.name = self.name
+        return made
 
     def line(self) -> TyperCommand:
         """What a list shows of it. Imports nothing."""
@@ -63,7 +66,9 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = _Loaded(self.declared)
+        # From the root on; the root sets it for the groups in it.
+        self.path: tuple[str, ...] = ()
+        self.commands = _Loaded(self)
         self._only_lists = False
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
@@ -83,6 +88,14 @@ class LazyGroup(TyperGroup):
             super().format_commands(ctx, formatter)
         finally:
             self._only_lists = False
+
+    def invoke(self, ctx: Any) -> Any:
+        """As click does; a mistake in a value says where it is from."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            sources.explain(error)
+            raise
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """As click does, of the lines alone."""
@@ -131,13 +144,13 @@ class Table(Mapping[str, Command]):
 class _Loaded(MutableMapping[str, Any]):
     """The commands of a table as click has them, each loaded when it is looked up."""
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
+    def __init__(self, group: LazyGroup) -> None:
+        self._group = group
         self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._loaded:
-            self._loaded[name] = self._table[name].load()
+            self._loaded[name] = self._load(self._group.declared[name])
         return self._loaded[name]
 
     def __setitem__(self, name: str, command: Any) -> None:
@@ -147,10 +160,19 @@ class _Loaded(MutableMapping[str, Any]):
         del self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**dict.fromkeys(self._table), **self._loaded})
+        return iter({**dict.fromkeys(self._group.declared), **self._loaded})
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def _load(self, command: Command) -> Any:
+        loaded = command.load()
+        path = (*self._group.path, command.name)
+        if isinstance(loaded, LazyGroup):
+            loaded.path = path
+            return loaded
+        also = Command(command.name, command.also, "").load().params if command.also else ()
+        return sources.declare(loaded, path, also)
 
 
 def lazy_app(commands: Iterable[Command], callback: Callable[..., None], *, plugins: str | None = None) -> typer.Typer:

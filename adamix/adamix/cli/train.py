@@ -142,9 +142,9 @@ def train(
 
 
 def given_settings(ctx: typer.Context) -> dict[str, Value]:
-    """The settings that the user gave a flag for, by name."""
+    """The settings that the user gave, as a flag, in the environment or in a file, by name."""
     sources = {name: ctx.get_parameter_source(name) for name in SETTINGS if name in ctx.params}
-    given = [name for name, source in sources.items() if source and source.name not in ("DEFAULT", "DEFAULT_MAP")]
+    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     return {name: ctx.params[name] for name in given}
 
 

@@ -1,13 +1,19 @@
 """`adamix serve`: what its flags say as one `ServerConfig`, and the start of the supervisor."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
+from adamix.cli.sources import settings
 from adamix.cli.terminal import exit_codes, stderr
+from adamix.errors import InvalidConfig
 from adamix_server.access.quotas import parse_quotas
+from adamix_server.cli.printing import show
 from adamix_server.config import AccessSettings, EngineSettings, FrontEndSettings, ServerConfig, TlsSettings
 
 if TYPE_CHECKING:
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def serve(
+    ctx: typer.Context,
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT to answer on; port 0 takes a free one.")] = ServerConfig.listen,
     store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")] = ServerConfig.store,
@@ -128,9 +135,17 @@ def serve(
         str, typer.Option(help="In what a decoder's weights are kept: none (as --dtype says) or bf16.")
     ] = EngineSettings.quantize,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = ServerConfig.log_level,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show each value and where it is from, and serve nothing.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="--print-config: as one JSON document.")] = False,
 ) -> None:
     """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
     with exit_codes():
+        if print_config:
+            _show_settings(ctx, as_json=json_)
+        elif json_:
+            raise InvalidConfig("--json is for --print-config: a server says what it does in its log", field="json")
         config = ServerConfig(
             engine=EngineSettings(
                 backbone=backbone,
@@ -174,11 +189,24 @@ def serve(
             audit_days=audit_days,
             accept_catalog=accept_catalog,
         )
+        if print_config:
+            return
         from adamix_server.supervisor import supervisor
         from adamix_server.telemetry import logs
 
         logs.configure(config.log_level, process="supervisor")
         supervisor.serve(config, _announce)
+
+
+def _show_settings(ctx: typer.Context, *, as_json: bool) -> None:
+    """Each option's value, and who said so: before they are checked, for whoever looks for a mistake in them."""
+    found = [setting for setting in settings(ctx) if setting.name != "json"]
+    table = Table("option", "value", "from")
+    for setting in found:
+        value = "" if setting.value is None else json.dumps(setting.value, ensure_ascii=False).strip('"')
+        table.add_row(setting.name, escape(value), escape(f"{setting.source} {setting.place}".strip()))
+    rows = [{"option": each.name, "value": each.value, "source": each.source, "place": each.place} for each in found]
+    show({"settings": rows}, table, as_json=as_json)
 
 
 def _announce(address: str, hello: "Hello") -> None:

@@ -431,7 +431,7 @@ def test_ctrl_c_in_a_training_leaves_a_checkpoint_and_the_result_is_the_same(
 
         patch.setattr(StepWatch, "on_step_end", interrupt)
         stopped = _invoke("sweep", file, "--out", out, "--json")
-    assert stopped.exit_code == 1
+    assert stopped.exit_code == 130
     assert json.loads(stopped.stdout)["left"] == 2
     assert "long: stopped after step 5 of 20; the same command goes on from there" in " ".join(stopped.stderr.split())
     assert json.loads((out / "sweep.json").read_text())["tasks"][0]["state"] == "interrupted"
