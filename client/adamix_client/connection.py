@@ -20,7 +20,7 @@ import grpc.aio
 from adamix_client import status
 from adamix_client.bounds import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 from adamix_client.destination import NO_CREDENTIALS, Credentials, Destination
-from adamix_client.errors import AdamixError, Code, FailedPrecondition, Unavailable
+from adamix_client.errors import AdamixError, Code, FailedPrecondition, NotFound, Unavailable
 from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 
 # The server takes a ping every 10 s, and ends connections with more.
@@ -32,8 +32,24 @@ _NEVER_MS = 2**31 - 1
 # One method with an empty request and one number in its answer: not worth a library. Bytes go in and come out.
 _HEALTH = "/grpc.health.v1.Health/Check"
 HEALTH_OF_ALL, SERVING = b"", b"\x08\x01"
+_HEALTH_STATUSES = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING", b"\x08\x03": "SERVICE_UNKNOWN"}
+# Names of services are far shorter, and so have their length in one byte.
+_MAX_SERVICE_BYTES = 127
 
 Option = str | int
+
+
+def health_request(service: str) -> bytes:
+    """The request for one service by its full name. Raises NotFound: no service has such a name."""
+    name = service.encode("utf-8", "replace")
+    if len(name) > _MAX_SERVICE_BYTES:
+        raise NotFound("there is no such service")
+    return bytes((0x0A, len(name))) + name if name else HEALTH_OF_ALL
+
+
+def health_status(answer: bytes) -> str:
+    """What an answer says, by its name in grpc.health.v1."""
+    return _HEALTH_STATUSES.get(answer, "UNKNOWN")
 
 
 def channel_options(

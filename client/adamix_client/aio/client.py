@@ -88,6 +88,14 @@ class AsyncClient(AsyncInference, AsyncAdapters, AsyncAdministration):
         """Ask the server to finish what runs and end, as SIGTERM does. Returns at once."""
         await self._calls.ask(lambda link: link.server.Drain, server_pb2.DrainRequest(), is_safe=False)
 
+    async def health(self, service: str = "") -> str:
+        """`SERVING` or another word of grpc.health.v1, for one service by its full name, or the whole server.
+
+        Needs no key. Raises NotFound where there is no such service.
+        """
+        request = connection.health_request(service)
+        return connection.health_status(await self._calls.ask(lambda link: link.health, request, is_safe=False))
+
     async def wait_until_serving(self, timeout_s: float) -> None:
         """Return when the server's health says SERVING. Raises Unavailable after `timeout_s` seconds."""
         await self._calls.wait_until_serving(timeout_s)

@@ -27,6 +27,7 @@ _CHAPTERS = (
     "audit",
     "operators",
     "files",
+    "commands",
 )
 
 
