@@ -284,6 +284,17 @@ def test_rows_that_fail_all_alike_fail_each(server: LabelServer, rows: Files) ->
     assert list(rows.rows[0]) == ["text", "n", "label", "score", "error"]
 
 
+def test_a_file_whose_name_is_not_utf_8(server: LabelServer, rows: Files) -> None:
+    def refuse(_: Asked) -> Answer:
+        raise TOO_LONG
+
+    server.answer = refuse
+    rows.file = rows.file.with_name("in\udcff.csv")
+    rows.write("a", "b")
+    rows.run(server.address, code=1)
+    assert "the text failed as that of in?.csv:2 did" in rows.rows[1]["error"]
+
+
 def test_stopping_at_an_error(server: LabelServer, rows: Files) -> None:
     rows.write("a", "b", "", "d")
     result = rows.run(server.address, "--on-error", "stop", code=1)
@@ -480,6 +491,8 @@ def test_a_file_of_something_else_is_left_as_it_is(found: bytes, rows: Files) ->
     rows.write("a")
     rows.journal.write_bytes(found)
     assert "name another --out" in rows.run(NOWHERE, code=1).stderr
+    if found.startswith(b"{"):
+        assert "name another --out" in rows.run(NOWHERE, "--overwrite", code=1).stderr
     assert rows.journal.read_bytes() == found
 
 
@@ -512,8 +525,10 @@ def test_two_commands_do_not_write_one_file(rows: Files) -> None:
 
     rows.write("a")
     journal = Journal(rows.journal, {})
-    assert "another command writes out.csv.partial" in rows.run(NOWHERE, code=1).stderr
+    for more in ([], ["--overwrite"]):
+        assert "another command writes out.csv.partial" in rows.run(NOWHERE, *more, code=1).stderr
     journal.close()
+    assert rows.journal.read_bytes().startswith(b'{"format"')
 
 
 def test_no_rows_need_no_server(rows: Files) -> None:
