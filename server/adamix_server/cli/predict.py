@@ -121,9 +121,10 @@ def _of_file(
 ) -> bool:
     """Answer the rows of a file. Returns whether any of them failed."""
     from adamix_server.cli.rows.opening import format_of, open_rows
-    from adamix_server.cli.rows.run import FileRun
 
     rows = open_rows(file, format_of(file, out, kind), choice)
+    from adamix_server.cli.rows.run import FileRun
+
     with FileRun(rows, file, out, question, choice, overwrite=overwrite) as run:
         if not run.is_answered:
             with connect(*server) as client:
