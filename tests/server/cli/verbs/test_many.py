@@ -93,7 +93,7 @@ tasks:
 
 
 async def test_applied_twice_nothing_differs(
-    seed: Seed, make_adapter: MakeAdapter, adamix: Adamix, folder: Path, tmp_path: Path
+    seed: Seed, make_adapter: MakeAdapter, adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = seed("support", make_adapter(seed=7))
     seed("old", make_adapter(seed=8))
@@ -110,6 +110,11 @@ async def test_applied_twice_nothing_differs(
     assert done.stdout.endswith("6 done\n")
     assert (await adamix("apply", "-f", file)).stdout == "nothing differs\n"
     assert (await adamix.document("apply", "-f", file))["plan"] == []
+    file.write_text(DECLARED.replace("    pins: [stable]\n", ""))
+    with monkeypatch.context() as patched:
+        # What is as it should be is one look, however many tasks there are.
+        patched.setattr(Client, "versions", None)
+        assert (await adamix("apply", "-f", file)).stdout == "nothing differs\n"
 
     pruned = await adamix.document("apply", "-f", file, "--prune")
     assert [(step["action"], step["task"], step["state"]) for step in pruned["plan"]] == [
