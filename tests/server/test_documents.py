@@ -91,6 +91,7 @@ def flags_of() -> dict[str, set[str]]:
         ("bench training", "benchmarks.md"),
         ("bench quality", "benchmarks.md"),
         ("bench generation", "benchmarks.md"),
+        ("bench faces", "benchmarks.md"),
     ],
 )
 def test_every_flag_is_on_its_page(command: str, page: str, flags_of: dict[str, set[str]]) -> None:

@@ -18,6 +18,7 @@ _CHAPTERS = (
     "messages",
     "generation",
     "calls",
+    "http",
     "chats",
     "adapters",
     "control",
@@ -25,6 +26,7 @@ _CHAPTERS = (
     "quotas",
     "audit",
     "operators",
+    "files",
     "commands",
 )
 

@@ -78,6 +78,12 @@ class Server:
         record = self.find(process="supervisor", message="serving")
         return "" if record is None else record["address"]
 
+    @property
+    def http(self) -> str:
+        """Empty without `--http`."""
+        record = self.find(process="supervisor", message="serving")
+        return "" if record is None else record.get("http", "")
+
     def client(self) -> Client:
         return Client(self.address, timeout_s=30, retries=None)
 
