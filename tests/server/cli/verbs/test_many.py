@@ -186,6 +186,22 @@ async def test_traffic_that_somebody_else_has_changed_is_not_overwritten(
     assert live == [[hashlib.sha256(theirs).hexdigest(), 1]]
 
 
+async def test_a_file_that_changes_after_it_was_shown_is_refused(
+    adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_adapter: MakeAdapter
+) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text("tasks: {spam: adapters/alpha.safetensors}")
+    tasks = Client.tasks
+
+    def changed(client: Client) -> object:
+        (folder / "alpha.safetensors").write_bytes(make_adapter(seed=99))
+        return tasks(client)
+
+    monkeypatch.setattr(Client, "tasks", changed)
+    register, traffic = (await adamix.document("apply", "-f", file, code=1))["plan"]
+    assert (register["state"], register["reason"], traffic["state"]) == ("failed", "DIGEST_MISMATCH", "not begun")
+
+
 async def test_the_page_runs_as_it_stands(
     seed: Seed, make_adapter: MakeAdapter, adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
