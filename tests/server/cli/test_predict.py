@@ -135,6 +135,26 @@ def test_lines_of_stdin_are_lines_of_stdout(server: LabelServer) -> None:
     assert run("t", "-", "--server", server.address, stdin=many).stdout == "".join(f"{n}\t0.75\n" for n in range(200))
 
 
+def test_whoever_types_has_the_answer_before_the_next_line(
+    server: LabelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def typed() -> Iterator[asking.Row]:
+        for number, text in enumerate("abc"):
+            told.append(len(server.asked))
+            yield asking.Row(f"line {number}", text)
+
+    from adamix_client import Client
+    from adamix_server.cli import predict
+
+    monkeypatch.setattr(predict, "_lines", typed)
+    with Client(server.address) as client:
+        answers = list(predict._one_by_one(client, asking.Question(task="t")))
+    assert [answer["label"] for _, answer in answers] == ["A", "B", "C"]
+    assert told == [0, 1, 2]
+
+
 def test_lines_of_stdin_as_a_document(server: LabelServer) -> None:
     document = json.loads(run("t", "-", "--json", "--server", server.address, stdin="a\nb\n").stdout)
     assert [found["classification"]["label"] for found in document["predictions"]] == ["A", "B"]
@@ -529,6 +549,12 @@ def test_two_commands_do_not_write_one_file(rows: Files) -> None:
         assert "another command writes out.csv.partial" in rows.run(NOWHERE, *more, code=1).stderr
     journal.close()
     assert rows.journal.read_bytes().startswith(b'{"format"')
+
+
+def test_a_file_that_cannot_be_used_is_told_before_its_version_is_looked_up(rows: Files) -> None:
+    assert "does not exist" in rows.run(NOWHERE, "--version", "abcdef", code=1).stderr
+    rows.write("a")
+    assert "no column 'x'" in rows.run(NOWHERE, "--version", "abcdef", "--column", "x", code=2).stderr
 
 
 def test_no_rows_need_no_server(rows: Files) -> None:

@@ -125,7 +125,7 @@ def classified(request: inference_pb2.PredictRequest) -> inference_pb2.PredictRe
     response = inference_pb2.PredictResponse(timing=inference_pb2.Timing(compute_s=0.5, batch_requests=1))
     for index, item in enumerate(request.inputs):
         prediction = response.predictions.add(task=item.task, version=VERSION)
-        if item.text.isspace() or item.WhichOneof("content") == "text" and not item.text:
+        if item.text.isspace() or (item.WhichOneof("content") == "text" and not item.text):
             error = InvalidRequest("text is empty", reason="TEXT_EMPTY", field=f"inputs[{index}].text")
             prediction.error.CopyFrom(status.to_status(error))
         else:

@@ -93,7 +93,7 @@ tasks:
 
 
 async def test_applied_twice_nothing_differs(
-    seed: Seed, make_adapter: MakeAdapter, adamix: Adamix, folder: Path, tmp_path: Path
+    seed: Seed, make_adapter: MakeAdapter, adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = seed("support", make_adapter(seed=7))
     seed("old", make_adapter(seed=8))
@@ -110,6 +110,11 @@ async def test_applied_twice_nothing_differs(
     assert done.stdout.endswith("6 done\n")
     assert (await adamix("apply", "-f", file)).stdout == "nothing differs\n"
     assert (await adamix.document("apply", "-f", file))["plan"] == []
+    file.write_text(DECLARED.replace("    pins: [stable]\n", ""))
+    with monkeypatch.context() as patched:
+        # What is as it should be is one look, however many tasks there are.
+        patched.setattr(Client, "versions", None)
+        assert (await adamix("apply", "-f", file)).stdout == "nothing differs\n"
 
     pruned = await adamix.document("apply", "-f", file, "--prune")
     assert [(step["action"], step["task"], step["state"]) for step in pruned["plan"]] == [
@@ -179,6 +184,22 @@ async def test_traffic_that_somebody_else_has_changed_is_not_overwritten(
     assert (traffic["state"], traffic["reason"]) == ("failed", "STALE_ETAG")
     live = (await adamix.document("show", "spam"))["task"]["traffic"]
     assert live == [[hashlib.sha256(theirs).hexdigest(), 1]]
+
+
+async def test_a_file_that_changes_after_it_was_shown_is_refused(
+    adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_adapter: MakeAdapter
+) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text("tasks: {spam: adapters/alpha.safetensors}")
+    tasks = Client.tasks
+
+    def changed(client: Client) -> object:
+        (folder / "alpha.safetensors").write_bytes(make_adapter(seed=99))
+        return tasks(client)
+
+    monkeypatch.setattr(Client, "tasks", changed)
+    register, traffic = (await adamix.document("apply", "-f", file, code=1))["plan"]
+    assert (register["state"], register["reason"], traffic["state"]) == ("failed", "DIGEST_MISMATCH", "not begun")
 
 
 async def test_the_page_runs_as_it_stands(
