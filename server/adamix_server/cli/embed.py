@@ -86,14 +86,18 @@ def _ask(
 
     Raises:
         FailedPrecondition: the task gives something else (`NOT_AN_EMBEDDING`).
-        AdamixError: the first error of a text, which says its number.
+        AdamixError: what the first text that failed has met; it names the text.
     """
     from adamix_client import Embedding
 
-    vectors: list[tuple[float, ...]] = []
-    # The first text says which version; then all are asked of that one.
-    digest = digest or client.predict(task, texts[:1], truncate=truncate)[0].version
-    for prediction in client.predict_iter(task, texts, version=digest, truncate=truncate):
+    found = [] if digest else client.predict(task, texts[:1], truncate=truncate)
+    if not digest:
+        digest = found[0].version
+    # The first text says which version is live; all others, and with them itself, go to that one.
+    if len(texts) > len(found):
+        found = client.predict(task, texts, version=digest, truncate=truncate)
+    vectors = []
+    for prediction in found:
         if not isinstance(prediction.result, Embedding):
             raise FailedPrecondition(
                 f"{task} gives no embeddings: ask it with `adamix predict`", reason="NOT_AN_EMBEDDING"
