@@ -52,14 +52,14 @@ bench: $(SETUP) $(NATIVE)
 demo: $(SETUP) $(NATIVE)
 	@$(BIN)/adamix demo $(ARGS)
 
-# Two at a time, because most tests of whole servers wait for processes to start; the tests of one file stay together.
+# Three at a time, because most tests of whole servers wait for processes to start; the tests of one file stay together.
 # In the order of the folders: many quick files come last, so that neither worker is left with a slow one alone.
 test: $(SETUP) $(NATIVE)
-	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "not long" $(ARGS)
+	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=10 -m "not long" $(ARGS)
 
 # The table of what the kernels take on each target comes first: a test asks whether it is the table of these kernels.
 test-full: aot $(NATIVE)
-	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
+	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
 
 # Compiles every entry of the plans for every target; commit the result.
 aot: $(SETUP)

@@ -17,8 +17,8 @@ from adamix_server.telemetry.metrics import METRICS
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 # What CONTRIBUTING.md writes short.
-LETTERS = {"A": "adamix/adamix", "S": "adamix_server", "K": "adamix_kernels", "B": "adamix_bench"}
-SOURCES = ("adamix", "benchmarks", "kernels", "protos", "server", "tests")
+LETTERS = {"A": "adamix/adamix", "S": "adamix_server", "C": "adamix_client", "K": "adamix_kernels", "B": "adamix_bench"}
+SOURCES = ("adamix", "benchmarks", "client", "kernels", "protos", "server", "tests")
 # Of other programs.
 FOREIGN_FLAGS = {"--no-deps", "--nproc-per-node", "--num_processes"}
 
@@ -110,7 +110,7 @@ def test_no_page_names_a_flag_that_is_not(flags_of: dict[str, set[str]]) -> None
 
 
 def test_every_metric_is_named_and_no_other() -> None:
-    named = set(re.findall(r"\badamix_(?!bench|kernels|protos|server)[a-z_]+", PAGES["serving.md"]))
+    named = set(re.findall(r"\badamix_(?!bench|client|kernels|protos|server)[a-z_]+", PAGES["serving.md"]))
     assert named == set(METRICS)
 
 

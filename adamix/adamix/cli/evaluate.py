@@ -61,8 +61,9 @@ def evaluate(
         from adamix.evaluation import labelled
         from adamix.files import disk
         from adamix.routing.probe import MixtureProbe
-        from adamix.routing.report import num_passes
+        from adamix.routing.report import measure, num_passes
         from adamix.routing.routing import parse_routing
+        from adamix.routing.source import read_source
 
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)
@@ -71,7 +72,7 @@ def evaluate(
                 f"--save-predictions {save_predictions} is a directory: name the file to write in it",
                 field="save_predictions",
             )
-        adapter, mixture = routes.read_source(source, chosen)
+        adapter, mixture = read_source(source, chosen)
         head = adapter.manifest.head
         writing = texts.Writing(decoding, scoring, subset)
         if head.type == "causal_lm":
@@ -102,7 +103,7 @@ def evaluate(
             else:
                 probe = MixtureProbe(mixture, loaded, tokenizer, rows, batch_size=batch_size, on_rows=shown.advance)
                 shown.total = len(rows.examples) * num_passes(probe, chosen, num_seeds)
-                result, report = routes.measure(probe, chosen, num_seeds)
+                result, report = measure(probe, chosen, num_seeds)
         if save_predictions is not None:
             lines = [
                 json.dumps(_prediction(rows, example, prediction, logits), ensure_ascii=False)

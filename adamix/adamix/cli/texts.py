@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.mixture_file import MixtureFile
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.routing.report import DrawsReport, EnsembleReport
     from adamix.routing.routing import Routing
-    from adamix.routing.text_probe import TextProbe, TokenEvaluation
+    from adamix.routing.text_probe import TokenEvaluation
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     """
     from adamix.files import disk
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.routing.report import num_passes
+    from adamix.routing.report import measure_texts, num_passes
     from adamix.routing.text_probe import TextProbe, Writing
 
     if plot is not None and routing.mode == "ensemble":
@@ -140,7 +139,7 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
         )
         a_pass = len(rows.examples) if how else sum(len(example.references) for example in rows.examples)
         shown.total = a_pass * num_passes(probe, routing, seeds)
-        result, report = _measure(probe, routing, seeds)
+        result, report = measure_texts(probe, routing, seeds)
     if isinstance(result, TextEvaluation):
         _save(run, rows, result)
     unit = _unit(rows)
@@ -150,21 +149,6 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     if plot is not None:
         disk.write(plot, routes.draw(report, f"{rows.name}, {result.rows} {unit}", plot))
     routes.show(report, json_=run.as_json, unit=unit, details=_details(result, rows, run))
-
-
-def _measure(
-    probe: "TextProbe", routing: "Routing", seeds: int
-) -> "tuple[TokenEvaluation | TextEvaluation, DrawsReport[Any] | EnsembleReport[Any] | None]":
-    """Of several draws the first one's result, and what there is to report beside it."""
-    from adamix.routing.report import report_draws, report_text_ensemble
-
-    if routing.mode == "random":
-        draws = report_draws(probe, routing, seeds)
-        return draws.first, draws
-    if routing.mode == "ensemble":
-        ensemble = report_text_ensemble(probe, routing, seeds)
-        return ensemble.ensemble, ensemble
-    return probe.evaluate(routing), None
 
 
 def _save(run: Run, rows: "GenerationData", result: "TextEvaluation") -> None:

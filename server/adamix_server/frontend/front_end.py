@@ -254,11 +254,11 @@ class FrontEnd:
             witness=self._witness,
             meter=self._meter,
             is_shared=is_shared,
-            open_http=self._open_http if start.http else None,
+            open_http=partial(self._open_http, view, tokenizer) if start.http else None,
         )
         return _Parts(reclaimer, residency, endpoint)
 
-    def _open_http(self, service: Callable[[Any], Any]) -> HttpPort:
+    def _open_http(self, view: CatalogView, tokenizer: Tokenizer, service: Callable[[Any], Any]) -> HttpPort:
         """The port of HTTP. Raises InvalidConfig."""
         # uvicorn and what it needs cost a process some megabytes, which one without the port does not pay.
         from adamix_server.frontend.http.serving import HttpSettings, open_http
@@ -270,7 +270,7 @@ class FrontEnd:
             tls=start.settings.tls,
             metrics_address=start.metrics_address or None,
         )
-        return open_http(settings, service, self._readiness, self._recorder)
+        return open_http(settings, service, self._readiness, self._recorder, view, tokenizer.backend)
 
     def _refused(self, kind: RefusalKind, name: str) -> None:
         """A credential does not count: why is told to operators alone."""

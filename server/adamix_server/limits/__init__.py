@@ -19,6 +19,7 @@ _CHAPTERS = (
     "generation",
     "calls",
     "http",
+    "open_ai",
     "chats",
     "adapters",
     "control",
@@ -26,8 +27,8 @@ _CHAPTERS = (
     "quotas",
     "audit",
     "operators",
-    "files",
     "commands",
+    "files",
 )
 
 

@@ -22,6 +22,7 @@ from adamix_client.addresses import is_loopback, split_address
 from adamix_server.agreement import Books, Letter
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import recover
+from adamix_server.catalog.reserve import reserve
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.engine_frames import Hello
 from adamix_server.channel.supervisor_frames import (
@@ -156,6 +157,7 @@ class Supervisor:
         check_files(self._config.front_end)
         with (
             StoreLock(self._config.store),
+            reserve(self._config.store),
             _runtime_directory(self._config.store) as self._runtime,
             self._port(self._config.listen) as self._listen,
             self._port(self._config.http, "http") as self._http,

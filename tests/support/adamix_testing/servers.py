@@ -94,12 +94,12 @@ class Server:
     def kill(self) -> None:
         """Everything at once, as a power cut would."""
         if self.process.poll() is None:
-            # Asked for first: those of a dead process are nobody's, and would end in order.
-            children = self.children()
-            os.killpg(self.process.pid, signal.SIGKILL)
-            for child in children:
+            # The supervisor stands still meanwhile: it replaces whoever dies, and whoever outlives it ends in order.
+            os.kill(self.process.pid, signal.SIGSTOP)
+            for child in self.children():
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def children(self) -> list[int]:

@@ -1,0 +1,19 @@
+"""Clients of other people, as they are, of a front end that is here."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from adamix_testing.harness import Harness
+
+# With bodies that are no dicts of the types which the package declares.
+Stock = Any
+
+
+@asynccontextmanager
+async def open_ai(harness: Harness, key: str = "unused", retries: int = 0) -> AsyncIterator[Stock]:
+    """OpenAI's, which tries nothing twice unless it is told to."""
+    async with AsyncOpenAI(base_url=f"http://{harness.http}/v1", api_key=key, max_retries=retries) as client:
+        yield client
