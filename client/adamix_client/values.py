@@ -257,7 +257,15 @@ def to_streamed_prediction(message: inference_pb2.PredictStreamResponse) -> Stre
 
 
 def to_timing(message: inference_pb2.Timing) -> Timing:
-    return Timing(**to_json(message))
+    return Timing(
+        queue_s=message.queue_s,
+        load_s=message.load_s,
+        tokenize_s=message.tokenize_s,
+        compute_s=message.compute_s,
+        batch_requests=message.batch_requests,
+        batch_tokens=message.batch_tokens,
+        batch_tasks=message.batch_tasks,
+    )
 
 
 def to_prediction(message: inference_pb2.Prediction) -> Prediction:

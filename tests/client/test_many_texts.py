@@ -116,9 +116,9 @@ def test_errors_are_raised_or_left_in_their_places_with_the_callers_words(client
     assert [place for place, answer in enumerate(answers) if answer.error is not None] == [130]
     with pytest.raises(InvalidRequest, match="text 131 is empty"):
         _ = answers[130].label
-    with pytest.raises(InvalidRequest, match="^the text is empty$"):
+    with pytest.raises(InvalidRequest, match=r"^the text is empty$"):
         client.predict("sst2", " ")
-    with pytest.raises(InvalidRequest, match="^input 2 is empty$"):
+    with pytest.raises(InvalidRequest, match=r"^input 2 is empty$"):
         client.predict([Input("sst2", text="a"), Input("sst2", text=" ")])
     alone = client.predict("sst2", " ", on_error="return")
     assert alone.error is not None
@@ -149,7 +149,7 @@ def test_a_call_that_fails_leaves_its_error_in_each_of_its_places(client: Client
         raise NotFound("there is no task nobody", field="inputs[0].task")
 
     server.methods["Predict"] = unknown
-    with pytest.raises(NotFound, match="^there is no task nobody$"):
+    with pytest.raises(NotFound, match=r"^there is no task nobody$"):
         client.predict("nobody", "a")
 
 

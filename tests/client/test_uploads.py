@@ -120,10 +120,13 @@ def test_what_progress_raises_ends_the_upload(client: Client, registry: Registry
     assert all(data != DATA for _, data in registry.uploads), "a part is never taken for the whole"
 
 
-def test_a_server_that_refuses_at_once_is_heard(registry: Registry) -> None:
+def test_a_server_that_refuses_at_once_is_heard() -> None:
     def full(_: Any) -> Any:
         raise Overloaded("too many uploads", reason="OVERLOADED")
 
-    with PlayedServer(RegisterAdapter=full) as server, Client(server.address) as client:
-        with pytest.raises(Overloaded, match="too many uploads"):
-            client.register("t", DATA)
+    with (
+        PlayedServer(RegisterAdapter=full) as server,
+        Client(server.address) as client,
+        pytest.raises(Overloaded, match="too many uploads"),
+    ):
+        client.register("t", DATA)

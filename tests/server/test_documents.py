@@ -50,6 +50,7 @@ def flags_of() -> dict[str, set[str]]:
         ("train", "method.md"),
         ("merge", "merging.md"),
         ("evaluate", "method.md"),
+        ("report", "method.md"),
         ("few-shot", "experiments.md"),
         ("sweep", "sweeps.md"),
         ("import peft", "interop.md"),

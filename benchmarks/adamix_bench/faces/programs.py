@@ -92,15 +92,16 @@ class Ran:
 def _ran(command: Sequence[str], *, fails: bool) -> Ran:
     """A program from its start to its end. Raises Unavailable if it fails where it should not, or the other way."""
     with tempfile.TemporaryDirectory(prefix="adamix-bench-") as directory:
-        before, began = _cpu_of_children_s(), time.perf_counter()
+        before, began = cpu_of_children_s(), time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, cwd=directory, check=False)
-        found = Ran(time.perf_counter() - began, _cpu_of_children_s() - before)
+        found = Ran(time.perf_counter() - began, cpu_of_children_s() - before)
     if bool(done.returncode) != fails:
         raise Unavailable(f"{' '.join(command[2:])} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
     return found
 
 
-def _cpu_of_children_s() -> float:
+def cpu_of_children_s() -> float:
+    """Processor time of all programs that were started here and have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

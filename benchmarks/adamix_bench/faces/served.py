@@ -19,6 +19,7 @@ import torch
 
 from adamix.errors import AdamixError, Unavailable
 from adamix_bench.faces.http_loadgen import HttpLoadProcess
+from adamix_bench.faces.programs import cpu_of_children_s
 from adamix_bench.faces.report import Report
 from adamix_bench.faces.settings import Settings
 from adamix_bench.measure import Spread, in_turns, timed
@@ -124,11 +125,16 @@ def file(settings: Settings, report: Report, say: Say) -> None:
     sizes = settings.sizes
     with _stage(settings, 1, report, say) as stage, tempfile.TemporaryDirectory(prefix="adamix-bench-") as name:
         peaks: list[int] = []
+        costs: list[dict[str, float]] = []
 
         def ask(num_rows: int) -> float:
-            seconds, peak = predict_file(Path(name), stage.requests.texts, num_rows, stage.server.address)
-            peaks.append(peak)
-            return num_rows / seconds
+            before = stage.processes.cpu_s()
+            found = predict_file(Path(name), stage.requests.texts, num_rows, stage.server.address)
+            after = stage.processes.cpu_s()
+            peaks.append(found.peak_bytes)
+            spent = {role: after[role] - before[role] for role in before} | {"command": found.cpu_s}
+            costs.append({who: seconds * 1e3 / num_rows for who, seconds in spent.items()})
+            return num_rows / found.seconds
 
         say(f"file: {sizes.fewer_rows:,} rows")
         stage.run_engine()
@@ -143,12 +149,18 @@ def file(settings: Settings, report: Report, say: Say) -> None:
         report.rates |= {"engine, one task": beside, "predict --file": Spread(tuple(rates))}
         fewer, *rest = peaks
         report.facts["file"] = {"rows": sizes.rows, "peak_bytes": max(rest), "peak_bytes_of_fewer_rows": fewer}
+        report.cpu_ms["predict --file"] = {
+            f"{who}, a row": Spread(tuple(cost[who] for cost in costs[1:])) for who in costs[0]
+        }
         note = (
             f"{sizes.rows:,} rows, the whole command; {max(rest) // _MIB} MiB at most, {fewer // _MIB} MiB with "
             f"{sizes.fewer_rows:,} rows"
         )
         what = "rows a second of `predict --file` over the engine in process"
         report.add("file.rate", what, Spread(tuple(rates)).over(beside), 0.85, at_least=True, note=note)
+        shares = Spread(tuple(cost["engine"] / sum(cost.values()) for cost in costs[1:]))
+        note = ", ".join(f"{who} {spread.median:.3f} ms" for who, spread in report.cpu_ms["predict --file"].items())
+        report.add("file.cpu", "engine's share of all processor time for a row", shares, note=note)
         growth = Spread(tuple(peak / fewer for peak in rest))
         what = f"peak memory of the command with {sizes.rows:,} rows over that with {sizes.fewer_rows:,}"
         report.add("file.memory", what, growth)
@@ -168,8 +180,17 @@ def json_bodies(requests: Requests, inputs_per_call: int) -> list[bytes]:
     ]
 
 
-def predict_file(directory: Path, texts: Sequence[str], num_rows: int, address: str) -> tuple[float, int]:
-    """The seconds that `adamix predict --file` took for so many rows, and the most bytes that it had in memory.
+@dataclass(frozen=True)
+class Predicted:
+    """What `adamix predict --file` took: seconds, those of processor time, and the most bytes that it had in memory."""
+
+    seconds: float
+    cpu_s: float
+    peak_bytes: int
+
+
+def predict_file(directory: Path, texts: Sequence[str], num_rows: int, address: str) -> Predicted:
+    """Answer so many rows by that command.
 
     Raises:
         Unavailable: it failed, or did not answer every row.
@@ -181,7 +202,7 @@ def predict_file(directory: Path, texts: Sequence[str], num_rows: int, address: 
         writer.writerows(enumerate(islice(cycle(texts), num_rows)))
     command = [sys.executable, "-m", "adamix_server", "predict", task_name(0), "--file", str(source), "--out", str(out)]
     command += ["--server", address, "--overwrite", "--json"]
-    began = time.perf_counter()
+    before, began = cpu_of_children_s(), time.perf_counter()
     peak = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -194,7 +215,7 @@ def predict_file(directory: Path, texts: Sequence[str], num_rows: int, address: 
         answered = sum(1 for row in csv.DictReader(rows) if row["label"])
     if process.returncode or document.get("failed") or answered != num_rows:
         raise Unavailable(f"predict --file ended with {process.returncode}: {answered} of {num_rows} rows are answered")
-    return seconds, peak
+    return Predicted(seconds, cpu_of_children_s() - before, peak)
 
 
 def _peak_bytes(pid: int) -> int:

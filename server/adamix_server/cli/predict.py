@@ -80,7 +80,7 @@ def predict(
                 raise InvalidConfig(f"--on-error is {_KEEP} or {_STOP}, not {on_error!r}", field="on_error")
             choice = Choice(column, pair_column, truncate)
             failed = _of_file(
-                _of_one_version(question, server, api_key_file),
+                question,
                 choice,
                 file,
                 out,
@@ -133,9 +133,11 @@ def _of_file(
 ) -> bool:
     """Answer the rows of a file. Returns whether any of them failed."""
     from adamix_server.cli.rows.opening import format_of, open_rows
-    from adamix_server.cli.rows.run import FileRun
 
     rows = open_rows(file, format_of(file, out, kind), choice)
+    from adamix_server.cli.rows.run import FileRun
+
+    question = _of_one_version(question, *server)
     with FileRun(rows, file, out, question, choice, overwrite=overwrite) as run:
         if not run.is_answered:
             with connect(*server) as client, offering(client, question.task):

@@ -15,6 +15,16 @@ MAX_BODY_BYTES = chapter.limit(
     note="HTTP 413",
     proof="server/frontend/http/test_limits.py::test_a_body",
 )
+MAX_BODY_ITEMS = chapter.limit(
+    1024,
+    "",
+    "items of one list, or of one object with names of the caller's choice, in a body of the control plane or of the "
+    "Open Inference Protocol",
+    Code.INVALID_ARGUMENT,
+    "FIELD_INVALID",
+    note="HTTP 400; of fewer the call says what it takes",
+    proof="server/frontend/http/test_tensor_bodies.py::test_lists_are_only_so_long",
+)
 MAX_HEADER_BYTES = chapter.limit(
     8 << 10,
     "bytes",

@@ -24,13 +24,24 @@ MAX_EMBEDDED_INPUTS = chapter.limit(
     "INPUT_COUNT",
     proof=_ASKING + "test_so_many_inputs_and_no_more",
 )
-MAX_ANSWERED_VALUES = chapter.limit(
-    1 << 20,
-    "",
-    "values of all answers to one `/v1/embeddings` or `/classify` (2,048 texts in 512 dimensions)",
+_ROOM = "server/frontend/http/open_ai/test_answer_room.py::"
+MAX_ANSWER_BYTES = chapter.limit(
+    16 << 20,
+    "bytes",
+    "answer of `/v1/embeddings` or `/classify` (12 bytes a value: 2,048 texts in 682 dimensions), and of a text that "
+    "is not streamed with `logprobs` (128 bytes for each that is told of a token)",
     Code.INVALID_ARGUMENT,
-    "INPUT_COUNT",
-    proof="server/frontend/http/open_ai/test_inputs.py::test_so_many_values_and_no_more",
+    "ANSWER_TOO_LARGE",
+    proof=_ROOM + "test_so_large_an_answer_and_no_larger",
+)
+ANSWERS_BYTES = chapter.limit(
+    128 << 20,
+    "bytes",
+    "such answers together, until their clients have read them, in one front end; half of it of one tenant",
+    Code.RESOURCE_EXHAUSTED,
+    "BYTES_IN_FLIGHT",
+    note="RetryInfo, at once",
+    proof=_ROOM + "test_so_much_room_a_tenant_has_and_all_of_them_together",
 )
 MAX_LISTED_MODELS = chapter.limit(
     10_000,

@@ -97,11 +97,12 @@ def test_calls_over_http_and_what_became_of_their_inputs(answers: str) -> None:
 
 def test_the_rows_of_a_file_are_all_answered_and_weighed(tmp_path: Path) -> None:
     with LabelServer(lambda item: label("x")) as server:
-        seconds, peak = served.predict_file(tmp_path, ["a", "b", "c"], 200, server.address)
+        found = served.predict_file(tmp_path, ["a", "b", "c"], 200, server.address)
         assert len(server.asked) == 200
-        assert 0 < seconds < 60
+        assert 0 < found.seconds < 60
+        assert 0 < found.cpu_s < 60
         # A Python with gRPC, and without torch.
-        assert 20 << 20 < peak < 200 << 20
+        assert 20 << 20 < found.peak_bytes < 200 << 20
         server.answer = lambda item: label("")
         with pytest.raises(Unavailable, match="0 of 200 rows"):
             served.predict_file(tmp_path, ["a"], 200, server.address)
@@ -216,6 +217,7 @@ def test_a_whole_run_measures_every_goal(tmp_path: Path) -> None:
     assert {name for name, goal in found.items() if goal["target"] is None} == {
         "http.cpu.32",
         "grpc.retention",
+        "file.cpu",
         "file.memory",
     }
     for name, goal in found.items():

@@ -26,11 +26,15 @@ class BareHttp(BareBoundary):
 
     Attributes:
         http: `host:port`.
+        max_connections: over HTTP; to be set before it starts.
     """
+
+    max_connections = 64
 
     async def __aenter__(self) -> "BareHttp":
         await super().__aenter__()
-        self.face = Face("127.0.0.1:0", App(self._routes(), self.recorder), shares_port=False)
+        app = App(self._routes(), self.recorder)
+        self.face = Face("127.0.0.1:0", app, shares_port=False, max_connections=self.max_connections)
         await self.face.start()
         self.http = self.face.address
         return self

@@ -1,6 +1,6 @@
-"""A server whose methods are played: a real port, on which each is answered as the test says, and what was asked is kept.
+"""A server whose methods are played: a real port, on which each is answered as the test says.
 
-Errors that a method raises reach the client as those of a real server do.
+What was asked is kept. Errors that a method raises reach the client as those of a real server do.
 """
 
 import threading
@@ -39,7 +39,7 @@ class Asked:
     left_s: float | None
 
 
-class PlayedServer(grpc.GenericRpcHandler):
+class PlayedServer(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """Serves for as long as a with-block runs.
 
     Args:

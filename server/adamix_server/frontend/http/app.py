@@ -7,7 +7,6 @@ body that a browser may send unasked is of no content type that a route takes. K
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Iterable
 
 from adamix.errors import AdamixError, InvalidRequest
@@ -31,27 +30,34 @@ class App:
     """Answers requests by routes. Belongs to one event loop.
 
     Args:
-        routes: of all faces; of two that fit a path the first answers.
+        routes: of all faces; of two with one path and method the first answers.
     """
 
     def __init__(self, routes: Iterable[Route], recorder: Recorder) -> None:
         self._recorder = recorder
         self._fixed: dict[str, dict[str, Route]] = {}
-        self._patterns: dict[str, tuple[re.Pattern[str], dict[str, Route]]] = {}
+        patterns: dict[str, dict[str, Route]] = {}
+        first: dict[str, Route] = {}
         for route in routes:
             if route.parameters:
-                found = self._patterns.setdefault(route.path, (route.pattern, {}))[1]
+                first.setdefault(route.path, route)
+                found = patterns.setdefault(route.path, {})
             else:
                 found = self._fixed.setdefault(route.path, {})
             found.setdefault(route.method, route)
             if route.method == "GET":
                 found.setdefault("HEAD", route)
+        # Of two that fit a path the one that says more of it comes first: `{task}:rollback` before `{task}`.
+        self._patterns = [(route.pattern, patterns[route.path]) for route in sorted(first.values(), key=_openness)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI. Never raises."""
         if scope["type"] != "http":
             return
         connection = scope[CONNECTION]
+        if connection.is_refused:
+            # Its bytes were no HTTP after all, and it has been told so.
+            return
         request = Request(scope, receive, send)
         connection.task = asyncio.current_task()
         try:
@@ -69,10 +75,14 @@ class App:
         http_status = 200
         reply: Reply | None
         try:
-            route = self._route(request)
+            found, params = self._found(request)
+            # All methods of a path are one face's.
+            write_error = next(iter(found.values())).errors
+            route = _of_method(found, request)
             if isinstance(route, Route):
-                write_error, path = route.errors, route.path
+                path = route.path
                 _check_origin(request)
+                request.params = _decoded(params)
                 reply = await route.answer(request)
             else:
                 reply = Reply(status=204, headers=(("allow", ", ".join(route)),))
@@ -97,30 +107,42 @@ class App:
             await request.send(reply)
         self._recorder.inc("adamix_http_requests_total", path, str(http_status))
 
-    def _route(self, request: Request) -> Route | tuple[str, ...]:
-        """What answers a request; for OPTIONS the methods that there are. Raises AdamixError."""
+    def _found(self, request: Request) -> tuple[dict[str, Route], dict[str, str]]:
+        """The routes at the path of a request, by method, and its parameters as they were sent. Raises NotFound."""
         found = self._fixed.get(request.path)
-        if found is None:
-            found = self._parametric(request)
-        if found is None:
-            raise route_unknown()
-        route = found.get(request.method)
-        if route is None:
-            allowed = (*found, "OPTIONS")
-            if request.method == "OPTIONS":
-                return allowed
-            raise MethodNotAllowed(request.method, allowed)
-        return route
-
-    def _parametric(self, request: Request) -> dict[str, Route] | None:
-        for pattern, found in self._patterns.values():
+        if found is not None:
+            return found, {}
+        for pattern, found in self._patterns:
             if (match := pattern.fullmatch(request.path)) is not None:
-                for name, text in match.groupdict().items():
-                    if (plain := decoded(text)) is None:
-                        raise InvalidRequest(f"the path's {name} is no text", reason="PATH_INVALID", field=name)
-                    request.params[name] = plain
-                return found
-        return None
+                return found, match.groupdict()
+        raise route_unknown()
+
+
+def _of_method(found: dict[str, Route], request: Request) -> Route | tuple[str, ...]:
+    """What answers a request; for OPTIONS the methods that there are. Raises MethodNotAllowed."""
+    route = found.get(request.method)
+    if route is None:
+        allowed = (*found, "OPTIONS")
+        if request.method == "OPTIONS":
+            return allowed
+        raise MethodNotAllowed(request.method, allowed)
+    return route
+
+
+def _decoded(params: dict[str, str]) -> dict[str, str]:
+    """Raises InvalidRequest (`PATH_INVALID`)."""
+    found: dict[str, str] = {}
+    for name, text in params.items():
+        if (plain := decoded(text)) is None:
+            raise InvalidRequest(f"the path's {name} is no text", reason="PATH_INVALID", field=name)
+        found[name] = plain
+    return found
+
+
+def _openness(route: Route) -> tuple[int, int]:
+    """The less a path says, the more: by its parameters, then by what it says beside them."""
+    parameters = route.parameters
+    return len(parameters), sum(map(len, parameters)) + 2 * len(parameters) - len(route.path)
 
 
 def _check_origin(request: Request) -> None:

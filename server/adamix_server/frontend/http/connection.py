@@ -6,6 +6,7 @@ the bytes are no HTTP. Who leaves ends what is done for it at once. Knows no rou
 """
 
 import asyncio
+import logging
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -18,6 +19,10 @@ from adamix_server.limits.http import IDLE_S, LINGER_S, MAX_HEADER_BYTES, MAX_PI
 
 # For a client whose connection was one too many.
 _FULL_RETRY_S = 1.0
+
+
+_log = logging.getLogger("adamix_server.frontend.http.uvicorn")
+_log.setLevel(logging.ERROR)
 
 
 class Way:
@@ -56,17 +61,27 @@ class Connection(HttpToolsProtocol):
 
     Attributes:
         task: what works on the request at hand.
+        is_refused: what came was no HTTP, or too much of it, and that was the last answer.
     """
 
     def __init__(self, *args: Any, max_connections: int, **named: Any) -> None:
         super().__init__(*args, **named)
         self._max_connections = max_connections
+        self.timeout_keep_alive = IDLE_S  # type: ignore[assignment] # any number of seconds
         self.task: asyncio.Task[Any] | None = None
+        # Whoever sends bytes that are no HTTP must not fill the log.
+        self.logger = _log
         # What waits for a head, or for the rest of a body that nobody reads; at most one of them at a time.
         self._timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._is_in_head = False
         self._is_in_body = False
+        self.is_refused = False
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether the body waits for a word of ours (`expect: 100-continue`), and so may never come."""
+        return self.cycle.waiting_for_100_continue
 
     async def drained(self) -> None:
         """Return once the reader has taken almost all that was written."""
@@ -75,7 +90,8 @@ class Connection(HttpToolsProtocol):
 
     def drop(self) -> None:
         """End the connection now, with what has been written and not been sent."""
-        self.transport.abort()
+        if not self.is_refused:
+            self.transport.abort()
 
     def hold(self) -> None:
         """Keep what is written until `release`."""
@@ -143,6 +159,10 @@ class Connection(HttpToolsProtocol):
         if head_bytes > MAX_HEADER_BYTES:
             self._refuse(headers_too_large(MAX_HEADER_BYTES))
             return
+        num_hosts = sum(name == b"host" for name, _ in self.headers)
+        if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
+            self._refuse(_malformed())
+            return
         self._head_bytes = head_bytes
         self._is_in_body = True
         super().on_headers_complete()
@@ -170,7 +190,10 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says as much
         """uvicorn's word for bytes that are no HTTP."""
-        self._refuse(InvalidRequest("this is no valid HTTP request", reason="MALFORMED_REQUEST"))
+        self._refuse(_malformed())
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nobody is told: the request is answered as it would be without."""
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
@@ -192,9 +215,15 @@ class Connection(HttpToolsProtocol):
         """Answer without a request, and end the connection."""
         self._stop_timer()
         if self._is_answering():
-            # An answer is on its way, and another one would become a part of it.
-            self.transport.abort()
-            return
+            if self.pipeline or self.cycle.response_started:
+                # An answer is on its way, or another one is due: this one would be taken for it.
+                self.transport.abort()
+                return
+            # The request at hand is broken: this is the answer to it.
+            self.cycle.disconnected = True
+            if self.task is not None:
+                self.task.cancel()
+        self.is_refused = True
         reply = to_reply(error)
         headers = (
             ("content-type", reply.content_type),
@@ -214,3 +243,7 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _malformed() -> InvalidRequest:
+    return InvalidRequest("this is no valid HTTP request", reason="MALFORMED_REQUEST")

@@ -88,6 +88,9 @@ def headers_of(error: AdamixError) -> tuple[tuple[str, str], ...]:
         headers.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
     if error.code is Code.UNAUTHENTICATED:
         headers.append(("www-authenticate", "Bearer"))
+    if error.reason == "DRAINING":
+        # The next request is to go elsewhere.
+        headers.append(("connection", "close"))
     if isinstance(error, MethodNotAllowed):
         headers.append(("allow", ", ".join(error.allowed)))
     return tuple(headers)

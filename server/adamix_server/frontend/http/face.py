@@ -17,7 +17,7 @@ from adamix_server.descriptors import room_for_connections
 from adamix_server.frontend.http.app import App
 from adamix_server.frontend.http.certificate import HttpCertificate
 from adamix_server.frontend.http.connection import Connection
-from adamix_server.limits.http import IDLE_S, MAX_HTTP_CONNECTIONS
+from adamix_server.limits.http import MAX_HTTP_CONNECTIONS
 from adamix_server.port import cannot_listen
 
 _BACKLOG = 1024
@@ -33,6 +33,7 @@ class Face:
         app: answers requests.
         shares_port: with the other front ends of this server.
         certificate: that is shown; None answers unencrypted.
+        max_connections: at once; further ones are refused.
 
     Attributes:
         address: with the real port.
@@ -41,12 +42,20 @@ class Face:
         InvalidConfig: the address cannot be bound (`ADDRESS_IN_USE`).
     """
 
-    def __init__(self, listen: str, app: App, *, shares_port: bool, certificate: HttpCertificate | None = None) -> None:
+    def __init__(
+        self,
+        listen: str,
+        app: App,
+        *,
+        shares_port: bool,
+        certificate: HttpCertificate | None = None,
+        max_connections: int = MAX_HTTP_CONNECTIONS,
+    ) -> None:
         self._certificate = certificate
         host, port = split_address(listen)
         self._sockets, port = _bound(host, port, listen, shares_port=shares_port)
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        # A reader that is behind must not be taken for a lost one, nor a proxy's headers for the transport's.
+        # Whom a proxy speaks for, the boundary judges; and the log has its own lines.
         config = Config(
             app,
             lifespan="off",
@@ -55,7 +64,6 @@ class Face:
             proxy_headers=False,
             server_header=False,
             ws="none",
-            timeout_keep_alive=int(IDLE_S),
         )
         config.load()
         self._state = ServerState()
@@ -64,7 +72,7 @@ class Face:
             config=config,
             server_state=self._state,
             app_state={},
-            max_connections=room_for_connections(MAX_HTTP_CONNECTIONS),
+            max_connections=room_for_connections(max_connections),
         )
         self._servers: list[asyncio.Server] = []
         self._dating: asyncio.Task[None] | None = None

@@ -7,7 +7,7 @@ name alone, which it refuses for one reason or the other. Knows no route and no 
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from adamix.errors import AdamixError, Code, InvalidRequest
+from adamix.errors import AdamixError, Code, InvalidRequest, Overloaded
 from adamix_server.frontend.http.request import Request
 
 M = TypeVar("M")
@@ -17,19 +17,20 @@ class NameFirst(Generic[M]):
     """Reads the message of a call.
 
     Args:
-        read: the message that a request's body says. Raises InvalidRequest.
+        read: the message that a request's body says. Raises InvalidRequest, and Overloaded for one
+            that is too large.
         bare: the message with nothing but the name, which its method must refuse as INVALID_ARGUMENT.
     """
 
     def __init__(self, read: Callable[[Request], Awaitable[M]], bare: M) -> None:
         self._read = read
         self._bare = bare
-        self._wrong: InvalidRequest | None = None
+        self._wrong: AdamixError | None = None
 
     async def __call__(self, request: Request) -> M:
         try:
             return await self._read(request)
-        except InvalidRequest as error:
+        except (InvalidRequest, Overloaded) as error:
             self._wrong = error
             return self._bare
 

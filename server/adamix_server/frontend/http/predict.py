@@ -79,7 +79,7 @@ def routes(calls: Calls) -> list[Route]:
 
 
 async def _read(request: Request) -> inference_pb2.PredictRequest:
-    return to_message(await read_json(request, _DECODER, num_names=_num_names))
+    return to_message(await read_json(request, _DECODER, num_names=num_names))
 
 
 def to_message(body: PredictRequest) -> inference_pb2.PredictRequest:
@@ -150,7 +150,7 @@ def _truncation(value: str | int) -> Any:
     return found.number
 
 
-def _num_names(body: PredictRequest) -> int:
+def num_names(body: PredictRequest) -> int:
     """How many names the body has, if none is in one object twice."""
     count = (body.inputs is not UNSET) + (body.return_logits is not UNSET)
     for item in body.inputs or ():

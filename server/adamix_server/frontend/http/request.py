@@ -6,6 +6,7 @@ before a byte of it is. A sender that leaves cancels the task of its request at 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -28,6 +29,10 @@ _MAX_QUERY_FIELDS = 32
 class Way(Protocol):
     """The connection of a request, as far as requests need it."""
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether the body waits for a word of ours, and so may never come."""
+
     async def drained(self) -> None:
         """Return once the reader has taken almost all that was written."""
 
@@ -49,6 +54,7 @@ class Request:
         path: as it was sent, percent-encoded, without the query.
         params: of the route's path, decoded.
         id: of the request, in its headers and in the log; known once the boundary has seen its call.
+        since: its first line came, on CLOCK_MONOTONIC.
         has_begun: an answer is on its way.
     """
 
@@ -64,6 +70,7 @@ class Request:
         "params",
         "path",
         "scope",
+        "since",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,6 +83,7 @@ class Request:
         self.path: str = scope["raw_path"].decode("ascii", "replace")
         self.params: dict[str, str] = {}
         self.id = ""
+        self.since = time.monotonic()
         self.has_begun = False
         # Told when the last byte of the answer has left, or will never.
         self.ends: list[Callable[[], None]] = []
@@ -191,6 +199,9 @@ class Request:
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.has_begun = True
+        if self._way().is_held_back:
+            # It may send the body all the same, or a next request in its place.
+            headers.append((b"connection", b"close"))
         if self.id:
             headers.append((b"x-request-id", self.id.encode("ascii")))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})

@@ -16,6 +16,7 @@ from adamix_server.frontend.http.app import App
 from adamix_server.frontend.http.calls import Calls
 from adamix_server.frontend.http.certificate import HttpCertificate
 from adamix_server.frontend.http.control import routes as control
+from adamix_server.frontend.http.documents import routes as documents
 from adamix_server.frontend.http.face import Face
 from adamix_server.frontend.http.open_ai import routes as open_ai
 from adamix_server.frontend.http.open_inference import routes as open_inference
@@ -60,7 +61,7 @@ def open_http(
     """
     calls = Calls(service)
     routes = [*all_routes(calls, readiness, settings.metrics_address), *open_ai.routes(calls, view, tokenizer)]
-    app = App(routes, recorder)
+    app = App([*routes, *documents.routes(routes)], recorder)
     certificate = None if settings.tls is None else HttpCertificate(settings.tls)
     return Face(settings.listen, app, shares_port=settings.shares_port, certificate=certificate)
 

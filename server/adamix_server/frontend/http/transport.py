@@ -67,7 +67,8 @@ class HttpContext(Carrier):
         self._metadata, timeout_s = _metadata(request)
         self._peer = peer_of(request.scope)
         self._trailing: Any = ()
-        self.deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        # Of all calls of a request together.
+        self.deadline = math.inf if timeout_s is None else request.since + timeout_s
         self.error: AdamixError | None = None
 
     def peer(self) -> str:

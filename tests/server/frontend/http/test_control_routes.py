@@ -17,6 +17,7 @@ from adamix.errors import Unauthenticated
 from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import admin_pb2, server_pb2
 from adamix_server.access.principal import Principal
+from adamix_server.config import FrontEndSettings
 from adamix_server.frontend.entrance import Entrance
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -147,7 +148,7 @@ async def test_what_is_refused_and_how(start_serving: StartServing, seed: Seed, 
     seed("t", make_adapter())
     harness = await start_serving(http=HTTP)
     digest = digest_of(make_adapter())
-    json_ = {"content-type": "application/json"}
+    json_, share = {"content-type": "application/json"}, {"digest": digest, "weight": 1}
     cases: list[tuple[str, str, dict[str, Any], tuple[int, str, str | None]]] = [
         ("GET", "/v1/tasks?page_size=x", {}, (400, "QUERY_INVALID", "page_size")),
         ("GET", "/v1/tasks?page_size=1&page_size=2", {}, (400, "QUERY_INVALID", "page_size")),
@@ -178,6 +179,8 @@ async def test_what_is_refused_and_how(start_serving: StartServing, seed: Seed, 
         ("POST", "/v1/tasks/t/versions/latest:load", {}, (400, "DIGEST_INVALID", "digest")),
         ("POST", f"/v1/tasks/t/versions/{'0' * 64}:pin", {}, (404, "NOT_FOUND", None)),
         ("DELETE", f"/v1/tasks/nobody/versions/{digest}", {}, (404, "NOT_FOUND", None)),
+        ("PATCH", "/v1/tasks/t/traffic", {"json": {"traffic": [share] * 17}}, (400, "TRAFFIC_INVALID", "traffic")),
+        ("PATCH", "/v1/tasks/t/traffic", {"json": {"traffic": [share] * 1025}}, (400, "FIELD_INVALID", "traffic")),
         ("PATCH", "/v1/tasks/t/traffic", {"json": {"traffic": []}}, (400, "TRAFFIC_INVALID", "traffic")),
         ("PATCH", "/v1/tasks/t/traffic", {"content": b"{", "headers": json_}, (400, "MALFORMED_MESSAGE", None)),
         ("PATCH", "/v1/tasks/t/traffic", {"content": b"{}"}, (415, "CONTENT_TYPE_UNSUPPORTED", None)),
@@ -290,6 +293,7 @@ async def test_a_watcher_that_leaves_is_gone(start_serving: StartServing) -> Non
             async with client.stream("GET", "/v1/tasks:watch") as answer:
                 assert (await Events(answer).next())["event"] == "synchronised"
         await harness.until(have_left)
+        assert (await client.head("/v1/tasks:watch")).headers["content-type"] == "text/event-stream"
         refused = await client.get("/v1/tasks:watch?since=3")
         assert error_of(refused) == (400, "QUERY_INVALID", "since")
 
@@ -340,3 +344,29 @@ async def test_an_upload_comes_in_parts(
         broken = await client.put("/v1/tasks/t/adapter", content=data[: len(data) // 2])
         assert broken.status_code == 400
         assert error_of(await client.put("/v1/tasks/t/adapter", content=b""))[0] == 400
+
+
+def begins(num_bytes: int) -> bytes:
+    """An upload whose body is so long, and follows."""
+    return f"PUT /v1/tasks/t/adapter HTTP/1.1\r\nhost: x\r\ncontent-length: {num_bytes}\r\n\r\n".encode()
+
+
+async def test_an_upload_that_stalls_is_ended(start_serving: StartServing) -> None:
+    harness = await start_serving(http=HTTP, settings=FrontEndSettings(max_upload_s=1.0))
+    host, _, port = harness.http.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(begins(1000) + bytes(100))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
+    assert json.loads(await reader.readuntil(b"}}"))["error"]["reason"] == "UPLOAD_TOO_SLOW"
+    writer.close()
+
+
+async def test_an_upload_whose_client_leaves_is_gone(start_serving: StartServing) -> None:
+    harness = await start_serving(http=HTTP)
+    host, _, port = harness.http.partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    # More than waits in memory: it has a file.
+    writer.write(begins(1 << 20) + bytes(1 << 17))
+    await harness.until(lambda: bool(harness.temporaries()))
+    writer.close()
+    await harness.until(lambda: not harness.temporaries())

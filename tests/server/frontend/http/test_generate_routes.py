@@ -80,6 +80,7 @@ async def test_what_cannot_be_asked_is_told_in_the_words_of_the_body(start: Star
         ({"parameters": {"temperature": 9}}, "OUT_OF_RANGE", "parameters.temperature"),
         ({"parameters": {"max_tokens": WINDOW + 1}}, "OUT_OF_RANGE", "parameters.max_tokens"),
         ({"parameters": {"stop": ["a", ""]}}, "STOP_INVALID", "parameters.stop[1]"),
+        ({"parameters": {"stop": ["a"] * 9}}, "STOP_INVALID", "parameters.stop"),
         ({"text_input": ""}, "TEXT_EMPTY", "text_input"),
         ({"text_input": "a" * WINDOW}, "PROMPT_TOO_LONG", "text_input"),
         ({"parameters": {"stop": 3}}, "FIELD_INVALID", "parameters.stop"),

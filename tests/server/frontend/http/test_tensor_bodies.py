@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from adamix.errors import InvalidRequest
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_server.frontend.http.open_inference.tensors import Form, to_body, to_request
+from adamix_server.limits.http import MAX_BODY_ITEMS
 
 
 def raw(*texts: str) -> bytes:
@@ -72,12 +73,15 @@ def test_parameters_keep_their_kinds_and_those_of_the_form_end_here() -> None:
         ({"inputs": [tensor(data=["a"], size=1)]}, "UNKNOWN_FIELD", "inputs[0].size"),
         ({"inputs": [tensor(data=["a"], shape=[2**63])]}, "FIELD_INVALID", "inputs[0].shape[0]"),
         ({"inputs": [tensor(data=["a"], shape=[1.0])]}, "FIELD_INVALID", "inputs[0].shape[0]"),
-        ({"inputs": [tensor(data=[1])]}, "FIELD_INVALID", "inputs[0].data[0]"),
+        ({"inputs": [tensor(data=[1])]}, "CONTENTS_INVALID", "inputs[0].data"),
+        ({"inputs": [tensor(data=[None])]}, "FIELD_INVALID", "inputs[0].data[0]"),
+        ({"inputs": [tensor(data=[[["a"]]])]}, "FIELD_INVALID", "inputs[0].data[0][0]"),
+        ({"inputs": [tensor(data=[["a"], [True]], shape=[2, 1])]}, "CONTENTS_INVALID", "inputs[0].data"),
         ({"inputs": [tensor(data={"a": 1})]}, "FIELD_INVALID", "inputs[0].data"),
         ({"inputs": [tensor(data=None)]}, "FIELD_INVALID", "inputs[0].data"),
         ({"inputs": [tensor()]}, "CONTENTS_INVALID", "inputs[0].data"),
         ({"inputs": [tensor(shape=[2, 1], data=[["a"], "b"])]}, "CONTENTS_INVALID", "inputs[0].data"),
-        ({"inputs": [tensor(shape=[1, 2], data=[["a"], ["b"]])]}, "CONTENTS_INVALID", "inputs[0].data"),
+        ({"inputs": [tensor(shape=[1, 2], data=[["a", "b"]])]}, "FIELD_INVALID", "inputs[0].data[0]"),
         ({"inputs": [tensor(shape=[1], data=[["a"]])]}, "CONTENTS_INVALID", "inputs[0].data"),
         ({"inputs": [], "parameters": {"p": 2**64}}, "PARAMETER_INVALID", "parameters"),
         ({"inputs": [], "parameters": {"p": None}}, "FIELD_INVALID", "parameters[...]"),
@@ -103,6 +107,24 @@ def test_parameters_keep_their_kinds_and_those_of_the_form_end_here() -> None:
 )
 def test_bodies_in_json_that_lie(document: dict[str, Any], reason: str, field: str | None) -> None:
     assert refused(json.dumps(document).encode()) == (reason, field)
+
+
+def test_lists_are_only_so_long() -> None:
+    def body(most: int, **more: Any) -> dict[str, Any]:
+        many = {str(number): number for number in range(most)}
+        return {"inputs": [tensor(data=["a"] * most, shape=[1] * most)] * 2, "parameters": many, **more}
+
+    request, _ = to_request("m", "", json.dumps(body(MAX_BODY_ITEMS)).encode(), None)
+    assert len(request.inputs[0].shape) == len(request.parameters) == MAX_BODY_ITEMS
+    above = MAX_BODY_ITEMS + 1
+    for document, field in (
+        ({"inputs": [tensor(data=["a"] * above)]}, "inputs[0].data"),
+        ({"inputs": [tensor(data=["a"], shape=[1] * above)]}, "inputs[0].shape"),
+        ({"inputs": [tensor(data=["a"])] * above}, "inputs"),
+        ({"inputs": [], "outputs": [{"name": "label"}] * above}, "outputs"),
+        ({"inputs": [], "parameters": {str(number): 1 for number in range(above)}}, "parameters"),
+    ):
+        assert refused(json.dumps(document).encode()) == ("FIELD_INVALID", field)
 
 
 @pytest.mark.parametrize(

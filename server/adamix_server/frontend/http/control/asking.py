@@ -8,6 +8,7 @@ import msgspec
 from adamix.errors import InvalidRequest
 from adamix_protos.v1 import adapters_pb2
 from adamix_server.frontend.http.bodies import decode_json
+from adamix_server.limits.http import MAX_BODY_ITEMS
 
 _INT32_MAX = 2**31 - 1
 
@@ -32,7 +33,7 @@ class Share(msgspec.Struct, forbid_unknown_fields=True):
 class Traffic(msgspec.Struct, forbid_unknown_fields=True):
     """What answers a task."""
 
-    traffic: list[Share]
+    traffic: Annotated[list[Share], msgspec.Meta(max_length=MAX_BODY_ITEMS)]
 
 
 _TRAFFIC = msgspec.json.Decoder(Traffic)

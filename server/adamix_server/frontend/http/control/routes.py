@@ -50,7 +50,6 @@ def routes(calls: Calls) -> list[Route]:
     ]
     for task in ("/v1/tasks/{task}", "/v1/tenants/{tenant}/tasks/{task}"):
         version = f"{task}/versions/{{digest}}"
-        # Of two that fit a path the first answers: `{task}` fits what stands before the colon and behind it.
         found += [
             Route("POST", f"{task}:rollback", tasks.roll_back, summary="What answered before answers again.", tag=TAG),
             Route("POST", f"{version}:load", tasks.load, summary="Brings a version to the device.", tag=TAG),

@@ -37,6 +37,8 @@ class Watching:
                 async for message in messages:
                     if not request.has_begun:
                         await request.begin(CONTENT_TYPE, headers=HEADERS)
+                    if request.method == "HEAD":
+                        return
                     number += 1
                     await request.write(event(document(message), _name(message), number))
         except AdamixError as error:

@@ -6,20 +6,23 @@ Null is the same as nothing, everywhere. Knows neither tasks nor messages of pro
 """
 
 import difflib
+import functools
 import re
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from adamix.errors import InvalidRequest
 from adamix_server.frontend.http.bodies import decode_json
 
 # Read as far as its syntax, and otherwise left.
-Ignored = msgspec.Raw
-Refused = msgspec.Raw
-_NOTHING = msgspec.Raw()
+Ignored = msgspec.Raw | UnsetType
+Refused = msgspec.Raw | UnsetType
 
 Prompts = str | list[str | int | list[int]]
+# One of each kind: it takes longer to make than to use.
+_decoder = functools.cache(msgspec.json.Decoder)
 S = TypeVar("S", bound=msgspec.Struct)
 B = TypeVar("B", bound="Body")
 
@@ -50,13 +53,13 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What every route takes."""
 
     model: str
-    user: Ignored = _NOTHING
+    user: Ignored = UNSET
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     # The bytes that would hide how long a token is are never sent.
-    include_obfuscation: Ignored = _NOTHING
+    include_obfuscation: Ignored = UNSET
 
 
 class TextBody(Body, kw_only=True):
@@ -79,14 +82,14 @@ class TextBody(Body, kw_only=True):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
 
-    metadata: Ignored = _NOTHING
-    safety_identifier: Ignored = _NOTHING
-    prompt_cache_key: Ignored = _NOTHING
+    metadata: Ignored = UNSET
+    safety_identifier: Ignored = UNSET
+    prompt_cache_key: Ignored = UNSET
 
-    n: Refused = _NOTHING
-    logit_bias: Refused = _NOTHING
-    store: Refused = _NOTHING
-    service_tier: Refused = _NOTHING
+    n: Refused = UNSET
+    logit_bias: Refused = UNSET
+    store: Refused = UNSET
+    service_tier: Refused = UNSET
 
 
 class CompletionBody(TextBody, kw_only=True):
@@ -95,10 +98,10 @@ class CompletionBody(TextBody, kw_only=True):
     prompt: Prompts
     logprobs: int | None = None
 
-    best_of: Refused = _NOTHING
-    echo: Refused = _NOTHING
-    suffix: Refused = _NOTHING
-    response_format: Refused = _NOTHING
+    best_of: Refused = UNSET
+    echo: Refused = UNSET
+    suffix: Refused = UNSET
+    response_format: Refused = UNSET
 
 
 class Part(msgspec.Struct, kw_only=True):
@@ -114,14 +117,14 @@ class ChatTurn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     role: str
     content: str | list[Part] | None = None
 
-    name: Refused = _NOTHING
-    refusal: Refused = _NOTHING
-    annotations: Refused = _NOTHING
-    audio: Refused = _NOTHING
-    function_call: Refused = _NOTHING
-    tool_calls: Refused = _NOTHING
-    tool_call_id: Refused = _NOTHING
-    reasoning_content: Refused = _NOTHING
+    name: Refused = UNSET
+    refusal: Refused = UNSET
+    annotations: Refused = UNSET
+    audio: Refused = UNSET
+    function_call: Refused = UNSET
+    tool_calls: Refused = UNSET
+    tool_call_id: Refused = UNSET
+    reasoning_content: Refused = UNSET
 
 
 class ChatBody(TextBody, kw_only=True):
@@ -131,21 +134,21 @@ class ChatBody(TextBody, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
-    audio: Refused = _NOTHING
-    function_call: Refused = _NOTHING
-    functions: Refused = _NOTHING
-    modalities: Refused = _NOTHING
-    moderation: Refused = _NOTHING
-    parallel_tool_calls: Refused = _NOTHING
-    prediction: Refused = _NOTHING
-    prompt_cache_options: Refused = _NOTHING
-    prompt_cache_retention: Refused = _NOTHING
-    reasoning_effort: Refused = _NOTHING
-    response_format: Refused = _NOTHING
-    tool_choice: Refused = _NOTHING
-    tools: Refused = _NOTHING
-    verbosity: Refused = _NOTHING
-    web_search_options: Refused = _NOTHING
+    audio: Refused = UNSET
+    function_call: Refused = UNSET
+    functions: Refused = UNSET
+    modalities: Refused = UNSET
+    moderation: Refused = UNSET
+    parallel_tool_calls: Refused = UNSET
+    prediction: Refused = UNSET
+    prompt_cache_options: Refused = UNSET
+    prompt_cache_retention: Refused = UNSET
+    reasoning_effort: Refused = UNSET
+    response_format: Refused = UNSET
+    tool_choice: Refused = UNSET
+    tools: Refused = UNSET
+    verbosity: Refused = UNSET
+    web_search_options: Refused = UNSET
 
 
 class InputBody(Body, kw_only=True):
@@ -208,8 +211,6 @@ def unsupported(field: str, what: str = "") -> InvalidRequest:
 
 
 def _is_neutral(name: str, raw: bytes) -> bool:
-    if not raw:
-        return True
     if len(raw) > _MOST_NEUTRAL_BYTES:
         return False
     value = msgspec.json.decode(raw)
@@ -221,8 +222,9 @@ _IGNORED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key
 
 
 def _decoded(raw: bytes, kind: type[S]) -> S:
+    decoder: msgspec.json.Decoder[S] = _decoder(kind)
     try:
-        return decode_json(raw, msgspec.json.Decoder(kind))
+        return decode_json(raw, decoder)
     except InvalidRequest as error:
         raise _in_words(error, kind.__struct_fields__) from None
 

@@ -19,12 +19,14 @@ from adamix_server.frontend.boundary import call as boundary
 from adamix_server.frontend.http.bodies import check_json
 from adamix_server.frontend.http.calls import Calls
 from adamix_server.frontend.http.open_ai import asking, bodies, errors
+from adamix_server.frontend.http.open_ai.answer_room import LOGPROB_BYTES, AnswerRoom, no_room
 from adamix_server.frontend.http.open_ai.bodies import ChatBody, CompletionBody, TextBody
 from adamix_server.frontend.http.open_ai.models import Model, Models
 from adamix_server.frontend.http.open_ai.saying import Chats, Completions, Frame, Shape, Text, usage
 from adamix_server.frontend.http.open_ai.token_texts import TokenTexts
 from adamix_server.frontend.http.reply import Reply
 from adamix_server.frontend.http.request import Request
+from adamix_server.limits.generation import DEFAULT_NEW_TOKENS
 
 _GENERATE = "/adamix.v1.InferenceService/Generate"
 _EVENTS = "text/event-stream; charset=utf-8"
@@ -64,18 +66,24 @@ class Generating(Generic[B]):
 
     calls: Calls
     models: Models
+    room: AnswerRoom
     route: Route[B]
 
     async def __call__(self, request: Request) -> Reply | None:
-        asked = _Asked(self.models, self.route)
+        asked = _Asked(self.models, self.room, self.route)
         try:
-            return await self._answer(request, asked)
-        except AdamixError as error:
+            reply = await self._answer(request, asked)
+            request.ends.append(asked.give)
+        except BaseException as error:
+            asked.give()
+            if not isinstance(error, AdamixError):
+                raise
             if not request.has_begun:
                 return errors.to_reply(error, asked.words)
             # In the middle of a stream.
             await request.write(_event(errors.to_json(error, asked.words)))
             return None
+        return reply
 
     async def _answer(self, request: Request, asked: "_Asked[B]") -> Reply | None:
         texts: list[Text] = []
@@ -116,7 +124,9 @@ class _Asked(Generic[B]):
     """One request, known as far as its body has been read."""
 
     models: Models
+    room: AnswerRoom
     route: Route[B]
+    give: Callable[[], None] = no_room
     requests: list[inference_pb2.GenerateRequest] = field(default_factory=list)
     words: dict[str, str] = field(default_factory=lambda: dict(errors.WORDS))
     is_streamed: bool = False
@@ -153,9 +163,18 @@ class _Asked(Generic[B]):
             self.words["max_new_tokens"] = "max_completion_tokens"
         self.requests = self.route.asked(body, model)
         self.is_streamed = bool(body.stream)
+        if not self.is_streamed and (size := sum(map(_logprob_bytes, self.requests))):
+            self.give = self.room.take(call.tenant, size, "ask for a stream, or for fewer of them", "logprobs")
         options = body.stream_options
         self.with_usage = options is not None and bool(options.include_usage)
         self._frame = Frame(self.route.shape(body), call.request_id, int(time.time()), model.name)
+
+
+def _logprob_bytes(request: inference_pb2.GenerateRequest) -> int:
+    """What is kept of the probabilities of an answer, at most."""
+    if not request.logprobs:
+        return 0
+    return (request.max_new_tokens or DEFAULT_NEW_TOKENS) * (1 + request.logprobs) * LOGPROB_BYTES
 
 
 def _event(data: bytes) -> bytes:

@@ -22,12 +22,12 @@ from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.http.bodies import check_json
 from adamix_server.frontend.http.calls import Calls
 from adamix_server.frontend.http.open_ai import asking, bodies, errors
+from adamix_server.frontend.http.open_ai.answer_room import VALUE_BYTES, AnswerRoom, no_room
 from adamix_server.frontend.http.open_ai.bodies import EmbeddingBody, InputBody, unsupported
 from adamix_server.frontend.http.open_ai.models import Model, Models
 from adamix_server.frontend.http.predict import numbers
 from adamix_server.frontend.http.reply import Reply
 from adamix_server.frontend.http.request import Request
-from adamix_server.limits.open_ai import MAX_ANSWERED_VALUES
 
 _PREDICT = "/adamix.v1.InferenceService/Predict"
 # What a text is called in a message of ours; its callers know it as `input[3]`, or `input` if it is the only one.
@@ -62,19 +62,26 @@ class Predicting(Generic[B]):
 
     calls: Calls
     models: Models
+    room: AnswerRoom
     route: Route[B]
 
     async def __call__(self, request: Request) -> Reply:
-        asked, data = _Asked(self.models, self.route), list[dict[str, Any]]()
+        asked, data = _Asked(self.models, self.room, self.route), list[dict[str, Any]]()
         try:
             while not data or asked.requests:
                 answer = await self.calls.one(request, _PREDICT, asked.read, inference_pb2.PredictResponse)
                 for prediction in answer.predictions:
                     data.append({"index": len(data), **asked.item(prediction)})
                 asked.ended()
+            reply = Reply(msgspec.json.encode(asked.whole(request.id, data)))
+            request.ends.append(asked.give)
         except AdamixError as error:
+            asked.give()
             return errors.to_reply(asked.in_words(error))
-        return Reply(msgspec.json.encode(asked.whole(request.id, data)))
+        except BaseException:
+            asked.give()
+            raise
+        return reply
 
 
 @dataclass
@@ -83,10 +90,13 @@ class _Asked(Generic[B]):
 
     Attributes:
         requests: of the calls that are still to be made.
+        give: gives back the room of the answer.
     """
 
     models: Models
+    room: AnswerRoom
     route: Route[B]
+    give: Callable[[], None] = no_room
     requests: list[inference_pb2.PredictRequest] = field(default_factory=list)
     _known: tuple[B, Model] | None = None
     _call: Call | None = None
@@ -148,13 +158,7 @@ class _Asked(Generic[B]):
         width = route.width(body, model)
         self.requests = asking.inputs(body, model)
         count = sum(len(request.inputs) for request in self.requests)
-        if count * width > MAX_ANSWERED_VALUES:
-            raise InvalidRequest(
-                f"an answer of this model has {width:,} values, so input has up to {MAX_ANSWERED_VALUES // width:,} "
-                f"texts, not {count:,}",
-                reason="INPUT_COUNT",
-                field="input",
-            )
+        self.give = self.room.take(call.tenant, count * width * VALUE_BYTES, "send fewer texts", "input")
         self._is_list = count > 1
         self._known = body, model
 

@@ -1,7 +1,8 @@
 """Which version a `model` is: `task`, `task@digest`, or either with the task's full name.
 
-A digest may be cut, down to six figures, where one version of the task alone begins so. Asked before anything else of a
-body is judged; who asks is known from the call. Nothing but a version is ever a model, least of all the backbone.
+A digest of one's own task may be cut, down to six figures, where one version alone begins so; who was lent a task is
+not told what versions it has. Asked before anything else of a body is judged; who asks is known from the call. Nothing
+but a version is ever a model, least of all the backbone.
 """
 
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ class Models:
             raise unknown(name)
         if "@" not in name:
             return Model(name, row, None)
-        return Model(name, row, _version(row, digest, name))
+        is_own = call.principal.is_admin or row.tenant == call.tenant
+        return Model(name, row, _version(row, digest, name, LEAST_DIGEST if is_own else _DIGEST_LENGTH))
 
     def head(self, model: Model, digest: str) -> HeadSpec:
         """The head of the version that has answered. Raises NotFound: it has been deleted meanwhile."""
@@ -105,8 +107,8 @@ def unknown(name: str) -> NotFound:
     return NotFound(f"The model `{clip(name, 160)}` does not exist or you do not have access to it.", field="model")
 
 
-def _version(row: TaskRow, digest: str, name: str) -> VersionRow:
-    if not LEAST_DIGEST <= len(digest) <= _DIGEST_LENGTH or not _FIGURES.issuperset(digest):
+def _version(row: TaskRow, digest: str, name: str, least: int) -> VersionRow:
+    if not least <= len(digest) <= _DIGEST_LENGTH or not _FIGURES.issuperset(digest):
         raise unknown(name)
     found = [version for version in row.ready if version.digest.startswith(digest)]
     if not found:

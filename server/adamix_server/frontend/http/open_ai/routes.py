@@ -5,6 +5,7 @@ from tokenizers import Tokenizer
 from adamix_server.frontend.catalog_view import CatalogView
 from adamix_server.frontend.http.calls import Calls
 from adamix_server.frontend.http.open_ai import generating, inputs
+from adamix_server.frontend.http.open_ai.answer_room import AnswerRoom
 from adamix_server.frontend.http.open_ai.bodies import ChatBody, CompletionBody, EmbeddingBody, InputBody
 from adamix_server.frontend.http.open_ai.errors import to_reply
 from adamix_server.frontend.http.open_ai.listing import Listing
@@ -22,12 +23,12 @@ def routes(calls: Calls, view: CatalogView, tokenizer: Tokenizer) -> list[Route]
         view: where models are found.
         tokenizer: the backbone's.
     """
-    models, tokens = Models(view), TokenTexts(tokenizer)
+    models, tokens, room = Models(view), TokenTexts(tokenizer), AnswerRoom()
     listing = Listing(calls, models)
-    completions = generating.Generating(calls, models, generating.completions(tokens))
-    chats = generating.Generating(calls, models, generating.chats(tokens))
-    embeddings = inputs.Predicting(calls, models, inputs.embeddings(models))
-    classes = inputs.Predicting(calls, models, inputs.classes(models))
+    completions = generating.Generating(calls, models, room, generating.completions(tokens))
+    chats = generating.Generating(calls, models, room, generating.chats(tokens))
+    embeddings = inputs.Predicting(calls, models, room, inputs.embeddings(models))
+    classes = inputs.Predicting(calls, models, room, inputs.classes(models))
     return [
         Route("GET", "/v1/models", listing.all, to_reply, "The caller's tasks, as models.", _TAG),
         Route("GET", "/v1/models/{model}", listing.one, to_reply, "One of them.", _TAG),

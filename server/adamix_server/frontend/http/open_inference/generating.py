@@ -11,6 +11,7 @@ import msgspec
 from adamix.errors import AdamixError, Code, InvalidRequest
 from adamix_protos.v1 import inference_pb2
 from adamix_server.frontend.http.bodies import decode_json
+from adamix_server.limits.http import MAX_BODY_ITEMS
 
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _MAX_SEED = 2**64 - 1
@@ -39,17 +40,19 @@ class _Parameters(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     frequency_penalty: float | None = None
     no_repeat_ngram_size: _Int32 | None = None
     seed: int | None = None
-    stop: str | tuple[str, ...] = ()
+    stop: str | Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_BODY_ITEMS)] = ()
     ignore_eos: bool = False
 
 
-class _Generate(msgspec.Struct, forbid_unknown_fields=True):
+class GenerateBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A text for a model to go on with."""
+
     text_input: str
     id: str = ""
     parameters: _Parameters = _Parameters()
 
 
-_BODIES = msgspec.json.Decoder(_Generate)
+_BODIES = msgspec.json.Decoder(GenerateBody)
 
 
 def to_request(model: str, version: str, body: bytes, *, is_stream: bool) -> tuple[inference_pb2.GenerateRequest, str]:

@@ -6,7 +6,7 @@ what the tensors mean, is the servicer's to judge. Both ways the messages have r
 """
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -15,22 +15,28 @@ import msgspec
 from adamix.errors import InvalidRequest
 from adamix_protos.open_inference import open_inference_pb2 as pb
 from adamix_server.frontend.http.bodies import decode_json
+from adamix_server.frontend.http.predict import numbers
 from adamix_server.frontend.inference.open_inference import split_bytes
+from adamix_server.limits.http import MAX_BODY_ITEMS
 
 # Of the JSON in a body with tensors behind it.
 LENGTH_HEADER = "inference-header-content-length"
 _SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 _LENGTH = struct.Struct("<I")
 
-_Parameters = dict[str, bool | int | float | str]
+_Element = str | int | float | bool
+# A body of millions of anything is not looked at any further.
+_FEW = msgspec.Meta(max_length=MAX_BODY_ITEMS)
+_Parameters = Annotated[dict[str, _Element], _FEW]
 
 
 class _Input(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     datatype: str
-    shape: list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]], _FEW]
     parameters: _Parameters = {}
-    data: msgspec.Raw = msgspec.Raw()
+    # Of the shape [n] or [n, 1]: there is no other.
+    data: Annotated[list[_Element | tuple[_Element]], _FEW] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct, forbid_unknown_fields=True):
@@ -38,15 +44,16 @@ class _Output(msgspec.Struct, forbid_unknown_fields=True):
     parameters: _Parameters = {}
 
 
-class _Infer(msgspec.Struct, forbid_unknown_fields=True):
-    inputs: list[_Input]
+class InferBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Texts for a model."""
+
+    inputs: Annotated[list[_Input], _FEW]
     id: str = ""
     parameters: _Parameters = {}
-    outputs: list[_Output] = []
+    outputs: Annotated[list[_Output], _FEW] = []
 
 
-_BODIES = msgspec.json.Decoder(_Infer)
-_TEXTS = msgspec.json.Decoder(list[str | list[str]])
+_BODIES = msgspec.json.Decoder(InferBody)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def to_request(model: str, version: str, body: bytes, json_bytes: str | None) ->
         message = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         _fill(message.parameters, tensor.parameters, field)
         if isinstance(size, int):
-            if tensor.data:
+            if tensor.data is not msgspec.UNSET:
                 raise _contents(f"{field} has data beside its {_SIZE}", f"{field}.data")
             request.raw_input_contents.append(body[at : at + size])
             at += size
@@ -169,31 +176,27 @@ def _fill(messages: Any, parameters: _Parameters, field: str) -> None:
 
 def _packed(tensor: _Input, field: str) -> bytes:
     """The elements of a tensor in JSON as raw contents; none of a datatype that no input has."""
-    if not tensor.data:
+    if tensor.data is msgspec.UNSET:
         raise _contents(f"{field} has neither data nor a {_SIZE}", f"{field}.data")
     if tensor.datatype != "BYTES":
         return b""
-    try:
-        rows = decode_json(bytes(tensor.data), _TEXTS)
-    except InvalidRequest as error:
-        error.field = f"{field}.data{error.field or ''}"
-        raise
-    nested = [row for row in rows if isinstance(row, list)]
-    width = tensor.shape[1] if len(tensor.shape) > 1 else None
-    if nested and (len(nested) != len(rows) or any(len(row) != width for row in nested)):
+    nested = sum(isinstance(row, tuple) for row in tensor.data)
+    if nested and (nested != len(tensor.data) or len(tensor.shape) < 2):
         raise _contents(f"the data of {field} is not of its shape", f"{field}.data")
-    return b"".join(_element(text) for row in rows for text in ([row] if isinstance(row, str) else row))
+    return b"".join(_sized(row[0] if isinstance(row, tuple) else row, field) for row in tensor.data)
 
 
-def _element(text: str) -> bytes:
+def _sized(text: _Element, field: str) -> bytes:
+    if not isinstance(text, str):
+        raise _contents(f"the data of {field} are texts, as BYTES in JSON are", f"{field}.data")
     value = text.encode()
     return _LENGTH.pack(len(value)) + value
 
 
-def _values(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Iterable[Any]:
+def _values(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Any:
     """The elements of an output, which is FP32 or BYTES, in one list."""
     if output.datatype == "FP32":
-        return struct.unpack(f"<{len(raw) // 4}f", raw)
+        return numbers(struct.unpack(f"<{len(raw) // 4}f", raw))
     num_elements = 1
     for size in output.shape:
         num_elements *= size

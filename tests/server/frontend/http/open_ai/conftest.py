@@ -13,6 +13,7 @@ from adamix_server.frontend.http.open_ai.models import Model
 from adamix_testing import catalogs
 from adamix_testing.adapters import NO_MAYBE_YES, WRITER, MakeAdapter
 from adamix_testing.byte_tokenizers import byte_level, write_files
+from adamix_testing.event_loop import clean_loop
 from adamix_testing.fake_engine import FakeEngine, echo
 from adamix_testing.generating import WINDOW, decoder
 from adamix_testing.harness import Harness, serving
@@ -22,6 +23,18 @@ MakeRow = Callable[..., TaskRow]
 HTTP = "127.0.0.1:0"
 WIDTH = 8
 VOCABULARY = byte_level().get_vocab_size()
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def each_module_leaves_a_clean_loop() -> AsyncIterator[None]:
+    """Of a module, because its servers outlive its tests."""
+    async with clean_loop(timeout_s=120):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def each_test_leaves_a_clean_loop() -> None:
+    """In place of the one for servers that end with a test."""
 
 
 @pytest.fixture(scope="session")

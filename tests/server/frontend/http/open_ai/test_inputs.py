@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from adamix.errors import Overloaded, Unavailable
-from adamix_server.frontend.http.open_ai import inputs
+from adamix_server.frontend.http.open_ai import answer_room
 from adamix_server.limits.messages import MAX_INPUTS_PER_CALL
 from adamix_testing.harness import Harness
 from adamix_testing.stock_clients import open_ai
@@ -18,7 +18,7 @@ WIDTH = 8
 
 
 async def post(predicting: Harness, path: str, **body: Any) -> httpx2.Response:
-    async with httpx2.AsyncClient(base_url=f"http://{predicting.http}") as client:
+    async with httpx2.AsyncClient(base_url=f"http://{predicting.http}", verify=False) as client:
         return await client.post(path, json=body)
 
 
@@ -70,11 +70,30 @@ async def test_the_first_failure_ends_the_calls(predicting: Harness) -> None:
     assert sum(len(frame.rows) for frame in predicting.engine.submits) == MAX_INPUTS_PER_CALL
 
 
-async def test_so_many_values_and_no_more(predicting: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "MAX_ANSWERED_VALUES", 3 * WIDTH)
+async def test_an_answer_that_would_be_too_large(predicting: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_room, "MAX_ANSWER_BYTES", 3 * WIDTH * answer_room.VALUE_BYTES)
     assert (await post(predicting, "/v1/embeddings", model="vector", input=["w1"] * 3)).status_code == 200
     answer = await post(predicting, "/v1/embeddings", model="vector", input=["w1"] * 4)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "input_count")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "answer_too_large", "input")
+
+
+async def test_room_is_given_back_when_an_answer_was_read_or_failed(
+    predicting: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"model": "vector", "input": ["w1"] * 3}
+    sizes: list[int] = []
+    take = answer_room.AnswerRoom.take
+
+    def taken(self: answer_room.AnswerRoom, *args: Any) -> Any:
+        sizes.append(self._held.total())
+        return take(self, *args)
+
+    monkeypatch.setattr(answer_room.AnswerRoom, "take", taken)
+    for error in (None, Overloaded("full"), None):
+        predicting.engine.fail = lambda _, error=error: error
+        await post(predicting, "/v1/embeddings", **fields)
+    assert sizes == [0, 0, 0]
 
 
 @pytest.mark.parametrize("dimensions", [WIDTH, WIDTH + 1])

@@ -1,5 +1,6 @@
 """Which version a `model` is, and that nothing else is one."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 
 from adamix.errors import FailedPrecondition, InvalidRequest, NotFound
 from adamix_server.access.principal import ANYONE
+from adamix_server.catalog.access import NO_ACCESS
 from adamix_server.catalog.rows import Snapshot
 from adamix_server.frontend.boundary.call import Call
 from adamix_server.frontend.http.open_ai.models import LEAST_DIGEST, Models
 from adamix_testing.adapters import NO_MAYBE_YES
+from adamix_testing.identities import of_role
 
 OLD, NEW = "abcdef" + "0" * 58, "abcdef" + "1" * 58
 OTHER = "beef" * 16
@@ -74,6 +77,18 @@ def test_whatever_else_is_asked_for_is_not_there(models: Models, call: Call, nam
     with pytest.raises(NotFound) as caught:
         models.find(name, call)
     assert len(caught.value.message) < 300
+
+
+def test_of_a_task_that_was_lent_a_whole_digest_is_a_version(make_row: Any) -> None:
+    rows = {("default", "writer"): make_row(OLD, OTHER)}
+    access = replace(NO_ACCESS, grants=frozenset({("default", "writer", "acme")}))
+    models = Models(SimpleNamespace(snapshot=Snapshot(revision=1, tasks=rows, access=access)))  # type: ignore[arg-type]
+    call = Call("r1", "/m", 0.0, of_role("caller", tenant="acme"))
+    name = "tenants/default/tasks/writer"
+    assert models.find(name, call).task == name
+    assert models.find(f"{name}@{OLD}", call).digest == OLD
+    with pytest.raises(NotFound):
+        models.find(f"{name}@{OLD[:40]}", call)
 
 
 def test_a_head_that_answers_otherwise(models: Models, call: Call, make_row: Any) -> None:

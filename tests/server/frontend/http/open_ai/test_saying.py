@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adamix.errors import Cancelled
 from adamix_protos.v1 import inference_pb2 as pb
@@ -77,29 +79,35 @@ def test_the_usage_of_several_answers_together() -> None:
     }
 
 
+def parts(choice: dict[str, Any]) -> tuple[str, list[Any], Any]:
+    """The text of a choice, its tokens with all that is said of them, and how it ended."""
+    said = choice.get("text") or (choice.get("delta") or choice.get("message") or {}).get("content") or ""
+    likely = choice["logprobs"] or {}
+    lists = [likely[name] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset") if name in likely]
+    return said, likely.get("content") or list(zip(*lists, strict=True)), choice["finish_reason"]
+
+
 @pytest.mark.parametrize("shape", [Completions(1, TOKENS), Chats(1, TOKENS)])
-def test_pieces_are_the_whole(shape: Shape) -> None:
+@given(said=st.text("aé日🙂 \n", min_size=1, max_size=12), cuts=st.lists(st.booleans(), min_size=12, max_size=12))
+@settings(max_examples=30)
+def test_pieces_are_the_whole(shape: Shape, said: str, cuts: list[bool]) -> None:
     """Whatever is told when, it is what is told at once."""
     messages = [
-        pb.GenerateResponse(text_delta="", logprobs=[logprob(0xE6, -0.5, (0x41, -2))]),
-        pb.GenerateResponse(text_delta="日", logprobs=[logprob(0x97, -0.1), logprob(0xA5, -0.1)]),
-        end(text_delta="!", logprobs=[logprob(0x21, -1)]),
+        pb.GenerateResponse(text_delta=letter, logprobs=[logprob(byte, -0.5, (0x41, -2)) for byte in letter.encode()])
+        for letter in said
     ]
-    pieces: list[dict[str, Any]] = []
-    told = Text(0)
-    for message in messages:
+    messages.append(end())
+    told, pieces = Text(0), list[dict[str, Any]]()
+    for message, is_told in zip(messages, [*cuts, True], strict=False):
         told.add(message)
-        pieces += shape.pieces(told)
-    whole = shape.choice(text(*messages))
-
-    def parts(choice: dict[str, Any]) -> tuple[str, list[Any]]:
-        said = choice.get("text") or (choice.get("delta") or choice.get("message") or {}).get("content") or ""
-        probabilities = choice["logprobs"] or {}
-        return said, probabilities.get("tokens") or probabilities.get("content") or []
-
-    assert "".join(parts(piece)[0] for piece in pieces) == parts(whole)[0] == "日!"
-    assert [each for piece in pieces for each in parts(piece)[1]] == parts(whole)[1]
-    assert [piece["finish_reason"] for piece in pieces][-1] == "stop"
+        if is_told or message.finish_reason:
+            pieces += shape.pieces(told)
+    text_said, tokens, finish = parts(shape.choice(text(*messages)))
+    found = [parts(piece) for piece in pieces]
+    assert "".join(part[0] for part in found) == text_said == said
+    assert [token for part in found for token in part[1]] == tokens
+    assert [part[2] for part in found if part[2]] == [finish] == ["stop"]
+    assert found[-1][2] == "stop"
 
 
 def test_probabilities_of_a_completion() -> None:

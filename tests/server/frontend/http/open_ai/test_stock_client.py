@@ -1,6 +1,8 @@
 """The unmodified `openai` package against a real front end: what it reads, and what it raises."""
 
 import asyncio
+import json
+import socket
 import struct
 
 import numpy as np
@@ -144,6 +146,46 @@ async def test_who_leaves_ends_the_text(writing: Harness) -> None:
         assert not writing.engine.cancelled
         await pieces.close()
         await writing.until(lambda: writing.engine.cancelled == [row.id])
+
+
+async def test_who_reads_slowly_gets_few_large_events(writing: Harness) -> None:
+    """The engine waits for nobody, and what it says meanwhile is kept in no other form than an answer."""
+    width = 21
+    pairs = struct.pack("<if", FIRST_BYTE + ord("a"), -0.5) * width
+    holding_decoder(writing.engine)
+    body = json.dumps(
+        {
+            "model": "writer",
+            "prompt": "a",
+            "stream": True,
+            "logprobs": width - 1,
+            "max_tokens": 1000,
+            "ignore_eos": True,
+        }
+    )
+    host, _, port = writing.http.rpartition(":")
+    plain = socket.create_connection((host, int(port)))
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader, writer = await asyncio.open_connection(sock=plain, limit=4096)
+    headers = f"host: x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}"
+    writer.write(f"POST /v1/completions HTTP/1.1\r\n{headers}\r\n\r\n{body}".encode())
+    await writing.until(lambda: len(writing.engine.held) == 1)
+    row, num_tokens = writing.engine.held[0], 1000
+    for number in range(num_tokens):
+        writing.engine.say(row, *tokens_of("a"), logprobs=pairs)
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    writing.engine.say(row, finish="length")
+    await asyncio.sleep(0.05)
+    said = b""
+    while part := await reader.read(1 << 16):
+        said += part
+    writer.close()
+    events = [line for line in said.decode().splitlines() if line.startswith("data: {")]
+    texts = [json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events]
+    assert "".join(texts) == "a" * num_tokens
+    assert len(texts) < num_tokens / 2
+    assert "data: [DONE]" in said.decode()
 
 
 async def test_an_error_in_the_middle_ends_the_stream(writing: Harness) -> None:
