@@ -19,10 +19,12 @@ from adamix_testing.bare_boundary import BareBoundary
 GENERATE = "/adamix.v1.InferenceService/Generate"
 PREDICT = "/adamix.v1.InferenceService/Predict"
 REGISTER = "/adamix.v1.AdapterService/RegisterAdapter"
+# More than the sockets of both sides take that nobody reads from.
+LARGE_BYTES = 16 << 20
 
 
 class BareHttp(BareBoundary):
-    """As its parent, and `/one`, `/many`, `/upload` and `/named/{name}` over HTTP.
+    """As its parent, and `/one`, `/many`, `/upload`, `/large` and `/named/{name}` over HTTP.
 
     Attributes:
         http: `host:port`.
@@ -80,7 +82,11 @@ class BareHttp(BareBoundary):
         async def named(request: Request) -> Reply:
             return Reply(repr(request.params["name"]).encode(), content_type="text/plain")
 
+        async def large(_: Request) -> Reply:
+            return Reply(bytes(LARGE_BYTES), content_type="application/octet-stream")
+
         return [
+            Route("GET", "/large", large),
             Route("POST", "/one", one),
             Route("GET", "/many", many),
             Route("PUT", "/upload", upload),

@@ -76,12 +76,18 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_in_head = False
         self._is_in_body = False
+        self._has_begun = False
         self.is_refused = False
 
     @property
     def is_held_back(self) -> bool:
         """Whether the body waits for a word of ours (`expect: 100-continue`), and so may never come."""
         return self.cycle.waiting_for_100_continue
+
+    def listen(self) -> None:
+        """Notice from now on that the client leaves: with all of a body in hand, reading may still be paused."""
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     async def drained(self) -> None:
         """Return once the reader has taken almost all that was written."""
@@ -127,7 +133,15 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        # A line break between two requests is no request: only one that has begun ends the time without any.
+        idle, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        self._has_begun = False
         super().data_received(data)
+        if idle is not None:
+            if self._has_begun or self.timeout_keep_alive_task is not None:
+                idle.cancel()
+            else:
+                self.timeout_keep_alive_task = idle
         if self._is_in_head and self.parser is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES:
@@ -138,6 +152,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head, self._head_bytes = True, 0
+        self._has_begun = True
         self.scope[CONNECTION] = self  # type: ignore[literal-required] # ASGI allows further keys
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -183,7 +198,10 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._is_in_body and not self.pipeline and not self.transport.is_closing():
+        if self.transport.is_closing():
+            # It ends when the last byte has left; its reader has as long for that as any other.
+            self._rest()
+        elif self._is_in_body and not self.pipeline:
             self._unset_keepalive_if_required()
             self._stop_timer()
             self._timer = self.loop.call_later(LINGER_S, self.drop)
@@ -234,6 +252,7 @@ class Connection(HttpToolsProtocol):
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[status_of(error)] + head.encode("latin-1") + b"\r\n" + reply.body)
         self.transport.close()
+        self._rest()
 
     def _is_answering(self) -> bool:
         cycle: Any = self.cycle

@@ -33,6 +33,9 @@ class Way(Protocol):
     def is_held_back(self) -> bool:
         """Whether the body waits for a word of ours, and so may never come."""
 
+    def listen(self) -> None:
+        """Notice from now on that the client leaves, with all of the body in hand."""
+
     async def drained(self) -> None:
         """Return once the reader has taken almost all that was written."""
 
@@ -213,6 +216,8 @@ class Request:
             if message["type"] == "http.disconnect":
                 await _gone()
             is_more = message.get("more_body", False)
+            if not is_more:
+                self._way().listen()
             if chunk := message.get("body", b""):
                 yield chunk
 

@@ -98,6 +98,32 @@ async def test_an_idle_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await asyncio.wait_for(wire.is_closed(), 5)
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_line_breaks_between_requests_are_none(monkeypatch: pytest.MonkeyPatch, *, is_new: bool) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", 0.2)
+    async with BareHttp() as server:
+        wire = await server.open()
+        if not is_new:
+            wire.ask("POST /one", body=b"x")
+            assert (await wire.answer())[0] == 200
+        wire.say(b"\r\n")
+        assert await asyncio.wait_for(wire.is_closed(), 5)
+
+
+async def test_a_last_answer_that_nobody_reads_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", 0.1)
+    async with BareHttp() as server:
+        wire = await server.open()
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined] # a transport of a stream is one that reads
+        wire.ask("GET /large", "connection: close")
+        async with asyncio.timeout(5):
+            while not server.face.connections:  # noqa: ASYNC110 - a connection has no event here
+                await asyncio.sleep(0.005)
+            while server.face.connections:  # noqa: ASYNC110 - nor has its end
+                await asyncio.sleep(0.005)
+        wire.close()
+
+
 async def test_slow_headers_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "FIRST_MESSAGE_S", 0.05)
     async with BareHttp() as server:
