@@ -25,6 +25,15 @@ MAX_BODY_ITEMS = chapter.limit(
     note="HTTP 400; of fewer the call says what it takes",
     proof="server/frontend/http/test_tensor_bodies.py::test_lists_are_only_so_long",
 )
+MAX_BODY_CONTAINERS = chapter.limit(
+    65_536,
+    "",
+    "arrays and objects in a body of JSON over HTTP",
+    Code.INVALID_ARGUMENT,
+    "MALFORMED_MESSAGE",
+    note="HTTP 400",
+    proof="server/frontend/http/test_bodies.py::test_arrays_and_objects",
+)
 MAX_HEADER_BYTES = chapter.limit(
     8 << 10,
     "bytes",

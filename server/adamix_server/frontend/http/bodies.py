@@ -5,8 +5,8 @@ Infinity, no name twice in one object, and no name that the struct does not have
 `content-type: application/json` is refused: pages of other sites can make a browser send any other.
 """
 
+import json
 import re
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,13 +16,11 @@ from adamix_client.status import clip
 from adamix_server.frontend.http.errors import content_type_unsupported
 from adamix_server.frontend.http.reply import JSON
 from adamix_server.frontend.http.request import Request
-from adamix_server.limits.http import MAX_BODY_BYTES
+from adamix_server.limits.http import MAX_BODY_BYTES, MAX_BODY_CONTAINERS
 
 T = TypeVar("T")
 
 _MAX_SAID_BYTES = 256
-# Every string of a document, and the colon after it where it is a name.
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"([ \t\r\n]*:)?')
 _AT = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*?)`(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
@@ -36,57 +34,58 @@ def check_json(request: Request) -> None:
         raise content_type_unsupported(JSON)
 
 
-async def read_json(
-    request: Request,
-    decoder: "msgspec.json.Decoder[T]",
-    *,
-    most: int = MAX_BODY_BYTES,
-    num_names: Callable[[T], int] | None = None,
-) -> T:
+async def read_json(request: Request, decoder: "msgspec.json.Decoder[T]", *, most: int = MAX_BODY_BYTES) -> T:
     """What the body says. To be called while a call reads, so that who sends it has been judged.
 
     Args:
         decoder: of a struct that forbids unknown fields, or of any type.
-        num_names: of names in all objects of what was decoded, where that can be told more cheaply than by reading the
-            body once more; fields that were not given are UNSET.
 
     Raises:
         Overloaded: it is over `most` bytes (`BODY_TOO_LARGE`).
-        InvalidRequest: it is not JSON (`MALFORMED_MESSAGE`, `CONTENT_TYPE_UNSUPPORTED`), has a name twice
-            (`MALFORMED_MESSAGE`) or one that there is not (`UNKNOWN_FIELD`), or a value of another type
-            (`FIELD_INVALID`); the field is named where that is known.
+        InvalidRequest: it is not JSON (`MALFORMED_MESSAGE`, `CONTENT_TYPE_UNSUPPORTED`), has too many arrays and
+            objects or a name twice (`MALFORMED_MESSAGE`), one that there is not (`UNKNOWN_FIELD`), or a value of
+            another type (`FIELD_INVALID`); the field is named where that is known.
     """
     check_json(request)
-    return decode_json(await request.body(most), decoder, num_names)
+    return decode_json(await request.body(most), decoder)
 
 
-def decode_json(raw: bytes, decoder: "msgspec.json.Decoder[T]", num_names: Callable[[T], int] | None = None) -> T:
+def decode_json(raw: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
     """As `read_json`, of bytes that are there."""
+    _check_containers(raw)
     try:
         found = decoder.decode(raw)
-        counted = _num_names(msgspec.json.decode(raw)) if num_names is None else num_names(found)
+        # Once more, for the names alone; and of numbers no more than that they are some.
+        json.loads(raw.decode(), object_pairs_hook=_named_once, parse_int=len, parse_float=len)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply", reason="MALFORMED_MESSAGE") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, json.JSONDecodeError):
         raise InvalidRequest("the body is not valid JSON in UTF-8", reason="MALFORMED_MESSAGE") from None
-    if sum(map(bool, _STRING.findall(raw))) != counted:
-        raise InvalidRequest("an object of the body has one name twice", reason="MALFORMED_MESSAGE")
     return found
 
 
-def _num_names(value: Any) -> int:
-    """How many names all objects of a document have, as far as a parser has told them apart."""
-    count, left = 0, [value]
-    while left:
-        match left.pop():
-            case dict() as found:
-                count += len(found)
-                left += found.values()
-            case list() as found:
-                left += found
-    return count
+def _named_once(pairs: list[tuple[str, Any]]) -> None:
+    """Raises InvalidRequest for an object with a name twice. Of the object itself nothing is kept."""
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise InvalidRequest("an object of the body has one name twice", reason="MALFORMED_MESSAGE")
+
+
+def _check_containers(raw: bytes) -> None:
+    """Raises InvalidRequest for more arrays and objects than any request has: no bytes take longer to read."""
+    if _num_containers(raw) > MAX_BODY_CONTAINERS and _num_containers(_without_texts(raw)) > MAX_BODY_CONTAINERS:
+        raise InvalidRequest(
+            f"the body has over {MAX_BODY_CONTAINERS:,} arrays and objects", reason="MALFORMED_MESSAGE"
+        )
+
+
+def _without_texts(raw: bytes) -> bytes:
+    return b"".join(raw.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+
+
+def _num_containers(raw: bytes) -> int:
+    return raw.count(b"[") + raw.count(b"{")
 
 
 def _invalid(said: str) -> InvalidRequest:

@@ -79,7 +79,7 @@ def routes(calls: Calls) -> list[Route]:
 
 
 async def _read(request: Request) -> inference_pb2.PredictRequest:
-    return to_message(await read_json(request, _DECODER, num_names=num_names))
+    return to_message(await read_json(request, _DECODER))
 
 
 def to_message(body: PredictRequest) -> inference_pb2.PredictRequest:
@@ -148,25 +148,6 @@ def _truncation(value: str | int) -> Any:
     if found is None:
         raise ValueError(value)
     return found.number
-
-
-def num_names(body: PredictRequest) -> int:
-    """How many names the body has, if none is in one object twice."""
-    count = (body.inputs is not UNSET) + (body.return_logits is not UNSET)
-    for item in body.inputs or ():
-        count += (
-            (item.task is not UNSET)
-            + (item.version is not UNSET)
-            + (item.text is not UNSET)
-            + (item.pair is not UNSET)
-            + (item.token_ids is not UNSET)
-            + (item.truncation is not UNSET)
-        )
-        if pair := item.pair:
-            count += (pair.first is not UNSET) + (pair.second is not UNSET)
-        if token_ids := item.token_ids:
-            count += token_ids.ids is not UNSET
-    return count
 
 
 def _prediction(prediction: inference_pb2.Prediction) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def test_bodies_are_read_as_protobuf_reads_them(body: dict[str, Any], is_ascii: 
     expected = json_format.ParseDict(body, inference_pb2.PredictRequest())
     raw = json.dumps(body, ensure_ascii=is_ascii).encode()
     decoder = msgspec.json.Decoder(predict.PredictRequest)
-    assert predict.to_message(decode_json(raw, decoder, predict.num_names)) == expected
+    assert predict.to_message(decode_json(raw, decoder)) == expected
     assert decode_json(raw, msgspec.json.Decoder()) == body
 
 
