@@ -1,4 +1,4 @@
-"""The client of an adamix server: `Client`, the values that it takes and gives, and its errors in `errors`.
+"""The client of an adamix server: `Client` and `AsyncClient`, their values, and their errors in `errors`.
 
 Names are imported when they are asked for: whoever needs the errors alone loads no gRPC.
 """
@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adamix_client.access_values import AuditEntry, Grant, Identity, Key, NewKey, Tenant, Usage
-    from adamix_client.administration import ALL_TENANTS
+    from adamix_client.access_values import ALL_TENANTS, AuditEntry, Grant, Identity, Key, NewKey, Tenant, Usage
+    from adamix_client.aio.client import AsyncClient
+    from adamix_client.chunks import OnError, Text
     from adamix_client.client import Client
     from adamix_client.generate_values import ChatMessage, GenerateDelta, GeneratedText, TokenLogprob, TokenUsage
     from adamix_client.results import Classification, Embedding, MultiLabel, Regression, Result
+    from adamix_client.retries import RetryPolicy
     from adamix_client.values import (
         Input,
         Load,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_TENANTS",
+    "AsyncClient",
     "AuditEntry",
     "ChatMessage",
     "Classification",
@@ -44,11 +47,13 @@ __all__ = [
     "Load",
     "MultiLabel",
     "NewKey",
+    "OnError",
     "Prediction",
     "Predictions",
     "Registered",
     "Regression",
     "Result",
+    "RetryPolicy",
     "ServerFile",
     "ServerInfo",
     "StreamInput",
@@ -56,6 +61,7 @@ __all__ = [
     "Task",
     "TaskChange",
     "Tenant",
+    "Text",
     "Timing",
     "TokenLogprob",
     "TokenUsage",
@@ -65,6 +71,7 @@ __all__ = [
 
 _HOMES = {
     "access_values": (
+        "ALL_TENANTS",
         "AuditEntry",
         "Grant",
         "Identity",
@@ -73,7 +80,8 @@ _HOMES = {
         "Tenant",
         "Usage",
     ),
-    "administration": ("ALL_TENANTS",),
+    "aio.client": ("AsyncClient",),
+    "chunks": ("OnError", "Text"),
     "client": ("Client",),
     "generate_values": (
         "ChatMessage",
@@ -89,6 +97,7 @@ _HOMES = {
         "Regression",
         "Result",
     ),
+    "retries": ("RetryPolicy",),
     "values": (
         "Input",
         "Load",

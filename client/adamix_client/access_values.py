@@ -5,9 +5,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from adamix_client.errors import InvalidConfig
 from adamix_client.values import to_json
 from adamix_protos.v1 import admin_pb2
 
+# In place of a tenant: all of them.
+ALL_TENANTS = "-"
 # By their names here; of the empty one the server's default.
 SERVICE_CLASSES = {
     "": admin_pb2.SERVICE_CLASS_UNSPECIFIED,
@@ -211,6 +216,25 @@ def to_identity(message: admin_pb2.WhoAmIResponse) -> Identity:
         task_pattern=message.task_pattern,
         expire_time=_time(message, "expire_time"),
     )
+
+
+def tenant_message(tenant: str, weight: int, service_class: str, quotas: Mapping[str, int]) -> admin_pb2.Tenant:
+    """Raises InvalidConfig: what is no class, or no number for the wire."""
+    if service_class not in SERVICE_CLASSES:
+        raise InvalidConfig(f"the class must be interactive or batch, not {service_class}", field="service_class")
+    try:
+        return admin_pb2.Tenant(name=tenant, weight=weight, service_class=SERVICE_CLASSES[service_class], quotas=quotas)
+    except ValueError:
+        raise InvalidConfig("a weight or a quota is larger than any can be") from None
+
+
+def timestamp(time: datetime | None) -> Timestamp | None:
+    """Without a zone it is this machine's."""
+    if time is None:
+        return None
+    result = Timestamp()
+    result.FromDatetime(time.astimezone(UTC))
+    return result
 
 
 def _time(message: Any, name: str) -> datetime | None:

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from adamix_client import status
 from adamix_client.bounds import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 from adamix_client.destination import NO_CREDENTIALS, Credentials, Destination
-from adamix_client.errors import AdamixError, Code, FailedPrecondition, Unavailable
+from adamix_client.errors import AdamixError, Code, FailedPrecondition, NotFound, Unavailable
 from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 
 # The server takes a ping every 10 s, and ends connections with more.
@@ -31,8 +32,24 @@ _NEVER_MS = 2**31 - 1
 # One method with an empty request and one number in its answer: not worth a library. Bytes go in and come out.
 _HEALTH = "/grpc.health.v1.Health/Check"
 HEALTH_OF_ALL, SERVING = b"", b"\x08\x01"
+_HEALTH_STATUSES = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING", b"\x08\x03": "SERVICE_UNKNOWN"}
+# Names of services are far shorter, and so have their length in one byte.
+_MAX_SERVICE_BYTES = 127
 
 Option = str | int
+
+
+def health_request(service: str) -> bytes:
+    """The request for one service by its full name. Raises NotFound: no service has such a name."""
+    name = service.encode("utf-8", "replace")
+    if len(name) > _MAX_SERVICE_BYTES:
+        raise NotFound("there is no such service")
+    return bytes((0x0A, len(name))) + name if name else HEALTH_OF_ALL
+
+
+def health_status(answer: bytes) -> str:
+    """What an answer says, by its name in grpc.health.v1."""
+    return _HEALTH_STATUSES.get(answer, "UNKNOWN")
 
 
 def channel_options(
@@ -75,10 +92,16 @@ def _milliseconds(seconds: float) -> int:
 
 
 class Link:
-    """One channel and the stubs on it. What it counts belongs to the connection."""
+    """One channel and the stubs on it. What it counts belongs to the connection.
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    Args:
+        channel: of `grpc` or of `grpc.aio`.
+        metadata: that every call shows.
+    """
+
+    def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...] = ()) -> None:
         self.channel = channel
+        self.metadata = metadata
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(channel)
@@ -98,6 +121,8 @@ class Link:
 class Connection:
     """The way to one server. Safe to share between threads; of no use to a forked process.
 
+    The one for event loops is `adamix_client.aio.connection.AsyncConnection`.
+
     Args:
         address: `host:port`, or `grpcs://host:port` for TLS.
         options: of its channels.
@@ -108,6 +133,9 @@ class Connection:
     Raises:
         InvalidConfig: as `Destination` does.
     """
+
+    # What makes channels.
+    _library: Any = grpc
 
     def __init__(
         self,
@@ -123,10 +151,16 @@ class Connection:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._is_forked = False
-        self._link = self._connect()
+        # Made when the first call is: one of `grpc.aio` belongs to the event loop that it is made in.
+        self._link: Link | None = None
         # The one in use, and older ones on which calls still run.
-        self._links = {self._link}
+        self._links: set[Link] = set()
         _connections.add(self)
+
+    @property
+    def shows_who_calls(self) -> bool:
+        """Whether its server is told who calls."""
+        return self._destination.shows_who_calls
 
     @contextmanager
     def calling(self) -> Iterator[Link]:
@@ -139,14 +173,17 @@ class Connection:
         """
         self.check_usable()
         with self._lock:
-            link = self._link
+            self.check_usable()
+            if (link := self._link) is None:
+                link = self._link = self._connect()
+                self._links.add(link)
             link.running += 1
         try:
             yield link
             link.heard()
         except grpc.RpcError as error:
             raise self._failure(error, link) from None
-        except ValueError:
+        except (ValueError, grpc.aio.UsageError):
             # What grpc says where a thread closes the channel that another is about to use.
             if (reason := self._unusable()) is not None:
                 raise reason from None
@@ -192,13 +229,21 @@ class Connection:
 
     def close(self) -> None:
         """End everything that runs."""
+        for link in self.retire_all():
+            link.channel.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
+    def retire_all(self) -> set[Link]:
+        """There will be no further call. All links that there are, for whoever closes them; none once forked."""
         if self._is_forked:
-            return
+            return set()
         self._closed.set()
         with self._lock:
             links, self._links = self._links, set()
-        for link in links:
-            link.channel.close()
+        return links
 
     def leave_to_parent(self) -> None:
         """In a process that was just forked: touch nothing. Closing would wait for threads that are not here."""
@@ -219,13 +264,16 @@ class Connection:
     def _connect(self) -> Link:
         destination, options = self._destination, self._options
         if (credentials := destination.channel_credentials()) is not None:
-            channel = grpc.secure_channel(destination.target, credentials, options)
+            channel = self._library.secure_channel(destination.target, credentials, options)
         else:
             if destination.metadata:
                 # In clear it goes to this machine, and through nobody.
                 options = [*options, ("grpc.enable_http_proxy", 0)]
-            channel = grpc.insecure_channel(destination.target, options)
-        return Link(destination.over(channel))
+            channel = self._library.insecure_channel(destination.target, options)
+        return Link(channel, destination.metadata)
+
+    def _shut(self, link: Link) -> None:
+        link.channel.close()
 
     def _close_retired(self, link: Link) -> None:
         """Close a channel that is not in use any more once nothing runs on it."""
@@ -233,7 +281,7 @@ class Connection:
             if self._is_forked or link is self._link or link.running or link not in self._links:
                 return
             self._links.discard(link)
-        link.channel.close()
+        self._shut(link)
 
     def _failure(self, error: grpc.RpcError, link: Link) -> AdamixError:
         found = status.from_rpc_error(error)

@@ -5,11 +5,8 @@ Nothing secret stands in the form that is printed, and a key goes unencrypted to
 
 import os
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -102,6 +99,11 @@ class Destination:
         # What cannot be read is said now.
         self.channel_credentials()
 
+    @property
+    def shows_who_calls(self) -> bool:
+        """Whether the server learns who calls: there is a key, or a certificate of the client's own."""
+        return bool(self.metadata) or self._credentials.cert is not None
+
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
         """Read anew, since files are exchanged; None without TLS. Raises InvalidConfig."""
         if not self.has_tls:
@@ -111,10 +113,6 @@ class Destination:
         if given.cert is None or given.key is None:
             return grpc.ssl_channel_credentials(roots)
         return grpc.ssl_channel_credentials(roots, _pem(given.key, "key"), _pem(given.cert, "cert"))
-
-    def over(self, channel: grpc.Channel) -> grpc.Channel:
-        """A channel, on which calls show what this client has to show."""
-        return _Showing(channel, self.metadata) if self.metadata else channel
 
 
 def from_environment() -> tuple[str, Credentials]:
@@ -126,44 +124,6 @@ def from_environment() -> tuple[str, Credentials]:
     if found["api_key"] is not None:
         found["api_key"] = found["api_key"].strip()
     return os.environ.get("ADAMIX_SERVER") or DEFAULT_ADDRESS, Credentials(**found)
-
-
-class _Showing(grpc.Channel):
-    """A channel that adds metadata to every call."""
-
-    def __init__(self, channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
-        self._channel = channel
-        self._metadata = metadata
-
-    def _method(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return partial(make(*args, **kwargs), metadata=self._metadata)
-
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._channel.unary_unary, *args, **kwargs)
-
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._channel.unary_stream, *args, **kwargs)
-
-    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._channel.stream_unary, *args, **kwargs)
-
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._channel.stream_stream, *args, **kwargs)
-
-    def subscribe(self, *args: Any, **kwargs: Any) -> None:
-        self._channel.subscribe(*args, **kwargs)
-
-    def unsubscribe(self, *args: Any, **kwargs: Any) -> None:
-        self._channel.unsubscribe(*args, **kwargs)
-
-    def close(self) -> None:
-        self._channel.close()
-
-    def __enter__(self) -> "_Showing":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _is_here(target: str) -> bool:

@@ -1,10 +1,10 @@
 """What the client takes and gives: plain immutable values, and their messages on the wire. No connection here."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.json_format import MessageToDict
 
@@ -12,6 +12,8 @@ from adamix_client import status
 from adamix_client.errors import AdamixError, InvalidConfig, InvalidData
 from adamix_client.results import Classification, Embedding, MultiLabel, Regression, Result
 from adamix_protos.v1 import adapters_pb2, inference_pb2
+
+AnyResult = TypeVar("AnyResult", Classification, MultiLabel, Regression, Embedding)
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,46 @@ class StreamInput:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one input: `result`, or `error` if this input failed. `version` is the digest that answered."""
+    """The answer to one input: `result`, or `error` if this input failed. `version` is the digest that answered.
+
+    What reads the result for you raises the error, where there is one, and InvalidConfig where the task answers with
+    something else.
+    """
 
     task: str
     version: str
     result: Result | None
     error: AdamixError | None
     logits: tuple[float, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Of a classification: the likeliest."""
+        return self._result(Classification, "label").label
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of a task with several labels: those at or above its threshold."""
+        return self._result(MultiLabel, "labels").labels
+
+    @property
+    def score(self) -> float:
+        """Of a classification: its label's probability. Of a regression: the number itself."""
+        if isinstance(self.result, Regression):
+            return self.result.score
+        found = self._result(Classification, "score")
+        return found.scores[found.label_id]
+
+    @property
+    def embedding(self) -> tuple[float, ...]:
+        return self._result(Embedding, "embedding").values
+
+    def _result(self, kind: type[AnyResult], name: str) -> AnyResult:
+        if self.error is not None:
+            raise self.error
+        if not isinstance(self.result, kind):
+            raise InvalidConfig(f"{self.task} answers with a {type(self.result).__name__}, which has no {name}")
+        return self.result
 
 
 @dataclass(frozen=True)
@@ -66,12 +101,34 @@ class Timing:
     batch_tasks: int
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """One prediction per input, in order."""
+class Predictions(list[Prediction]):
+    """One prediction per input, in order: a list, with the time that its calls took.
 
-    predictions: tuple[Prediction, ...]
-    timing: Timing
+    Args:
+        timings: of the calls, in order.
+    """
+
+    def __init__(self, predictions: Iterable[Prediction], timings: Sequence[Timing] = ()) -> None:
+        super().__init__(predictions)
+        self.timings = tuple(timings)
+
+    @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        return tuple(self)
+
+    @property
+    def timing(self) -> Timing:
+        """Of its one call; of several the sums, and the batch of the last."""
+        if len(self.timings) == 1:
+            return self.timings[0]
+        last = self.timings[-1] if self.timings else Timing(0, 0, 0, 0, 0, 0, 0)
+        return replace(
+            last,
+            queue_s=sum(one.queue_s for one in self.timings),
+            load_s=sum(one.load_s for one in self.timings),
+            tokenize_s=sum(one.tokenize_s for one in self.timings),
+            compute_s=sum(one.compute_s for one in self.timings),
+        )
 
 
 @dataclass(frozen=True)
@@ -170,12 +227,9 @@ class ServerInfo:
 def to_input(item: Input) -> inference_pb2.PredictInput:
     if sum(part is not None for part in (item.text, item.pair, item.token_ids)) != 1:
         raise InvalidConfig("an input has exactly one of text, pair and token_ids")
-    message = inference_pb2.PredictInput(
-        task=item.task,
-        version=item.version,
-        truncation=inference_pb2.TRUNCATION_RIGHT if item.truncate else inference_pb2.TRUNCATION_ERROR,
-    )
+    truncation = inference_pb2.TRUNCATION_RIGHT if item.truncate else inference_pb2.TRUNCATION_ERROR
     try:
+        message = inference_pb2.PredictInput(task=item.task, version=item.version, truncation=truncation)
         if item.text is not None:
             message.text = item.text
         elif item.pair is not None:
@@ -199,13 +253,18 @@ def to_stream_request(item: StreamInput) -> inference_pb2.PredictStreamRequest:
 
 
 def to_streamed_prediction(message: inference_pb2.PredictStreamResponse) -> StreamedPrediction:
-    return StreamedPrediction(message.id, to_prediction(message.prediction), Timing(**to_json(message.timing)))
+    return StreamedPrediction(message.id, to_prediction(message.prediction), to_timing(message.timing))
 
 
-def to_predictions(response: inference_pb2.PredictResponse) -> Predictions:
-    return Predictions(
-        predictions=tuple(to_prediction(message) for message in response.predictions),
-        timing=Timing(**to_json(response.timing)),
+def to_timing(message: inference_pb2.Timing) -> Timing:
+    return Timing(
+        queue_s=message.queue_s,
+        load_s=message.load_s,
+        tokenize_s=message.tokenize_s,
+        compute_s=message.compute_s,
+        batch_requests=message.batch_requests,
+        batch_tokens=message.batch_tokens,
+        batch_tasks=message.batch_tasks,
     )
 
 

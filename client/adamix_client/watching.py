@@ -5,7 +5,6 @@ then is silent for three times as long is taken for dead, however alive its conn
 changes; keeps every task it has told of.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -13,6 +12,7 @@ from contextlib import closing, contextmanager
 
 import grpc
 
+from adamix_client import retries
 from adamix_client.connection import Connection
 from adamix_client.errors import AdamixError, Code, Unavailable
 from adamix_client.values import Task, TaskChange, to_task_change
@@ -24,72 +24,90 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 
 
-class Watching:
-    """One watch: what it has told of, and whether it can be resumed.
+class WatchState:
+    """What a watch has told of, and whether it can be resumed.
 
     Args:
         patience_s: for which a server that was lost is looked for, in one go.
     """
 
-    def __init__(self, connection: Connection, patience_s: float) -> None:
-        self._connection = connection
+    def __init__(self, patience_s: float) -> None:
+        # A server that never says when it has told everything leaves open what was deleted meanwhile.
+        self.was_synchronised = False
         self._patience_s = patience_s
         self._told: dict[str, Task] = {}
-        # A server that never says when it has told everything leaves open what was deleted meanwhile.
-        self._was_synchronised = False
+        self._listed: set[str] | None = None
         self._lost_at: float | None = None
+        self._tries = 0
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """A stream begins."""
+        self._listed = set()
+        self._began = time.monotonic()
+
+    def read(self, message: adapters_pb2.WatchTasksResponse) -> Iterator[TaskChange]:
+        """What a message of it tells that is not known."""
+        if message.synchronised and self._listed is not None:
+            for name in sorted(self._told.keys() - self._listed):
+                del self._told[name]
+                yield TaskChange(name, None)
+            self._listed = None
+            self.was_synchronised, self._lost_at = True, None
+        elif message.HasField("task"):
+            change = to_task_change(message)
+            if self._listed is not None:
+                self._listed.add(change.name)
+            known = self._told.get(change.name)
+            if change.task is None:
+                self._told.pop(change.name, None)
+            else:
+                self._told[change.name] = change.task
+            if change.task != known:
+                yield change
+
+    def pause_s(self, failure: AdamixError) -> float | None:
+        """Seconds until the next stream, after one that ended so; None where the client was closed. Raises it else."""
+        if failure.reason == "CLIENT_CLOSED" and self.was_synchronised:
+            return None
+        if not self.was_synchronised or not passes(failure):
+            raise failure
+        now = time.monotonic()
+        self._tries = 0 if now - self._began > _LONGEST_PAUSE_S else self._tries + 1
+        if self._lost_at is None:
+            self._lost_at = now
+        found_s = pause(self._tries, failure.retry_after_s)
+        if now + found_s > self._lost_at + self._patience_s:
+            raise failure
+        return found_s
+
+
+class Watching:
+    """One watch, in a thread."""
+
+    def __init__(self, connection: Connection, patience_s: float) -> None:
+        self._connection = connection
+        self._state = WatchState(patience_s)
 
     def changes(self) -> Generator[TaskChange, None, None]:
-        """Every task once, then every difference. See `Client.watch_tasks`."""
-        tries = 0
+        """Every task once, then every difference. See `Client.watch`."""
         while True:
-            began = time.monotonic()
+            self._state.begin()
             try:
-                yield from self._one_stream()
+                with closing(self._messages()) as messages:
+                    for message in messages:
+                        yield from self._state.read(message)
                 failure: AdamixError = Unavailable("the server has ended the stream")
             except AdamixError as error:
                 failure = error
-            if failure.reason == "CLIENT_CLOSED" and self._was_synchronised:
+            pause_s = self._state.pause_s(failure)
+            if pause_s is None or self._connection.wait_closed(pause_s):
                 return
-            if not self._was_synchronised or not passes(failure):
-                raise failure
-            now = time.monotonic()
-            tries = 0 if now - began > _LONGEST_PAUSE_S else tries + 1
-            if self._lost_at is None:
-                self._lost_at = now
-            pause_s = pause(tries, failure.retry_after_s)
-            if now + pause_s > self._lost_at + self._patience_s:
-                raise failure
-            if self._connection.wait_closed(pause_s):
-                return
-
-    def _one_stream(self) -> Generator[TaskChange, None, None]:
-        """What the next stream tells that is not known."""
-        listed: set[str] | None = set()
-        with closing(self._messages()) as messages:
-            for message in messages:
-                if message.synchronised and listed is not None:
-                    for name in sorted(self._told.keys() - listed):
-                        del self._told[name]
-                        yield TaskChange(name, None)
-                    listed = None
-                    self._was_synchronised, self._lost_at = True, None
-                elif message.HasField("task"):
-                    change = to_task_change(message)
-                    if listed is not None:
-                        listed.add(change.name)
-                    known = self._told.get(change.name)
-                    if change.task is None:
-                        self._told.pop(change.name, None)
-                    else:
-                        self._told[change.name] = change.task
-                    if change.task != known:
-                        yield change
 
     def _messages(self) -> Generator[adapters_pb2.WatchTasksResponse, None, None]:
         """One stream's messages; ends it, and with it the channel, where it is silent for too long."""
         with self._connection.calling() as link:
-            call = link.adapters.WatchTasks(adapters_pb2.WatchTasksRequest())
+            call = link.adapters.WatchTasks(adapters_pb2.WatchTasksRequest(), metadata=link.metadata)
             watchdog = _Watchdog(SILENCE_S, call.cancel)
             try:
                 while True:
@@ -106,10 +124,14 @@ class Watching:
                 if not watchdog.has_fired:
                     raise
                 self._connection.renew(link)
-                raise Unavailable(f"{self._connection.address} has been silent for {SILENCE_S:g} s") from None
+                raise silent(self._connection.address) from None
             finally:
                 watchdog.end()
                 self._connection.cancel(call)
+
+
+def silent(address: str) -> Unavailable:
+    return Unavailable(f"{address} has been silent for {SILENCE_S:g} s")
 
 
 def passes(error: AdamixError) -> bool:
@@ -122,9 +144,8 @@ def passes(error: AdamixError) -> bool:
 
 
 def pause(tries: int, advised_s: float | None) -> float:
-    """Seconds to wait before the next try: of growing length, never the same for two clients, nor less than advised."""
-    longest_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(tries, 10))
-    return max(longest_s * random.uniform(0.5, 1.0), advised_s or 0.0)  # noqa: S311 - spreads clients, guards nothing
+    """Seconds to wait before the next try."""
+    return retries.pause_s(tries, advised_s, first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
 
 
 class _Watchdog:

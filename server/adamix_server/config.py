@@ -194,7 +194,8 @@ class ServerConfig:
     Attributes:
         listen: `host:port` to answer on; port 0 takes a free one.
         store: directory of the adapters and the catalog.
-        front_ends: front-end processes, which share the port; one answers about 1,000 calls a second.
+        http: `host:port` to answer on over HTTP as well; port 0 takes a free one, None does not.
+        front_ends: front-end processes, which share the ports; one answers about 1,000 calls a second.
         metrics_listen: `host:port` of probes and metrics; port 0 takes a free one, None has none.
         metrics_port: the same on 127.0.0.1, by its port alone.
         insecure: allow an address that other machines can reach, to callers that nobody asks who they are, or without
@@ -210,6 +211,7 @@ class ServerConfig:
     front_end: FrontEndSettings = field(default_factory=FrontEndSettings)
     listen: str = "127.0.0.1:50051"
     store: Path = Path("adamix-store")
+    http: str | None = None
     front_ends: Annotated[int, Within(1, 64)] = 1
     metrics_listen: str | None = None
     metrics_port: Annotated[int | None, Within(0, 65_535)] = None
@@ -222,20 +224,30 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         front_end = self.front_end
-        if front_end.access.asks_nobody:
-            _check_reachable(
-                "--listen",
-                self.listen,
-                "lets everybody there do everything; say --auth keys with --tls-cert and --tls-key,",
-                insecure=self.insecure,
-            )
-        elif front_end.tls is None:
-            _check_reachable(
-                "--listen",
-                self.listen,
-                "would let keys and texts be read on the way; give --tls-cert and --tls-key,",
-                insecure=self.insecure,
-            )
+        for flag, address in {"--listen": self.listen, "--http": self.http}.items():
+            if address is None:
+                continue
+            if front_end.access.asks_nobody:
+                _check_reachable(
+                    flag,
+                    address,
+                    "lets everybody there do everything; say --auth keys with --tls-cert and --tls-key,",
+                    insecure=self.insecure,
+                )
+            elif front_end.tls is None:
+                _check_reachable(
+                    flag,
+                    address,
+                    "would let keys and texts be read on the way; give --tls-cert and --tls-key,",
+                    insecure=self.insecure,
+                )
+        if self.http is not None:
+            if front_end.access.auth == ("mtls",):
+                raise InvalidConfig(
+                    "--http needs keys or jwt in --auth as well: over HTTP a certificate does not say who calls",
+                    field="http",
+                )
+            split_address(self.http, "http")
         if self.metrics_listen is not None:
             if self.metrics_port is not None:
                 raise InvalidConfig(

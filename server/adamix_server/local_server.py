@@ -32,6 +32,7 @@ class LocalServer:
 
     Attributes:
         address: `host:port`, while the block runs.
+        http: alike, over HTTP, if `flags` have asked for it.
 
     Entering raises Unavailable if it does not start.
     """
@@ -51,6 +52,7 @@ class LocalServer:
         self._log_path = log_path
         self._serving = threading.Event()
         self.address = ""
+        self.http = ""
 
     def __enter__(self) -> Self:
         log = self._log_path.open("w", encoding="utf-8")
@@ -99,6 +101,7 @@ class LocalServer:
                 with contextlib.suppress(ValueError):
                     record = json.loads(line)
                     if record.get("process") == "supervisor" and record.get("message") == "serving":
+                        self.http = str(record.get("http", ""))
                         self.address = str(record["address"])
                         self._serving.set()
         self._serving.set()

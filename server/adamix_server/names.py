@@ -63,13 +63,6 @@ def version_not_found() -> NotFound:
     return NotFound("version not found")
 
 
-def output_not_finite() -> FailedPrecondition:
-    """What is said of an input for which a version gives values that are not finite."""
-    return FailedPrecondition(
-        "this version's output for the input is not finite; its weights are unusable", reason="NON_FINITE_OUTPUT"
-    )
-
-
 def adapter_quarantined() -> FailedPrecondition:
     """What is said of a version whose inputs failed again and again: by the engine, and before it is asked."""
     return FailedPrecondition(

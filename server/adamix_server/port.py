@@ -29,8 +29,11 @@ def cannot_listen(listen: str, field: str = "listen") -> InvalidConfig:
 
 
 @contextlib.contextmanager
-def held_port(listen: str) -> Iterator[str]:
+def held_port(listen: str, field: str = "listen") -> Iterator[str]:
     """Hold the port of `host:port` (0 takes a free one); gives the address with the real port.
+
+    Args:
+        field: the setting that says it.
 
     Raises:
         InvalidConfig: it cannot be bound (`ADDRESS_IN_USE`).
@@ -50,9 +53,9 @@ def held_port(listen: str) -> Iterator[str]:
                     raise
                 port, is_held = held.getsockname()[1], True
         except OSError:
-            raise cannot_listen(listen) from None
+            raise cannot_listen(listen, field) from None
         if not is_held:
-            raise cannot_listen(listen)
+            raise cannot_listen(listen, field)
         yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -86,7 +86,11 @@ def test_the_environment_is_for_those_who_name_no_server(
 
     def shown(client: Client) -> Any:
         with client:
-            return client.address, client._connection._destination.metadata, client._connection._destination.has_tls
+            return (
+                client.address,
+                client._calls.connection._destination.metadata,
+                client._calls.connection._destination.has_tls,
+            )
 
     metadata = (("authorization", f"Bearer {KEY}"),)
     assert shown(Client()) == ("grpcs://example.org:1", metadata, True)
@@ -101,7 +105,7 @@ def test_commands_take_a_key_from_a_file(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "operator.key"
     path.write_text(f"{KEY}\n")
     with connect("127.0.0.1:1", path) as client:
-        assert client._connection._destination.metadata == (("authorization", f"Bearer {KEY}"),)
+        assert client._calls.connection._destination.metadata == (("authorization", f"Bearer {KEY}"),)
     for wrong in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InvalidConfig, match="--api-key-file"):
             connect("127.0.0.1:1", wrong)

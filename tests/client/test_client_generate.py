@@ -162,9 +162,25 @@ def test_a_refusal_before_the_first_delta_is_as_of_other_calls(start: Start) -> 
 
     server, client = start(full)
     with pytest.raises(Overloaded) as refused:
-        next(client.generate("poet", "a"))
+        next(client.generate("poet", "a", timeout_s=1.0))
     assert (refused.value.reason, refused.value.retry_after_s is not None) == ("TENANT_QUEUE_FULL", True)
-    assert len(server.requests) == 1
+    assert len(server.requests) == 1, "nobody waits longer than the caller would"
+
+
+def test_it_is_asked_for_again_until_the_first_delta_and_never_after(start: Start) -> None:
+    def answer(_: Request) -> Iterator[Response]:
+        if len(server.requests) < 3:
+            raise Unavailable("starting", reason="ENGINE_RESTARTING", retry_after_s=0.01)
+        yield Response(text_delta="It ")
+        raise Unavailable("restarting", reason="ENGINE_RESTARTING", retry_after_s=0.01)
+
+    server, client = start(answer)
+    deltas = client.generate("poet", "a")
+    assert next(deltas).text == "It "
+    with pytest.raises(Unavailable) as broken_off:
+        next(deltas)
+    assert broken_off.value.reason == "ENGINE_RESTARTING"
+    assert len(server.requests) == 3
 
 
 def test_a_whole_text(start: Start) -> None:

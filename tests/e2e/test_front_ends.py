@@ -1,10 +1,12 @@
 """Two front ends on one port: what one has acknowledged both serve, and either may die."""
 
+import json
 import os
 import re
 import signal
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,7 +34,7 @@ def files(make_adapter: Callable[..., Any], spec: BackboneSpec) -> dict[str, byt
 
 @pytest.fixture(scope="module")
 def pair(start_module_server: Callable[..., Server]) -> Server:
-    return start_module_server("--front-ends", "2", "--metrics-port", "0")
+    return start_module_server("--front-ends", "2", "--metrics-port", "0", "--http", "127.0.0.1:0")
 
 
 def front_ends(server: Server) -> list[int]:
@@ -156,7 +158,7 @@ def test_the_load_is_that_of_the_one_engine(pair: Server, files: dict[str, bytes
         clients[0].register("loaded", next(iter(files.values())))
         clients[0].predict(task="loaded", texts=["the cat"] * 8)
         for client in clients:
-            load = client.load()
+            load = client.load_report()
             assert load.slots == 512
             assert load.resident_adapters >= 1
             assert load.queued_inputs == load.queued_tokens == 0
@@ -256,3 +258,38 @@ def test_a_drain_by_call_loses_nothing(
     # Later calls were answered in full or refused as a whole; nobody was cut off.
     late = {error.code for o in load.outcomes if isinstance(error := o.answer, AdamixError)}
     assert late == {Code.UNAVAILABLE}
+
+
+def loads_http(pid: int) -> bool:
+    """Whether a process has loaded what parses HTTP."""
+    return "httptools" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_http_is_answered_by_every_front_end(pair: Server, files: dict[str, bytes], server: Server) -> None:
+    with pair.client() as client:
+        client.register("over-http", next(iter(files.values())))
+        expected = client.predict_json(task="over-http", texts=["the cat"])
+    body = json.dumps({"inputs": [{"task": "over-http", "text": "the cat"}]}).encode()
+    headers = {"content-type": "application/json"}
+    processes = set()
+    # Each over a connection of its own; the ids that a process makes begin alike.
+    for _ in range(64):
+        request = urllib.request.Request(f"http://{pair.http}/v1/predict", body, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found = json.load(answer)
+            processes.add(answer.headers["x-request-id"].partition("-")[0])
+        (one,), (other,) = found["predictions"], expected["predictions"]
+        assert (one.keys(), one["version"]) == (other.keys(), other["version"])
+        assert one["classification"]["scores"] == pytest.approx(other["classification"]["scores"])
+        if len(processes) == 2:
+            break
+    assert len(processes) == 2, "all connections went to one front end"
+    # The page of metrics is the supervisor's, and this leads to it.
+    with urllib.request.urlopen(f"http://{pair.http}/metrics", timeout=30) as page:
+        assert "adamix_requests_total" in page.read().decode()
+    deadline = time.monotonic() + 10
+    while pair.metric("adamix_http_requests_total", route="/v1/predict", status="200") < len(processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert all(map(loads_http, front_ends(pair)))
+    assert not any(map(loads_http, front_ends(server))), "who has not asked for HTTP does not pay for it"

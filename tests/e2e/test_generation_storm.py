@@ -98,7 +98,7 @@ def test_a_thousand_texts_left_at_random(server: Server, eventually: Eventually)
         eventually(lambda: server.metric("adamix_running_requests") == 0, "nothing runs")
         eventually(lambda: server.metric("adamix_kv_pages", state="used") == 0, "all pages are back")
         eventually(lambda: server.metric("adamix_slots", state="pinned") == 0, "no slot is held")
-        load = client.load()
+        load = client.load_report()
         assert (load.queued_inputs, load.queued_tokens) == (0, 0)
         assert written(client) == before
     eventually(lambda: server.metric("adamix_preemptions_total") > 0, "some gave up their pages")

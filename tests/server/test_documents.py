@@ -17,8 +17,10 @@ from adamix_server.telemetry.metrics import METRICS
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 # What CONTRIBUTING.md writes short.
-LETTERS = {"A": "adamix/adamix", "S": "adamix_server", "K": "adamix_kernels", "B": "adamix_bench"}
-SOURCES = ("adamix", "benchmarks", "kernels", "protos", "server", "tests")
+LETTERS = {"A": "adamix/adamix", "S": "adamix_server", "C": "adamix_client", "K": "adamix_kernels", "B": "adamix_bench"}
+SOURCES = ("adamix", "benchmarks", "client", "kernels", "protos", "server", "tests")
+# Of every command, or before any.
+OF_ALL = {"--help", "--config", "--version"}
 # Of other programs.
 FOREIGN_FLAGS = {"--no-deps", "--nproc-per-node", "--num_processes"}
 
@@ -33,10 +35,7 @@ def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def flags(command: Any) -> set[str]:
     words = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
-    return {word for word in words if word.startswith("--")} - {
-        "--help",
-        "--config",
-    }  # of every command: command-line.md
+    return {word for word in words if word.startswith("--")} - OF_ALL
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +49,29 @@ def flags_of() -> dict[str, set[str]]:
         ("train", "method.md"),
         ("merge", "merging.md"),
         ("evaluate", "method.md"),
+        ("report", "method.md"),
         ("few-shot", "experiments.md"),
         ("sweep", "sweeps.md"),
         ("import peft", "interop.md"),
         ("import microsoft-adamix", "interop.md"),
         ("export peft", "interop.md"),
         ("serve", "serving.md"),
-        ("register", "serving.md"),
         ("predict", "serving.md"),
         ("generate", "serving.md"),
         ("audit", "serving.md"),
+        ("register", "command-line.md"),
+        ("embed", "command-line.md"),
+        ("apply", "command-line.md"),
+        ("tasks", "command-line.md"),
+        ("show", "command-line.md"),
+        ("traffic", "command-line.md"),
+        ("delete", "command-line.md"),
+        ("pin", "command-line.md"),
+        ("load", "command-line.md"),
+        ("info", "command-line.md"),
+        ("top", "command-line.md"),
+        ("health", "command-line.md"),
+        ("drain", "command-line.md"),
         ("keys create", "tenants.md"),
         ("keys list", "tenants.md"),
         ("keys revoke", "tenants.md"),
@@ -79,6 +91,7 @@ def flags_of() -> dict[str, set[str]]:
         ("bench training", "benchmarks.md"),
         ("bench quality", "benchmarks.md"),
         ("bench generation", "benchmarks.md"),
+        ("bench faces", "benchmarks.md"),
     ],
 )
 def test_every_flag_is_on_its_page(command: str, page: str, flags_of: dict[str, set[str]]) -> None:
@@ -91,13 +104,13 @@ def test_every_flag_is_on_its_page(command: str, page: str, flags_of: dict[str, 
 
 
 def test_no_page_names_a_flag_that_is_not(flags_of: dict[str, set[str]]) -> None:
-    known = set().union(*flags_of.values()) | FOREIGN_FLAGS
+    known = set().union(*flags_of.values()) | FOREIGN_FLAGS | OF_ALL
     named = {(page, flag) for page, text in PAGES.items() for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]*", text)}
     assert {(page, flag) for page, flag in named if flag not in known} == set()
 
 
 def test_every_metric_is_named_and_no_other() -> None:
-    named = set(re.findall(r"\badamix_(?!bench|kernels|protos|server)[a-z_]+", PAGES["serving.md"]))
+    named = set(re.findall(r"\badamix_(?!bench|client|kernels|protos|server)[a-z_]+", PAGES["serving.md"]))
     assert named == set(METRICS)
 
 

@@ -41,6 +41,8 @@ def test_an_engine_is_refused_what_cannot_work(field: str, value: Any) -> None:
     [
         ("listen", "nowhere"),
         ("listen", "0.0.0.0:1"),
+        ("http", "8080"),
+        ("http", "0.0.0.0:1"),
         ("front_ends", 65),
         ("audit_days", 0),
         ("audit_days", 36_501),
@@ -76,6 +78,30 @@ def test_probes_for_other_machines_are_asked_for_by_name() -> None:
         ServerConfig(engine=engine, metrics_listen="0.0.0.0:1")
     assert (said.value.reason, said.value.field) == ("INSECURE_ADDRESS", "metrics_listen")
     assert ServerConfig(engine=engine, metrics_listen="0.0.0.0:1", insecure=True).metrics_address == "0.0.0.0:1"
+
+
+def test_http_is_answered_where_grpc_would_be() -> None:
+    engine = EngineSettings(backbone="x")
+    tls = TlsSettings(cert=Path("c"), key=Path("k"))
+    keys = FrontEndSettings(access=AccessSettings(auth=("keys",)), tls=tls)
+    assert ServerConfig(engine=engine).http is None
+    assert ServerConfig(engine=engine, http="0.0.0.0:1", front_end=keys).http == "0.0.0.0:1"
+    with pytest.raises(InvalidConfig, match=r"--http 0\.0\.0\.0:1 is reachable from other machines") as said:
+        ServerConfig(engine=engine, http="0.0.0.0:1")
+    assert (said.value.reason, said.value.field) == ("INSECURE_ADDRESS", "http")
+    assert ServerConfig(engine=engine, http="0.0.0.0:1", insecure=True).http == "0.0.0.0:1"
+
+
+def test_http_needs_more_than_certificates() -> None:
+    tls = TlsSettings(cert=Path("c"), key=Path("k"), client_ca=Path("ca"))
+    engine = EngineSettings(backbone="x")
+    certificates = FrontEndSettings(access=AccessSettings(auth=("mtls",)), tls=tls)
+    assert ServerConfig(engine=engine, front_end=certificates).http is None
+    with pytest.raises(InvalidConfig, match=r"--http needs keys or jwt in --auth as well") as said:
+        ServerConfig(engine=engine, front_end=certificates, http="127.0.0.1:1")
+    assert said.value.field == "http"
+    both = FrontEndSettings(access=AccessSettings(auth=("keys", "mtls")), tls=tls)
+    assert ServerConfig(engine=engine, front_end=both, http="127.0.0.1:1").http
 
 
 def test_a_front_end_is_refused_what_cannot_work() -> None:

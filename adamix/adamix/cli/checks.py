@@ -58,6 +58,6 @@ def form(wanted: Plan) -> None:
 
 
 def plan(wanted: Plan) -> None:
-    """What a training names: also its backbone and data."""
+    """What a training names: also its backbone and data, unless those are rows that a program has."""
     form(wanted)
-    names(wanted.backbone, wanted.data)
+    names(wanted.backbone, wanted.data if isinstance(wanted.data, str) else None)

@@ -33,6 +33,11 @@ COMMANDS = (
         "adamix.cli.glue:glue",
         "Tabulate the results of GLUE tasks, with the averages of the paper's Tables 1 and 2.",
     ),
+    Command(
+        "report",
+        "adamix.cli.report:report",
+        "Write one self-contained page on a training or an adapter, and a model card.",
+    ),
     Command("inspect", "adamix.cli.inspect:inspect", "Show what an adapter file says about itself."),
     Command("import", "adamix.cli.interop:imports", "Make an adapter file of what another library trained."),
     Command("export", "adamix.cli.interop:exports", "Write an adapter for another library."),

@@ -89,7 +89,7 @@ def _train(plans: Sequence[Plan], out: Path, split: str) -> "tuple[list[SeedResu
         rows, directory = prepared.rows, run_directory(out, seed)
         if not isinstance(rows, datasets.TaskData):
             raise InvalidConfig("few-shot measures labels, and these data are texts to generate", field="data")
-        held_out = held_out or datasets.load(plan.data, split=split, task_type=rows.task_type)
+        held_out = held_out or datasets.load(str(plan.data), split=split, task_type=rows.task_type)
         try:
             run = training.run(prepared, directory, resume=True).to_json()
         except Cancelled:

@@ -5,83 +5,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamix.cli.terminal import format_metrics, print_json
-from adamix.errors import InvalidAdapter, InvalidConfig
+from adamix.errors import InvalidConfig
+from adamix.routing.seeds import DEFAULT_SEEDS, num_routes
+
+__all__ = ["DEFAULT_SEEDS", "check_flags", "draw", "show", "size"]
 
 if TYPE_CHECKING:
-    from adamix.evaluation.labelled import Evaluation
-    from adamix.files.adapter_file import AdapterFile
-    from adamix.files.mixture_file import MixtureFile
     from adamix.routing.choice import Routing
-    from adamix.routing.probe import MixtureProbe
     from adamix.routing.report import DrawsReport, EnsembleReport, Measured
-
-DEFAULT_SEEDS = 10
-
-
-def read_source(source: Path, routing: "Routing") -> "tuple[AdapterFile, MixtureFile | None]":
-    """The merged adapter of a file or a training directory, and the mixture if the routing needs it.
-
-    Raises:
-        InvalidConfig: the routing needs several experts, and the file is merged; or an expert that is not there.
-    """
-    from adamix.files import adapter_file
-    from adamix.merging.merge import merge, read_mixture
-
-    if not source.is_dir():
-        try:
-            adapter = adapter_file.read(source)
-        except InvalidAdapter as error:
-            if error.reason != "UNMERGED_MIXTURE":
-                raise
-        else:
-            if routing.mode != "merged":
-                raise InvalidConfig(
-                    f"--routing {routing.mode} needs all experts, and {source.name} is merged into one: give the "
-                    "directory that `adamix train` wrote, which keeps the mixture",
-                    field="routing",
-                )
-            return adapter, None
-    mixture = read_mixture(source)
-    routing.check(mixture.manifest.num_experts)
-    return adapter_file.decode(merge(mixture)), None if routing.mode == "merged" else mixture
 
 
 def check_flags(routing: "Routing", seeds: int | None, plot: Path | None) -> int:
     """The number of random routes. Raises InvalidConfig where a flag has no meaning for the routing."""
-    is_random = routing.mode in ("random", "ensemble")
-    if seeds is not None and not is_random:
-        raise InvalidConfig(
-            f"--seeds is for random routing (and the ensemble's comparison with it); {routing} has no draws",
-            field="seeds",
-        )
-    if routing.mode == "ensemble" and seeds == 1:
-        raise InvalidConfig(
-            "--seeds: routes are compared with one another, so there must be two or more", field="seeds"
-        )
+    chosen = num_routes(routing, seeds)
     if plot is not None:
-        if not is_random:
+        if routing.mode not in ("random", "ensemble"):
             raise InvalidConfig(f"--plot draws random routing or an ensemble; {routing} is one number", field="plot")
         from adamix.routing.plots import check_format
 
         check_format(plot.name)
         if not plot.parent.is_dir():
             raise InvalidConfig(f"--plot: there is no directory {plot.parent}", field="plot")
-    return DEFAULT_SEEDS if seeds is None else seeds
-
-
-def measure(
-    probe: "MixtureProbe", routing: "Routing", seeds: int
-) -> "tuple[Evaluation, DrawsReport[Evaluation] | EnsembleReport[Evaluation] | None]":
-    """The rows' predictions (of several draws, the first one's), and what there is to report beside them."""
-    from adamix.routing.report import report_draws, report_ensemble
-
-    if routing.mode == "random":
-        draws = report_draws(probe, routing, seeds)
-        return draws.first, draws
-    if routing.mode == "ensemble":
-        ensemble = report_ensemble(probe, routing, seeds)
-        return ensemble.ensemble, ensemble
-    return probe.evaluate(routing), None
+    return chosen
 
 
 def draw(report: "DrawsReport[Any] | EnsembleReport[Any]", title: str, path: Path) -> bytes:

@@ -102,6 +102,9 @@ def train(
     device: DeviceOption = Plan.device,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     validate: Annotated[bool, typer.Option(help="Measure the merged adapter on the validation split.")] = Plan.validate,
+    report_to: Annotated[
+        str, typer.Option(help="Send curves to tensorboard, wandb, mlflow or trackio; several with commas.")
+    ] = "none",
     json_: JsonFlag = False,
     push: PushOption = None,
     task: Annotated[str | None, typer.Option(help="--push: the id that clients will call.")] = None,

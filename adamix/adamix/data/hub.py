@@ -16,7 +16,7 @@ NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<config>[\w.-]+))
 
 # (text, text_pair) by the column names in use; the first whose columns are all there is taken, so pairs come before
 # single texts of the same names: a `question` about a `sentence` (QNLI) is no `sentence` alone.
-_TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
+TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
     ("text", "text_pair"),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -26,7 +26,7 @@ _TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
     ("text", None),
     ("sentence", None),
 )
-_LABEL_COLUMNS = ("label", "labels")
+LABEL_COLUMNS = ("label", "labels")
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "validation_matched", "dev"),
@@ -59,7 +59,7 @@ def read_hub(source: str, split: Split, names: Mapping[Split, tuple[str, ...]] =
     """
     found = load_splits(source, names)
     features = next(iter(found.values())).features
-    task_type, label_names = _read_label_feature(features)
+    task_type, label_names = read_label_feature(features)
     is_split = set(found) != {"train"}
     if label_names is not None and split in found and is_split:
         found = {split: found[split]}
@@ -114,8 +114,8 @@ def load_splits(source: str, names: Mapping[Split, tuple[str, ...]] = _SPLIT_NAM
 
 def _rows(source: str, split: Split, data: Any) -> Iterator[Row]:
     columns = data.features
-    texts = next((pair for pair in _TEXT_COLUMNS if all(c is None or c in columns for c in pair)), None)
-    label = next((column for column in _LABEL_COLUMNS if column in columns), None)
+    texts = next((pair for pair in TEXT_COLUMNS if all(c is None or c in columns for c in pair)), None)
+    label = next((column for column in LABEL_COLUMNS if column in columns), None)
     if texts is None or label is None:
         raise InvalidData(f"{source} has the columns {', '.join(columns)}; there must be text (text_pair) and label")
     text, pair = texts
@@ -123,9 +123,9 @@ def _rows(source: str, split: Split, data: Any) -> Iterator[Row]:
         yield Row(f"{source} {split} row {number}", row[text], row[pair] if pair else None, row[label])
 
 
-def _read_label_feature(features: Any) -> tuple[TaskType | None, tuple[str, ...] | None]:
+def read_label_feature(features: Any) -> tuple[TaskType | None, tuple[str, ...] | None]:
     """The task type and label names that the declared type of the label column fixes, where it does."""
-    feature = next((features[column] for column in _LABEL_COLUMNS if column in features), None)
+    feature = next((features[column] for column in LABEL_COLUMNS if column in features), None)
     names = getattr(feature, "names", None)
     if names:
         return "classification", tuple(names)

@@ -1,15 +1,19 @@
-"""Data of either form by name: labelled text, or with the task type `generation` sources with reference texts."""
+"""Data of either form, by name or in memory: labelled text, or with task type `generation` sources with references."""
 
 from adamix.data.few_shot import few_shot, few_sources
 from adamix.data.generation.data import GenerationData
 from adamix.data.generation.sources import load_generation
 from adamix.data.generation.synthetic import SYNTHETIC_E2E
+from adamix.data.memory import MemoryData
 from adamix.data.sources import load
 from adamix.data.task import TASK_TYPES, TaskData
 from adamix.errors import InvalidConfig
 from adamix.hub import nearest
 
 GENERATION = "generation"
+
+
+Source = str | MemoryData
 
 
 def check_task_type(task_type: str | None) -> None:
@@ -22,9 +26,13 @@ def check_task_type(task_type: str | None) -> None:
         )
 
 
-def load_rows(source: str, *, split: str, task_type: str | None) -> TaskData | GenerationData:
+def load_rows(source: Source, *, split: str, task_type: str | None) -> TaskData | GenerationData:
     """One split of a data set. Raises as `load` and `load_generation` do."""
     check_task_type(task_type)
+    if isinstance(source, MemoryData):
+        if task_type == GENERATION or (task_type is None and source.generates):
+            return source.generation(split)
+        return source.labelled(split, task_type)
     if task_type == GENERATION or (task_type is None and source == SYNTHETIC_E2E):
         return load_generation(source, split=split)
     return load(source, split=split, task_type=task_type)

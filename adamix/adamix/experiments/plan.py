@@ -1,17 +1,22 @@
 """One training as a value: what is trained on what, and how. Made of settings, of which a recipe may say the rest.
 
-Plain data, checked when it is made: no torch, no disk. `experiments.run` carries a plan out.
+Plain data, checked when it is made: no torch, and of the disk whether packages are there. `experiments.run` carries a
+plan out.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adamix.config import AdapterConfig, ClozeConfig, HeadConfig, MixtureConfig, TrainConfig, TrainingPlan
 from adamix.errors import InvalidConfig
 from adamix.experiments import recipes
 from adamix.experiments.recipes import Settled
 from adamix.experiments.settings import ALTERNATIVES, PLAIN_HEAD, SETTINGS, Part, Value, flag_of, named_as_settings
+from adamix.experiments.trackers import check_installed
+
+if TYPE_CHECKING:
+    from adamix.data.named import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +25,23 @@ class Plan(TrainingPlan):
 
     Attributes:
         backbone: a directory, a hub id or a packaged one.
-        data: the data set by the name it is asked for.
+        data: the data set by the name it is asked for, or in memory.
         task_type: of the data, as `data.named` has it; None lets them say it.
         few_shot: rows to train on in all, drawn by the seed; None takes every row.
         validate: whether the merged adapter is measured on the validation split, if there is one.
         device: auto, cpu or cuda.
         recipe: what a recipe set; None without one.
+        report_to: the trackers that the curves are sent to.
     """
 
     backbone: str
-    data: str
+    data: "Source"
     task_type: str | None = None
     few_shot: int | None = None
     validate: bool = True
     device: str = "auto"
     recipe: Settled | None = None
+    report_to: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: Mapping[str, Value], defaults: Mapping[str, Value] | None = None) -> "Plan":
@@ -66,7 +73,9 @@ class Plan(TrainingPlan):
             head = _head(chosen, given)
             train = TrainConfig(**_fields("train", chosen))
             own = _fields("plan", chosen) | {"head": head}
-            return cls(adapter=adapter, mixture=mixture, train=train, recipe=settled, **own)
+            plan = cls(adapter=adapter, mixture=mixture, train=train, recipe=settled, **own)
+            check_installed(plan.report_to)
+            return plan
 
 
 def _typed(name: str, value: Value) -> Value:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adamix.config import HeadConfig
-from adamix.data import SPLITS, TaskData, load
-from adamix.errors import AdamixError, FailedPrecondition, InvalidConfig
+from adamix.data import SPLITS, TaskData
+from adamix.data.named import load_rows
+from adamix.errors import AdamixError, FailedPrecondition, InvalidConfig, InvalidData
 from adamix.evaluation import labelled
 from adamix.evaluation.metrics import score
 from adamix.experiments.gates import Gate, Verdict, baseline, check_metric_names, judge
@@ -143,8 +144,11 @@ class Release:
                 raise InvalidConfig("texts to be generated are judged on validation alone", field="split")
             check_metric_names(self._gates, TOKEN_METRICS)
             return
-        self._held_out = load(plan.data, split=self._split, task_type=rows.task_type)
-        check_metric_names(self._gates, _metric_names(self._held_out))
+        held_out = load_rows(plan.data, split=self._split, task_type=rows.task_type)
+        if not isinstance(held_out, TaskData):
+            raise InvalidData(f"{held_out.name} has no labels to judge by")
+        self._held_out = held_out
+        check_metric_names(self._gates, _metric_names(held_out))
         self._live_metrics(rows.name)
 
     def finish(self, training: Finished) -> Released:

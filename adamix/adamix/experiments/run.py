@@ -115,6 +115,7 @@ def run(prepared: Prepared, out: Path, *, callbacks: Sequence[Callback] = (), re
             out,
             callbacks=callbacks,
             resume=resume,
+            trackers=prepared.plan.report_to,
         )
     return Finished(prepared, out, result)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adamix.errors import InvalidConfig
+from adamix.experiments.trackers import read_trackers
 
 Value = str | int | float | bool
 """A setting as it is written: several values of one setting as one text."""
@@ -124,6 +125,7 @@ SETTINGS: Mapping[str, Setting] = {
     "seed": Setting("train", "seed", "integer"),
     "device": Setting("plan", "device"),
     "validate": Setting("plan", "validate", "switch"),
+    "report_to": Setting("plan", "report_to", read=read_trackers),
 }
 # Settings that mean the same thing in two ways: one that is given takes the place of the other one of a recipe.
 ALTERNATIVES: Mapping[str, str] = {"epochs": "max_steps", "warmup_steps": "warmup_ratio"}

@@ -189,6 +189,32 @@ def report_text_ensemble(
     )
 
 
+def measure(
+    probe: MixtureProbe, routing: Routing, seeds: int
+) -> tuple[Evaluation, DrawsReport[Evaluation] | EnsembleReport[Evaluation] | None]:
+    """The rows' predictions (of several draws, the first one's), and what there is to report beside them."""
+    if routing.mode == "random":
+        draws = report_draws(probe, routing, seeds)
+        return draws.first, draws
+    if routing.mode == "ensemble":
+        ensemble = report_ensemble(probe, routing, seeds)
+        return ensemble.ensemble, ensemble
+    return probe.evaluate(routing), None
+
+
+def measure_texts(
+    probe: TextProbe, routing: Routing, seeds: int
+) -> tuple[TokenEvaluation | TextEvaluation, DrawsReport[Any] | EnsembleReport[Any] | None]:
+    """Of several draws the first one's result, and what there is to report beside it."""
+    if routing.mode == "random":
+        draws = report_draws(probe, routing, seeds)
+        return draws.first, draws
+    if routing.mode == "ensemble":
+        ensemble = report_text_ensemble(probe, routing, seeds)
+        return ensemble.ensemble, ensemble
+    return probe.evaluate(routing), None
+
+
 def num_passes(probe: MixtureProbe | TextProbe, routing: Routing, num_seeds: int) -> int:
     """How often each row passes through the backbone for a report; for progress."""
     if routing.mode == "random":

@@ -79,6 +79,7 @@ def train(
     *,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    trackers: Sequence[str] = (),
 ) -> TrainResult:
     """Train on `rows` and write `OUT/mixture.safetensors`.
 
@@ -93,6 +94,7 @@ def train(
         callbacks: called after every optimiser step.
         resume: continue from the last checkpoint in `out`, to the same weights as an uninterrupted run; a directory
             without one is begun anew.
+        trackers: integrations of transformers, by name, that the loss and the learning rate are sent to.
 
     Raises:
         InvalidConfig: a setting does not fit the backbone, or differs from those of the run to be resumed.
@@ -119,7 +121,7 @@ def train(
     watch = StepWatch(callbacks)
     trainer = MixtureTrainer(
         model=model,
-        args=_arguments(train, len(tokenized), out, backbone.model.device),
+        args=_arguments(train, len(tokenized), out, backbone.model.device, trackers),
         rows=tokenized,
         order=EpochOrder(tokenized.lengths, train.batch_size, train.seed, group_by_length=train.group_by_length),
         experts=experts,
@@ -204,7 +206,9 @@ def _num_steps(train: TrainConfig, num_rows: int) -> int:
     return train.steps(num_rows, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
 
 
-def _arguments(train: TrainConfig, num_rows: int, out: Path, device: torch.device) -> TrainingArguments:
+def _arguments(
+    train: TrainConfig, num_rows: int, out: Path, device: torch.device, trackers: Sequence[str]
+) -> TrainingArguments:
     steps = _num_steps(train, num_rows)
     return TrainingArguments(
         output_dir=str(out / CHECKPOINTS),
@@ -225,7 +229,8 @@ def _arguments(train: TrainConfig, num_rows: int, out: Path, device: torch.devic
         save_strategy="steps",
         save_steps=train.save_every,
         save_total_limit=2,
-        report_to="none",
+        report_to=list(trackers) or "none",
+        run_name=out.name or None,
         disable_tqdm=True,
         log_level="error",
         remove_unused_columns=False,

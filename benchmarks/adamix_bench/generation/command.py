@@ -32,6 +32,9 @@ def generation(
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, or `smollm2`.")] = _DEFAULTS.backbone,
     threads: Annotated[int, typer.Option(help="Threads of the operators.  [0: one per core]")] = _DEFAULTS.threads,
     seed: Annotated[int, typer.Option(help="Of adapters, prompts and lengths.")] = _DEFAULTS.seed,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the engine's time goes, by function.")
+    ] = _DEFAULTS.profile,
     out: Annotated[Path, typer.Option(help="Directory of the JSON and the plot.")] = Path("bench-output"),
     json_: JsonFlag = False,
 ) -> None:
@@ -44,6 +47,7 @@ def generation(
             repetitions=repetitions or (_QUICK_REPETITIONS if quick else _DEFAULTS.repetitions),
             threads=threads,
             seed=seed,
+            profile=profile,
         )
         checks.names(backbone)
         from adamix_bench.generation.run import run

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from adamix_bench.generation.floor import Floor
 from adamix_bench.generation.in_process import InProcess
 from adamix_bench.generation.peers.continuous import ContinuousBatching
 from adamix_bench.generation.peers.plain import PlainGenerate
+from adamix_bench.generation.profiling import profile
 from adamix_bench.generation.report import Cell, Report
 from adamix_bench.generation.served import Served
 from adamix_bench.generation.settings import BF16, CONTINUOUS, FLOOR, FP32, PLAIN, SERVED, Settings
@@ -86,6 +88,10 @@ def measure(settings: Settings, report: Report, say: Say) -> None:
             found = in_turns(runs, settings.repetitions, keep)
             report.enter(found)
             report.same_texts(found)
+            if settings.profile and ways.fp32 is not None:
+                say(f"{concurrency} at once: where the engine's time goes")
+                report.enter_profile(concurrency, profile(partial(_steps, ways.fp32, workload)))
+                report.save()
         if ways.served is not None:
             say(f"{_ARRIVALS} texts that come by themselves")
             with _attempt(report, "open loop", say):
@@ -147,6 +153,11 @@ def _choose(ways: _Ways, concurrency: int, *, is_largest: bool) -> None:
 
 def _in_process(engine: InProcess, num_adapters: int) -> Callable[[Workload], Turn]:
     return lambda asked: timed(lambda: engine.generate(asked, num_adapters), asked)
+
+
+def _steps(engine: InProcess, workload: Workload) -> int:
+    engine.generate(workload)
+    return len(engine.steps_of(workload))
 
 
 def _warmed(run: Callable[[Workload], Turn], warm: Workload, workload: Workload) -> Callable[[], Turn]:

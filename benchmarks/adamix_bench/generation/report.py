@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from rich.console import Group
 from rich.table import Table
 
 from adamix_bench import reports
+from adamix_bench.generation import profiling
+from adamix_bench.generation.profiling import Share
 from adamix_bench.generation.settings import BF16, CONTINUOUS, FLOOR, FP32, SERVED
 from adamix_bench.generation.turns import Turn
 from adamix_bench.measure import Goal, Spread
@@ -42,6 +44,7 @@ class Report:
         equal: by concurrency, the share of requests that the engine gives the text that transformers gives them.
         facts: what else a reader of the numbers needs.
         failures: ways that could not be measured, with the reason.
+        profiles: by concurrency, the functions that took most of a run of the engine.
     """
 
     out: Path
@@ -53,6 +56,7 @@ class Report:
     equal: dict[int, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    profiles: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     complete: bool = False
 
     def enter(self, found: Mapping[Cell, Sequence[Turn]]) -> None:
@@ -79,6 +83,9 @@ class Report:
         }
         self.open_loop = {"texts_per_s": rate, "texts": len(first_token_s), **percentiles}
 
+    def enter_profile(self, concurrency: int, shares: Sequence[Share]) -> None:
+        self.profiles[concurrency] = [asdict(share) for share in shares]
+
     @property
     def goals(self) -> list[Goal]:
         return [
@@ -98,6 +105,7 @@ class Report:
             "equal": {"same_texts": {str(concurrency): share for concurrency, share in self.equal.items()}},
             "facts": self.facts,
             "failures": self.failures,
+            "profiles": {str(concurrency): shares for concurrency, shares in self.profiles.items()},
         }
 
     def save(self) -> dict[str, Any]:
@@ -108,7 +116,8 @@ class Report:
 
     def tables(self) -> Group:
         parts = [self._table(), reports.goals_table(self.goals)]
-        return Group(*parts, *([self._waits_table()] if self.open_loop else []))
+        profiles = [profiling.table(concurrency, shares) for concurrency, shares in self.profiles.items()]
+        return Group(*parts, *profiles, *([self._waits_table()] if self.open_loop else []))
 
     def _of(self, concurrency: int) -> list[Goal]:
         plain = Cell(FP32, concurrency)

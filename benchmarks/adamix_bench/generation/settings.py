@@ -25,6 +25,7 @@ class Settings:
         ways: what is measured beside transformers' continuous batching, which always is.
         repetitions: turns that count.
         threads: of the operators; 0 takes one per core.
+        profile: the engine runs once more a round, and the report says where its time went.
     """
 
     backbone: str = "smollm2"
@@ -33,6 +34,7 @@ class Settings:
     repetitions: int = 3
     threads: int = 0
     seed: int = 1
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if not self.concurrency or any(not 1 <= count <= MOST_AT_ONCE for count in self.concurrency):

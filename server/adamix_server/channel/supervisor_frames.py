@@ -41,9 +41,10 @@ class StartEngine(Start, frozen=True, kw_only=True):
 
 
 class StartFrontEnd(Start, frozen=True, kw_only=True):
-    """`name` stands in its log lines; `shares_port` says that others bind `listen` too, by SO_REUSEPORT.
+    """`name` stands in its log lines; `shares_port` says that others bind `listen` too, by SO_REUSEPORT, and `http`.
 
-    It is that of this `number`, from 0 on, of so many `front_ends`.
+    It is that of this `number`, from 0 on, of so many `front_ends`. `http` is where to answer over HTTP, if anywhere;
+    `metrics_address` is where the supervisor gives the page of metrics, alike.
     """
 
     settings: FrontEndSettings
@@ -53,13 +54,16 @@ class StartFrontEnd(Start, frozen=True, kw_only=True):
     shares_port: bool
     number: int = 0
     front_ends: int = 1
+    http: str = ""
+    metrics_address: str = ""
 
 
 class Ready(Frame, frozen=True):
-    """Child -> supervisor: I serve. The engine sends its Hello, a front end the address it bound."""
+    """Child -> supervisor: I serve. The engine sends its Hello, a front end the addresses it bound."""
 
     address: str = ""
     hello: Hello | None = None
+    http: str = ""
 
 
 class Fatal(Frame, frozen=True):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +21,10 @@ from adamix.errors import InvalidConfig, InvalidData
 from adamix.texts import MAX_TEXT_BYTES
 from adamix_server.cli.asking import Asking, encoded
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
+from adamix_server.cli.task_call import find_version, offering
 
 if TYPE_CHECKING:
-    from adamix_client import GenerateDelta
+    from adamix_client import Client, GenerateDelta
 
 _STDIN = "-"
 
@@ -98,9 +100,11 @@ def generate(
         if out is not None:
             raise InvalidConfig("--out is where the rows of --file go", field="out")
         text = _prompt(prompt)
-        with connect(server, api_key_file) as client, closing(asking.begin(client, text)) as deltas:
-            show = _collect if json_ else _stream
-            show(deltas)
+        with connect(server, api_key_file) as client, offering(client, task):
+            asking = _of_one_version(asking, client)
+            with closing(asking.begin(client, text)) as deltas:
+                show = _collect if json_ else _stream
+                show(deltas)
 
 
 def _write_file(
@@ -120,11 +124,18 @@ def _write_file(
     if out is None:
         raise InvalidConfig("--file needs --out, where its rows go with their texts", field="out")
     with PromptFile(file, out) as prompts, connect(server, api_key_file) as client:
-        written = prompts.write(asking, client)
+        written = prompts.write(_of_one_version(asking, client), client)
     if as_json:
         typer.echo(json.dumps(written.document))
     if written.failed:
         raise typer.Exit(1)
+
+
+def _of_one_version(asking: Asking, client: "Client") -> Asking:
+    """With the whole digest for the beginning of it that was typed."""
+    if not asking.version:
+        return asking
+    return replace(asking, version=find_version(client, asking.task, asking.version))
 
 
 def _prompt(given: str | None) -> str:

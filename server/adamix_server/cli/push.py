@@ -1,25 +1,14 @@
-"""Publish trained adapters to a running server: the `Publisher` of `adamix.experiments.release`, over the client.
+"""The publisher behind `--push`: the method's own, with the ids, the addresses and the credentials of the commands.
 
 Knows the wire through the client alone, and nothing of training.
 """
 
-import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import msgspec
-
+from adamix.api.publisher import ServerPublisher
 from adamix.config import HeadConfig
-from adamix.errors import FailedPrecondition, InvalidConfig, InvalidRequest, NotFound
-from adamix.experiments.release import Published
-from adamix.files.manifest import BackboneSpec, TrainingRecord
+from adamix.errors import InvalidConfig, InvalidRequest
+from adamix.files.manifest import BackboneSpec
 from adamix_server.cli import connecting
 from adamix_server.names import check_name
-
-# Characters of a data set's name that a manifest keeps.
-_MAX_DATA_NAME = 400
-# Before the names of the metrics in a manifest.
-_SPLIT = "validation_"
 
 
 def connect(address: str, task: str | None = None) -> "Push":
@@ -37,13 +26,7 @@ def connect(address: str, task: str | None = None) -> "Push":
     return Push(address)
 
 
-class _Told(msgspec.Struct, frozen=True):
-    """The part of a manifest that is read here; the rest of it may be of another release."""
-
-    training: TrainingRecord
-
-
-class Push:
+class Push(ServerPublisher):
     """Registers adapters with one server, which is asked at once what it serves.
 
     Raises:
@@ -52,74 +35,9 @@ class Push:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        with connecting.connect(address) as client:
-            self._served = client.server_info().backbone
+        super().__init__(address, connecting.connect)
 
     def check(self, task: str, backbone: BackboneSpec, head: HeadConfig) -> None:
-        """Compare what will be trained with what the server serves.
-
-        Raises:
-            InvalidRequest: `task` is no id.
-            FailedPrecondition: the server has another backbone or tokenizer, or serves no such heads.
-        """
+        """As of any server's publisher. Raises InvalidRequest as well: `task` is no id."""
         check_name(task, "task")
-        if head.cloze is not None:
-            raise FailedPrecondition(
-                "the server answers with no cloze head: what is trained with one cannot be pushed",
-                reason="HEAD_UNSUPPORTED",
-            )
-        ours = {"fingerprint": backbone.fingerprint, "tokenizer_fingerprint": backbone.tokenizer_fingerprint}
-        if head.dense == "backbone":
-            ours["pooler_fingerprint"] = backbone.pooler_fingerprint or ""
-        for name, value in ours.items():
-            if self._served[name] != value:
-                part = name.removesuffix("fingerprint").removesuffix("_") or "backbone"
-                raise FailedPrecondition(
-                    f"the server at {self._address} has another {part} than {backbone.label} (it serves "
-                    f"{self._served['name'] or self._served['model_type']}), and could not serve what is trained on it",
-                    reason="BACKBONE_MISMATCH",
-                )
-
-    def live_metrics(self, task: str, data: str) -> Sequence[Mapping[str, float]]:
-        """What the manifests of the live versions say of the validation split; empty if the task is new.
-
-        Raises:
-            FailedPrecondition: a live version was measured on other data.
-        """
-        with connecting.connect(self._address) as client:
-            try:
-                live = [version for version in client.versions(task) if version.live]
-            except NotFound:
-                return ()
-        found = []
-        for version in live:
-            try:
-                training = msgspec.convert(version.manifest, _Told).training
-            except msgspec.ValidationError:
-                training = TrainingRecord(method="unknown")
-            # The manifest names the data set and, in brackets, how much of it was trained on, which may differ.
-            other = training.data.rpartition(" (")[0] or "nothing that it names"
-            if other != data[:_MAX_DATA_NAME]:
-                raise FailedPrecondition(
-                    f"the live version of {task} was measured on {other}, not on {data}: no-worse cannot compare them",
-                    reason="DATA_DIFFER",
-                )
-            metrics = training.metrics
-            found.append({name.removeprefix(_SPLIT): metrics[name] for name in metrics if name.startswith(_SPLIT)})
-        return found
-
-    def has(self, task: str, digest: str) -> bool:
-        with connecting.connect(self._address) as client:
-            try:
-                return any(version.digest == digest for version in client.versions(task))
-            except NotFound:
-                return False
-
-    def publish(self, task: str, file: Path) -> Published:
-        with connecting.connect(self._address) as client:
-            registered = client.register(task, file)
-        return Published(registered.version.digest, registered.already_exists)
-
-    def command(self, task: str, file: Path) -> str:
-        return shlex.join(["adamix", "register", task, str(file), "--server", self._address])
+        super().check(task, backbone, head)

@@ -19,12 +19,17 @@ from adamix_server.config import AccessSettings, EngineSettings, FrontEndSetting
 
 if TYPE_CHECKING:
     from adamix_server.channel.engine_frames import Hello
+    from adamix_server.supervisor.supervisor import Addresses
 
 
 def serve(
     ctx: typer.Context,
     backbone: Annotated[str, typer.Option(help="A directory, a hub id, `minilm` or `smollm2`.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT to answer on; port 0 takes a free one.")] = ServerConfig.listen,
+    http: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT to answer on over HTTP as well; port 0 takes a free one.  [default: none]"),
+    ] = None,
     store: Annotated[Path, typer.Option(help="Directory of the adapters and the catalog.")] = ServerConfig.store,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = EngineSettings.device,
     dtype: Annotated[
@@ -141,7 +146,7 @@ def serve(
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="--print-config: as one JSON document.")] = False,
 ) -> None:
-    """Serve adapters over gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
+    """Serve adapters over gRPC, and over HTTP with --http, until SIGTERM or Ctrl-C. Logs are JSON lines on stderr."""
     with exit_codes():
         if print_config:
             _show_settings(ctx, as_json=json_)
@@ -179,6 +184,7 @@ def serve(
                 default_quotas=parse_quotas(default_quota or (), "--default-quota").to_map(),
             ),
             listen=listen,
+            http=http,
             store=store,
             front_ends=front_ends,
             metrics_listen=metrics_listen,
@@ -211,10 +217,13 @@ def _show_settings(ctx: typer.Context, *, as_json: bool) -> None:
     show({"settings": rows}, table, as_json=as_json)
 
 
-def _announce(address: str, hello: "Hello") -> None:
+def _announce(addresses: "Addresses", hello: "Hello") -> None:
     import logging
 
+    address = addresses.grpc
     fields = {"address": address, "backbone": hello.spec.label, "device": hello.device, "dtype": hello.dtype}
+    if addresses.http:
+        fields["http"] = addresses.http
     logging.getLogger(__name__).log(logging.INFO, "serving", extra=fields)
     if sys.stderr.isatty():
         stderr.print(f"[green]serving {hello.spec.label} on {address}[/] ({hello.device}, {hello.dtype}); Ctrl-C ends")

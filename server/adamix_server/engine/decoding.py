@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from adamix.answers import output_not_finite
 from adamix.errors import AdamixError, Cancelled, DeadlineExceeded, FailedPrecondition, InvalidRequest, Overloaded
 from adamix_server.channel.engine_frames import Finish, Limits, Row, Timing
 from adamix_server.engine.decoder_runner import DecoderRunner
@@ -24,7 +25,6 @@ from adamix_server.engine.sequence import Sequence as TokenSequence
 from adamix_server.engine.sequence import Work, ending
 from adamix_server.engine.steps import Step, compute, failed_alone
 from adamix_server.engine.token_rate import TokenRate
-from adamix_server.names import output_not_finite
 from adamix_server.telemetry.metrics import Recorder
 
 _NOT_FINITE = output_not_finite()

@@ -5,7 +5,8 @@ Knows how to bind, start and stop; when to do so is `front_end.py`'s matter.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -86,6 +87,22 @@ _SERVICES = (
 )
 
 
+class HttpPort(Protocol):
+    """A bound, not yet started port of HTTP (`http/face.py`, which is imported where there is one)."""
+
+    address: str
+
+    async def start(self) -> None: ...
+
+    async def stop(self, flush_s: float) -> None: ...
+
+    async def keep_fresh(self) -> None: ...
+
+
+# By what gives the enclosed method of a call.
+OpenHttp = Callable[[Callable[[Any], Any]], HttpPort]
+
+
 class Endpoint:
     """One bound, not yet started server.
 
@@ -99,9 +116,11 @@ class Endpoint:
         witness: sees calls end that are to be written down.
         meter: counts what callers use.
         is_shared: whether data calls run now, which other calls are to leave time for.
+        open_http: opens the port of HTTP, whose calls go through the same boundary; None for none.
 
     Attributes:
         address: with the real port.
+        http_address: alike, of HTTP; empty without it.
 
     Raises:
         InvalidConfig: the address cannot be bound (`ADDRESS_IN_USE`).
@@ -123,6 +142,7 @@ class Endpoint:
         witness: Witness | None = None,
         meter: Meter | None = None,
         is_shared: Callable[[], bool] = lambda: False,
+        open_http: OpenHttp | None = None,
     ) -> None:
         self._admission = admission
         self._readiness = readiness
@@ -169,17 +189,22 @@ class Endpoint:
         except RuntimeError:
             raise cannot_listen(listen) from None
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._http = None if open_http is None else open_http(boundary.service)
+        self.http_address = "" if self._http is None else self._http.address
 
     async def start(self) -> None:
         await self._server.start()
+        if self._http is not None:
+            await self._http.start()
 
     async def look_after_callers(self) -> None:
         """Where callers are asked who they are, for ever: end streams with their credentials, and read again what
-        they are recognised by.
+        they are recognised by; and the certificate of HTTP.
         """
-        if self._entrance.identify is everyone:
-            return
-        await asyncio.gather(self._sessions.run(), self._entrance.keep_fresh())
+        work: list[Awaitable[None]] = [] if self._http is None else [self._http.keep_fresh()]
+        if self._entrance.identify is not everyone:
+            work += self._sessions.run(), self._entrance.keep_fresh()
+        await asyncio.gather(*work)
 
     async def stop(self, grace_s: float, delay_s: float = 0.0) -> bool:
         """NOT_SERVING, refuse new calls after `delay_s`, let running ones end within `grace_s`, close the port.
@@ -194,6 +219,10 @@ class Endpoint:
         # refuse with a reason: clients that follow the retry hint are elsewhere by then.
         await asyncio.sleep(min(REFUSE_S, grace_s))
         is_idle = await self._admission.wait_idle(max(0.0, end - time.monotonic()))
-        await self._server.stop(min(FLUSH_S, max(0.0, end - time.monotonic())))
+        flush_s = min(FLUSH_S, max(0.0, end - time.monotonic()))
+        if self._http is None:
+            await self._server.stop(flush_s)
+        else:
+            await asyncio.gather(self._server.stop(flush_s), self._http.stop(flush_s))
         self._boundary.close()
         return is_idle

@@ -57,7 +57,7 @@ from adamix_server.frontend.control.shares import Shares
 from adamix_server.frontend.control.upload_places import UploadPlaces
 from adamix_server.frontend.control.validation import Verdict, validate_async
 from adamix_server.frontend.control.watch import Watch
-from adamix_server.frontend.endpoint import Endpoint
+from adamix_server.frontend.endpoint import Endpoint, HttpPort
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
 from adamix_server.frontend.entrance import OpenEntrance, open_entrance
 from adamix_server.frontend.inference.feeding import Feeding
@@ -181,8 +181,9 @@ class FrontEnd:
             housekeeping = parts.reclaimer.run(), parts.residency.run(), self._keep_reported(shown)
             callers = parts.endpoint.look_after_callers()
             async with _running(self._beat(), self._forget_deleted(view), store.run(), callers, *housekeeping):
-                self._pipe.send(Ready(address=parts.endpoint.address))
-                log.info("serving", extra={"address": parts.endpoint.address})
+                address, http = parts.endpoint.address, parts.endpoint.http_address
+                self._pipe.send(Ready(address=address, http=http))
+                log.info("serving", extra={"address": address, **({"http": http} if http else {})})
                 await self._follow(parts)
             return 0
 
@@ -253,8 +254,23 @@ class FrontEnd:
             witness=self._witness,
             meter=self._meter,
             is_shared=is_shared,
+            open_http=partial(self._open_http, view, tokenizer) if start.http else None,
         )
         return _Parts(reclaimer, residency, endpoint)
+
+    def _open_http(self, view: CatalogView, tokenizer: Tokenizer, service: Callable[[Any], Any]) -> HttpPort:
+        """The port of HTTP. Raises InvalidConfig."""
+        # uvicorn and what it needs cost a process some megabytes, which one without the port does not pay.
+        from adamix_server.frontend.http.serving import HttpSettings, open_http
+
+        start = self._start
+        settings = HttpSettings(
+            listen=start.http,
+            shares_port=start.shares_port,
+            tls=start.settings.tls,
+            metrics_address=start.metrics_address or None,
+        )
+        return open_http(settings, service, self._readiness, self._recorder, view, tokenizer.backend)
 
     def _refused(self, kind: RefusalKind, name: str) -> None:
         """A credential does not count: why is told to operators alone."""

@@ -18,6 +18,8 @@ _CHAPTERS = (
     "messages",
     "generation",
     "calls",
+    "http",
+    "open_ai",
     "chats",
     "adapters",
     "control",
@@ -25,6 +27,8 @@ _CHAPTERS = (
     "quotas",
     "audit",
     "operators",
+    "commands",
+    "files",
 )
 
 

@@ -16,11 +16,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from adamix_client.addresses import is_loopback, split_address
 from adamix_server.agreement import Books, Letter
 from adamix_server.catalog.lock import StoreLock
 from adamix_server.catalog.recovery import recover
+from adamix_server.catalog.reserve import reserve
 from adamix_server.channel.codec import FromChild, ToChild
 from adamix_server.channel.engine_frames import Hello
 from adamix_server.channel.supervisor_frames import (
@@ -73,24 +75,35 @@ _STOP_S = 5.0
 _IDLE_STOP_S = 2.0
 
 
+class Addresses(NamedTuple):
+    """Where a server answers, as `host:port`: over gRPC, and over HTTP; empty where it does not."""
+
+    grpc: str
+    http: str
+
+
+OnServing = Callable[[Addresses, Hello], None]
+
+
 class Supervisor:
     """Runs one server until it is told to stop.
 
     Args:
-        on_serving: called with the bound address (`host:port`) and the engine's Hello, once, when every front end
+        on_serving: called with the bound addresses and the engine's Hello, once, when every front end
             answers calls.
 
     Attributes:
         metrics_address: `host:port` of probes and scrapes, while they are answered.
     """
 
-    def __init__(self, config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+    def __init__(self, config: ServerConfig, on_serving: OnServing) -> None:
         self._config = config
         self._on_serving = on_serving
         self._registry = Registry()
         self._recorder = Recorder()
         self._runtime = Path()
         self._listen = config.listen
+        self._http = config.http or ""
         self._announced = False
         self._generation = 0
         self._engine_up: EngineUp | None = None
@@ -144,8 +157,10 @@ class Supervisor:
         check_files(self._config.front_end)
         with (
             StoreLock(self._config.store),
+            reserve(self._config.store),
             _runtime_directory(self._config.store) as self._runtime,
-            self._port() as self._listen,
+            self._port(self._config.listen) as self._listen,
+            self._port(self._config.http, "http") as self._http,
         ):
             recovered = recover(self._config.store, accept_catalog=self._config.accept_catalog)
             for digest in recovered.missing:
@@ -233,6 +248,8 @@ class Supervisor:
             shares_port=self._config.front_ends > 1,
             number=list(self._front_ends).index(name),
             front_ends=self._config.front_ends,
+            http=self._http,
+            metrics_address=self.metrics_address,
             store=self._config.store,
             tokenizer=self._tokenizer,
             log_level=self._config.log_level,
@@ -278,8 +295,9 @@ class Supervisor:
                 self._show_stalled(False)
                 self._tell_front_ends(self._engine_up)
                 self._announce()
-            case Ready(address=address):
-                self._listen = address  # a replacement takes the same port
+            case Ready(address=address, http=http):
+                # A replacement takes the same ports.
+                self._listen, self._http = address, http
                 self._announce()
             case Health(reasons=reasons):
                 self._fitness.said(name, reasons)
@@ -347,7 +365,7 @@ class Supervisor:
             return
         if all(front_end.is_ready for front_end in self._front_ends.values()):
             self._announced = True
-            self._on_serving(self._listen, self._engine_up.hello)
+            self._on_serving(Addresses(self._listen, self._http), self._engine_up.hello)
 
     @contextlib.asynccontextmanager
     async def _probes(self) -> AsyncIterator[None]:
@@ -378,10 +396,11 @@ class Supervisor:
             {name: front_end.silent_s for name, front_end in self._front_ends.items() if front_end.is_ready}
         )
 
-    def _port(self) -> contextlib.AbstractContextManager[str]:
-        """One front end holds the port itself."""
-        listen = self._config.listen
-        return held_port(listen) if self._config.front_ends > 1 else contextlib.nullcontext(listen)
+    def _port(self, listen: str | None, field: str = "listen") -> contextlib.AbstractContextManager[str]:
+        """One front end holds its ports itself. Without an address there is none to be held, and it is empty."""
+        if listen is None or self._config.front_ends == 1:
+            return contextlib.nullcontext(listen or "")
+        return held_port(listen, field)
 
     @property
     def _tokenizer(self) -> Path:
@@ -420,13 +439,13 @@ def _runtime_directory(store: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def serve(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+def serve(config: ServerConfig, on_serving: OnServing) -> None:
     """Run a server in this process's main thread until SIGTERM or SIGINT. Raises AdamixError when it cannot start."""
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_run(config, on_serving))
 
 
-async def _run(config: ServerConfig, on_serving: Callable[[str, Hello], None]) -> None:
+async def _run(config: ServerConfig, on_serving: OnServing) -> None:
     # Children inherit it.
     raise_limit()
     await Supervisor(config, on_serving).run()

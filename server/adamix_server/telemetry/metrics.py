@@ -59,8 +59,14 @@ _REFUSALS = sorted({(limit.reason,) for limit in TABLE if limit.code is Code.RES
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("adamix_requests_total", "counter", "Finished gRPC calls.", ("method", "code")),
-        Metric("adamix_request_seconds", "histogram", "Duration of gRPC calls.", ("method",), _SECONDS),
+        Metric("adamix_requests_total", "counter", "Finished calls, over gRPC and HTTP.", ("method", "code")),
+        Metric("adamix_request_seconds", "histogram", "Duration of calls, over gRPC and HTTP.", ("method",), _SECONDS),
+        Metric(
+            "adamix_http_requests_total",
+            "counter",
+            "Answered requests over HTTP, by path as the server names it and status.",
+            ("route", "status"),
+        ),
         Metric(
             "adamix_rejected_total",
             "counter",

@@ -137,7 +137,7 @@ def call(*words: object) -> dict[str, Any]:
 
 def test_a_run_on_a_tiny_decoder(directory: Path, tmp_path: Path) -> None:
     words = ("--backbone", directory, "--out", tmp_path, "--threads", 1, "--repetitions", 1)
-    document = call(*words, "--concurrency", 1, "--concurrency", 2, "--only", IN_PROCESS)
+    document = call(*words, "--concurrency", 1, "--concurrency", 2, "--only", IN_PROCESS, "--profile")
     found = [(row["way"], row["concurrency"], row["adapters"]) for row in document["rows"]]
     assert found == [
         *((FP32, 1, 0), (FP32, 1, 1), (CONTINUOUS, 1, 0), (FLOOR, 1, 0), (PLAIN, 1, 0)),
@@ -147,6 +147,10 @@ def test_a_run_on_a_tiny_decoder(directory: Path, tmp_path: Path) -> None:
     assert len({row["tokens"] for row in document["rows"] if row["concurrency"] == 2}) == 1
     assert document["equal"]["same_texts"] == {"1": 1.0, "2": 1.0}
     assert (document["complete"], document["failures"]) == (True, {})
+    for shares in (document["profiles"]["1"], document["profiles"]["2"]):
+        assert len(shares) == 14
+        assert 0.3 < sum(share["share"] for share in shares) <= 1
+        assert all(share["ms"] > 0 and share["calls"] > 0 for share in shares)
     assert {path.name for path in tmp_path.iterdir()} == {"generation.json", "generation.png"}
 
 

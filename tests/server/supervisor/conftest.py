@@ -19,8 +19,10 @@ async def each_test_leaves_a_clean_loop() -> AsyncIterator[None]:
 async def start_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[StartStage]:
     stages: list[Stage] = []
 
-    async def start(first_words: FirstWords = healthy, *, front_ends: int = 1, stall_s: float = 10.0) -> Stage:
-        stages.append(stage_of(monkeypatch, tmp_path, first_words, front_ends=front_ends, stall_s=stall_s))
+    async def start(
+        first_words: FirstWords = healthy, *, front_ends: int = 1, stall_s: float = 10.0, http: str | None = None
+    ) -> Stage:
+        stages.append(stage_of(monkeypatch, tmp_path, first_words, front_ends=front_ends, stall_s=stall_s, http=http))
         return stages[-1]
 
     yield start

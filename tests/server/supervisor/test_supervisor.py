@@ -308,7 +308,7 @@ async def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(start
     def second_is_late(name: str, number: int) -> FromChild:
         return Stats(samples=[]) if name == "frontend-1" else healthy(name, number)
 
-    stage = await start_stage(second_is_late, front_ends=2)
+    stage = await start_stage(second_is_late, front_ends=2, http="127.0.0.1:0")
     await stage.until(lambda: len(stage.children) == 3 and stage.children["frontend-0"][0].is_ready)
     assert not stage.serving.is_set()
     ((first,), (second,)) = stage.children["frontend-0"], stage.children["frontend-1"]
@@ -317,6 +317,7 @@ async def test_a_server_of_two_serves_when_both_do_and_both_share_its_port(start
     for child in (first, second):
         assert child.start_frame.shares_port
         assert child.start_frame.listen == first.start_frame.listen != "127.0.0.1:0"
+        assert child.start_frame.http == first.start_frame.http not in ("", "127.0.0.1:0", first.start_frame.listen)
     stage.supervisor.stop()
     await stage.ended()
 
@@ -370,8 +371,8 @@ async def test_one_front_end_that_cannot_start_ends_the_server(start_stage: Star
 async def test_a_port_that_is_taken_ends_the_server_before_anything_is_started(
     start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(listen: str) -> Any:
-        raise cannot_listen(listen)
+    def refuse(listen: str, field: str) -> Any:
+        raise cannot_listen(listen, field)
 
     monkeypatch.setattr(supervisors, "held_port", refuse)
     started: list[str] = []

@@ -83,6 +83,7 @@ async def start_serving(
             adapter_root: Path | None = None,
             callers: Callers | None = None,
             settings: FrontEndSettings | None = None,
+            http: str = "",
         ) -> Harness:
             front_end = serving(
                 store,
@@ -92,6 +93,7 @@ async def start_serving(
                 adapter_root=adapter_root,
                 callers=callers,
                 settings=settings,
+                http=http,
             )
             return await stack.enter_async_context(front_end)
 

@@ -38,12 +38,19 @@ class Harness:
     """What a test has in hand: stubs on an open channel, and the strings behind the scene."""
 
     def __init__(
-        self, engine: FakeEngine, supervisor: FakeSupervisor, front_end: FrontEnd, address: str, store: Path
+        self,
+        engine: FakeEngine,
+        supervisor: FakeSupervisor,
+        front_end: FrontEnd,
+        address: str,
+        store: Path,
+        http: str = "",
     ) -> None:
         self.engine = engine
         self.supervisor = supervisor
         self.front_end = front_end
         self.address = address
+        self.http = http
         self.store = store
         self.channel = grpc.aio.insecure_channel(address, options=channel_options())
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
@@ -75,10 +82,13 @@ class Harness:
         self.supervisor.tell(self.engine.up())
 
     async def call(self, work: Callable[[Client], Result]) -> Result:
-        """What `work` returns, with the typed client, in a thread beside the loop that the front end lives in."""
+        """What `work` returns, with the typed client, in a thread beside the loop that the front end lives in.
+
+        The client asks nothing again: what a front end refuses, a test sees.
+        """
 
         def with_client() -> Result:
-            with Client(self.address, timeout_s=30) as client:
+            with Client(self.address, timeout_s=30, retries=None) as client:
                 return work(client)
 
         return await asyncio.to_thread(with_client)
@@ -122,8 +132,11 @@ async def serving(
     settings: FrontEndSettings | None = None,
     number: int = 0,
     front_ends: int = 1,
+    http: str = "",
 ) -> AsyncIterator[Harness]:
     """A front end that serves, over an engine that `prepare` has seen; it is drained, and must end cleanly.
+
+    Over HTTP as well, where that has an address, such as `127.0.0.1:0`.
 
     It knows `callers` by their words (`identities.said`); without them it asks nobody. It takes itself for that of a
     `number` of several `front_ends`.
@@ -133,14 +146,19 @@ async def serving(
     prepare(engine)
     settings = settings or FrontEndSettings(adapter_root=adapter_root)
     start = msgspec.structs.replace(
-        start_front_end(store, tokenizer), settings=settings, reflection=True, number=number, front_ends=front_ends
+        start_front_end(store, tokenizer),
+        settings=settings,
+        reflection=True,
+        number=number,
+        front_ends=front_ends,
+        http=http,
     )
     enter = open_entrance if callers is None else callers.enter
     front_end = FrontEnd(start, supervisor, connect=engine.connect, enter=enter)
     running = asyncio.create_task(front_end.run())
     supervisor.tell(engine.up())
     ready = await supervisor.expect(Ready)
-    harness = Harness(engine, supervisor, front_end, ready.address, store)
+    harness = Harness(engine, supervisor, front_end, ready.address, store, ready.http)
     try:
         yield harness
     finally:
@@ -173,4 +191,5 @@ class StartServing(Protocol):
         adapter_root: Path | None = None,
         callers: Callers | None = None,
         settings: FrontEndSettings | None = None,
+        http: str = "",
     ) -> Harness: ...

@@ -1,4 +1,4 @@
-"""Callers that are known by a word in the metadata of their calls, in place of a credential."""
+"""Callers that are known by a word in the metadata of their calls, or that they show as a key."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +23,8 @@ class Callers:
 
     def identify(self, context: Any) -> Principal:
         """What the gate asks. Raises Unauthenticated."""
-        said = dict(context.invocation_metadata()).get(WHO, "")
+        metadata = dict(context.invocation_metadata())
+        said = metadata.get(WHO) or str(metadata.get("authorization", "")).removeprefix("Bearer ")
         if (principal := self.principals.get(str(said))) is None:
             raise Unauthenticated("no valid credential", reason="KEY_INVALID")
         return principal

@@ -78,8 +78,14 @@ class Server:
         record = self.find(process="supervisor", message="serving")
         return "" if record is None else record["address"]
 
+    @property
+    def http(self) -> str:
+        """Empty without `--http`."""
+        record = self.find(process="supervisor", message="serving")
+        return "" if record is None else record.get("http", "")
+
     def client(self) -> Client:
-        return Client(self.address, timeout_s=30)
+        return Client(self.address, timeout_s=30, retries=None)
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -88,12 +94,12 @@ class Server:
     def kill(self) -> None:
         """Everything at once, as a power cut would."""
         if self.process.poll() is None:
-            # Asked for first: those of a dead process are nobody's, and would end in order.
-            children = self.children()
-            os.killpg(self.process.pid, signal.SIGKILL)
-            for child in children:
+            # The supervisor stands still meanwhile: it replaces whoever dies, and whoever outlives it ends in order.
+            os.kill(self.process.pid, signal.SIGSTOP)
+            for child in self.children():
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def children(self) -> list[int]:
@@ -173,7 +179,10 @@ class Callers:
                     began = time.monotonic()
                     answer: Predictions | AdamixError
                     try:
-                        answer = client.predict(inputs, return_logits=True)
+                        found = client.predict(inputs, return_logits=True, on_error="return")
+                        # As the server has it: a call fails where all its inputs do.
+                        failed = [one.error for one in found if one.error is not None]
+                        answer = failed[0] if len(failed) == len(found) else found
                     except AdamixError as error:
                         answer = error
                     self.outcomes.append(Outcome(began, time.monotonic(), answer))

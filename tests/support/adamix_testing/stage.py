@@ -127,7 +127,7 @@ class StartStage(Protocol):
     """The fixture `start_stage`: starts a supervisor that has ended when the test does."""
 
     async def __call__(
-        self, first_words: FirstWords = healthy, *, front_ends: int = 1, stall_s: float = 10.0
+        self, first_words: FirstWords = healthy, *, front_ends: int = 1, stall_s: float = 10.0, http: str | None = None
     ) -> Stage: ...
 
 
@@ -139,6 +139,7 @@ def stage_of(
     front_ends: int = 1,
     stall_s: float = 10.0,
     front_end: FrontEndSettings | None = None,
+    http: str | None = None,
 ) -> Stage:
     """A stage whose children take the place of processes, with short pauses before a child is replaced."""
     config = ServerConfig(
@@ -146,6 +147,7 @@ def stage_of(
         front_end=front_end or FrontEndSettings(),
         store=directory / "store",
         listen="127.0.0.1:0",
+        http=http,
         drain_delay_s=0,
         drain_grace_s=30,
         front_ends=front_ends,

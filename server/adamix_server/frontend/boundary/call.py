@@ -24,11 +24,12 @@ class Call:
     """One gRPC call.
 
     `deadline` is in seconds on CLOCK_MONOTONIC and infinite for streams without a total deadline. `resource` is the
-    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND. `work_s`
-    are the CPU seconds that it has had, as far as they are counted: of the control plane. `digest` is of the version
-    that it asks for, if it says so; `detail` is for the audit alone: what its caller is not told. `actor` is who the
-    catalog is told has changed something. `check` asks once more whether its caller is known, for whoever has kept it
-    waiting; it raises Unauthenticated or PermissionDenied.
+    name of what the call asks for, as far as it is known yet; it ends up in the ResourceInfo of a NOT_FOUND.
+    `work_s` are the CPU seconds that it has had, as far as they are counted: of the control plane. `digest` is of
+    the version that it asks for, if it says so; `input_tokens` of the texts that it had predicted; `detail` is for
+    the audit alone: what its caller is not told. `actor` is who the catalog is told has changed something. `check`
+    asks once more whether its caller is known, for whoever has kept it waiting; it raises Unauthenticated or
+    PermissionDenied.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class Call:
     origin: Origin = NOWHERE
     work_s: float = 0.0
     digest: str = ""
+    input_tokens: int = 0
     detail: str = ""
     check: Callable[[], None] = field(default=_nothing, repr=False)
     _actor: Actor | None = field(default=None, init=False, repr=False)

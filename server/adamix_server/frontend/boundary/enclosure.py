@@ -53,6 +53,16 @@ _STATUS_S = 0.1
 Context = Any
 
 
+class Carrier:
+    """A context that is not grpc's own: of a call that comes another way, and says itself when it is over."""
+
+    __slots__ = ()
+
+    def when_over(self, over: Callable[[Any], None]) -> None:
+        """Call `over` once, when the last byte of the answer has left or never will; and never before the call ends."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """What the boundary has to know of a method.
@@ -144,13 +154,18 @@ class Enclosure:
         if self._limit_s is not None:
             remaining_s = self._limit_s
         deadline = math.inf if remaining_s is None else self._start + remaining_s
-        self._call = Call(_request_id(context), method.name, deadline, principal=NOBODY, origin=origin)
+        self._call = Call(
+            request_id_of(context.invocation_metadata()), method.name, deadline, principal=NOBODY, origin=origin
+        )
         self.departure = Departure(books.sending, context, origin, self._call.request_id, self._start)
 
     async def __aenter__(self) -> "Enclosure":
         calls.enter(self._call)
         self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._call.request_id),))
-        self.departure.task.add_done_callback(self._gone)
+        if isinstance(self._context, Carrier):
+            self._context.when_over(self._gone)
+        else:
+            self.departure.task.add_done_callback(self._gone)
         # All of this before a byte of its message is read.
         try:
             gate, sessions = self._books.gate, self._books.sessions
@@ -281,8 +296,8 @@ class Enclosure:
         await session.settle()
         return reason
 
-    def _gone(self, _task: "asyncio.Task[None]") -> None:
-        """grpc has sent the last byte, or was told that nobody reads it."""
+    def _gone(self, _: Any) -> None:
+        """The last byte was sent, or nobody reads it: by grpc, at the end of the call's task."""
         self._books.sending.ends.end(self.departure)
         self.departure.let_go()
         if self._seat is not None:
@@ -386,9 +401,9 @@ def own_limit_s(remaining_s: float | None, default_s: float) -> float | None:
     return MAX_TIMEOUT_S if remaining_s > MAX_TIMEOUT_S and not math.isinf(default_s) else None
 
 
-def _request_id(context: Context) -> str:
-    """The caller's id for this call if it sent a harmless one, else a new one."""
-    for key, value in context.invocation_metadata() or ():
+def request_id_of(metadata: Any) -> str:
+    """The caller's id for a call with this metadata, if it sent a harmless one; else a new one."""
+    for key, value in metadata or ():
         if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
     return f"{_OWN_IDS}-{next(_counter):x}"

@@ -56,6 +56,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             for item in items:
                 stages.write(item, response.predictions.add(), call, return_logits=return_logits)
         stages.record(items, call.tenant, time.monotonic() - start)
+        call.input_tokens = sum([item.num_tokens for item in items])
         if (error := _common_error(items)) is not None:
             call.resource = items[0].resource
             raise error

@@ -1,0 +1,1 @@
+"""The control plane over HTTP: tasks, their versions and their traffic, and what a server is."""

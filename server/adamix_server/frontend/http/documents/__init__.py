@@ -1,0 +1,1 @@
+"""What the port says of itself: the OpenAPI document, and a page that shows it without a word to any other server."""
