@@ -22,9 +22,12 @@ def raise_limit() -> int:
     return wanted
 
 
-def room_for_connections(wanted: int) -> int:
-    """As many of `wanted` connections as leave enough for everything else; under a small limit half of it."""
+def room_for_connections(wanted: int, ports: int = 1) -> int:
+    """As many of `wanted` connections as leave enough for everything else; under a small limit half of it.
+
+    Of so many `ports` that want as many, each gets its part.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return wanted
-    return min(wanted, max(limit - _FOR_OTHERS, limit // 2, 1))
+    return min(wanted, max(max(limit - _FOR_OTHERS, limit // 2) // ports, 1))

@@ -97,8 +97,7 @@ def start_module_server(
 @pytest.fixture(scope="session")
 def server(backbone_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as it was, but for tasks of their own."""
-    flags = ("--metrics-port", "0", "--http", "127.0.0.1:0")
-    running = Server(backbone_directory, tmp_path_factory.mktemp("store"), *flags)
+    running = Server(backbone_directory, tmp_path_factory.mktemp("store"), "--metrics-port", "0")
     try:
         yield running.wait()
     finally:

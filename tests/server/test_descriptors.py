@@ -43,3 +43,11 @@ def test_connections_leave_descriptors_for_everything_else(
 ) -> None:
     monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _: (limit, limit))
     assert descriptors.room_for_connections(1024) == room
+
+
+@pytest.mark.parametrize(
+    ("limit", "room"), [(1 << 20, 1024), (2304, 1024), (2303, 1023), (512, 128), (256, 64), (2, 1)]
+)
+def test_two_ports_share_what_is_left(limit: int, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _: (limit, limit))
+    assert descriptors.room_for_connections(1024, ports=2) == room

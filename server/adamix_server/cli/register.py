@@ -51,7 +51,7 @@ def register(
     api_key_file: KeyFileOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Upload an adapter as a new version of a task; or many of them, those that are there already left out."""
+    """Upload an adapter as a new version of a task. With --all many, but those that are there already."""
     with exit_codes():
         if all_ is not None:
             if task is not None or on_server:

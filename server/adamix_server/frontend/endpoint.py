@@ -176,7 +176,10 @@ class Endpoint:
             options=(
                 *OPTIONS,
                 ("grpc.so_reuseport", int(shares_port)),
-                ("grpc.max_allowed_incoming_connections", room_for_connections(MAX_CONNECTIONS)),
+                (
+                    "grpc.max_allowed_incoming_connections",
+                    room_for_connections(MAX_CONNECTIONS, ports=1 if open_http is None else 2),
+                ),
             )
         )
         self._server.add_generic_rpc_handlers((boundary,))

@@ -199,8 +199,9 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(
 
 def test_a_mistake_costs_no_loading(backbone_directory: Path, csv: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(InvalidConfig, match="method must be one of bottleneck, lora"):
+    with pytest.raises(InvalidConfig, match="method must be one of bottleneck, lora") as caught:
         adamix.fit("no-such-backbone", csv, out=out, method="prefix")
+    assert caught.value.field == "method"
     with pytest.raises(InvalidConfig, match="give epochs or max_steps, not both"):
         adamix.fit("no-such-backbone", csv, out=out, epochs=1, max_steps=1)
     with pytest.raises(InvalidConfig, match="minilm"):

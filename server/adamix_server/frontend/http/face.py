@@ -72,7 +72,7 @@ class Face:
             config=config,
             server_state=self._state,
             app_state={},
-            max_connections=room_for_connections(max_connections),
+            max_connections=room_for_connections(max_connections, ports=2),
         )
         self._servers: list[asyncio.Server] = []
         self._dating: asyncio.Task[None] | None = None

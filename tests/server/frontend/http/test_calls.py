@@ -227,6 +227,20 @@ async def test_a_large_answer_that_nobody_reads_is_dropped() -> None:
         wire.close()
 
 
+@pytest.mark.parametrize("framing", ["content-length: 10", "transfer-encoding: chunked"])
+async def test_a_body_that_stalls_ends_as_a_message_that_does_not_come(framing: str) -> None:
+    async with BareHttp(Bounds(message_s=0.1, patience_s=0.05)) as server:
+        wire = await server.open()
+        wire.ask("POST /one", framing, body=b"a" if framing.startswith("content") else b"1\r\na\r\n")
+        status, body = await asyncio.wait_for(wire.answer(), 5)
+        assert (status, json.loads(body)["error"]["reason"]) == (504, "MESSAGE_LATE")
+        # What does come late is dropped, and the connection goes on.
+        wire.say(b"b" * 9 if framing.startswith("content") else b"0\r\n\r\n")
+        wire.ask("POST /one", body=b"x")
+        assert (await wire.answer())[0] == 200
+        wire.close()
+
+
 async def test_an_upload_comes_in_parts() -> None:
     async with BareHttp() as server:
         wire = await server.open()
