@@ -1,5 +1,5 @@
 # Every target but gpu sets up .venv by itself; all leave the rest of the machine alone.
-#   make demo | bench | test | test-full | check | aot | aot-versions | protos | gpu | setup | clean
+#   make demo | bench | test | test-full | check | dist | aot | aot-versions | protos | gpu | setup | clean
 #   ARGS="…" is passed on; PYTHON=python3.12 chooses
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo bench test test-full check check-protos aot aot-versions protos gpu clean
+.PHONY: help setup demo bench test test-full check check-protos dist aot aot-versions protos gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -95,6 +95,16 @@ check-protos: $(SETUP)
 
 protos: $(SETUP)
 	PYTHON=$(BIN)/python protos/generate.sh
+
+# Both wheels, and each installed into a fresh environment and tried there. Wheels only: what the client's is made of lies
+# in two folders.
+dist: $(SETUP)
+	@rm -rf dist
+	@echo "dist: building the wheels of adamix-client and adamix" >&2
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client .
+	@echo "dist: installing them into fresh environments (minutes: torch)" >&2
+	@ADAMIX_WHEELS=$(CURDIR)/dist $(BIN)/pytest -q tests/client/test_distribution.py $(ARGS)
+	@ls -l dist
 
 clean:
 	rm -rf kernels/adamix_kernels/native/lib

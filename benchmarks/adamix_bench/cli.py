@@ -37,6 +37,11 @@ COMMANDS = (
         "adamix_bench.generation.command:generation",
         "Tokens a second of texts for many at once, with many adapters, against transformers in one run.",
     ),
+    Command(
+        "faces",
+        "adamix_bench.faces.command:faces",
+        "What HTTP, the client, the command line and files of rows cost, each with its target.",
+    ),
 )
 
 

@@ -198,8 +198,8 @@ class Calls:
             self.connection.check_usable()
 
     def metadata(self, link: Link, task: str) -> tuple[tuple[str, str], ...]:
-        """What a call shows. The first one about a task asks who its caller is, where the server knows."""
-        if task and self.routing.tenant is None:
+        """What a call shows. The second one about a task asks who its caller is, where the server knows."""
+        if self.routing.asks_tenant(task):
             try:
                 found = link.admin.WhoAmI(admin_pb2.WhoAmIRequest(), timeout=TENANT_TIMEOUT_S, metadata=link.metadata)
                 self.routing.tenant = found.tenant

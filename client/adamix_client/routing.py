@@ -30,6 +30,8 @@ class Routing:
 
     def __init__(self, tenant: str | None) -> None:
         self.tenant = tenant
+        # A credential that is refused is not shown once more to ask whose it is.
+        self.was_answered = False
         self._revision: tuple[str, int] | None = None
         self._lock = threading.Lock()
 
@@ -43,13 +45,18 @@ class Routing:
         return tuple(found)
 
     def heard(self, trailers: Iterable[tuple[str, str | bytes]] | None) -> None:
-        """A call has ended with these. A revision of another head is another catalog's, and takes its place."""
+        """A call was answered, with these. A revision of another head is another catalog's, and takes its place."""
+        self.was_answered = True
         for key, value in trailers or ():
             if key == REVISION_KEY and isinstance(value, str) and (said := _REVISION.fullmatch(value)):
                 head, number = said[1], int(said[2])
                 with self._lock:
                     if self._revision is None or self._revision[0] != head or self._revision[1] < number:
                         self._revision = (head, number)
+
+    def asks_tenant(self, task: str) -> bool:
+        """Whether a call about this task would say more if the tenant were known, and the server may be asked."""
+        return bool(task) and self.tenant is None and self.was_answered and not _WHOLE.fullmatch(task)
 
     def _whole(self, task: str) -> str | None:
         if named := _WHOLE.fullmatch(task):

@@ -227,12 +227,9 @@ class ServerInfo:
 def to_input(item: Input) -> inference_pb2.PredictInput:
     if sum(part is not None for part in (item.text, item.pair, item.token_ids)) != 1:
         raise InvalidConfig("an input has exactly one of text, pair and token_ids")
-    message = inference_pb2.PredictInput(
-        task=item.task,
-        version=item.version,
-        truncation=inference_pb2.TRUNCATION_RIGHT if item.truncate else inference_pb2.TRUNCATION_ERROR,
-    )
+    truncation = inference_pb2.TRUNCATION_RIGHT if item.truncate else inference_pb2.TRUNCATION_ERROR
     try:
+        message = inference_pb2.PredictInput(task=item.task, version=item.version, truncation=truncation)
         if item.text is not None:
             message.text = item.text
         elif item.pair is not None:
@@ -260,7 +257,15 @@ def to_streamed_prediction(message: inference_pb2.PredictStreamResponse) -> Stre
 
 
 def to_timing(message: inference_pb2.Timing) -> Timing:
-    return Timing(**to_json(message))
+    return Timing(
+        queue_s=message.queue_s,
+        load_s=message.load_s,
+        tokenize_s=message.tokenize_s,
+        compute_s=message.compute_s,
+        batch_requests=message.batch_requests,
+        batch_tokens=message.batch_tokens,
+        batch_tasks=message.batch_tasks,
+    )
 
 
 def to_prediction(message: inference_pb2.Prediction) -> Prediction:

@@ -153,7 +153,7 @@ def test_bad_texts_fail_alone(server: Server) -> None:
         Input(task="healthy", text="cat " * 40, truncate=True),
     ]
     with server.client() as client:
-        answers = client.predict(inputs).predictions
+        answers = client.predict(inputs, on_error="return")
     codes = [None if a.error is None else a.error.code for a in answers]
     bad = Code.INVALID_ARGUMENT
     assert codes == [None, bad, bad, bad, Code.NOT_FOUND, bad, bad, None]
@@ -171,10 +171,10 @@ def test_a_call_whose_inputs_all_fail_alike_fails_itself(server: Server) -> None
 
 def test_too_many_inputs(server: Server) -> None:
     with server.client() as client:
-        error = refused(lambda: client.predict(task="healthy", texts=["the cat"] * 65))
+        error = refused(lambda: client.predict_json(task="healthy", texts=["the cat"] * 65))
         assert error.code == Code.INVALID_ARGUMENT
         assert "64" in error.message
-        assert refused(lambda: client.predict([])).code == Code.INVALID_ARGUMENT
+        assert refused(lambda: client.predict_json([])).code == Code.INVALID_ARGUMENT
 
 
 def test_a_message_over_the_cap(server: Server) -> None:

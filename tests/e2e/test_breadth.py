@@ -403,7 +403,7 @@ class TestTinyBert:
                 Input("limited", token_ids=[*ids, 3]),
                 Input("limited", token_ids=[*ids, 3], truncate=True),
             ]
-            answers = client.predict(inputs, return_logits=True).predictions
+            answers = client.predict(inputs, return_logits=True, on_error="return")
             error = refused(client, Input("limited", text=exact + " bird"))
         expected = offline(adapter, backbone_directory, [Example(exact, 0)])[0]
         for answer in answers[:3]:

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -21,6 +23,8 @@ from adamix.files.manifest import BackboneSpec
 from adamix_client import Client, Input, Predictions
 from adamix_testing.servers import Callers, Eventually, Server
 
+# `tritonclient.http`, in a process of its own.
+STOCK_HTTP_CLIENT = Path(__file__).parents[1] / "server" / "frontend" / "http" / "stock_http_client.py"
 ROUNDS = 20
 FRESH = 4
 
@@ -263,6 +267,27 @@ def test_a_drain_by_call_loses_nothing(
 def loads_http(pid: int) -> bool:
     """Whether a process has loaded what parses HTTP."""
     return "httptools" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_stock_clients_are_told_the_same_over_http(pair: Server, files: dict[str, bytes]) -> None:
+    texts = ["the cat sleeps", "a big red dog runs over the lazy bird"]
+    with pair.client() as client:
+        client.register("stock", next(iter(files.values())))
+        called = client.predict_json([Input("stock", text=text) for text in texts])["predictions"]
+    calls = [("infer", {"model": "stock", "texts": texts, "binary": is_binary}) for is_binary in (True, False)]
+    process = subprocess.run(
+        [sys.executable, str(STOCK_HTTP_CLIENT), pair.http],
+        input=json.dumps(calls),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for told in json.loads(process.stdout):
+        assert told["value"]["label"] == [found["classification"]["label"] for found in called]
+        expected = [found["classification"]["scores"] for found in called]
+        for row, scores in zip(told["value"]["scores"], expected, strict=True):
+            assert row == pytest.approx(scores, abs=1e-5)
 
 
 def test_http_is_answered_by_every_front_end(pair: Server, files: dict[str, bytes], server: Server) -> None:

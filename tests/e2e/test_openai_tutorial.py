@@ -18,7 +18,7 @@ from adamix_testing.servers import Server
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "openai.md"
-ADDRESS = "127.0.0.1:8000"
+ADDRESS = "127.0.0.1:8080"
 
 
 def blocks(language: str) -> list[str]:
@@ -120,7 +120,7 @@ def test_from_node(server: Server, node_modules: Path) -> None:
     assert run(server, node_modules, ["node"], blocks("js")[0]).strip()
     rest = """
 import OpenAI from "openai";
-const client = new OpenAI({ baseURL: "http://127.0.0.1:8000/v1", apiKey: "unused", maxRetries: 0 });
+const client = new OpenAI({ baseURL: "http://127.0.0.1:8080/v1", apiKey: "unused", maxRetries: 0 });
 const models = [];
 for await (const model of client.models.list()) models.push(model.id);
 const whole = await client.completions.create({ model: "restaurants", prompt: "a", max_tokens: 4, logprobs: 2 });

@@ -82,7 +82,7 @@ def test_what_requests_use_is_not_unloaded(small: Any, make_adapter: MakeAdapter
     def call() -> None:
         with small.client() as client:
             while not stop.is_set():
-                answers = client.predict(task="busy", texts=["the cat sleeps and a dog runs"] * 64).predictions
+                answers = client.predict("busy", ["the cat sleeps and a dog runs"] * 64, on_error="return")
                 failures.extend(answer.error for answer in answers if answer.error is not None)
 
     with small.client() as client:

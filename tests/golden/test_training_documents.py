@@ -114,7 +114,7 @@ def test_a_training_that_was_stopped_and_resumed(
 
         patch.setattr(StepWatch, "on_step_end", interrupt)
         stopped = adamix("train", *flags, "--out", "resumed")
-    assert (stopped.exit_code, stopped.stdout) == (1, "")
+    assert (stopped.exit_code, stopped.stdout) == (130, "")
     resumed = adamix("train", *flags, "--out", "resumed", "--resume", "--json")
     golden("train-stopped.txt", stopped.stderr[stopped.stderr.index("error: ") :])
     golden("train-resumed.json", json.loads(resumed.stdout))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from adamix import answers
 from adamix.api.bars import progress_bar
-from adamix.api.evaluating import Asked, Measured, measure
+from adamix.api.evaluating import HowMeasured, Measured, measure
 from adamix.api.sources import Data
 from adamix.api.words import named_as_arguments
 from adamix.errors import FailedPrecondition, InvalidConfig, InvalidData
@@ -235,12 +235,9 @@ class Adapter:
         progress: bool = True,
     ) -> Measured:
         """Measure on labelled text or reference texts: `adamix.evaluate`, with the backbone that is loaded here."""
+        how = HowMeasured(split, "merged", None, decoding, scoring, subset, batch_size, self._device)
         with named_as_arguments():
-            from adamix.routing.routing import Routing
-
-            writing = {"decoding": decoding, "scoring": scoring, "subset": subset}
-            asked = Asked(data, self.backbone_name, split, Routing(), 0, writing, batch_size, self._device)
-            return measure(self.adapter, None, asked, self._backbones, progress=progress)
+            return measure(self.adapter, None, data, self.backbone_name, how, self._backbones, progress=progress)
 
     def push(self, server: str, task: str, *, api_key: str | None = None) -> "Published":
         """Register the file with a server as the task's live version; the same file again changes nothing.
@@ -327,9 +324,14 @@ def load(
 
     Raises:
         InvalidAdapter: the file is no merged adapter; the message says what it is.
+        InvalidConfig: it is a directory.
         FileNotFoundError: as usual.
     """
     with named_as_arguments():
+        if Path(file).is_dir():
+            raise InvalidConfig(
+                f"{os.fspath(file)} is a directory: merge its mixture into a file first, by merge()", field="file"
+            )
         adapter = adapter_file.read(file)
         return Adapter(Path(file), adapter, os.fspath(backbone or adapter.manifest.backbone.name), device)
 

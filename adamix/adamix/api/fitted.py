@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamix.api.adapter import Adapter
-from adamix.api.evaluating import Asked, Measured, measure
+from adamix.api.evaluating import HowMeasured, Measured, measure_source
 from adamix.api.merging import merge_with
 from adamix.api.sources import Data
 from adamix.api.words import named_as_arguments
 from adamix.merging.settings import DATA_METHODS
-from adamix.routing.seeds import DEFAULT_SEEDS, num_routes
+from adamix.routing.seeds import DEFAULT_SEEDS
 
 if TYPE_CHECKING:
     from adamix.experiments.release import Released
@@ -76,13 +76,16 @@ class Fitted:
         progress: bool = True,
     ) -> Adapter:
         """Merge the experts into one adapter: `adamix.merge`, into the directory of the run unless `out` says another
-        file. Methods that learn from text take that of the training unless `data` says another.
+        file. Methods that learn from text take that of the training unless `data` says another: of a training on a few
+        rows, those rows.
         """
         from adamix.experiments.release import ADAPTER_FILE
 
         plan = self._finished.prepared.plan
         if data is None and how in DATA_METHODS:
             data = plan.data
+            if plan.few_shot is not None and few_shot is None and split in (None, "train") and how != "greedy":
+                few_shot, seed = plan.few_shot, plan.train.seed if seed is None else seed
         given = {
             "weights": weights,
             "density": density,
@@ -116,24 +119,11 @@ class Fitted:
         """Measure the merged adapter, or other routes through the mixture: `adamix.evaluate`, on the data of the
         training unless others are given.
         """
+        plan = self._finished.prepared.plan
+        how = HowMeasured(split, routing, seeds, decoding, scoring, subset, batch_size, plan.device)
         with named_as_arguments():
-            from adamix.routing.routing import parse_routing
-            from adamix.routing.source import read_source
-
-            plan = self._finished.prepared.plan
-            chosen = parse_routing(routing)
-            adapter, mixture = read_source(self.out, chosen)
-            asked = Asked(
-                data=plan.data if data is None else data,
-                backbone=plan.backbone,
-                split=split,
-                routing=chosen,
-                seeds=num_routes(chosen, seeds),
-                writing={"decoding": decoding, "scoring": scoring, "subset": subset},
-                batch_size=batch_size,
-                device=plan.device,
-            )
-            return measure(adapter, mixture, asked, self._backbones, progress=progress)
+            rows = plan.data if data is None else data
+            return measure_source(self.out, rows, plan.backbone, how, self._backbones, progress=progress)
 
     def push(
         self,

@@ -12,7 +12,10 @@ from adamix.api.fitted import Fitted
 from adamix.api.given import Given, as_settings, telling_given
 from adamix.api.sources import Data, source_of
 from adamix.api.words import named_as_arguments
+from adamix.backbones import names
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
+from adamix.data import sources
+from adamix.data.named import check_task_type
 from adamix.experiments.plan import Plan
 
 if TYPE_CHECKING:
@@ -142,6 +145,11 @@ def fit(
         source = source_of(data)
         named = source if isinstance(source, str) else source.name
         plan = replace(Plan.of(as_settings({**given, "data": named})), data=source)
+        # Without torch, and without waiting for a network that is not there.
+        check_task_type(plan.task_type)
+        names.check(plan.backbone)
+        if isinstance(source, str):
+            sources.check(source)
         from adamix.experiments import run as experiment
 
         backbones = experiment.Backbones()

@@ -17,10 +17,10 @@ def named_as_arguments() -> Iterator[None]:
     try:
         yield
     except AdamixError as error:
-        message = in_words_of_python(error.message)
-        if message == error.message:
+        message, field = in_words_of_python(error.message), _argument_of(error.field)
+        if (message, field) == (error.message, error.field):
             raise
-        renamed = type(error)(message, reason=error.reason, field=error.field, retry_after_s=error.retry_after_s)
+        renamed = type(error)(message, reason=error.reason, field=field, retry_after_s=error.retry_after_s)
         raise renamed.with_traceback(error.__traceback__) from None
 
 
@@ -36,3 +36,10 @@ def in_words_of_python(message: str) -> str:
 
 def _argument(flag: re.Match[str]) -> str:
     return flag[1].replace("-", "_")
+
+
+def _argument_of(field: str | None) -> str | None:
+    """The argument that a field of a configuration is set by: `kind` is `method`."""
+    if field in SETTINGS:
+        return field
+    return next((name for name, setting in SETTINGS.items() if setting.field == field), field)

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from adamix.backbones import language_model as language_models
-from adamix.backbones import packaged, sites
+from adamix.backbones import names, packaged, sites
 from adamix.backbones import vocabulary as vocabularies
 from adamix.errors import InvalidConfig
 from adamix.files.manifest import BackboneSpec
@@ -77,21 +77,9 @@ class Pooler(nn.Module):
 
 
 def resolve(name: str) -> str:
-    """A directory or hub id for `--backbone NAME`.
-
-    Raises:
-        InvalidConfig: a packaged name whose package is not installed, or a path that is no directory.
-    """
-    if name in packaged.PACKAGES:
-        with _quiet_loading():  # of weights that have to be converted first
-            return str(packaged.directory(name))
-    looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
-    if looks_local:
-        directory = Path(name).expanduser()
-        if not (directory / "config.json").is_file():
-            raise InvalidConfig(f"{name} is not a directory with a config.json")
-        return str(directory)
-    return name
+    """As `names.resolve`. Raises InvalidConfig."""
+    with _quiet_loading():  # of weights that have to be converted first
+        return names.resolve(name)
 
 
 def device_name(name: str) -> str:

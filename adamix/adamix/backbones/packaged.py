@@ -66,7 +66,7 @@ def directory(name: str) -> Path:
     package = PACKAGES[name]
     if not package.path.endswith(".gguf"):
         return _installed(name) / package.path
-    converted = _cache() / f"{name}-{package.version}-{_LAYOUT}"
+    converted = _converted(name)
     if not converted.exists():
         source = _installed(name)
         try:
@@ -77,6 +77,12 @@ def directory(name: str) -> Path:
                 "make room there, or set XDG_CACHE_HOME to another directory"
             ) from error
     return converted
+
+
+def check(name: str) -> None:
+    """Raise InvalidConfig unless `directory` can have it. Converts nothing."""
+    if not _converted(name).exists():
+        _installed(name)
 
 
 def _installed(name: str) -> Path:
@@ -102,6 +108,11 @@ def _cache() -> Path:
     """`$XDG_CACHE_HOME/adamix`, by default `~/.cache/adamix`. As XDG has it, a relative path counts as none."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "adamix"
+
+
+def _converted(name: str) -> Path:
+    """Where the converted weights lie, or will: of those that need it."""
+    return _cache() / f"{name}-{PACKAGES[name].version}-{_LAYOUT}"
 
 
 def _convert_once(name: str, source: Path, gguf: str, target: Path) -> None:

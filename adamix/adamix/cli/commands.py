@@ -41,4 +41,9 @@ COMMANDS = (
     Command("inspect", "adamix.cli.inspect:inspect", "Show what an adapter file says about itself."),
     Command("import", "adamix.cli.interop:imports", "Make an adapter file of what another library trained."),
     Command("export", "adamix.cli.interop:exports", "Write an adapter for another library."),
+    Command(
+        "completion",
+        "adamix.cli.completion:completion",
+        "Print the script that completes commands and options in a shell.",
+    ),
 )

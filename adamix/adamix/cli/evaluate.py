@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adamix.cli import routes, texts
+from adamix.cli import checks, routes, texts
 from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
@@ -15,13 +15,13 @@ from adamix.cli.terminal import (
     format_metrics,
     print_json,
 )
-from adamix.errors import InvalidConfig, InvalidData
+from adamix.errors import InvalidConfig
 from adamix.generation.decoding import Decoding
+from adamix.routing.choice import parse_routing
 
 if TYPE_CHECKING:
     from adamix.data import Example, TaskData
     from adamix.evaluation.labelled import Prediction
-    from adamix.routing.report import DrawsReport, EnsembleReport
 
 
 def evaluate(
@@ -56,15 +56,9 @@ def evaluate(
 ) -> None:
     """Measure an adapter on labelled text, or a trained mixture by other routes through its experts."""
     with exit_codes():
-        from adamix import data as datasets
-        from adamix.backbones import backbone as backbones
-        from adamix.evaluation import labelled
-        from adamix.files import disk
-        from adamix.routing.probe import MixtureProbe
-        from adamix.routing.report import measure, num_passes
-        from adamix.routing.routing import parse_routing
-        from adamix.routing.source import read_source
-
+        checks.existing(source)
+        checks.device(device)
+        checks.names(backbone, data, split=split)
         chosen = parse_routing(routing)
         num_seeds = routes.check_flags(chosen, seeds, plot)
         if save_predictions is not None and save_predictions.is_dir():
@@ -72,38 +66,28 @@ def evaluate(
                 f"--save-predictions {save_predictions} is a directory: name the file to write in it",
                 field="save_predictions",
             )
+        from adamix.experiments.measuring import Asked, check_labels, measure_labels
+        from adamix.experiments.run import Backbones
+        from adamix.files import disk
+        from adamix.routing.source import read_source
+
         adapter, mixture = read_source(source, chosen)
         head = adapter.manifest.head
-        writing = texts.Writing(decoding, scoring, subset)
+        flags = texts.TextFlags(decoding, scoring, subset)
         if head.type == "causal_lm":
-            run = texts.Run(data, split, writing, backbone, batch_size, device, save_predictions, json_)
+            run = texts.Run(data, split, flags, backbone, batch_size, device, save_predictions, json_)
             if mixture is None:
                 texts.evaluate_adapter(adapter, run)
             else:
-                texts.evaluate_routes(mixture, run, chosen, num_seeds, plot)
+                texts.evaluate_routes(adapter, mixture, run, chosen, num_seeds, plot)
             return
-        writing.refuse(head.type)
-        if head.type not in (*datasets.TASK_TYPES, "cloze"):
-            raise InvalidData(
-                f"this adapter's head is {head.type}, which has no labels to compare with; "
-                f"evaluated are {', '.join(datasets.TASK_TYPES)}"
-            )
+        flags.refuse(head.type)
+        check_labels(head)
         if plot is not None and chosen.mode == "ensemble" and head.type == "regression":
             raise InvalidConfig("--plot: a regression has no probabilities whose calibration to draw", field="plot")
-        rows = datasets.load(data, split=split, task_type=labelled.label_type(head))
-        name = backbone or adapter.manifest.backbone.name
-        loaded = backbones.load(name, device=backbones.device_name(device), language_model=head.type == "cloze")
-        tokenizer = backbones.load_tokenizer(name)
-        report: DrawsReport[labelled.Evaluation] | EnsembleReport[labelled.Evaluation] | None = None
-        with progress("evaluating", total=len(rows.examples)) as shown:
-            if mixture is None:
-                result = labelled.evaluate(
-                    adapter, loaded, tokenizer, rows, batch_size=batch_size, on_rows=shown.advance
-                )
-            else:
-                probe = MixtureProbe(mixture, loaded, tokenizer, rows, batch_size=batch_size, on_rows=shown.advance)
-                shown.total = len(rows.examples) * num_passes(probe, chosen, num_seeds)
-                result, report = measure(probe, chosen, num_seeds)
+        asked = Asked(data, split, backbone, chosen, num_seeds, batch_size, device)
+        with progress("evaluating") as shown:
+            result, report, rows = measure_labels(adapter, mixture, asked, Backbones(), shown.update)
         if save_predictions is not None:
             lines = [
                 json.dumps(_prediction(rows, example, prediction, logits), ensure_ascii=False)

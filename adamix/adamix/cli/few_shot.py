@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from adamix.cli import sources
+from adamix.cli import checks, sources
 from adamix.cli import train as training
 from adamix.cli.lazy import Command
 from adamix.cli.terminal import JsonFlag, Screen, exit_codes, print_json, stderr
@@ -48,6 +48,8 @@ def few_shot(
         decided: dict[str, Value] = {"backbone": backbone, "data": data, "few_shot": k, "validate": False}
         settings = _settings(ctx) | decided
         plans = [Plan.of(settings | {"seed": seed}, _DEFAULTS) for seed in range(seeds)]
+        checks.plan(plans[0])
+        checks.names(split=split)
         from adamix.experiments.few_shot import summarise
 
         results, runs = _train(plans, out, split)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from adamix.cli import checks
 from adamix.cli.terminal import JsonFlag, exit_codes, print_json, summary
 
 
@@ -14,6 +15,7 @@ def inspect(
 ) -> None:
     """Show what an adapter file says about itself."""
     with exit_codes():
+        checks.existing(file)
         from adamix.files import adapter_file
 
         adapter = adapter_file.read(file)

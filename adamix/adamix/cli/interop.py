@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from adamix.cli import checks
 from adamix.cli.lazy import family
 from adamix.cli.terminal import JsonFlag, exit_codes, print_json, stderr, summary
+from adamix.data.task import TASK_TYPES
 from adamix.errors import InvalidConfig
 from adamix.experiments.settings import read_interval
+from adamix.hub import nearest
 
 if TYPE_CHECKING:
     from adamix.interop.assembly import Imported, ImportOptions
@@ -45,6 +48,7 @@ def peft(
 ) -> None:
     """Import a LoRA directory of PEFT."""
     with exit_codes():
+        _check(source, backbone, out, task_type)
         options = _options(labels, task_type, max_length, pooling, clip)
         from adamix.backbones import backbone as backbones
         from adamix.interop.peft.weights import import_peft
@@ -66,6 +70,7 @@ def adapterhub(
 ) -> None:
     """Import a bottleneck adapter of AdapterHub."""
     with exit_codes():
+        _check(source, backbone, out, task_type)
         options = _options(labels, task_type, max_length, pooling, clip)
         from adamix.backbones import backbone as backbones
         from adamix.interop.adapterhub.weights import import_adapterhub
@@ -92,6 +97,7 @@ def microsoft_adamix(
 ) -> None:
     """Import a file of the AdaMix release, and check it against the release's formula."""
     with exit_codes():
+        _check(source, backbone, out, task_type)
         options = _options(labels, task_type, max_length, None, clip)
         if mixture is not None and mixture.exists() and (not mixture.is_dir() or any(mixture.iterdir())):
             raise InvalidConfig(f"--mixture: {mixture} is not an empty directory", field="mixture")
@@ -118,6 +124,7 @@ def export_peft(
 ) -> None:
     """Write a LoRA as a directory that PEFT reads."""
     with exit_codes():
+        checks.existing(file)
         from adamix.files import adapter_file
         from adamix.interop.peft.export import export_peft as export
 
@@ -128,6 +135,18 @@ def export_peft(
             print_json({"directory": str(out), "files": files, "task_type": result.task_type, "notes": result.notes})
             return
         print(f"{out}: {result.task_type}, {', '.join(path.name for path in result.files)}")
+
+
+def _check(source: Path, backbone: str, out: Path, task_type: str | None) -> None:
+    """Refuse before the libraries are loaded what cannot be imported."""
+    checks.existing(source)
+    if out.is_dir():
+        raise InvalidConfig(f"--out {out} is a directory: name the file to write in it", field="out")
+    if task_type is not None and task_type not in TASK_TYPES:
+        raise InvalidConfig(
+            f"--task-type must be one of {', '.join(TASK_TYPES)}{nearest(task_type, TASK_TYPES)}", field="task_type"
+        )
+    checks.names(backbone)
 
 
 def _options(

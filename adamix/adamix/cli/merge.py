@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from adamix.cli import checks
 from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
@@ -72,6 +73,9 @@ def merge(
         }
         shares = None if weights is None else _numbers(weights)
         config = check(how, given)
+        checks.existing(directory)
+        checks.device(device)
+        checks.names(backbone, data, split=split)
         if card:
             from adamix.reports.card import check_card
 

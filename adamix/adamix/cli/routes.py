@@ -11,18 +11,18 @@ from adamix.routing.seeds import DEFAULT_SEEDS, num_routes
 __all__ = ["DEFAULT_SEEDS", "check_flags", "draw", "show", "size"]
 
 if TYPE_CHECKING:
+    from adamix.routing.choice import Routing
     from adamix.routing.report import DrawsReport, EnsembleReport, Measured
-    from adamix.routing.routing import Routing
 
 
 def check_flags(routing: "Routing", seeds: int | None, plot: Path | None) -> int:
     """The number of random routes. Raises InvalidConfig where a flag has no meaning for the routing."""
-    from adamix.routing.plots import check_format
-
     chosen = num_routes(routing, seeds)
     if plot is not None:
         if routing.mode not in ("random", "ensemble"):
             raise InvalidConfig(f"--plot draws random routing or an ensemble; {routing} is one number", field="plot")
+        from adamix.routing.plots import check_format
+
         check_format(plot.name)
         if not plot.parent.is_dir():
             raise InvalidConfig(f"--plot: there is no directory {plot.parent}", field="plot")

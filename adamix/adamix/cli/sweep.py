@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from adamix.cli import checks
 from adamix.cli import train as training
 from adamix.cli.push import PushOption, publishing
 from adamix.cli.terminal import JsonFlag, Screen, exit_codes, format_metrics, print_json, stderr
@@ -18,6 +19,7 @@ from adamix.experiments.settings import SETTINGS
 if TYPE_CHECKING:
     from adamix.experiments.gates import Gate
     from adamix.experiments.release import Publisher, Release
+    from adamix.experiments.run import Backbones
     from adamix.experiments.sweep import Entry, Ledger, Outcome, SweepTask
 
 _COLOURS = {"finished": "green", "rejected": "yellow", "failed": "red", "interrupted": "yellow"}
@@ -36,6 +38,7 @@ def sweep(
     with exit_codes():
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise InvalidConfig("a sweep is one process: start one for each device, each with its own file and --out")
+        checks.existing(file)
         from adamix.experiments import sweep as sweeps
 
         publisher = None if push is None else publishing.to(push)
@@ -68,16 +71,14 @@ class _Runner:
     """Trains, merges, measures and judges one task after the other, with the backbones kept loaded."""
 
     def __init__(self, publisher: "Publisher | None") -> None:
-        from adamix.experiments.run import Backbones
-
         self._publisher = publisher
-        self._backbones = Backbones()
+        self._backbones: Backbones | None = None
 
     def check(self, task: "SweepTask", file: Path) -> None:
         """Refuse settings that could not be trained or judged, before anything begins."""
         try:
             self._release(task)
-            _plan(task)
+            checks.plan(_plan(task))
         except InvalidConfig as error:
             raise InvalidConfig(f"{file}: {task.name}: {error.message}", field=error.field) from None
 
@@ -85,8 +86,10 @@ class _Runner:
         """Train, merge, measure, judge, and publish if there is where to."""
         from torch import OutOfMemoryError
 
+        from adamix.experiments.run import Backbones
         from adamix.experiments.sweep import Outcome
 
+        self._backbones = self._backbones or Backbones()
         release = self._release(task)
         try:
             prepared = training.prepare(_plan(task), self._backbones)

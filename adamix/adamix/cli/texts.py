@@ -14,19 +14,17 @@ from adamix.errors import InvalidConfig
 from adamix.generation.decoding import Decoding, parse_decoding
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from adamix.backbones.backbone import Backbone
     from adamix.data import GenerationData
+    from adamix.experiments.measuring import Asked
     from adamix.files.adapter_file import AdapterFile
     from adamix.files.mixture_file import MixtureFile
     from adamix.generation.evaluation import TextEvaluation
-    from adamix.routing.routing import Routing
-    from adamix.routing.text_probe import TokenEvaluation
+    from adamix.routing.choice import Routing
+    from adamix.routing.text_probe import TokenEvaluation, Writing
 
 
 @dataclass(frozen=True)
-class Writing:
+class TextFlags:
     """The flags that are for generated texts alone, as they were given."""
 
     decoding: str | None
@@ -48,33 +46,36 @@ class Run:
 
     data: str
     split: str
-    writing: Writing
+    flags: TextFlags
     backbone: str | None
     batch_size: int
     device: str
     save_predictions: Path | None
     as_json: bool
 
-    def rows(self) -> "GenerationData":
-        from adamix import data as datasets
+    def asked(self, routing: "Routing", seeds: int, how: "Writing | None") -> "Asked":
+        """The same in the terms of what measures."""
+        from adamix.experiments.measuring import Asked
 
-        return datasets.load_generation(self.data, split=self.split, subset=self.writing.subset or "all")
-
-    def load_backbone(self, named: str) -> "tuple[Backbone, PreTrainedTokenizerFast]":
-        """The backbone that was asked for, or else the one the adapter names."""
-        from adamix.backbones import backbone as backbones
-
-        name = self.backbone or named
-        loaded = backbones.load(name, device=backbones.device_name(self.device), language_model=True)
-        return loaded, backbones.load_tokenizer(name)
+        return Asked(
+            data=self.data,
+            split=self.split,
+            backbone=self.backbone,
+            routing=routing,
+            seeds=seeds,
+            batch_size=self.batch_size,
+            device=self.device,
+            subset=self.flags.subset,
+            writing=how,
+        )
 
     def decoding(self) -> Decoding:
-        return parse_decoding(self.writing.decoding or "")
+        return parse_decoding(self.flags.decoding or "")
 
     def scoring(self) -> str:
         from adamix.generation.metrics import STYLES
 
-        style = self.writing.scoring or STYLES[0]
+        style = self.flags.scoring or STYLES[0]
         if style not in STYLES:
             raise InvalidConfig(f"--scoring must be one of {', '.join(STYLES)}, not {style[:40]!r}", field="scoring")
         return style
@@ -88,8 +89,8 @@ class Run:
         from adamix.routing.text_probe import generates
 
         about_texts = {
-            "decoding": self.writing.decoding,
-            "scoring": self.writing.scoring,
+            "decoding": self.flags.decoding,
+            "scoring": self.flags.scoring,
             "save_predictions": self.save_predictions,
         }
         given = [name for name, value in about_texts.items() if value is not None]
@@ -104,44 +105,38 @@ class Run:
 
 def evaluate_adapter(adapter: "AdapterFile", run: Run) -> None:
     """Generate a text for every source of a data set, and print how they score."""
-    from adamix.generation.evaluation import evaluate_texts
+    from adamix.experiments.measuring import measure_texts
+    from adamix.experiments.run import Backbones
+    from adamix.routing.choice import Routing
+    from adamix.routing.text_probe import Writing
 
-    decoding, scoring = run.decoding(), run.scoring()
-    rows = run.rows()
-    loaded, tokenizer = run.load_backbone(adapter.manifest.backbone.name)
-    with progress("generating", total=len(rows.examples)) as shown:
-        result = evaluate_texts(
-            adapter, loaded, tokenizer, rows, decoding, style=scoring, batch_size=run.batch_size, on_rows=shown.advance
-        )
+    asked = run.asked(Routing(), 0, Writing(run.decoding(), run.scoring()))
+    with progress("generating") as shown:
+        result, _, rows = measure_texts(adapter, None, asked, Backbones(), shown.update)
     _save(run, rows, result)
     _show(result, rows, run)
 
 
-def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds: int, plot: Path | None) -> None:
+def evaluate_routes(
+    adapter: "AdapterFile", mixture: "MixtureFile", run: Run, routing: "Routing", seeds: int, plot: Path | None
+) -> None:
     """Measure a mixture by other routes than the merged one, and print what they say.
 
     Without a flag about generated texts only the references are predicted: to generate by every draw takes many
     times as long.
     """
+    from adamix.experiments.measuring import measure_texts
+    from adamix.experiments.run import Backbones
     from adamix.files import disk
-    from adamix.generation.evaluation import TextEvaluation
-    from adamix.routing.report import measure_texts, num_passes
-    from adamix.routing.text_probe import TextProbe, Writing
+    from adamix.routing.text_probe import Writing
 
     if plot is not None and routing.mode == "ensemble":
         raise InvalidConfig("--plot: texts have no calibration to draw; it draws random routing", field="plot")
     how = Writing(run.decoding(), run.scoring()) if run.wants_texts(routing) else None
-    rows = run.rows()
-    loaded, tokenizer = run.load_backbone(mixture.manifest.adapter.backbone.name)
     with progress("generating" if how else "predicting") as shown:
-        probe = TextProbe(
-            mixture, loaded, tokenizer, rows, batch_size=run.batch_size, writing=how, on_rows=shown.advance
-        )
-        a_pass = len(rows.examples) if how else sum(len(example.references) for example in rows.examples)
-        shown.total = a_pass * num_passes(probe, routing, seeds)
-        result, report = measure_texts(probe, routing, seeds)
-    if isinstance(result, TextEvaluation):
-        _save(run, rows, result)
+        asked = run.asked(routing, seeds, how)
+        result, report, rows = measure_texts(adapter, mixture, asked, Backbones(), shown.update)
+    _save(run, rows, result)
     unit = _unit(rows)
     if report is None:
         _show(result, rows, run, routing)
@@ -151,10 +146,13 @@ def evaluate_routes(mixture: "MixtureFile", run: Run, routing: "Routing", seeds:
     routes.show(report, json_=run.as_json, unit=unit, details=_details(result, rows, run))
 
 
-def _save(run: Run, rows: "GenerationData", result: "TextEvaluation") -> None:
-    """Write the texts where they were asked for, and say on stderr which metrics were left out."""
+def _save(run: Run, rows: "GenerationData", result: "TokenEvaluation | TextEvaluation") -> None:
+    """Write the texts, if there are any, where they were asked for; stderr says which metrics were left out."""
     from adamix.files import disk
+    from adamix.generation.evaluation import TextEvaluation
 
+    if not isinstance(result, TextEvaluation):
+        return
     if run.save_predictions is not None:
         disk.write(run.save_predictions, _lines(rows, result).encode())
     for sentence in result.warnings:

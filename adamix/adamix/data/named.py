@@ -8,6 +8,7 @@ from adamix.data.memory import MemoryData
 from adamix.data.sources import load
 from adamix.data.task import TASK_TYPES, TaskData
 from adamix.errors import InvalidConfig
+from adamix.hub import nearest
 
 GENERATION = "generation"
 
@@ -15,11 +16,19 @@ GENERATION = "generation"
 Source = str | MemoryData
 
 
+def check_task_type(task_type: str | None) -> None:
+    """Raise InvalidConfig unless it is one, or none is said."""
+    known = (*TASK_TYPES, GENERATION)
+    if task_type is not None and task_type not in known:
+        near = nearest(task_type, known)
+        raise InvalidConfig(
+            f"--task-type must be one of {', '.join(known)}, not {task_type[:40]!r}{near}", field="task_type"
+        )
+
+
 def load_rows(source: Source, *, split: str, task_type: str | None) -> TaskData | GenerationData:
     """One split of a data set. Raises as `load` and `load_generation` do."""
-    if task_type is not None and task_type not in (GENERATION, *TASK_TYPES):
-        known = ", ".join((*TASK_TYPES, GENERATION))
-        raise InvalidConfig(f"--task-type must be one of {known}, not {task_type[:40]!r}", field="task_type")
+    check_task_type(task_type)
     if isinstance(source, MemoryData):
         if task_type == GENERATION or (task_type is None and source.generates):
             return source.generation(split)

@@ -8,11 +8,13 @@ from adamix.data.files import SUFFIXES, read_parts, split_files
 from adamix.data.generation.sources import generation_files
 from adamix.data.generation.synthetic import SYNTHETIC_E2E
 from adamix.data.glue import PREFIX as GLUE_PREFIX
-from adamix.data.glue import glue_files, load_glue
+from adamix.data.glue import check_glue, glue_files, load_glue
 from adamix.data.hub import NAME, read_hub
+from adamix.data.hub import check as check_hub
 from adamix.data.rows import assemble, check_arguments
 from adamix.data.task import SPLITS, TaskData
 from adamix.errors import InvalidConfig, InvalidData
+from adamix.hub import nearest
 
 
 def load(source: str, *, split: str, task_type: str | None = None) -> TaskData:
@@ -41,14 +43,47 @@ def load(source: str, *, split: str, task_type: str | None = None) -> TaskData:
     if source.startswith(GLUE_PREFIX):
         return load_glue(source, wanted, kind)
     path = Path(source).absolute()
-    # os.path.exists, because Path.exists raises for names that no file can have.
-    if source and (os.path.exists(path) or path.suffix in SUFFIXES):  # noqa: PTH110
+    if _is_path(source):
         return assemble(path.stem, read_parts(path), wanted, kind)
     if NAME.fullmatch(source) is None:
-        raise InvalidData(f"{source[:80]!r} is no file, and no corpus: those are {', '.join(sorted(CORPORA))}")
+        raise InvalidData(_nothing(source))
     hub = read_hub(source, wanted)
     label_names = hub.label_names if kind in (None, hub.task_type) else None
     return assemble(source, hub.parts, wanted, kind or hub.task_type, label_names, is_split=hub.is_split)
+
+
+def check(source: str) -> None:
+    """Raise unless there is something to read of that name, in less than two seconds; no row is looked at.
+
+    Raises:
+        InvalidConfig: there is nothing; the message says what was tried.
+        InvalidData: a package with the texts is missing.
+    """
+    if source in CORPORA:
+        CORPORA[source].locate()
+    elif source.startswith(GLUE_PREFIX):
+        check_glue(source)
+    elif source != SYNTHETIC_E2E and not _is_path(source):
+        if source.startswith((".", "/", "~")) or NAME.fullmatch(source) is None:
+            raise InvalidConfig(_nothing(source), field="data")
+        try:
+            check_hub(source)
+        except InvalidData as error:
+            raise InvalidConfig(error.message, field="data") from None
+    elif source != SYNTHETIC_E2E and not os.path.exists(source):  # noqa: PTH110 - as in `load`
+        raise InvalidConfig(f"{Path(source).name} does not exist", field="data")
+
+
+def _is_path(source: str) -> bool:
+    """Whether a source means this machine's files, be they there or not."""
+    # os.path.exists, because Path.exists raises for names that no file can have.
+    return bool(source) and (os.path.exists(source) or Path(source).suffix in SUFFIXES)  # noqa: PTH110
+
+
+def _nothing(source: str) -> str:
+    return (
+        f"{source[:80]!r} is no file, and no corpus{nearest(source, CORPORA)}: those are {', '.join(sorted(CORPORA))}"
+    )
 
 
 def local_files(source: str) -> dict[str, Path]:

@@ -24,6 +24,7 @@ _WHITE = re.compile(r"fill: #ffffff")
 _BLACK = re.compile(r"(stroke|fill): #000000")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_NAME = re.compile(r'(\bid="|href="#|url\(#)')
 
 
 def curves(readings: Sequence[Reading]) -> Markup:
@@ -37,21 +38,23 @@ def curves(readings: Sequence[Reading]) -> Markup:
             axis.set_ylabel(name.replace("_", " "))
             axis.grid(alpha=0.25)
         lower.set_xlabel("optimiser steps")
-        return _svg(figure, "The training loss and the learning rate by optimiser steps")
+        return _svg(figure, "curves", "The training loss and the learning rate by optimiser steps")
 
 
 def reliability(calibration: Calibration) -> Markup:
     """How often what was predicted with some confidence came true."""
     with _style("reliability"):
         raw = reliability_plot({"adapter": calibration}, "", "svg")
-    return _inline(raw.decode(), "Reliability: frequency against confidence; below the diagonal is overconfident")
+    return _inline(
+        raw.decode(), "reliability", "Reliability: frequency against confidence; below the diagonal is overconfident"
+    )
 
 
 def draws(report: DrawsReport[Any]) -> Markup:
     """Random routes against the merged adapter, metric by metric."""
     with _style("draws"):
         raw = draws_plot(report, "", "svg")
-    return _inline(raw.decode(), "Metrics of random routes, and of the merged adapter")
+    return _inline(raw.decode(), "draws", "Metrics of random routes, and of the merged adapter")
 
 
 def points(pairs: Sequence[tuple[float, float]]) -> Markup:
@@ -64,7 +67,7 @@ def points(pairs: Sequence[tuple[float, float]]) -> Markup:
         axis.scatter([t for t, _ in pairs], [p for _, p in pairs], s=12, alpha=0.5, color=_BLUE)
         axis.set(xlabel="target", ylabel="prediction")
         axis.grid(alpha=0.25)
-        return _svg(figure, "Predictions against targets; on the line both are equal")
+        return _svg(figure, "points", "Predictions against targets; on the line both are equal")
 
 
 def _style(name: str) -> Any:
@@ -83,16 +86,20 @@ def _figure(size: tuple[float, float]) -> "Figure":
     return figure
 
 
-def _svg(figure: "Figure", title: str) -> Markup:
+def _svg(figure: "Figure", name: str, title: str) -> Markup:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _inline(buffer.getvalue().decode(), title)
+    return _inline(buffer.getvalue().decode(), name, title)
 
 
-def _inline(text: str, title: str) -> Markup:
-    """The `<svg>` element of a document, as wide as there is room, in the colours of the page."""
+def _inline(text: str, name: str, title: str) -> Markup:
+    """The `<svg>` element of a document, as wide as there is room, in the colours of the page.
+
+    `name` goes before the names of its parts, which several pictures of one page have alike.
+    """
     body = _METADATA.sub("", _COMMENT.sub("", text[text.index("<svg") :]))
     body = _BLACK.sub(r"\1: currentColor", _WHITE.sub("fill: none", body))
+    body = _NAME.sub(rf"\g<1>{name}-", body)
     # Without a fill texts are black; and the style sheets in it would be those of the whole page.
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
     size = re.search(r'viewBox="0 0 ([\d.]+) ', body)

@@ -18,9 +18,9 @@ from adamix.generation import beam_search
 from adamix.generation.decoding import Decoding
 from adamix.reports.labels import LabelReport, report_labels
 from adamix.reports.subject import Subject
+from adamix.routing.choice import Routing
 from adamix.routing.probe import MixtureProbe
 from adamix.routing.report import DrawsReport, Probe, Summary, report_draws
-from adamix.routing.routing import Routing
 from adamix.routing.text_probe import TextProbe
 
 NUM_TEXTS = 5

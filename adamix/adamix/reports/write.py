@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from adamix.errors import InvalidConfig, InvalidData
 from adamix.reports.card import card_path, is_foreign, write_card
 from adamix.reports.subject import Subject, read_subject
+from adamix.routing.seeds import DEFAULT_SEEDS, MAX_SEEDS
 
 if TYPE_CHECKING:
     from adamix.data.named import Source
     from adamix.reports.measures import Measures
-
-MAX_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Asked:
     data: "Source | None" = None
     split: str = "test"
     backbone: str | None = None
-    seeds: int = 10
+    seeds: int = DEFAULT_SEEDS
     batch_size: int = 32
     device: str = "auto"
     card: bool = True

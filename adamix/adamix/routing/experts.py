@@ -7,7 +7,6 @@ Shapes: N rows, L tokens, P points (layer x site), M experts.
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,8 +21,7 @@ from adamix.files.mixture_file import MixtureFile, Projection, merged_key
 from adamix.files.tensors import TensorData
 from adamix.merging.merge import merge
 from adamix.modules.mixture import DOWN, UP
-
-Pairing = Literal["paired", "all"]
+from adamix.routing.choice import Pairing
 
 ExpertPair = tuple[int, int]
 """The expert of every down projection and that of every up projection."""

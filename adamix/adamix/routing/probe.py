@@ -22,8 +22,9 @@ from adamix.evaluation.labelled import DEFAULT_BATCH_SIZE, Evaluation, LabelledR
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
 from adamix.modules.attach import attach
-from adamix.routing.experts import ExpertPair, Experts, Pairing, RouteTable
-from adamix.routing.routing import Granularity, Routing, average, draw_route, draw_token_routes
+from adamix.routing.choice import Granularity, Pairing, Routing
+from adamix.routing.experts import ExpertPair, Experts, RouteTable
+from adamix.routing.routing import average, draw_route, draw_token_routes
 
 
 @dataclass

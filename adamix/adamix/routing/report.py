@@ -15,8 +15,9 @@ from torch import Tensor
 from adamix.evaluation.labelled import Evaluation
 from adamix.generation.evaluation import TextEvaluation
 from adamix.routing.calibration import Calibration, Disagreement, calibrate, disagreement, spread
+from adamix.routing.choice import Routing
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routing import Routing, average
+from adamix.routing.routing import average
 from adamix.routing.text_probe import TextProbe, TokenEvaluation
 
 MONTE_CARLO = Routing("random")

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING
 from adamix.errors import InvalidConfig
 
 if TYPE_CHECKING:
-    from adamix.routing.routing import Routing
+    from adamix.routing.choice import Routing
 
 DEFAULT_SEEDS = 10
+MAX_SEEDS = 1000
 
 
 def num_routes(routing: "Routing", seeds: int | None) -> int:
     """The number of random routes. Raises InvalidConfig where it has no meaning for the routing."""
+    if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
+        raise InvalidConfig(f"--seeds must be in 1..{MAX_SEEDS}, not {seeds}", field="seeds")
     if seeds is not None and routing.mode not in ("random", "ensemble"):
         raise InvalidConfig(
             f"--seeds is for random routing (and the ensemble's comparison with it); {routing} has no draws",

@@ -7,7 +7,7 @@ from adamix.files import adapter_file
 from adamix.files.adapter_file import AdapterFile
 from adamix.files.mixture_file import MixtureFile
 from adamix.merging.merge import merge, read_mixture
-from adamix.routing.routing import Routing
+from adamix.routing.choice import Routing
 
 
 def read_source(source: Path, routing: Routing) -> tuple[AdapterFile, MixtureFile | None]:

@@ -27,8 +27,9 @@ from adamix.generation.evaluation import TextEvaluation, evaluate_texts
 from adamix.generation.likelihood import References, TokenBatch, TokenTally, language_model, read_references
 from adamix.modules.heads import LanguageModel
 from adamix.routing.calibration import Disagreement
+from adamix.routing.choice import Average, Routing
 from adamix.routing.experts import Experts, RouteTable
-from adamix.routing.routing import Average, Routing, draw_route, draw_token_routes
+from adamix.routing.routing import draw_route, draw_token_routes
 from adamix.routing.token_means import MeanLogits, MeanProbabilities
 
 Route = NDArray[np.int64]

@@ -61,7 +61,7 @@ class Traffic:
             return self._answered.wait_for(lambda: self.tally.versions[task, digest] >= answers, timeout_s)
 
     def _run(self, first: int) -> None:
-        with Client(self._address) as client:
+        with Client(self._address, retries=None) as client:
             for turn in itertools.count(first):
                 if self._stop.is_set():
                     return
@@ -77,7 +77,7 @@ class Traffic:
             Input(task=task, text=self._texts[task][turn % len(self._texts[task])], truncate=True) for task in tasks
         ]
         try:
-            predictions = client.predict(inputs).predictions
+            predictions = client.predict(inputs, on_error="return")
         except AdamixError as error:
             with self._answered:
                 self.tally.sent += len(inputs)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from adamix.cli import checks
 from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix_bench.generation.settings import QUICK_CONCURRENCIES, WAYS, Settings
 
@@ -48,6 +49,7 @@ def generation(
             seed=seed,
             profile=profile,
         )
+        checks.names(backbone)
         from adamix_bench.generation.run import run
 
         document = run(settings, out=out, command=sys.argv[1:], quiet=json_)

@@ -22,8 +22,8 @@ from adamix.config import TrainingPlan
 from adamix.errors import InvalidConfig
 from adamix.files import disk
 from adamix.files.mixture_file import MixtureFile, read_mixture
+from adamix.routing.choice import parse_routing
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routing import parse_routing
 from adamix.training import train as trainer
 from adamix_bench.quality.settings import QualitySettings, Rows
 from adamix_bench.quality.store import RunStore

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from adamix.cli import checks
 from adamix.cli.progress import progress
 from adamix.cli.terminal import DeviceOption, JsonFlag, exit_codes, stderr
 from adamix.errors import InvalidConfig
@@ -79,6 +80,7 @@ def quality(
             precision=precision,
             draws=draws,
         )
+        checks.names(backbone)
         import torch
 
         from adamix.backbones.backbone import device_name

@@ -16,6 +16,7 @@ from adamix.errors import InvalidConfig, Unavailable
 from adamix_bench.measure import Goal, Spread, in_turns
 from adamix_bench.serving import equality
 from adamix_bench.serving.checkouts import Checkout
+from adamix_bench.serving.generator_process import GeneratorProcess
 from adamix_bench.serving.load import LoadProcess, Outcome, Plan
 from adamix_bench.serving.processes import ROLES, Processes, Role, running_processes
 from adamix_bench.serving.report import Report, Way
@@ -99,7 +100,7 @@ def measure(settings: Settings, other: Checkout, report: Report, say: Say) -> No
         report.equal["this server, the other one"] = equality.largest(logits[THIS], logits[OTHER])
         for traffic in traffics:
             for whose, (address, processes) in servers.items():
-                ways[traffic.way(whose)] = _run(load, traffic.plan(address), processes)
+                ways[traffic.way(whose)] = metered(load, traffic.plan(address), processes)
 
         def keep(turn: int, found: Mapping[str, Sequence[Turn]]) -> None:
             say(f"turn {turn} of {settings.repetitions}")
@@ -109,7 +110,9 @@ def measure(settings: Settings, other: Checkout, report: Report, say: Say) -> No
         _keep(report, found, traffics, requests, settings)
 
 
-def _run(load: LoadProcess, plan: Plan, processes: Processes) -> Callable[[], Turn]:
+def metered(load: GeneratorProcess[Plan, Outcome], plan: Plan, processes: Processes) -> Callable[[], Turn]:
+    """A way that carries out a plan, and gives what it took of the server. It raises Unavailable for refusals."""
+
     def run() -> Turn:
         before = processes.cpu_s()
         outcome = load.run(plan)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from adamix.cli import checks
 from adamix.cli.terminal import JsonFlag, exit_codes
 from adamix_bench.serving.settings import Settings
 
@@ -73,6 +74,7 @@ def serving(
             deterministic=deterministic,
             seed=seed,
         )
+        checks.names(None if quick else backbone)
         from adamix_bench.serving.run import run
 
         command = sys.argv[1:]

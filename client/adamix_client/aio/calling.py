@@ -181,7 +181,7 @@ class AsyncCalls:
             self.connection.check_usable()
 
     async def _metadata(self, task: str) -> tuple[tuple[str, str], ...]:
-        if task and self.routing.tenant is None:
+        if self.routing.asks_tenant(task):
             with self.connection.calling() as link:
                 try:
                     call = link.admin.WhoAmI(

@@ -104,7 +104,7 @@ class AsyncClient(AsyncInference, AsyncAdapters, AsyncAdministration):
         """End everything that runs."""
         await self._calls.close()
 
-    def __aenter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -58,7 +58,7 @@ def asynchronous(module: str) -> str:
     waits = set()
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         code = (line for number, line in enumerate(lines[start:end], start=start + 1) if number not in told)
-        if any(re.search(r"\b(await|async) ", line) for line in code):
+        if _name(lines[start]) == "__aenter__" or any(re.search(r"\b(await|async) ", line) for line in code):
             waits.add(_name(lines[start]))
     for start in starts:
         if _name(lines[start]) in waits:

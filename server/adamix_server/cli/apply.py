@@ -49,7 +49,7 @@ def apply(
             raise InvalidConfig(f"{file} declares no task, and --prune would delete all there are", field="prune")
         digests = digests_of(path for task in declared for path in (task.versions or {}).values())
         with connect(server, api_key_file) as client:
-            actual = observe(client, declared)
+            actual = observe(client, declared, digests, prune=prune)
             steps = plan([resolve(task, actual.get(task.task), digests) for task in declared], actual, prune=prune)
             if not json_:
                 _print_plan(steps, len(declared))

@@ -4,7 +4,7 @@ All texts of one command are answered by one version: numbers of different ones 
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from adamix_client import Client
 
 _STDIN = "-"
-# Of a call's texts together: what else is in a message is far below the rest.
-_CALL_BYTES = 2 << 20
-_CALL_TEXTS = 64
 
 
 def embed(
@@ -82,20 +79,6 @@ def _texts(given: Sequence[str]) -> list[str]:
     return texts
 
 
-def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in their order, as many together as a call takes."""
-    call: list[str] = []
-    left = _CALL_BYTES
-    for text in texts:
-        size = len(text.encode("utf-8", "surrogatepass"))
-        if call and (len(call) == _CALL_TEXTS or size > left):
-            yield call
-            call, left = [], _CALL_BYTES
-        call.append(text)
-        left -= size
-    yield call
-
-
 def _ask(
     client: "Client", task: str, texts: Sequence[str], digest: str, *, truncate: bool
 ) -> tuple[str, list[tuple[float, ...]]]:
@@ -103,28 +86,23 @@ def _ask(
 
     Raises:
         FailedPrecondition: the task gives something else (`NOT_AN_EMBEDDING`).
-        AdamixError: the first error of a text; its number is said.
+        AdamixError: what the first text that failed has met; it names the text.
     """
-    from adamix_client import Embedding, Input
+    from adamix_client import Embedding
 
-    vectors: list[tuple[float, ...]] = []
-    for call in _calls(texts):
-        inputs = [Input(task, text=text, truncate=truncate, version=digest) for text in call]
-        for prediction in client.predict(inputs).predictions:
-            if prediction.error is not None:
-                prediction.error.message = f"text {len(vectors) + 1}: {prediction.error.message}"
-                raise prediction.error
-            if not isinstance(prediction.result, Embedding):
-                raise FailedPrecondition(
-                    f"{task} gives no embeddings: ask it with `adamix predict`", reason="NOT_AN_EMBEDDING"
-                )
-            digest = digest or prediction.version
-            if prediction.version != digest:
-                raise FailedPrecondition(
-                    f"two versions of {task} have answered, whose numbers cannot be compared: say --version",
-                    reason="VERSIONS_DIFFER",
-                )
-            vectors.append(prediction.result.values)
+    found = [] if digest else client.predict(task, texts[:1], truncate=truncate)
+    if not digest:
+        digest = found[0].version
+    # The first text says which version is live; all others, and with them itself, go to that one.
+    if len(texts) > len(found):
+        found = client.predict(task, texts, version=digest, truncate=truncate)
+    vectors = []
+    for prediction in found:
+        if not isinstance(prediction.result, Embedding):
+            raise FailedPrecondition(
+                f"{task} gives no embeddings: ask it with `adamix predict`", reason="NOT_AN_EMBEDDING"
+            )
+        vectors.append(prediction.result.values)
     return digest, vectors
 
 

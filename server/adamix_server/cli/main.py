@@ -36,6 +36,10 @@ def main() -> None:
     """Entry point of the `adamix` command."""
     # Before torch is imported: waiting threads would otherwise spin, on cores that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "_ADAMIX_COMPLETE" in os.environ:
+        from adamix.cli.completion import answer_shells
+
+        answer_shells()
     if sys.argv[1:2] == ["serve"]:
         from adamix_server.telemetry import logs
 

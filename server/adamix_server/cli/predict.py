@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,9 @@ from adamix_server.cli.printing import show
 from adamix_server.cli.rows import answers as said
 from adamix_server.cli.rows.asking import Question
 from adamix_server.cli.rows.row import Choice, Row
+from adamix_server.cli.task_call import find_version, offering
 from adamix_server.limits.files import MAX_CONCURRENCY, MAX_ROW_BYTES
+from adamix_server.names import is_digest
 
 if TYPE_CHECKING:
     from adamix_client import Client, Prediction
@@ -96,7 +99,8 @@ def predict(
                 raise InvalidConfig("give a TEXT, - for lines of stdin, or --file", field="text")
             if _STDIN in given and len(given) > 1:
                 raise InvalidConfig("- stands alone: texts are on the command line or on stdin", field="text")
-            with connect(server, api_key_file) as client:
+            question = _of_one_version(question, server, api_key_file)
+            with connect(server, api_key_file) as client, offering(client, task):
                 if given == [_STDIN] and not json_:
                     failed = _answer_lines(client, question)
                 else:
@@ -104,6 +108,14 @@ def predict(
                     failed = (_document if json_ else _table)(client, question, texts)
         if failed:
             raise typer.Exit(1)
+
+
+def _of_one_version(question: Question, server: str, api_key_file: Path | None) -> Question:
+    """With the whole digest for the beginning of it that was typed."""
+    if not question.version or is_digest(question.version):
+        return question
+    with connect(server, api_key_file) as client, offering(client, question.task):
+        return replace(question, version=find_version(client, question.task, question.version))
 
 
 def _of_file(
@@ -121,12 +133,14 @@ def _of_file(
 ) -> bool:
     """Answer the rows of a file. Returns whether any of them failed."""
     from adamix_server.cli.rows.opening import format_of, open_rows
-    from adamix_server.cli.rows.run import FileRun
 
     rows = open_rows(file, format_of(file, out, kind), choice)
+    from adamix_server.cli.rows.run import FileRun
+
+    question = _of_one_version(question, *server)
     with FileRun(rows, file, out, question, choice, overwrite=overwrite) as run:
         if not run.is_answered:
-            with connect(*server) as client:
+            with connect(*server) as client, offering(client, question.task):
                 run.ask(client, concurrency, keep_errors=keep_errors)
         written = run.write()
     if as_json:

@@ -13,9 +13,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich import box
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from adamix.cli.terminal import Screen
 
@@ -38,9 +39,22 @@ def show(document: Mapping[str, Any], text: str | Table | Group, *, as_json: boo
 
 def print_for_people(text: str | Table | Group) -> None:
     console = Screen()
-    # Whoever reads it from a file or a pipe has lines of any length.
-    width = None if console.is_terminal else _PIPE_CHARS
-    console.print(text, highlight=False, soft_wrap=isinstance(text, str), width=width)
+    if not console.is_terminal:
+        # Whoever reads it from a file or a pipe has lines of any length.
+        console.width = _PIPE_CHARS
+    console.print(text, highlight=False, soft_wrap=isinstance(text, str))
+
+
+def without_empty(*columns: str | Column, rows: Sequence[Sequence[str]]) -> Table:
+    """A table that fits a laptop: columns in which no row has anything are left out, and the first is never cut."""
+    first, *others = (Column(column) if isinstance(column, str) else column for column in columns)
+    first.no_wrap = True
+    kept = [first, *(column for number, column in enumerate(others, 1) if any(row[number] for row in rows))]
+    numbers = [number for number, column in enumerate((first, *others)) if any(column is one for one in kept)]
+    table = Table(*kept, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(row[number] for number in numbers))
+    return table
 
 
 def safe(text: str, most_chars: int = 80) -> str:

@@ -4,7 +4,7 @@ Thin, as the other commands: parse, call one function, print. Of many, those tha
 their digests, so that the same command goes on where it was ended.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +51,7 @@ def register(
     api_key_file: KeyFileOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Upload an adapter as a new version of a task; or many of them, those that are there already left out."""
+    """Upload an adapter as a new version of a task. With --all many, but those that are there already."""
     with exit_codes():
         if all_ is not None:
             if task is not None or on_server:
@@ -145,11 +145,11 @@ def _register_all(
 
     with connect(server, api_key_file) as client:
         # Asked once, and first: one sentence if there is no server, not one a file.
-        known = {task.task for task in client.tasks()}
+        live = {task.task: frozenset(dict(task.traffic)) for task in client.tasks()}
         what = "validating" if way.validate_only else "registering"
         with finishing(_FINISHING) as stop, progress(what, total=len(files)) as shown:
             run = run_many(
-                files, lambda each: _register_one(client, each, way, known), jobs=way.jobs, shown=shown, stop=stop
+                files, lambda each: _register_one(client, each, way, live), jobs=way.jobs, shown=shown, stop=stop
             )
     for one in run.failed:
         message = one.error.message if one.error is not None else ""
@@ -164,11 +164,12 @@ def _register_all(
         raise typer.Exit(INTERRUPTED)
 
 
-def _register_one(client: "Client", each: ToRegister, way: _Way, known: set[str]) -> _Registered:
+def _register_one(client: "Client", each: ToRegister, way: _Way, live: Mapping[str, Collection[str]]) -> _Registered:
     from adamix_server.cli.declared.resolving import digest_of
 
     digest = digest_of(each.file)
-    if not way.validate_only and each.task in known and _has(client, each.task, digest):
+    # What is live the list has told already.
+    if not way.validate_only and each.task in live and (digest in live[each.task] or _has(client, each.task, digest)):
         return _Registered(digest, was_there=True)
     made = client.register(
         each.task, each.file, expected_digest=digest, make_live=way.make_live, validate_only=way.validate_only

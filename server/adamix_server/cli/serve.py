@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from adamix.cli import checks
 from adamix.cli.sources import settings
 from adamix.cli.terminal import exit_codes, stderr
 from adamix.errors import InvalidConfig
@@ -197,6 +198,7 @@ def serve(
         )
         if print_config:
             return
+        checks.names(backbone)
         from adamix_server.supervisor import supervisor
         from adamix_server.telemetry import logs
 

@@ -71,7 +71,8 @@ def _table_of(found: "ServerInfo", load: "Load | None") -> Table:
         "size": f"{backbone.get('num_layers')} layers of {backbone.get('hidden_size')}, "
         f"texts of {backbone.get('max_tokens')} tokens",
         "device": found.device,
-        "computes in": found.compute_dtype + (f", weights in {found.quantisation}" if found.quantisation else ""),
+        "computes in": found.compute_dtype
+        + (f", weights in {found.quantisation}" if found.quantisation not in ("", "none") else ""),
         "version": found.server_version,
         **{name.replace("_", " "): _number(value) for name, value in found.limits.items()},
     }

@@ -23,6 +23,7 @@ from adamix_server.cli.printing import (
     short,
     show,
     until_ctrl_c,
+    without_empty,
 )
 from adamix_server.cli.task_call import find_version, split_target, task_call
 
@@ -47,10 +48,17 @@ def tasks(
                 _follow(changes, as_json=json_)
             return
         found = client.tasks()
-        table = Table(Column("task", no_wrap=True), "head", "labels", "live version", "note")
-        for task in found:
-            note = safe(task.unavailable_reason)
-            table.add_row(safe(task.task), safe(task.head_type), labels_of(task), shares(task.traffic), note)
+        rows = [
+            (
+                safe(task.task),
+                safe(task.head_type),
+                labels_of(task),
+                shares(task.traffic),
+                safe(task.unavailable_reason),
+            )
+            for task in found
+        ]
+        table = without_empty("task", "head", "labels", "live version", "note", rows=rows)
         show({"tasks": [plain(task) for task in found]}, table, as_json=json_)
 
 
@@ -162,21 +170,24 @@ def _facts(facts: dict[str, str]) -> Table:
 
 
 def _table_of(found: "Sequence[Version]") -> Table:
-    table = Table(Column("version", no_wrap=True), "state", "live", "bytes", "created", "residency", "note", "metrics")
+    rows = []
     for version in found:
         notes = ["pinned"] if version.pinned else []
         notes += [f"quarantined: {safe(version.quarantine_reason)}"] if version.quarantined else []
-        table.add_row(
-            short(version.digest),
-            safe(version.state),
-            "yes" if version.live else "",
-            f"{version.num_bytes:,}",
-            day_and_time(version.create_time),
-            safe(version.residency),
-            ", ".join(notes),
-            safe(_metrics(version)),
+        rows.append(
+            (
+                short(version.digest),
+                safe(version.state.lower()),
+                "yes" if version.live else "",
+                f"{version.num_bytes:,}",
+                day_and_time(version.create_time),
+                safe(version.residency.lower()),
+                ", ".join(notes),
+                safe(_metrics(version)),
+            )
         )
-    return table
+    columns = ("version", "state", "live", Column("bytes", justify="right"), "created", "residency", "note", "metrics")
+    return without_empty(*columns, rows=rows)
 
 
 def _metrics(version: "Version") -> str:

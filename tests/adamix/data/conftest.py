@@ -2,8 +2,14 @@ from collections.abc import Callable
 
 import pytest
 
-from adamix import data
+from adamix import data, hub
 from adamix.errors import InvalidData
+
+
+@pytest.fixture(autouse=True)
+def _hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its client, or the library `datasets`, then gives is played."""
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
 
 
 @pytest.fixture

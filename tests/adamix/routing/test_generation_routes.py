@@ -36,8 +36,9 @@ from adamix.generation.likelihood import language_model, read_references
 from adamix.merging.merge import merge
 from adamix.modules.heads import shared_copy
 from adamix.modules.mixture import Mixture
+from adamix.routing.choice import Routing, parse_routing
 from adamix.routing.report import num_passes, report_draws, report_text_ensemble
-from adamix.routing.routing import Routing, draw_route, draw_token_routes, parse_routing
+from adamix.routing.routing import draw_route, draw_token_routes
 from adamix.routing.text_probe import TextProbe, TokenEvaluation, Writing
 from adamix.routing.token_means import MeanProbabilities
 from adamix.training.result import build_manifest, expert_tensors, mixture_file

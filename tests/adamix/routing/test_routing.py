@@ -37,8 +37,9 @@ from adamix.merging.merge import merge
 from adamix.modules.attach import attach
 from adamix.modules.heads import Head, shared_copy
 from adamix.modules.mixture import Mixture
+from adamix.routing.choice import Routing, parse_routing
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routing import Routing, average, draw_route, draw_token_routes, parse_routing
+from adamix.routing.routing import average, draw_route, draw_token_routes
 from adamix.rows.labelled import collate
 from adamix.training.result import build_manifest, expert_tensors, head_tensors, mixture_file
 from adamix.training.task import LabelledTask

@@ -32,8 +32,8 @@ from adamix.files.mixture_file import read_mixture
 from adamix.files.tensors import TensorData
 from adamix.merging.merge import merge
 from adamix.modules.attach import attach
+from adamix.routing.choice import parse_routing
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routing import parse_routing
 from adamix.rows import cloze
 from adamix.texts import MAX_TEXT_BYTES
 from adamix.training.train import train

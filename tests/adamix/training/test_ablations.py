@@ -23,8 +23,8 @@ from adamix.data import TaskData
 from adamix.errors import Cancelled, InvalidConfig
 from adamix.files.mixture_file import MixtureFile, read_mixture
 from adamix.modules.heads import shared_copy
+from adamix.routing.choice import parse_routing
 from adamix.routing.probe import MixtureProbe
-from adamix.routing.routing import parse_routing
 from adamix.training.loop import MixtureTrainer
 from adamix.training.train import Progress, train
 

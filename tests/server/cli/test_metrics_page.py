@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamix.errors import InvalidConfig, Unavailable
@@ -39,6 +39,7 @@ def test_what_is_not_asked_for_and_what_is_no_number_is_left_out() -> None:
 @given(
     st.text(max_size=60) | st.sampled_from(["adamix_slots{", 'adamix_slots{a="b" 1', "adamix_slots x", "adamix_slots"])
 )
+@settings(max_examples=30)
 def test_any_text_is_a_page_or_refused(text: str) -> None:
     try:
         parse(f"adamix_slots{text}".encode("utf-8", "replace"), METRICS, "here")

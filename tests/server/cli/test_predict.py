@@ -135,6 +135,26 @@ def test_lines_of_stdin_are_lines_of_stdout(server: LabelServer) -> None:
     assert run("t", "-", "--server", server.address, stdin=many).stdout == "".join(f"{n}\t0.75\n" for n in range(200))
 
 
+def test_whoever_types_has_the_answer_before_the_next_line(
+    server: LabelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def typed() -> Iterator[asking.Row]:
+        for number, text in enumerate("abc"):
+            told.append(len(server.asked))
+            yield asking.Row(f"line {number}", text)
+
+    from adamix_client import Client
+    from adamix_server.cli import predict
+
+    monkeypatch.setattr(predict, "_lines", typed)
+    with Client(server.address) as client:
+        answers = list(predict._one_by_one(client, asking.Question(task="t")))
+    assert [answer["label"] for _, answer in answers] == ["A", "B", "C"]
+    assert told == [0, 1, 2]
+
+
 def test_lines_of_stdin_as_a_document(server: LabelServer) -> None:
     document = json.loads(run("t", "-", "--json", "--server", server.address, stdin="a\nb\n").stdout)
     assert [found["classification"]["label"] for found in document["predictions"]] == ["A", "B"]
@@ -282,6 +302,17 @@ def test_rows_that_fail_all_alike_fail_each(server: LabelServer, rows: Files) ->
     assert "in.csv:3: TEXT_TOO_LONG: the text failed as that of in.csv:2 did: that of in.csv:2 has 9" in result.stderr
     assert "further errors stand in the file alone" in result.stderr
     assert list(rows.rows[0]) == ["text", "n", "label", "score", "error"]
+
+
+def test_a_file_whose_name_is_not_utf_8(server: LabelServer, rows: Files) -> None:
+    def refuse(_: Asked) -> Answer:
+        raise TOO_LONG
+
+    server.answer = refuse
+    rows.file = rows.file.with_name("in\udcff.csv")
+    rows.write("a", "b")
+    rows.run(server.address, code=1)
+    assert "the text failed as that of in?.csv:2 did" in rows.rows[1]["error"]
 
 
 def test_stopping_at_an_error(server: LabelServer, rows: Files) -> None:
@@ -480,6 +511,8 @@ def test_a_file_of_something_else_is_left_as_it_is(found: bytes, rows: Files) ->
     rows.write("a")
     rows.journal.write_bytes(found)
     assert "name another --out" in rows.run(NOWHERE, code=1).stderr
+    if found.startswith(b"{"):
+        assert "name another --out" in rows.run(NOWHERE, "--overwrite", code=1).stderr
     assert rows.journal.read_bytes() == found
 
 
@@ -512,8 +545,16 @@ def test_two_commands_do_not_write_one_file(rows: Files) -> None:
 
     rows.write("a")
     journal = Journal(rows.journal, {})
-    assert "another command writes out.csv.partial" in rows.run(NOWHERE, code=1).stderr
+    for more in ([], ["--overwrite"]):
+        assert "another command writes out.csv.partial" in rows.run(NOWHERE, *more, code=1).stderr
     journal.close()
+    assert rows.journal.read_bytes().startswith(b'{"format"')
+
+
+def test_a_file_that_cannot_be_used_is_told_before_its_version_is_looked_up(rows: Files) -> None:
+    assert "does not exist" in rows.run(NOWHERE, "--version", "abcdef", code=1).stderr
+    rows.write("a")
+    assert "no column 'x'" in rows.run(NOWHERE, "--version", "abcdef", "--column", "x", code=2).stderr
 
 
 def test_no_rows_need_no_server(rows: Files) -> None:

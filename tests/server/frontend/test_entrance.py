@@ -67,7 +67,7 @@ async def using(harness: Harness, work: Callable[[Client], Any], **credentials: 
     """What `work` returns, or the AdamixError that it raises, of a client with these credentials."""
 
     def with_client() -> Any:
-        with Client(harness.address, timeout_s=10, **credentials) as client:
+        with Client(harness.address, timeout_s=10, retries=None, **credentials) as client:
             try:
                 return work(client)
             except AdamixError as error:

@@ -82,10 +82,13 @@ class Harness:
         self.supervisor.tell(self.engine.up())
 
     async def call(self, work: Callable[[Client], Result]) -> Result:
-        """What `work` returns, with the typed client, in a thread beside the loop that the front end lives in."""
+        """What `work` returns, with the typed client, in a thread beside the loop that the front end lives in.
+
+        The client asks nothing again: what a front end refuses, a test sees.
+        """
 
         def with_client() -> Result:
-            with Client(self.address, timeout_s=30) as client:
+            with Client(self.address, timeout_s=30, retries=None) as client:
                 return work(client)
 
         return await asyncio.to_thread(with_client)

@@ -8,7 +8,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from adamix.cli.progress import Shown
-from adamix.errors import AdamixError
+from adamix.errors import Aborted, AdamixError
 from adamix_server.cli.declared.plan import Step
 from adamix_server.cli.many import Ended, run_many
 
@@ -48,9 +48,20 @@ def _register(client: "Client", step: Step) -> object:
     return client.register(step.task, step.file or b"", expected_digest=step.digest, make_live=False)
 
 
+def _share(client: "Client", step: Step) -> object:
+    etag = step.etag
+    if not etag:
+        # The plan itself has changed the task; whether anybody else has, its traffic says.
+        found = client.get_task(step.task)
+        if dict(found.traffic) != step.was:
+            raise Aborted(f"the traffic of {step.task} was changed meanwhile; the same command looks again")
+        etag = found.etag
+    return client.traffic(step.task, step.traffic, etag=etag)
+
+
 _TAKE: dict[str, Callable[["Client", Step], object]] = {
     "register": _register,
-    "traffic": lambda client, step: client.traffic(step.task, dict(step.traffic), etag=step.etag),
+    "traffic": _share,
     "unpin": lambda client, step: client.unpin(step.task, step.digest),
     "pin": lambda client, step: client.pin(step.task, step.digest),
     "revoke": lambda client, step: client.revoke_grant(step.task, step.tenant),

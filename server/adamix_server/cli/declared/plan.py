@@ -53,7 +53,7 @@ class Step:
         file: of a version that is registered.
         traffic, was: of `traffic`, weights by digest, after it and before.
         tenant: of a grant.
-        etag: the task must still have it; empty where the plan itself changes the task before.
+        etag: which the task must still have; empty where the plan itself has changed the task before.
     """
 
     action: Action

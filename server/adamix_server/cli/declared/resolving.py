@@ -39,10 +39,20 @@ def digests_of(paths: Iterable[Path]) -> dict[Path, str]:
         return dict(zip(distinct, pool.map(digest_of, distinct), strict=True))
 
 
-def observe(client: "Client", declared: Sequence[DeclaredTask]) -> dict[str, ActualTask]:
-    """All tasks of the caller's tenant by id; versions, pins and grants only of those that are declared."""
+def observe(
+    client: "Client", declared: Sequence[DeclaredTask], digests: Mapping[Path, str], *, prune: bool
+) -> dict[str, ActualTask]:
+    """All tasks of the caller's tenant by id; versions, pins and grants of those that are declared, where it matters.
+
+    The list of the tasks says what is live. Only a task that declares more than that is asked for its versions, so that
+    thousands of tasks that are as they should be are one look.
+    """
     tasks = {task.task: task for task in client.tasks()}
-    ours = [task.task for task in declared if task.task in tasks]
+    ours = [
+        task.task
+        for task in declared
+        if task.task in tasks and (prune or not _is_told(task, digests, dict(tasks[task.task].traffic)))
+    ]
     with ThreadPoolExecutor(_READERS) as pool:
         versions = dict(zip(ours, pool.map(client.versions, ours), strict=True))
     grants: dict[str, set[str]] = {}
@@ -51,7 +61,7 @@ def observe(client: "Client", declared: Sequence[DeclaredTask]) -> dict[str, Act
             grants.setdefault(grant.task, set()).add(grant.tenant)
     return {
         name: ActualTask(
-            versions=frozenset(version.digest for version in versions.get(name, ())),
+            versions=frozenset((*dict(task.traffic), *(version.digest for version in versions.get(name, ())))),
             traffic=dict(task.traffic),
             pins=frozenset(version.digest for version in versions.get(name, ()) if version.pinned),
             grants=frozenset(grants.get(task.name, ())),
@@ -59,6 +69,16 @@ def observe(client: "Client", declared: Sequence[DeclaredTask]) -> dict[str, Act
         )
         for name, task in tasks.items()
     }
+
+
+def _is_told(task: DeclaredTask, digests: Mapping[Path, str], live: Mapping[str, int]) -> bool:
+    """Whether all that is declared of a task can be seen in what is live of it."""
+    named = task.versions or {}
+    return (
+        task.pins is None
+        and all(name in named for name in task.traffic or ())
+        and all(digests[path] in live for path in named.values())
+    )
 
 
 def resolve(declared: DeclaredTask, actual: ActualTask | None, digests: Mapping[Path, str]) -> WantedTask:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from adamix.errors import AdamixError, InvalidConfig
+from adamix_client.results import Classification, Embedding, MultiLabel, Regression
 
 if TYPE_CHECKING:
     from adamix_client import Prediction
@@ -22,8 +23,6 @@ _SHORTEST, _LONGEST = 6, 9
 
 def told(prediction: "Prediction") -> Told:
     """One that has no error."""
-    from adamix_client import Classification, Embedding, MultiLabel, Regression
-
     match prediction.result:
         case Classification(label=label, scores=scores):
             return {"label": label, "score": _short(max(scores))}

@@ -106,7 +106,8 @@ class _Names:
 
     def add(self, row: Row) -> None:
         self._count += 1
-        self._last.append(row.where)
+        # A file may have any bytes for a name.
+        self._last.append(row.where.encode(errors="replace").decode())
 
     def of(self, message: str) -> str:
         """What is said of the last row that was added, in words of the file."""

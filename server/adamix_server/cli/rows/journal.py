@@ -28,6 +28,7 @@ class Journal:
     Args:
         path: of the file, which is made if it is not there.
         asked: what every answer is one to; those of something else are not gone on with.
+        anew: leave out what is there.
 
     Attributes:
         done: how many rows are answered.
@@ -39,16 +40,16 @@ class Journal:
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, asked: Mapping[str, Any], *, anew: bool = False) -> None:
         self.path = path
         self.done = 0
         self.failed: Counter[str] = Counter()
         self.used: set[str] = set()
-        self._head = json.dumps({"format": FORMAT, **asked}, ensure_ascii=False).encode() + b"\n"
+        self._head = json.dumps({"format": FORMAT, **asked}).encode() + b"\n"
         # Unbuffered: what could not be written is not tried again when it is closed.
         self._file = path.open("a+b", buffering=0)
         try:
-            self._take_over(asked)
+            self._take_over(asked, anew=anew)
         except BaseException:
             self._file.close()
             raise
@@ -59,7 +60,7 @@ class Journal:
 
     def append(self, row: Row, answer: Told) -> None:
         """Keep the answer to the next row. Raises StoreFull when there is no room; what is whole stays."""
-        self._write(json.dumps({_ROW: row.checksum, **answer}, ensure_ascii=False).encode() + b"\n")
+        self._write(json.dumps({_ROW: row.checksum, **answer}).encode() + b"\n")
         self._count(answer)
 
     def answers(self) -> Iterator[tuple[int, Told]]:
@@ -68,33 +69,39 @@ class Journal:
             if _ROW in found:
                 yield found.pop(_ROW), found
 
-    def _take_over(self, asked: Mapping[str, Any]) -> None:
+    def _take_over(self, asked: Mapping[str, Any], *, anew: bool) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InvalidData(f"another command writes {self.path.name}") from None
         if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
             raise InvalidData(f"another command has just written what {self.path.name} was for")
-        size = 0
+        size, is_own = 0, False
         for end, found in _objects(self.path):
-            is_first, size = not size, end
-            if _ROW in found and not is_first:
+            if found.get("format") != FORMAT if not is_own else _ROW not in found:
+                raise self._foreign()
+            if anew:
+                is_own = True
+                break
+            if is_own:
                 del found[_ROW]
                 self._count(found)
-            elif found.get("format") != FORMAT or not is_first:
-                raise InvalidData(f"{self.path.name} holds no answers of this command; name another --out")
             elif (other := _difference(found, {"format": FORMAT, **asked})) is not None:
                 raise InvalidData(
                     f"{self.path.name} holds answers to something else ({other}); give the same command again to go "
                     "on with them, or --overwrite"
                 )
+            size, is_own = end, True
         self._file.seek(0)
-        if not size and not self._head.startswith(self._file.read(len(self._head) + 1)):
-            raise InvalidData(f"{self.path.name} holds no answers of this command; name another --out")
+        if not is_own and not self._head.startswith(self._file.read(len(self._head) + 1)):
+            raise self._foreign()
         # What was not written to its end is asked again.
         self._file.truncate(size)
         if not size:
             self._write(self._head)
+
+    def _foreign(self) -> InvalidData:
+        return InvalidData(f"{self.path.name} holds no answers of this command; name another --out")
 
     def _count(self, answer: Told) -> None:
         self.done += 1

@@ -71,9 +71,7 @@ class FileRun:
             why = "is the file that the rows are read from" if out.is_file() else "is no regular file"
             raise InvalidConfig(f"--out {out.name} {why}", field="out")
         path = out.with_name(f"{out.name}.partial")
-        if overwrite:
-            path.unlink(missing_ok=True)
-        elif out.exists() and not path.exists():
+        if not overwrite and out.exists() and not path.exists():
             raise InvalidConfig(f"{out.name} is there already; --overwrite writes it anew", field="out")
         asked = {
             "task": question.task,
@@ -82,7 +80,7 @@ class FileRun:
             "column": choice.column,
             "pair_column": choice.pair,
         }
-        self._journal = Journal(path, asked)
+        self._journal = Journal(path, asked, anew=overwrite)
         self._resumed = self._journal.done
         self._told_errors = 0
 
@@ -92,12 +90,10 @@ class FileRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self._journal.done:
+            self._journal.path.unlink(missing_ok=True)
         self._journal.close()
-        if error is None or not self._journal.path.exists():
-            return
-        if not self._journal.done:
-            self._journal.path.unlink()
-        elif not isinstance(error, InvalidData):
+        if error is not None and self._journal.path.exists() and not isinstance(error, InvalidData):
             stderr.print(
                 escape(
                     f"{self._journal.done:,} of {self._rows.num_rows:,} rows are answered and kept in "

@@ -1,15 +1,26 @@
 """YAML of whoever wrote it: what is taken, and that nothing else is, with the line."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adamix.errors import InvalidConfig
+from adamix_server.cli.declared import yaml_nodes
 from adamix_server.cli.declared.yaml_nodes import Listing, Node, Scalar, Table, parse, read_yaml
 from adamix_server.limits.commands import MAX_DECLARATION_BYTES, MAX_DECLARATION_DEPTH
+
+
+@pytest.fixture(params=["CSafeLoader", "SafeLoader"])
+def parser(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The library's parser in C, and the one that there is without it."""
+    with patch.object(yaml_nodes, "_LOADER", getattr(yaml, request.param)):
+        yield
 
 
 def values(node: Node) -> object:
@@ -22,6 +33,7 @@ def values(node: Node) -> object:
             return {key: values(value) for key, value in entries.items()}
 
 
+@pytest.mark.usefixtures("parser")
 def test_texts_lists_and_mappings_are_read_and_nothing_is_guessed() -> None:
     text = "no: on\n1: 0x10\nlist:\n- 'a b'\n- {deep: [1, ~]}\nlong: |\n  two\n  lines\n"
     assert values(parse(text.encode(), "f")) == {
@@ -36,6 +48,7 @@ def test_texts_lists_and_mappings_are_read_and_nothing_is_guessed() -> None:
     assert values(parse(b"\xef\xbb\xbfa: b", "f")) == {"a": "b"}
 
 
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -66,6 +79,7 @@ def test_a_billion_laughs_are_not_begun() -> None:
         parse("\n".join(lines).encode(), "f")
 
 
+@pytest.mark.usefixtures("parser")
 def test_so_many_levels_are_read_and_one_more_is_not() -> None:
     parse(b"[" * MAX_DECLARATION_DEPTH + b"]" * MAX_DECLARATION_DEPTH, "f")
     with pytest.raises(InvalidConfig, match="deeper"):

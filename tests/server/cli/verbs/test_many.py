@@ -1,6 +1,8 @@
 """`register --all` and `apply`, as a person types them: many calls, what became of each, and the same command again."""
 
 import hashlib
+import re
+import shlex
 import threading
 from pathlib import Path
 
@@ -91,7 +93,7 @@ tasks:
 
 
 async def test_applied_twice_nothing_differs(
-    seed: Seed, make_adapter: MakeAdapter, adamix: Adamix, folder: Path, tmp_path: Path
+    seed: Seed, make_adapter: MakeAdapter, adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = seed("support", make_adapter(seed=7))
     seed("old", make_adapter(seed=8))
@@ -108,6 +110,11 @@ async def test_applied_twice_nothing_differs(
     assert done.stdout.endswith("6 done\n")
     assert (await adamix("apply", "-f", file)).stdout == "nothing differs\n"
     assert (await adamix.document("apply", "-f", file))["plan"] == []
+    file.write_text(DECLARED.replace("    pins: [stable]\n", ""))
+    with monkeypatch.context() as patched:
+        # What is as it should be is one look, however many tasks there are.
+        patched.setattr(Client, "versions", None)
+        assert (await adamix("apply", "-f", file)).stdout == "nothing differs\n"
 
     pruned = await adamix.document("apply", "-f", file, "--prune")
     assert [(step["action"], step["task"], step["state"]) for step in pruned["plan"]] == [
@@ -156,6 +163,66 @@ async def test_what_fails_half_way_is_said_and_gone_on_with(
         assert "goes on with what is left" in told.stdout
     rest = await adamix.document("apply", "-f", file)
     assert [(step["action"], step["state"]) for step in rest["plan"]] == [("traffic", "done"), ("pin", "done")]
+
+
+async def test_traffic_that_somebody_else_has_changed_is_not_overwritten(
+    adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_adapter: MakeAdapter
+) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text("tasks: {spam: adapters/alpha.safetensors}")
+    theirs = make_adapter(seed=77)
+    register = Client.register
+
+    def beside(client: Client, task: str, adapter: Path, **named: object) -> object:
+        found = register(client, task, adapter, **named)  # type: ignore[arg-type]
+        register(client, task, theirs)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "register", beside)
+        (_, traffic) = (await adamix.document("apply", "-f", file, code=1))["plan"]
+    assert (traffic["state"], traffic["reason"]) == ("failed", "STALE_ETAG")
+    live = (await adamix.document("show", "spam"))["task"]["traffic"]
+    assert live == [[hashlib.sha256(theirs).hexdigest(), 1]]
+
+
+async def test_a_file_that_changes_after_it_was_shown_is_refused(
+    adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_adapter: MakeAdapter
+) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text("tasks: {spam: adapters/alpha.safetensors}")
+    tasks = Client.tasks
+
+    def changed(client: Client) -> object:
+        (folder / "alpha.safetensors").write_bytes(make_adapter(seed=99))
+        return tasks(client)
+
+    monkeypatch.setattr(Client, "tasks", changed)
+    register, traffic = (await adamix.document("apply", "-f", file, code=1))["plan"]
+    assert (register["state"], register["reason"], traffic["state"]) == ("failed", "DIGEST_MISMATCH", "not begun")
+
+
+async def test_the_page_runs_as_it_stands(
+    seed: Seed, make_adapter: MakeAdapter, adamix: Adamix, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (
+        (Path(__file__).parents[4] / "docs" / "command-line.md")
+        .read_text(encoding="utf-8")
+        .partition("### Declared state")[2]
+    )
+    blocks = dict(re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    (tmp_path / "tasks.yaml").write_text(blocks["yaml"])
+    for name, number in (("support-1", 1), ("support-2", 2), ("spam", 3)):
+        (folder / f"{name}.safetensors").write_bytes(make_adapter(seed=number))
+    seed("theirs", make_adapter(seed=7), tenant="acme")
+    monkeypatch.chdir(tmp_path)
+    first, *others = [shlex.split(line)[1:] for line in blocks["sh"].splitlines()]
+    # Digests are those of the adapters of whoever wrote the page.
+    planned = re.sub(r"\b[0-9a-f]{12}\b", "D", (await adamix(*first)).stdout)
+    assert planned == re.sub(r"\b[0-9a-f]{12}\b", "D", blocks[""])
+    for command in others:
+        await adamix(*command)
+    assert (await adamix("apply", "-f", "tasks.yaml", "--prune")).stdout == "nothing differs\n"
 
 
 async def test_nothing_declared_prunes_nothing(adamix: Adamix, tmp_path: Path) -> None:

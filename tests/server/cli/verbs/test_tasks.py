@@ -56,6 +56,24 @@ def test_a_beginning_of_several_is_answered_with_them() -> None:
         task_call.match("abcdef", [], "t")
 
 
+async def test_texts_are_asked_of_a_version_by_its_beginning(
+    seed: Seed, make_adapter: MakeAdapter, adamix: Adamix
+) -> None:
+    first, second = (seed("support", make_adapter(seed=number)) for number in (1, 2))
+    (answer,) = (await adamix.document("predict", "support", "w1", "--version", first[:6]))["predictions"]
+    assert answer["version"] == first
+    assert (
+        "no version of support"
+        in (await adamix("predict", "support", "w1", "--version", _other(first, second), code=1)).stderr
+    )
+    assert "did you mean support?" in (await adamix("predict", "suport", "w1", code=1)).stderr
+
+
+def _other(*digests: str) -> str:
+    """What begins none of these."""
+    return next(text for text in ("0" * 6, "1" * 6, "2" * 6) if not any(d.startswith(text) for d in digests))
+
+
 async def test_an_unknown_task_is_answered_with_the_nearest(
     seed: Seed, make_adapter: MakeAdapter, adamix: Adamix
 ) -> None:

@@ -73,10 +73,10 @@ class Models:
         return await self._one(request, "ModelMetadata", asked, pb.ModelMetadataResponse)
 
     async def _one(self, request: Request, method: str, asked: Message, answer: type[M]) -> M:
-        async def read(_request: Request) -> Message:
+        async def read(request: Request) -> Message:
+            request.query()
             return asked
 
-        request.query()
         return await self._calls.one(request, f"/inference.GRPCInferenceService/{method}", read, answer)
 
 

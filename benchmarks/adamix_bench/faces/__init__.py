@@ -1,0 +1,1 @@
+"""`adamix bench faces`: what the ways to the server cost beside the server itself."""
