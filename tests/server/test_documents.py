@@ -19,6 +19,8 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README
 # What CONTRIBUTING.md writes short.
 LETTERS = {"A": "adamix/adamix", "S": "adamix_server", "C": "adamix_client", "K": "adamix_kernels", "B": "adamix_bench"}
 SOURCES = ("adamix", "benchmarks", "client", "kernels", "protos", "server", "tests")
+# Of every command, or before any.
+OF_ALL = {"--help", "--config", "--version"}
 # Of other programs.
 FOREIGN_FLAGS = {"--no-deps", "--nproc-per-node", "--num_processes"}
 
@@ -33,10 +35,7 @@ def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def flags(command: Any) -> set[str]:
     words = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
-    return {word for word in words if word.startswith("--")} - {
-        "--help",
-        "--config",
-    }  # of every command: command-line.md
+    return {word for word in words if word.startswith("--")} - OF_ALL
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,7 @@ def test_every_flag_is_on_its_page(command: str, page: str, flags_of: dict[str, 
 
 
 def test_no_page_names_a_flag_that_is_not(flags_of: dict[str, set[str]]) -> None:
-    known = set().union(*flags_of.values()) | FOREIGN_FLAGS
+    known = set().union(*flags_of.values()) | FOREIGN_FLAGS | OF_ALL
     named = {(page, flag) for page, text in PAGES.items() for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]*", text)}
     assert {(page, flag) for page, flag in named if flag not in known} == set()
 

@@ -49,10 +49,15 @@ def device(name: str) -> None:
         raise InvalidConfig(f"--device must be auto, cpu or cuda, not {name!r}", field="device")
 
 
-def plan(wanted: Plan) -> None:
-    """What a training names: its backbone, data, task type and device."""
+def form(wanted: Plan) -> None:
+    """The task type and the device of a training, whatever there is."""
     from adamix.data.named import check_task_type
 
     device(wanted.device)
     check_task_type(wanted.task_type)
+
+
+def plan(wanted: Plan) -> None:
+    """What a training names: also its backbone and data, unless those are rows that a program has."""
+    form(wanted)
     names(wanted.backbone, wanted.data if isinstance(wanted.data, str) else None)

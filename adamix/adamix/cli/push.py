@@ -37,15 +37,34 @@ class Publishing:
             InvalidConfig: the address or the task is malformed, or nobody makes publishers.
             AdamixError: no server answers.
         """
+        return self._offered()(address, task)
+
+    def check(self) -> None:
+        """Raise InvalidConfig if nobody makes publishers."""
+        self._offered()
+
+    def _offered(self) -> "Connect":
         if self._connect is None:
             raise InvalidConfig(
                 "--push needs adamix_server, which these commands are used without: run `python -m adamix_server`",
                 field="push",
             )
-        return self._connect(address, task)
+        return self._connect
 
 
 publishing = Publishing()
+
+
+def check_push(push: str | None, task: str | None, gates: Sequence[str] | None, split: str | None) -> None:
+    """Raise InvalidConfig where the flags of a release do not go together. Asks no server."""
+    if push is None:
+        for flag, value in (("--task", task), ("--gate", gates), ("--push-split", split)):
+            if value:
+                raise InvalidConfig(f"{flag} is for --push HOST:PORT")
+        return
+    publishing.check()
+    if task is None:
+        raise InvalidConfig("--push needs --task, the id that clients will call", field="task")
 
 
 def release_to(push: str | None, task: str | None, gates: Sequence[str] | None, split: str | None) -> "Release | None":
@@ -55,13 +74,9 @@ def release_to(push: str | None, task: str | None, gates: Sequence[str] | None, 
         InvalidConfig: a flag is wrong, or is given for no `--push`.
         AdamixError: no server answers.
     """
-    if push is None:
-        for flag, value in (("--task", task), ("--gate", gates), ("--push-split", split)):
-            if value:
-                raise InvalidConfig(f"{flag} is for --push HOST:PORT")
+    check_push(push, task, gates, split)
+    if push is None or task is None:
         return None
-    if task is None:
-        raise InvalidConfig("--push needs --task, the id that clients will call", field="task")
     from adamix.experiments.gates import BASELINE, parse_gate
     from adamix.experiments.release import Release
 

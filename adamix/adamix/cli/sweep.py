@@ -78,7 +78,7 @@ class _Runner:
         """Refuse settings that could not be trained or judged, before anything begins."""
         try:
             self._release(task)
-            checks.plan(_plan(task))
+            checks.form(_plan(task))
         except InvalidConfig as error:
             raise InvalidConfig(f"{file}: {task.name}: {error.message}", field=error.field) from None
 

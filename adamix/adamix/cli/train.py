@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from adamix.cli import checks
 from adamix.cli.progress import progress
-from adamix.cli.push import PushOption, release_to
+from adamix.cli.push import PushOption, check_push, release_to
 from adamix.cli.recipes import explain
 from adamix.cli.terminal import (
     DeviceOption,
@@ -122,6 +122,7 @@ def train(
     """Train a mixture of adaptations on a frozen backbone."""
     with exit_codes():
         plan = Plan.of(given_settings(ctx))
+        check_push(push, task, gate, push_split)
         checks.plan(plan)
         release = release_to(push, task, gate, push_split)
         from adamix.experiments.run import Backbones

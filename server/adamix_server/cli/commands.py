@@ -8,7 +8,11 @@ COMMANDS = (
         "adamix_server.cli.serve:serve",
         "Serve adapters over gRPC, and over HTTP with --http, until SIGTERM or Ctrl-C.",
     ),
-    Command("register", "adamix_server.cli.register:register", "Upload an adapter as a new version of a task."),
+    Command(
+        "register",
+        "adamix_server.cli.register:register",
+        "Upload an adapter as a new version of a task.",
+    ),
     Command("predict", "adamix_server.cli.predict:predict", "Ask a task about texts."),
     Command("generate", "adamix_server.cli.generate:generate", "Let a task write a text, and show it as it comes."),
     Command("embed", "adamix_server.cli.embed:embed", "Print the embedding of each text, a line each."),

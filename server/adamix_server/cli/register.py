@@ -14,7 +14,7 @@ import typer
 from adamix.cli.interrupts import finishing
 from adamix.cli.progress import progress
 from adamix.cli.terminal import INTERRUPTED, JsonFlag, exit_codes, stderr
-from adamix.errors import InvalidConfig, InvalidData, NotFound
+from adamix.errors import InvalidConfig, NotFound
 from adamix_server.cli.apply import JobsOption
 from adamix_server.cli.connecting import DEFAULT_SERVER, KeyFileOption, ServerOption, connect
 from adamix_server.cli.printing import plain, print_for_people, safe, show
@@ -67,7 +67,7 @@ def register(
         if task is None or file is None:
             raise InvalidConfig("give a TASK and a FILE, or --all", field="file" if task else "task")
         if not on_server and not file.is_file():
-            raise InvalidData(f"{file}: there is no such file")
+            raise InvalidConfig(f"{file}: there is no such file", field="file")
         with connect(server, api_key_file) as client:
             from adamix_client import ServerFile
 

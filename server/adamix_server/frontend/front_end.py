@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
 from adamix.files.manifest import BackboneSpec
+from adamix_client.addresses import is_loopback, split_address
 from adamix_server.access.quotas import Quotas
 from adamix_server.access.refusal import RefusalKind
 from adamix_server.agreement import Party
@@ -268,6 +269,7 @@ class FrontEnd:
             listen=start.http,
             shares_port=start.shares_port,
             tls=start.settings.tls,
+            is_private=start.settings.access.asks_nobody and is_loopback(split_address(start.http)[0]),
             metrics_address=start.metrics_address or None,
         )
         return open_http(settings, service, self._readiness, self._recorder, view, tokenizer.backend)

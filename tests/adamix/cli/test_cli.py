@@ -193,9 +193,7 @@ def test_failures_exit_1_with_one_line(
     broken.write_bytes(merged.read_bytes()[:-8])
     for arguments in (
         ["train", "--backbone", backbone_directory, "--data", csv, *TRAIN, "--out", trained],
-        ["train", "--backbone", backbone_directory, "--data", tmp_path / "none.csv", "--out", tmp_path / "run"],
         ["evaluate", broken, "--data", csv],
-        ["evaluate", tmp_path / "none.safetensors", "--data", csv],
         ["inspect", broken],
         ["inspect", trained / "mixture.safetensors"],
         ["merge", trained / "run.json", "--out", tmp_path / "x"],
@@ -205,6 +203,26 @@ def test_failures_exit_1_with_one_line(
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
         assert "Traceback" not in result.stderr
+
+
+def test_what_is_not_there_is_wrong_usage(tmp_path: Path, backbone_directory: Path, csv: Path) -> None:
+    none, out = tmp_path / "none.csv", tmp_path / "out"
+    for arguments in (
+        ["train", "--backbone", backbone_directory, "--data", none, "--out", out],
+        ["train", "--backbone", none, "--data", csv, "--out", out],
+        ["evaluate", none, "--data", csv],
+        ["evaluate", csv, "--data", none],
+        ["evaluate", csv, "--data", csv, "--split", "valdiation"],
+        ["inspect", none],
+        ["merge", none, "--out", out],
+        ["import", "peft", none, "--backbone", backbone_directory, "--out", out],
+        ["export", "peft", none, "--out", out],
+        ["sweep", none, "--out", out],
+    ):
+        result = _invoke(*arguments)
+        assert (result.exit_code, result.stdout) == (2, ""), arguments
+        assert len(result.stderr.splitlines()) == 1
+        assert not out.exists()
 
 
 def test_routes_need_the_experts_that_a_merged_file_has_not(merged: Path, csv: Path) -> None:
@@ -229,7 +247,7 @@ def test_how_may_be_said_or_left_out(trained: Path, merged: Path, tmp_path: Path
         (InvalidAdapter("x"), 1),
         (NotFound("x"), 1),
         (FileNotFoundError(2, "No such file", "x"), 1),
-        (KeyboardInterrupt(), 1),
+        (KeyboardInterrupt(), 130),
     ],
 )
 def test_exit_codes_follow_the_error_tree(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:

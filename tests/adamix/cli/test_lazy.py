@@ -48,6 +48,15 @@ def test_a_line_says_what_its_command_says(name: str, line: Command, command: An
         ("generate t x --temperature nan", 2),
         ("bench --help", 0),
         ("bench serving --popularity none", 2),
+        ("train --backbone minlm --data trec --out z", 2),
+        ("train --backbone . --data trec --out z", 2),
+        ("evaluate none --data trec", 2),
+        ("evaluate . --data trec --routing none", 2),
+        ("inspect none", 2),
+        ("merge none --out x", 2),
+        ("import peft . --backbone minlm --out x", 2),
+        ("serve --backbone minlm", 2),
+        ("register t none", 2),
     ],
 )
 def test_help_and_mistakes_load_no_heavy_library(arguments: str, code: int) -> None:

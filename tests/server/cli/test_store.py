@@ -106,10 +106,13 @@ def test_a_server_in_the_way_is_named(store: Path, tmp_path: Path) -> None:
 def test_serve_hands_on_that_the_catalog_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configs: list[ServerConfig] = []
     monkeypatch.setattr(supervisor, "serve", lambda config, _: configs.append(config))
+    (tmp_path / "config.json").write_text("{}")
     handlers, writer = list(logging.getLogger().handlers), logs._Process.writer
     for flags in ([], ["--accept-catalog"]):
         with own_logs():
-            result = CliRunner().invoke(main.app, ["serve", "--backbone", "x", "--store", str(tmp_path), *flags])
+            result = CliRunner().invoke(
+                main.app, ["serve", "--backbone", str(tmp_path), "--store", str(tmp_path), *flags]
+            )
         assert result.exit_code == 0, result.output
     # Else the tests that follow would log as that server, past what pytest captures.
     assert (logging.getLogger().handlers, logs._Process.writer) == (handlers, writer)

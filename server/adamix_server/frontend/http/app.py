@@ -1,8 +1,7 @@
 """All routes as one ASGI application: which of them answers a request, and what becomes of what goes wrong in it.
 
 Paths are compared as they were sent, and their parameters decoded afterwards, so that no encoding of a slash or a dot
-leads elsewhere. A page of another site cannot make a browser call: what comes with its `Origin` is refused, and a
-body that a browser may send unasked is of no content type that a route takes. Knows no face.
+leads elsewhere. A page of another site cannot make a browser call (`browsers.py`). Knows no face.
 """
 
 import asyncio
@@ -12,7 +11,8 @@ from collections.abc import Callable, Iterable
 from adamix.errors import AdamixError, InvalidRequest
 from adamix_server.api import status
 from adamix_server.frontend.boundary.enclosure import request_id_of
-from adamix_server.frontend.http.errors import MethodNotAllowed, origin_foreign, route_unknown, status_of, to_reply
+from adamix_server.frontend.http import browsers
+from adamix_server.frontend.http.errors import MethodNotAllowed, route_unknown, status_of, to_reply
 from adamix_server.frontend.http.reply import Reply
 from adamix_server.frontend.http.request import CONNECTION, Receive, Request, Scope, Send, decoded
 from adamix_server.frontend.http.route import Route
@@ -20,8 +20,6 @@ from adamix_server.telemetry.metrics import Recorder
 
 log = logging.getLogger(__name__)
 
-# Which change nothing.
-_SAFE = ("GET", "HEAD", "OPTIONS")
 # Of requests that no route answers, in metrics.
 _NO_ROUTE = "unknown"
 
@@ -31,9 +29,11 @@ class App:
 
     Args:
         routes: of all faces; of two with one path and method the first answers.
+        is_private: they are for this machine alone, and nobody is asked who they are.
     """
 
-    def __init__(self, routes: Iterable[Route], recorder: Recorder) -> None:
+    def __init__(self, routes: Iterable[Route], recorder: Recorder, *, is_private: bool = False) -> None:
+        self._is_private = is_private
         self._recorder = recorder
         self._fixed: dict[str, dict[str, Route]] = {}
         patterns: dict[str, dict[str, Route]] = {}
@@ -81,7 +81,7 @@ class App:
             route = _of_method(found, request)
             if isinstance(route, Route):
                 path = route.path
-                _check_origin(request)
+                browsers.check(request, is_private=self._is_private)
                 request.params = _decoded(params)
                 reply = await route.answer(request)
             else:
@@ -143,14 +143,6 @@ def _openness(route: Route) -> tuple[int, int]:
     """The less a path says, the more: by its parameters, then by what it says beside them."""
     parameters = route.parameters
     return len(parameters), sum(map(len, parameters)) + 2 * len(parameters) - len(route.path)
-
-
-def _check_origin(request: Request) -> None:
-    """Raises PermissionDenied for what a page of another site has made a browser send."""
-    if request.method in _SAFE or (origin := request.header("origin")) is None:
-        return
-    if origin.partition("://")[2] != request.header("host"):
-        raise origin_foreign()
 
 
 def _own_id(request: Request) -> str:

@@ -11,7 +11,7 @@ import math
 
 import msgspec
 
-from adamix.errors import AdamixError, Code, InvalidRequest, NotFound, Overloaded, PermissionDenied
+from adamix.errors import AdamixError, Code, InvalidRequest, NotFound, Overloaded
 from adamix_server.frontend.http.reply import Reply
 
 _STATUS: dict[Code, int] = {
@@ -69,10 +69,6 @@ def content_type_unsupported(wanted: str) -> InvalidRequest:
 
 def content_encoding_unsupported() -> InvalidRequest:
     return InvalidRequest("send the body without a content-encoding", reason="CONTENT_ENCODING_UNSUPPORTED")
-
-
-def origin_foreign() -> PermissionDenied:
-    return PermissionDenied("a page of another site may not call this server from a browser", reason="ORIGIN_FOREIGN")
 
 
 def status_of(error: AdamixError) -> int:

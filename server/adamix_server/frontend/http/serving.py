@@ -33,12 +33,14 @@ class HttpSettings:
         listen: `host:port`; port 0 asks for a free one.
         shares_port: with the other front ends of this server.
         tls: the server's certificate; None answers unencrypted.
+        is_private: it is for this machine alone, and nobody is asked who they are.
         metrics_address: where the supervisor gives the page of metrics; None where it gives none.
     """
 
     listen: str
     shares_port: bool
     tls: TlsSettings | None = None
+    is_private: bool = False
     metrics_address: str | None = None
 
 
@@ -61,7 +63,7 @@ def open_http(
     """
     calls = Calls(service)
     routes = [*all_routes(calls, readiness, settings.metrics_address), *open_ai.routes(calls, view, tokenizer)]
-    app = App([*routes, *documents.routes(routes)], recorder)
+    app = App([*routes, *documents.routes(routes)], recorder, is_private=settings.is_private)
     certificate = None if settings.tls is None else HttpCertificate(settings.tls)
     return Face(settings.listen, app, shares_port=settings.shares_port, certificate=certificate)
 

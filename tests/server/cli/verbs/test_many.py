@@ -77,7 +77,7 @@ def test_files_that_are_none_or_too_many(folder: Path, tmp_path: Path) -> None:
 async def test_one_registration_says_what_it_wants(adamix: Adamix, folder: Path) -> None:
     assert "give a TASK and a FILE, or --all" in (await adamix("register", "alpha", code=2)).stderr
     assert "names tasks and files itself" in (await adamix("register", "t", "--all", folder, code=2)).stderr
-    assert "there is no such file" in (await adamix("register", "t", folder / "none", code=1)).stderr
+    assert "there is no such file" in (await adamix("register", "t", folder / "none", code=2)).stderr
     made = await adamix.document("register", "t", folder / "alpha.safetensors")
     assert (made["task"], made["version"]["live"], made["already_exists"]) == ("t", True, False)
 

@@ -348,7 +348,7 @@ async def test_an_upload_comes_in_parts(
 
 def begins(num_bytes: int) -> bytes:
     """An upload whose body is so long, and follows."""
-    return f"PUT /v1/tasks/t/adapter HTTP/1.1\r\nhost: x\r\ncontent-length: {num_bytes}\r\n\r\n".encode()
+    return f"PUT /v1/tasks/t/adapter HTTP/1.1\r\nHost: localhost\r\ncontent-length: {num_bytes}\r\n\r\n".encode()
 
 
 async def test_an_upload_that_stalls_is_ended(start_serving: StartServing) -> None:

@@ -48,7 +48,7 @@ async def test_the_end_does_not_wait_for_connections_that_say_nothing(start_serv
     host, _, port = harness.http.rpartition(":")
     silent, begun = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
     begun[1].write(
-        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n"
+        b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n"
     )
     harness.drain(grace_s=endpoint.REFUSE_S)
     for reader, writer in (silent, begun):
@@ -67,3 +67,21 @@ async def test_a_port_that_is_taken_keeps_a_front_end_from_starting(
     fatal = await supervisor.expect(Fatal)
     assert harness.http in fatal.message
     assert await running == 1
+
+
+async def test_a_port_that_asks_nobody_answers_to_no_name_but_this_machine_s(start_serving: StartServing) -> None:
+    harness = await start_serving(http="127.0.0.1:0")
+    port = harness.http.rpartition(":")[2]
+    async with httpx2.AsyncClient(base_url=f"http://{harness.http}") as client:
+
+        async def status(host: str, **headers: str) -> tuple[int, str]:
+            answer = await client.post("/v1/predict", json=BODY, headers={"host": host, **headers})
+            return answer.status_code, answer.json()["error"]["reason"]
+
+        # A name that was made to stand for this machine, whose page is then of the same site.
+        for name in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example", "[x]"):
+            assert await status(name) == (403, "HOST_FOREIGN"), name
+            assert await status(name, origin=f"http://{name}") == (403, "HOST_FOREIGN"), name
+            assert (await client.get("/v1/tasks", headers={"host": name})).status_code == 403, name
+        for name in ("localhost", f"localhost:{port}", "127.0.0.1", f"[::1]:{port}", "192.0.2.1"):
+            assert await status(name) == (404, "NOT_FOUND"), name

@@ -167,7 +167,7 @@ async def test_who_reads_slowly_gets_few_large_events(writing: Harness) -> None:
     plain = socket.create_connection((host, int(port)))
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     reader, writer = await asyncio.open_connection(sock=plain, limit=4096)
-    headers = f"host: x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}"
+    headers = f"host: localhost\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}"
     writer.write(f"POST /v1/completions HTTP/1.1\r\n{headers}\r\n\r\n{body}".encode())
     await writing.until(lambda: len(writing.engine.held) == 1)
     row, num_tokens = writing.engine.held[0], 1000
