@@ -76,7 +76,6 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_in_head = False
         self._is_in_body = False
-        self._has_begun = False
         self.is_refused = False
 
     @property
@@ -135,10 +134,9 @@ class Connection(HttpToolsProtocol):
             return
         # A line break between two requests is no request: only one that has begun ends the time without any.
         idle, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
-        self._has_begun = False
         super().data_received(data)
         if idle is not None:
-            if self._has_begun or self.timeout_keep_alive_task is not None:
+            if self._is_in_head or self._is_answering() or self.timeout_keep_alive_task is not None:
                 idle.cancel()
             else:
                 self.timeout_keep_alive_task = idle
@@ -152,7 +150,6 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head, self._head_bytes = True, 0
-        self._has_begun = True
         self.scope[CONNECTION] = self  # type: ignore[literal-required] # ASGI allows further keys
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -201,7 +198,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             # It ends when the last byte has left; its reader has as long for that as any other.
             self._rest()
-        elif self._is_in_body and not self.pipeline:
+        elif self._is_in_body and self.cycle.response_complete:
             self._unset_keepalive_if_required()
             self._stop_timer()
             self._timer = self.loop.call_later(LINGER_S, self.drop)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from adamix_protos.v1 import inference_pb2
 from adamix_server.frontend.http import connection
 from adamix_server.limits.http import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_PIPELINED
 from adamix_testing.bare_http import BareHttp, Wire
@@ -158,3 +159,56 @@ async def test_pipelined_requests() -> None:
             assert (await wire.answer())[0] == 200
         wire.say(request * (MAX_PIPELINED + 2))
         assert await wire.is_closed()
+
+
+async def test_a_pipelined_body_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LINGER_S", 0.1)
+    async with BareHttp() as server:
+        wire = await server.open()
+        has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> inference_pb2.PredictResponse:
+            has_begun.set()
+            await may_end.wait()
+            return inference_pb2.PredictResponse()
+
+        server.servicer.behave = wait
+        wire.ask("POST /one", body=b"x")
+        await has_begun.wait()
+        # The next one begins to come while the first is answered, and is not done when the rest of an answered body
+        # would have had its time.
+        wire.ask("POST /one", "content-length: 2")
+        wire.say(b"x")
+        await asyncio.sleep(0.05)
+        may_end.set()
+        assert (await wire.answer())[0] == 200
+        await asyncio.sleep(0.3)
+        wire.say(b"y")
+        assert (await wire.answer())[0] == 200
+        wire.close()
+
+
+async def test_a_request_that_began_before_the_last_answer_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", 0.2)
+    async with BareHttp() as server:
+        wire = await server.open()
+        has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> inference_pb2.PredictResponse:
+            has_begun.set()
+            await may_end.wait()
+            return inference_pb2.PredictResponse()
+
+        server.servicer.behave = wait
+        wire.ask("POST /one", body=b"x")
+        await has_begun.wait()
+        wire.say(b"POST /one HTTP/1.1\r\nhost: x\r\n")
+        await asyncio.sleep(0.05)
+        may_end.set()
+        assert (await wire.answer())[0] == 200
+        may_end.clear()
+        wire.say(b"content-length: 1\r\n\r\nx")
+        await asyncio.sleep(0.4)
+        may_end.set()
+        assert (await wire.answer())[0] == 200
+        wire.close()
