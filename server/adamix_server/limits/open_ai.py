@@ -37,7 +37,8 @@ MAX_ANSWER_BYTES = chapter.limit(
 ANSWERS_BYTES = chapter.limit(
     128 << 20,
     "bytes",
-    "such answers together, until their clients have read them, in one front end; half of it of one tenant",
+    "such answers together, until their clients have read them, and the texts of all calls of their requests but the "
+    "first, in one front end; half of it of one tenant",
     Code.RESOURCE_EXHAUSTED,
     "BYTES_IN_FLIGHT",
     note="RetryInfo, at once",

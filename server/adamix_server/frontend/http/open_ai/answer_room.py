@@ -1,7 +1,8 @@
 """Room for answers that are put together from several calls, or kept whole while they are generated.
 
-What one call answers the boundary bounds; here is what of them is kept until the last has been read by its client. No
-tenant has more than half of it. Knows sizes and tenants; neither calls nor requests.
+What one call takes and answers the boundary bounds; here is what of them is kept until the last has been read by its
+client, with what the calls that are still to be made will take. No tenant has more than half of it. Knows sizes and
+tenants; neither calls nor requests.
 """
 
 from collections import Counter
@@ -28,10 +29,11 @@ class AnswerRoom:
         self._most = most
         self._held: Counter[str] = Counter()
 
-    def take(self, tenant: str, num_bytes: int, instead: str, field: str) -> Callable[[], None]:
+    def take(self, tenant: str, num_bytes: int, instead: str, field: str, asked: int = 0) -> Callable[[], None]:
         """Room for an answer; what is returned gives it back, once.
 
         Args:
+            asked: bytes of what is kept of the request until its calls are made, which take room as well.
             instead: what one may ask for in place of a larger one.
             field: to blame for it.
 
@@ -46,6 +48,7 @@ class AnswerRoom:
                 reason="ANSWER_TOO_LARGE",
                 field=field,
             )
+        num_bytes += asked
         if self._held[tenant] + num_bytes > self._most // 2 or self._held.total() + num_bytes > self._most:
             raise Overloaded(
                 "too many large answers are on their way; try again, or ask for smaller ones",

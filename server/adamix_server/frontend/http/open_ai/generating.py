@@ -163,8 +163,12 @@ class _Asked(Generic[B]):
             self.words["max_new_tokens"] = "max_completion_tokens"
         self.requests = self.route.asked(body, model)
         self.is_streamed = bool(body.stream)
-        if not self.is_streamed and (size := sum(map(_logprob_bytes, self.requests))):
-            self.give = self.room.take(call.tenant, size, "ask for a stream, or for fewer of them", "logprobs")
+        size = 0 if self.is_streamed else sum(map(_logprob_bytes, self.requests))
+        # The first call's own the boundary has counted.
+        waiting = sum(each.ByteSize() for each in self.requests[1:])
+        if size or waiting:
+            instead = "ask for a stream, or for fewer of them"
+            self.give = self.room.take(call.tenant, size, instead, "logprobs", waiting)
         options = body.stream_options
         self.with_usage = options is not None and bool(options.include_usage)
         self._frame = Frame(self.route.shape(body), call.request_id, int(time.time()), model.name)

@@ -158,7 +158,10 @@ class _Asked(Generic[B]):
         width = route.width(body, model)
         self.requests = asking.inputs(body, model)
         count = sum(len(request.inputs) for request in self.requests)
-        self.give = self.room.take(call.tenant, count * width * VALUE_BYTES, "send fewer texts", "input")
+        # The first call's own the boundary has counted.
+        waiting = sum(request.ByteSize() for request in self.requests[1:])
+        size = count * width * VALUE_BYTES
+        self.give = self.room.take(call.tenant, size, "send fewer texts", "input", waiting)
         self._is_list = count > 1
         self._known = body, model
 

@@ -40,3 +40,12 @@ def test_what_is_given_back_twice_is_given_back_once() -> None:
     room.take("acme", 2, "", "input")
     with pytest.raises(Overloaded):
         room.take("acme", 1, "", "input")
+
+
+def test_what_is_kept_of_a_request_takes_room_and_is_no_answer() -> None:
+    room = AnswerRoom(2 * (MAX_ANSWER_BYTES + 2))
+    give = room.take("acme", MAX_ANSWER_BYTES, "", "input", 2)
+    with pytest.raises(Overloaded):
+        room.take("acme", 0, "", "input", 1)
+    give()
+    room.take("acme", 0, "", "input", 1)

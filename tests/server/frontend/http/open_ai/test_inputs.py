@@ -96,6 +96,27 @@ async def test_room_is_given_back_when_an_answer_was_read_or_failed(
     assert sizes == [0, 0, 0]
 
 
+async def test_texts_that_wait_for_their_call_take_room(predicting: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_room, "MAX_ANSWER_BYTES", 1 << 30)
+    text = "w1 w2 w3"
+    one = len(text) + len("tenants/default/tasks/vector")
+    room = [0]
+    take = answer_room.AnswerRoom.take
+
+    def taken(self: answer_room.AnswerRoom, *args: Any) -> Any:
+        give = take(self, *args)
+        room[0] = self._held.total()
+        return give
+
+    monkeypatch.setattr(answer_room.AnswerRoom, "take", taken)
+    for count, waiting in ((MAX_INPUTS_PER_CALL, 0), (MAX_INPUTS_PER_CALL + 3, 3)):
+        answer = await post(predicting, "/v1/embeddings", model="vector", input=[text] * count)
+        assert answer.status_code == 200
+        beside = room[0] - count * WIDTH * answer_room.VALUE_BYTES
+        # With what names their parts.
+        assert waiting * one <= beside <= 2 * waiting * one
+
+
 @pytest.mark.parametrize("dimensions", [WIDTH, WIDTH + 1])
 async def test_an_embedding_has_the_dimensions_that_it_has(predicting: Harness, dimensions: int) -> None:
     async with open_ai(predicting) as client:
