@@ -81,7 +81,8 @@ class Connection(HttpToolsProtocol):
     @property
     def is_held_back(self) -> bool:
         """Whether the body waits for a word of ours (`expect: 100-continue`), and so may never come."""
-        return self.cycle.waiting_for_100_continue
+        # Of a request before the newest all has come.
+        return not self.pipeline and self.cycle.waiting_for_100_continue
 
     def listen(self) -> None:
         """Notice from now on that the client leaves: with all of a body in hand, reading may still be paused."""

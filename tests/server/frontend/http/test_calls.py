@@ -104,6 +104,22 @@ async def test_expect_100_continue() -> None:
         wire.close()
 
 
+async def test_a_pipelined_request_that_expects_100_continue_does_not_end_the_connection() -> None:
+    async with BareHttp() as server:
+        wire = await server.open()
+        wire.say(
+            b"POST /one HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx"
+            b"POST /one HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\n"
+        )
+        status, headers = await wire.head()
+        assert status == 200
+        assert "connection" not in headers
+        assert (await wire.head())[0] == 100
+        wire.say(b"y")
+        assert (await wire.answer())[0] == 200
+        wire.close()
+
+
 @pytest.mark.parametrize("sent", ["0", "-1", "nan", "inf", "1e3", "", "1_0", "2 3", "٣"])
 async def test_a_timeout_that_is_none(sent: str) -> None:
     async with BareHttp() as server:
