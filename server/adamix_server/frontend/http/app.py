@@ -66,7 +66,9 @@ class App:
             # Its client has left, or has not read for too long.
             connection.drop()
         finally:
-            connection.task = None
+            if connection.task is asyncio.current_task():
+                # Else the next request is at work already, while the last answer was being read.
+                connection.task = None
             request.over()
 
     async def _answer(self, request: Request) -> None:

@@ -163,6 +163,24 @@ async def test_a_client_that_leaves_ends_its_call_at_once(num_bytes: int) -> Non
         await ended(server, PREDICT_LABEL, "CANCELLED")
 
 
+async def test_a_client_that_leaves_ends_a_call_that_began_while_an_answer_was_read() -> None:
+    async with BareHttp() as server:
+        wire = await server.open()
+        begun = asyncio.Event()
+
+        async def hang() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        server.servicer.behave = hang
+        wire.ask("GET /large")
+        wire.ask("POST /one", body=b"x")
+        await begun.wait()
+        assert (await wire.answer())[0] == 200
+        wire.close()
+        await asyncio.wait_for(ended(server, PREDICT_LABEL, "CANCELLED"), 5)
+
+
 async def test_a_stream_and_its_end() -> None:
     async with BareHttp() as server:
         server.servicer.delta = "abc"
