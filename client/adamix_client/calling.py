@@ -52,7 +52,7 @@ class Calls:
         while True:
             try:
                 with self.connection.calling() as link:
-                    metadata = self.metadata(link, task)
+                    metadata = self.metadata(link, task, attempts)
                     response, call = method(link).with_call(request, timeout=attempts.left_s, metadata=metadata)
                     self.heard(call)
                     return response
@@ -79,8 +79,9 @@ class Calls:
         has_begun = False
 
         def begin(link: Link) -> Any:
+            metadata = self.metadata(link, task, attempts)
             left_s = None if timeout_s is None else attempts.left_s
-            return method(link)(request, timeout=left_s, metadata=self.metadata(link, task))
+            return method(link)(request, timeout=left_s, metadata=metadata)
 
         while True:
             try:
@@ -121,7 +122,7 @@ class Calls:
         while True:
             try:
                 with self.connection.calling() as link:
-                    metadata = self.metadata(link, "")
+                    metadata = self.metadata(link, "", attempts)
                     response, call = method(link).with_call(
                         upload.requests(), timeout=attempts.left_s, metadata=metadata
                     )
@@ -188,6 +189,8 @@ class Calls:
         self.connection.close()
 
     def attempts(self, timeout_s: float | None = None, *, is_safe: bool = True) -> Attempts:
+        # First: in a forked process a lock of the budget's may be held for ever.
+        self.connection.check_usable()
         return Attempts(self._policy, self._budget, self.timeout_s if timeout_s is None else timeout_s, is_safe=is_safe)
 
     def pause(self, attempts: Attempts, error: AdamixError) -> None:
@@ -197,20 +200,37 @@ class Calls:
         if self.connection.wait_closed(pause_s):
             self.connection.check_usable()
 
-    def metadata(self, link: Link, task: str) -> tuple[tuple[str, str], ...]:
+    def metadata(self, link: Link, task: str, attempts: Attempts) -> tuple[tuple[str, str], ...]:
         """What a call shows. The second one about a task asks who its caller is, where the server knows."""
         if self.routing.asks_tenant(task):
+            tenant: str | None = None
+            timeout_s = tenant_timeout_s(attempts)
             try:
-                found = link.admin.WhoAmI(admin_pb2.WhoAmIRequest(), timeout=TENANT_TIMEOUT_S, metadata=link.metadata)
-                self.routing.tenant = found.tenant
-            except grpc.RpcError:
-                # A router then asks any replica; what is wrong the call itself will say.
-                self.routing.tenant = ""
+                request = admin_pb2.WhoAmIRequest()
+                tenant = link.admin.WhoAmI(request, timeout=timeout_s, metadata=link.metadata).tenant
+            except grpc.RpcError as error:
+                tenant = no_tenant(error, timeout_s)
+            finally:
+                self.routing.asked_tenant(tenant)
         return (*link.metadata, *self.routing.metadata(task))
 
     def heard(self, call: Any) -> None:
         """A call was answered."""
         self.routing.heard(call.trailing_metadata())
+
+
+def tenant_timeout_s(attempts: Attempts) -> float:
+    """For which a call waits for the tenant: it keeps most of its time for itself."""
+    return min(TENANT_TIMEOUT_S, attempts.left_s / 4)
+
+
+def no_tenant(error: Any, timeout_s: float) -> str | None:
+    """What is known of the tenant where asking ended so: empty, or None where it is worth asking again.
+
+    A router then asks any replica; what is wrong the call itself will say.
+    """
+    was_hasty = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s < TENANT_TIMEOUT_S
+    return None if was_hasty or error.code() is grpc.StatusCode.UNAVAILABLE else ""
 
 
 class _Left(Exception):
@@ -227,6 +247,8 @@ class _Running:
         self._attempts = calls.attempts()
         self._leave = ExitStack()
         self._call: Any = None
+        # Of the call that runs: when it was over.
+        self._over_at: float | None = None
         if chunk.places:
             self._begin()
 
@@ -239,6 +261,8 @@ class _Running:
                 return self._result()
             except AdamixError as error:
                 self._calls.connection.check_usable()
+                if self._over_at is not None:
+                    self._attempts.lay(time.monotonic() - self._over_at)
                 try:
                     self._calls.pause(self._attempts, error)
                 except AdamixError as last:
@@ -254,9 +278,15 @@ class _Running:
     def _begin(self) -> None:
         with ExitStack() as stack:
             link = stack.enter_context(self._calls.connection.calling())
-            metadata = self._calls.metadata(link, self.chunk.task)
+            metadata = self._calls.metadata(link, self.chunk.task, self._attempts)
             self._call = self._method(link).future(self.chunk.request, timeout=self._attempts.left_s, metadata=metadata)
+            self._over_at = None
+            self._call.add_done_callback(self._over)
             self._leave = stack.pop_all()
+
+    def _over(self, call: Any) -> None:
+        if call is self._call:
+            self._over_at = time.monotonic()
 
     def _result(self) -> Any:
         with self._leave:

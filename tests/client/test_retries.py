@@ -74,6 +74,15 @@ def test_all_retries_of_a_client_are_within_its_budget(policy: RetryPolicy, call
     assert retries <= policy.budget_reserve + policy.budget_ratio * calls + 1e-6
 
 
+@pytest.mark.parametrize("reserve", [0.0, 0.5, 1.0])
+def test_without_a_reserve_what_calls_earn_is_kept_for_the_next_retry(reserve: float) -> None:
+    policy = RetryPolicy(budget_reserve=reserve)
+    budget, clock = RetryBudget(policy), Clock()
+    attempts = (Attempts(policy, budget, 1e9, clock=clock) for _ in range(1000))
+    retries = sum(len(carry_out(each, clock, Unavailable("gone"))) for each in attempts)
+    assert 198 <= retries <= 201
+
+
 def test_a_client_that_fails_all_the_time_asks_a_fifth_more_in_the_long_run() -> None:
     policy = RetryPolicy()
     budget, clock = RetryBudget(policy), Clock()
@@ -215,6 +224,36 @@ def test_each_of_many_calls_is_asked_again_by_itself() -> None:
     with PlayedServer(Predict=sometimes) as server, Client(server.address) as client:
         assert [answer.label for answer in client.predict("t", texts)] == texts
         assert server.count("Predict") == 5 + 3
+
+
+def test_a_slow_reader_of_answers_takes_no_time_of_the_calls_that_run_beside() -> None:
+    failed = threading.Event()
+
+    def late_is_refused_once(request: object) -> object:
+        if request.inputs[0].text == "late" and not failed.is_set():  # type: ignore[attr-defined]
+            failed.set()
+            raise BUSY
+        return classified(request)  # type: ignore[arg-type]
+
+    texts = [*["soon"] * 64, *["late"] * 64]
+    with PlayedServer(Predict=late_is_refused_once) as server, Client(server.address, timeout_s=1) as client:
+        answers = client.predict_iter("t", iter(texts))
+        assert next(answers).label == "soon"
+        assert failed.wait(10)
+        time.sleep(1.1)
+        assert [answer.label for answer in answers] == texts[1:]
+        assert server.count("Predict") == 3
+
+
+def test_a_forked_process_waits_for_no_lock_of_its_parent() -> None:
+    client = Client("127.0.0.1:1")
+    calls = client._calls
+    calls.connection.leave_to_parent()
+    with calls._budget._lock:
+        for call in (client.info, lambda: client.predict("t", ["a"] * 100), lambda: client.predict("t", "a")):
+            with pytest.raises(AdamixError) as forked:
+                call()
+            assert forked.value.reason == "CLIENT_FORKED"
 
 
 def test_a_pause_ends_with_its_client() -> None:
