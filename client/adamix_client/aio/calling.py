@@ -10,7 +10,7 @@ import grpc
 
 from adamix_client.aio.connection import AsyncConnection, is_cancelled
 from adamix_client.calling import POLL_S, Method, no_tenant, tenant_timeout_s
-from adamix_client.chunks import Asked, Chunk, Chunker, Text
+from adamix_client.chunks import Answer, Asked, Chunk, Chunker, Text
 from adamix_client.connection import HEALTH_OF_ALL, SERVING, Link
 from adamix_client.errors import AdamixError, Code, Unavailable
 from adamix_client.retries import Attempts, RetryBudget, RetryPolicy
@@ -166,11 +166,18 @@ class AsyncCalls:
         """To a chunk; the AdamixError in its place, but where there will be no further call."""
         if not chunk.places:
             return None
-        try:
-            return await self.ask(method, chunk.request, task=chunk.task)
-        except AdamixError as error:
+        answer, attempts = Answer(chunk), self.attempts()
+        while True:
+            failure: AdamixError | None
+            try:
+                failure = answer.add(await self._answer(method, answer.request, attempts, chunk.task))
+            except AdamixError as error:
+                failure = error
+            if failure is None:
+                return answer.response
             self.connection.check_usable()
-            return error
+            if not await self._goes_on(attempts, failure):
+                return answer.or_failure(failure)
 
     async def _answer(self, method: Method, request: Any, attempts: Attempts, task: str) -> Any:
         shown = await self._metadata(task, attempts)
@@ -181,10 +188,15 @@ class AsyncCalls:
             return response
 
     async def _pause(self, attempts: Attempts, error: AdamixError) -> None:
-        if (pause_s := attempts.pause_s(error)) is None:
+        if not await self._goes_on(attempts, error):
             raise error
+
+    async def _goes_on(self, attempts: Attempts, error: AdamixError) -> bool:
+        if (pause_s := attempts.pause_s(error)) is None:
+            return False
         if await self.connection.pause(pause_s):
             self.connection.check_usable()
+        return True
 
     async def _metadata(self, task: str, attempts: Attempts) -> tuple[tuple[str, str], ...]:
         if self.routing.asks_tenant(task):
