@@ -11,7 +11,7 @@ COMMANDS = (
     Command(
         "register",
         "adamix_server.cli.register:register",
-        "Upload an adapter as a new version of a task; or many of them, those that are there already left out.",
+        "Upload an adapter as a new version of a task.",
     ),
     Command("predict", "adamix_server.cli.predict:predict", "Ask a task about texts."),
     Command("generate", "adamix_server.cli.generate:generate", "Let a task write a text, and show it as it comes."),
