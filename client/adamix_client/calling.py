@@ -203,7 +203,7 @@ class Calls:
             raise error
 
     def goes_on(self, attempts: Attempts, error: AdamixError) -> bool:
-        """Whether there is a next attempt; waits for it. Raises FailedPrecondition if the client is closed meanwhile."""
+        """Whether there is a next attempt; waits for it. Raises FailedPrecondition if the client is closed then."""
         if (pause_s := attempts.pause_s(error)) is None:
             return False
         if self.connection.wait_closed(pause_s):
