@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.markup import escape
 
+from adamix.cli.interrupts import finishing
 from adamix.cli.progress import Shown, progress
 from adamix.cli.terminal import stderr
-from adamix.errors import InvalidConfig, InvalidData, InvalidRequest, StoreFull
+from adamix.errors import Cancelled, InvalidConfig, InvalidData, InvalidRequest, StoreFull
 from adamix_server.cli.rows.answers import Told, columns, error_text
 from adamix_server.cli.rows.asking import Question
 from adamix_server.cli.rows.journal import NO_ROOM, Journal
@@ -27,6 +28,7 @@ from adamix_server.cli.rows.row_file import RowFile
 if TYPE_CHECKING:
     from adamix_client import Client
 
+_FINISHING = "ending with the answer that comes next"
 _SHOWN_ERRORS = 10
 # How often progress is told of.
 _ROWS_A_STEP = 16
@@ -113,11 +115,18 @@ class FileRun:
         Raises:
             InvalidData: rows that were answered before are others now.
             InvalidRequest: a row has an error, and those are not kept.
+            Cancelled: Ctrl-C was pressed.
             AdamixError: the server is gone, or refuses what is no row's own. What was kept before stays.
         """
         answers = self._question.answers(client, self._left(), at_once)
-        with progress("predicting", total=self._rows.num_rows) as shown, closing(answers):
+        with (
+            finishing(_FINISHING) as stop,
+            progress("predicting", total=self._rows.num_rows) as shown,
+            closing(answers),
+        ):
             for row, answer in answers:
+                if stop.is_set():
+                    raise Cancelled("interrupted")
                 if "error" in answer:
                     self._say(f"{row.where}: {error_text(answer['error'])}", shown)
                     if not keep_errors:
