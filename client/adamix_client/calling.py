@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import grpc
 
 from adamix_client.bounds import MAX_INPUTS_PER_CALL
-from adamix_client.chunks import Asked, Chunk, Text, chunked
+from adamix_client.chunks import Answer, Asked, Chunk, Text, chunked
 from adamix_client.connection import HEALTH_OF_ALL, SERVING, Connection, Link
 from adamix_client.errors import AdamixError, Code, Unavailable
 from adamix_client.retries import Attempts, RetryBudget, RetryPolicy
@@ -51,11 +51,7 @@ class Calls:
         attempts = self.attempts(timeout_s, is_safe=is_safe)
         while True:
             try:
-                with self.connection.calling() as link:
-                    metadata = self.metadata(link, task)
-                    response, call = method(link).with_call(request, timeout=attempts.left_s, metadata=metadata)
-                    self.heard(call)
-                    return response
+                return self._once(method, request, attempts, task)
             except AdamixError as error:
                 self.pause(attempts, error)
 
@@ -79,8 +75,9 @@ class Calls:
         has_begun = False
 
         def begin(link: Link) -> Any:
+            metadata = self.metadata(link, task, attempts)
             left_s = None if timeout_s is None else attempts.left_s
-            return method(link)(request, timeout=left_s, metadata=self.metadata(link, task))
+            return method(link)(request, timeout=left_s, metadata=metadata)
 
         while True:
             try:
@@ -120,13 +117,7 @@ class Calls:
         attempts = self.attempts(timeout_s, is_safe=upload.can_repeat)
         while True:
             try:
-                with self.connection.calling() as link:
-                    metadata = self.metadata(link, "")
-                    response, call = method(link).with_call(
-                        upload.requests(), timeout=attempts.left_s, metadata=metadata
-                    )
-                    self.heard(call)
-                    return response
+                return self._once(method, upload.requests(), attempts, "")
             except AdamixError as error:
                 upload.raise_own()
                 self.pause(attempts, error)
@@ -160,11 +151,25 @@ class Calls:
         """To a chunk; the AdamixError in its place, but where there will be no further call."""
         if not chunk.places:
             return None
-        try:
-            return self.ask(method, chunk.request, task=chunk.task)
-        except AdamixError as error:
+        answer, attempts = Answer(chunk), self.attempts()
+        while True:
+            failure: AdamixError | None
+            try:
+                failure = answer.add(self._once(method, answer.request, attempts, chunk.task))
+            except AdamixError as error:
+                failure = error
+            if failure is None:
+                return answer.response
             self.connection.check_usable()
-            return error
+            if not self.goes_on(attempts, failure):
+                return answer.or_failure(failure)
+
+    def _once(self, method: Method, request: Any, attempts: Attempts, task: str) -> Any:
+        with self.connection.calling() as link:
+            metadata = self.metadata(link, task, attempts)
+            response, call = method(link).with_call(request, timeout=attempts.left_s, metadata=metadata)
+            self.heard(call)
+            return response
 
     def wait_until_serving(self, timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
@@ -188,29 +193,54 @@ class Calls:
         self.connection.close()
 
     def attempts(self, timeout_s: float | None = None, *, is_safe: bool = True) -> Attempts:
+        # First: in a forked process a lock of the budget's may be held for ever.
+        self.connection.check_usable()
         return Attempts(self._policy, self._budget, self.timeout_s if timeout_s is None else timeout_s, is_safe=is_safe)
 
     def pause(self, attempts: Attempts, error: AdamixError) -> None:
         """Wait for the next attempt. Raises the error if there is none, or that the client was closed meanwhile."""
-        if (pause_s := attempts.pause_s(error)) is None:
+        if not self.goes_on(attempts, error):
             raise error
+
+    def goes_on(self, attempts: Attempts, error: AdamixError) -> bool:
+        """Whether there is a next attempt; waits for it. Raises FailedPrecondition if the client is closed then."""
+        if (pause_s := attempts.pause_s(error)) is None:
+            return False
         if self.connection.wait_closed(pause_s):
             self.connection.check_usable()
+        return True
 
-    def metadata(self, link: Link, task: str) -> tuple[tuple[str, str], ...]:
+    def metadata(self, link: Link, task: str, attempts: Attempts) -> tuple[tuple[str, str], ...]:
         """What a call shows. The second one about a task asks who its caller is, where the server knows."""
         if self.routing.asks_tenant(task):
+            tenant: str | None = None
+            timeout_s = tenant_timeout_s(attempts)
             try:
-                found = link.admin.WhoAmI(admin_pb2.WhoAmIRequest(), timeout=TENANT_TIMEOUT_S, metadata=link.metadata)
-                self.routing.tenant = found.tenant
-            except grpc.RpcError:
-                # A router then asks any replica; what is wrong the call itself will say.
-                self.routing.tenant = ""
+                request = admin_pb2.WhoAmIRequest()
+                tenant = link.admin.WhoAmI(request, timeout=timeout_s, metadata=link.metadata).tenant
+            except grpc.RpcError as error:
+                tenant = no_tenant(error, timeout_s)
+            finally:
+                self.routing.asked_tenant(tenant)
         return (*link.metadata, *self.routing.metadata(task))
 
     def heard(self, call: Any) -> None:
         """A call was answered."""
         self.routing.heard(call.trailing_metadata())
+
+
+def tenant_timeout_s(attempts: Attempts) -> float:
+    """For which a call waits for the tenant: it keeps most of its time for itself."""
+    return min(TENANT_TIMEOUT_S, attempts.left_s / 4)
+
+
+def no_tenant(error: Any, timeout_s: float) -> str | None:
+    """What is known of the tenant where asking ended so: empty, or None where it is worth asking again.
+
+    A router then asks any replica; what is wrong the call itself will say.
+    """
+    was_hasty = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s < TENANT_TIMEOUT_S
+    return None if was_hasty or error.code() is grpc.StatusCode.UNAVAILABLE else ""
 
 
 class _Left(Exception):
@@ -224,9 +254,12 @@ class _Running:
         self.chunk = chunk
         self._calls = calls
         self._method = method
+        self._answer = Answer(chunk)
         self._attempts = calls.attempts()
         self._leave = ExitStack()
         self._call: Any = None
+        # Of the call that runs: when it was over.
+        self._over_at: float | None = None
         if chunk.places:
             self._begin()
 
@@ -235,15 +268,19 @@ class _Running:
         if not self.chunk.places:
             return None
         while True:
+            failure: AdamixError | None
             try:
-                return self._result()
+                failure = self._answer.add(self._result())
             except AdamixError as error:
-                self._calls.connection.check_usable()
-                try:
-                    self._calls.pause(self._attempts, error)
-                except AdamixError as last:
-                    return last
-                self._begin()
+                failure = error
+            if failure is None:
+                return self._answer.response
+            self._calls.connection.check_usable()
+            if self._over_at is not None:
+                self._attempts.lay(time.monotonic() - self._over_at)
+            if not self._calls.goes_on(self._attempts, failure):
+                return self._answer.or_failure(failure)
+            self._begin()
 
     def cancel(self) -> None:
         if self._call is not None:
@@ -254,9 +291,17 @@ class _Running:
     def _begin(self) -> None:
         with ExitStack() as stack:
             link = stack.enter_context(self._calls.connection.calling())
-            metadata = self._calls.metadata(link, self.chunk.task)
-            self._call = self._method(link).future(self.chunk.request, timeout=self._attempts.left_s, metadata=metadata)
+            metadata = self._calls.metadata(link, self.chunk.task, self._attempts)
+            self._call = self._method(link).future(
+                self._answer.request, timeout=self._attempts.left_s, metadata=metadata
+            )
+            self._over_at = None
+            self._call.add_done_callback(self._over)
             self._leave = stack.pop_all()
+
+    def _over(self, call: Any) -> None:
+        if call is self._call:
+            self._over_at = time.monotonic()
 
     def _result(self) -> Any:
         with self._leave:

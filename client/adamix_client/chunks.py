@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from adamix_client import status
 from adamix_client.bounds import MAX_INPUTS_PER_CALL, MAX_MESSAGE_BYTES
 from adamix_client.errors import AdamixError, InvalidConfig, InvalidData
+from adamix_client.retries import may_pass
 from adamix_client.values import Input, Prediction, to_input, to_prediction
 from adamix_client.wording import place_of, reword
 from adamix_protos.v1 import inference_pb2
@@ -36,6 +38,46 @@ class Chunk:
     def task(self) -> str:
         """The one that all are for; empty if there are several."""
         return next(iter(self.tasks)) if len(self.tasks) == 1 else ""
+
+
+class Answer:
+    """What a chunk is answered, by as many calls as it takes: inputs whose refusal may pass are asked again.
+
+    Attributes:
+        request: the call that is to be made.
+        response: to all inputs; None before the first.
+    """
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.request = chunk.request
+        self.response: inference_pb2.PredictResponse | None = None
+        self._all = chunk.request
+        self._numbers = list(range(len(chunk.places)))
+
+    def add(self, response: inference_pb2.PredictResponse) -> AdamixError | None:
+        """Take the response to `request`. Gives why it is to be made, with what it holds then; None if it is not."""
+        if self.response is None:
+            self.response = response
+        if len(response.predictions) != len(self._numbers):
+            return None
+        if self.response is not response:
+            for number, prediction in zip(self._numbers, response.predictions, strict=True):
+                self.response.predictions[number].CopyFrom(prediction)
+            self.response.timing.CopyFrom(response.timing)
+        refused = {
+            number: status.from_status(self.response.predictions[number].error)
+            for number in self._numbers
+            if self.response.predictions[number].WhichOneof("result") == "error"
+        }
+        self._numbers = [number for number, error in refused.items() if may_pass(error)]
+        self.request = inference_pb2.PredictRequest(
+            inputs=[self._all.inputs[number] for number in self._numbers], return_logits=self._all.return_logits
+        )
+        return max((refused[number] for number in self._numbers), key=lambda one: one.retry_after_s or 0, default=None)
+
+    def or_failure(self, failure: AdamixError) -> inference_pb2.PredictResponse | AdamixError:
+        """What there is once nothing is asked any more."""
+        return failure if self.response is None else self.response
 
 
 @dataclass(frozen=True, kw_only=True)

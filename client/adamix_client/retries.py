@@ -22,7 +22,7 @@ class RetryPolicy:
         first_pause_s: before the second attempt, in seconds; each is twice as long as the one before.
         longest_pause_s: which none exceeds but where the server asks for more.
         budget_ratio: retries in the long run, as a share of the calls.
-        budget_reserve: retries that may be made beyond that.
+        budget_reserve: retries that may be made beyond that, at once.
     """
 
     max_attempts: int = 5
@@ -52,12 +52,14 @@ class RetryBudget:
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
         self._left = policy.budget_reserve
+        # What calls have earned is kept up to one retry, or there would never be one without a reserve.
+        self._most = max(policy.budget_reserve, 1.0)
         self._lock = threading.Lock()
 
     def earn(self) -> None:
         """A call begins."""
         with self._lock:
-            self._left = min(self._policy.budget_reserve, self._left + self._policy.budget_ratio)
+            self._left = min(self._most, self._left + self._policy.budget_ratio)
 
     def spend(self) -> bool:
         """Whether there is one more retry; takes it."""
@@ -99,6 +101,10 @@ class Attempts:
     @property
     def left_s(self) -> float:
         return max(self._ends_at - self._clock(), 0.0)
+
+    def lay(self, seconds: float) -> None:
+        """An attempt was over for so long before anybody looked; that is no time of the call."""
+        self._ends_at += seconds
 
     def pause_s(self, error: AdamixError) -> float | None:
         """Seconds to wait before the next attempt, after one that ended so; None where there is none."""

@@ -32,6 +32,7 @@ class Routing:
         self.tenant = tenant
         # A credential that is refused is not shown once more to ask whose it is.
         self.was_answered = False
+        self._is_asking = False
         self._revision: tuple[str, int] | None = None
         self._lock = threading.Lock()
 
@@ -55,8 +56,21 @@ class Routing:
                         self._revision = (head, number)
 
     def asks_tenant(self, task: str) -> bool:
-        """Whether a call about this task would say more if the tenant were known, and the server may be asked."""
-        return bool(task) and self.tenant is None and self.was_answered and not _WHOLE.fullmatch(task)
+        """Whether this call, about this task, is to ask for the tenant first; it then says so by `asked_tenant`.
+
+        It would say more if the tenant were known, the server may be asked, and no other call asks.
+        """
+        if not task or self.tenant is not None or not self.was_answered or _WHOLE.fullmatch(task):
+            return False
+        with self._lock:
+            asks = not self._is_asking and self.tenant is None
+            self._is_asking = self._is_asking or asks
+        return asks
+
+    def asked_tenant(self, tenant: str | None) -> None:
+        """What the answer was: empty where the server does not say, None where it is to be asked again."""
+        with self._lock:
+            self.tenant, self._is_asking = tenant, False
 
     def _whole(self, task: str) -> str | None:
         if named := _WHOLE.fullmatch(task):

@@ -85,6 +85,8 @@ class Upload:
             raise self._own_error
 
     def close(self) -> None:
+        # A thread that still asks for more gets nothing, and does not touch what may be the caller's.
+        self._attempt += 1
         if self._is_ours and self._source is not None:
             self._source.close()
 

@@ -239,7 +239,9 @@ def to_input(item: Input) -> inference_pb2.PredictInput:
     except UnicodeEncodeError:
         raise InvalidData("the text is not valid Unicode: it holds half of a surrogate pair") from None
     except (ValueError, TypeError):
-        raise InvalidData("token_ids are not 32-bit integers") from None
+        if item.token_ids is None:
+            raise InvalidData("what is no str is given as task, version or text") from None
+        raise InvalidData("token_ids is not a list of 32-bit integers") from None
     return message
 
 

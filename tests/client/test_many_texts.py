@@ -120,6 +120,10 @@ def test_errors_are_raised_or_left_in_their_places_with_the_callers_words(client
         client.predict("sst2", " ")
     with pytest.raises(InvalidRequest, match=r"^input 2 is empty$"):
         client.predict([Input("sst2", text="a"), Input("sst2", text=" ")])
+    with pytest.raises(InvalidData, match=r"^input 1 is not a list of 32-bit integers$"):
+        client.predict([Input("sst2", token_ids=[1 << 40])])
+    with pytest.raises(InvalidData, match=r"^text 1: what is no str is given as task, version or text$"):
+        client.predict("sst2", ["a"], version=7)  # type: ignore[call-overload]
     alone = client.predict("sst2", " ", on_error="return")
     assert alone.error is not None
     both = client.predict("sst2", [" ", " "], on_error="return")

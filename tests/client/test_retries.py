@@ -2,12 +2,13 @@
 
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix_client import Client, RetryPolicy
+from adamix_client import AsyncClient, Client, RetryPolicy
 from adamix_client.errors import (
     AdamixError,
     Code,
@@ -21,6 +22,7 @@ from adamix_client.errors import (
 )
 from adamix_client.retries import NEVER_AGAIN, Attempts, RetryBudget, may_pass
 from adamix_protos.v1 import adapters_pb2, admin_pb2
+from adamix_server.api import status
 from adamix_testing.played_server import PlayedServer, classified
 
 POLICIES = st.builds(
@@ -72,6 +74,15 @@ def test_all_retries_of_a_client_are_within_its_budget(policy: RetryPolicy, call
         len(carry_out(Attempts(policy, budget, 1e9, clock=clock), clock, Unavailable("gone"))) for _ in range(calls)
     )
     assert retries <= policy.budget_reserve + policy.budget_ratio * calls + 1e-6
+
+
+@pytest.mark.parametrize("reserve", [0.0, 0.5, 1.0])
+def test_without_a_reserve_what_calls_earn_is_kept_for_the_next_retry(reserve: float) -> None:
+    policy = RetryPolicy(budget_reserve=reserve)
+    budget, clock = RetryBudget(policy), Clock()
+    attempts = (Attempts(policy, budget, 1e9, clock=clock) for _ in range(1000))
+    retries = sum(len(carry_out(each, clock, Unavailable("gone"))) for each in attempts)
+    assert 198 <= retries <= 201
 
 
 def test_a_client_that_fails_all_the_time_asks_a_fifth_more_in_the_long_run() -> None:
@@ -215,6 +226,104 @@ def test_each_of_many_calls_is_asked_again_by_itself() -> None:
     with PlayedServer(Predict=sometimes) as server, Client(server.address) as client:
         assert [answer.label for answer in client.predict("t", texts)] == texts
         assert server.count("Predict") == 5 + 3
+
+
+class BusyForSome:
+    """Refuses inputs whose texts begin so, each once, and answers the rest of their calls."""
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+        self.sizes: list[int] = []
+
+    def __call__(self, request: Any) -> Any:
+        self.sizes.append(len(request.inputs))
+        response = classified(request)
+        for item, prediction in zip(request.inputs, response.predictions, strict=True):
+            if item.text.startswith("busy") and item.text not in self.refused:
+                self.refused.add(item.text)
+                prediction.error.CopyFrom(status.to_status(BUSY))
+        return response
+
+
+TEXTS = [*(f"text {number}" for number in range(30)), " ", *(f"busy {number}" for number in range(20)), "last"]
+
+
+@pytest.mark.parametrize("times", [1, 4], ids=["one call", "several"])
+def test_inputs_that_are_refused_for_now_are_asked_again_without_the_others(times: int) -> None:
+    texts = [text if text.isspace() else f"{text} of {turn}" for turn in range(times) for text in TEXTS]
+    play = BusyForSome()
+    with PlayedServer(Predict=play) as server, Client(server.address) as client:
+        answers = client.predict("t", texts, on_error="return")
+    assert [answer.label if answer.error is None else " " for answer in answers] == texts
+    assert {str(answer.error) for answer in answers if answer.error} == {
+        f"text {31 + turn * len(TEXTS)} is empty" for turn in range(times)
+    }
+    assert sum(play.sizes) == len(texts) + 20 * times
+
+
+async def test_so_are_they_on_an_event_loop() -> None:
+    play = BusyForSome()
+    with PlayedServer(Predict=play) as server:
+        async with AsyncClient(server.address) as client:
+            answers = await client.predict("t", TEXTS, on_error="return")
+    assert [answer.label if answer.error is None else " " for answer in answers] == TEXTS
+    assert play.sizes == [len(TEXTS), 20]
+
+
+def test_what_is_refused_for_good_keeps_the_answers_beside_it() -> None:
+    def full(request: Any) -> Any:
+        if len(request.inputs) == 1:
+            raise BUSY
+        response = classified(request)
+        response.predictions[1].error.CopyFrom(status.to_status(BUSY))
+        return response
+
+    with PlayedServer(Predict=full) as server:
+        with Client(server.address, retries=RetryPolicy(max_attempts=3)) as client:
+            answers = client.predict("t", ["a", "b", "c"], on_error="return")
+        assert [answer.error and answer.error.reason for answer in answers] == [None, "OVERLOADED", None]
+        assert server.count("Predict") == 3
+        with Client(server.address, retries=None) as once, pytest.raises(Overloaded):
+            once.predict("t", ["a", "b", "c"])
+        assert server.count("Predict") == 4
+
+
+def test_a_slow_reader_of_answers_takes_no_time_of_the_calls_that_run_beside() -> None:
+    failed = threading.Event()
+
+    def late_is_refused_once(request: object) -> object:
+        if request.inputs[0].text == "late" and not failed.is_set():  # type: ignore[attr-defined]
+            failed.set()
+            raise BUSY
+        return classified(request)  # type: ignore[arg-type]
+
+    texts = [*["soon"] * 64, *["late"] * 64]
+    with PlayedServer(Predict=late_is_refused_once) as server, Client(server.address, timeout_s=1) as client:
+        answers = client.predict_iter("t", iter(texts))
+        assert next(answers).label == "soon"
+        assert failed.wait(10)
+        time.sleep(1.1)
+        assert [answer.label for answer in answers] == texts[1:]
+        assert server.count("Predict") == 3
+
+
+def test_a_forked_process_waits_for_no_lock_of_its_parent() -> None:
+    client, reasons = Client("127.0.0.1:1"), []
+    calls = client._calls
+    calls.connection.leave_to_parent()
+
+    def ask() -> None:
+        for call in (client.info, lambda: client.predict("t", ["a"] * 100), lambda: client.predict("t", "a")):
+            try:
+                call()
+            except AdamixError as error:
+                reasons.append(error.reason)
+
+    with calls._budget._lock:
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(10)
+        assert reasons == ["CLIENT_FORKED"] * 3
 
 
 def test_a_pause_ends_with_its_client() -> None:

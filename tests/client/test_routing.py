@@ -1,13 +1,16 @@
 """What calls carry for a router: the task with its tenant, and the newest revision that this client was told."""
 
+import asyncio
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamix.errors import Unauthenticated
+from adamix.errors import Unauthenticated, Unavailable
 from adamix_client import AsyncClient, Client, Input
 from adamix_client.routing import Routing
 from adamix_protos.v1 import adapters_pb2, admin_pb2
@@ -68,6 +71,54 @@ def test_a_server_that_does_not_say_who_calls_is_not_asked_again() -> None:
         for _ in range(3):
             client.predict("sst2", "a")
         assert shown(server, "Predict") == [None, None, None]
+
+
+def test_who_it_is_takes_little_of_a_calls_time_and_is_asked_again_where_it_took_too_long() -> None:
+    hold = threading.Event()
+
+    def slow(request: Any) -> Any:
+        hold.wait(10)
+        return who(request)
+
+    with (
+        PlayedServer(Predict=classified, WhoAmI=slow) as server,
+        Client(server.address, api_key=KEY, timeout_s=2) as client,
+    ):
+        client.predict("sst2", "a")
+        client.predict("sst2", "a")
+        assert (server.asked[-1].left_s or 0) > 1, "most is left for the call itself"
+        hold.set()
+        client.predict("sst2", "a")
+        assert shown(server, "Predict") == [None, None, "acme/sst2"]
+
+
+def test_a_server_that_was_away_when_it_was_asked_is_asked_again() -> None:
+    answers = iter([Unavailable("restarting")])
+
+    def away(request: Any) -> Any:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return who(request)
+
+    with PlayedServer(Predict=classified, WhoAmI=away) as server, Client(server.address, api_key=KEY) as client:
+        for _ in range(4):
+            client.predict("sst2", "a")
+        assert shown(server, "Predict") == [None, None, "acme/sst2", "acme/sst2"]
+        assert server.count("WhoAmI") == 2
+
+
+async def test_calls_that_begin_together_ask_once() -> None:
+    with PlayedServer(Predict=classified, WhoAmI=who) as server:
+        async with AsyncClient(server.address, api_key=KEY) as client:
+            await client.predict("sst2", "a")
+            await asyncio.gather(*(client.predict("sst2", "a") for _ in range(20)))
+            await client.predict("sst2", "a")
+        assert server.count("WhoAmI") == 1
+        assert shown(server, "Predict")[-1] == "acme/sst2"
+        with Client(server.address, api_key=KEY) as together, ThreadPoolExecutor(8) as pool:
+            together.predict("sst2", "a")
+            list(pool.map(lambda _: together.predict("sst2", "a"), range(20)))
+        assert server.count("WhoAmI") == 2
 
 
 def test_the_newest_revision_is_shown_once_there_is_one() -> None:

@@ -1,14 +1,17 @@
 """Adapters on their way: from a path, from bytes, from an open file; with progress, and once however often sent."""
 
+import asyncio
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adamix_client import Client, ServerFile
+from adamix_client import AsyncClient, Client, ServerFile
 from adamix_client.errors import InvalidData, Overloaded, Unavailable
+from adamix_client.uploads import Upload
 from adamix_protos.v1 import adapters_pb2
 from adamix_testing.played_server import PlayedServer
 
@@ -118,6 +121,51 @@ def test_what_progress_raises_ends_the_upload(client: Client, registry: Registry
     with pytest.raises(Enough):
         client.register("t", DATA, progress=stop)
     assert all(data != DATA for _, data in registry.uploads), "a part is never taken for the whole"
+
+
+async def test_so_does_it_on_an_event_loop_whose_task_nobody_cancelled(registry: Registry) -> None:
+    class Enough(Exception):
+        pass
+
+    def stop(sent: int, _total: int | None) -> None:
+        raise Enough
+
+    with PlayedServer(RegisterAdapter=registry) as server:
+        async with AsyncClient(server.address) as client:
+            with pytest.raises(Enough):
+                await client.register("t", DATA, progress=stop)
+            with pytest.raises(InvalidData, match="not open for bytes"):
+                await client.register("t", io.StringIO("text"))  # type: ignore[arg-type]
+    assert all(data != DATA for _, data in registry.uploads), "a part is never taken for the whole"
+
+
+async def test_an_upload_whose_task_is_cancelled_is_cancelled() -> None:
+    def never_ends(requests: Iterator[Any]) -> Any:
+        begun.set()
+        hold.wait(10)
+        return RESPONSE
+
+    begun, hold = threading.Event(), threading.Event()
+    with PlayedServer(RegisterAdapter=never_ends) as server:
+        async with AsyncClient(server.address) as client:
+            upload = asyncio.create_task(client.register("t", DATA))
+            await asyncio.to_thread(begun.wait, 10)
+            upload.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await upload
+        hold.set()
+
+
+def test_an_upload_that_is_over_reads_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    path.write_bytes(DATA)
+    for adapter in (path, io.BytesIO(DATA), io.BufferedReader(Pipe(DATA))):
+        upload = Upload(adapters_pb2.RegisterAdapterHeader(task="t"), adapter)
+        requests = upload.requests()
+        assert next(requests).header.task == "t"
+        assert len(next(requests).chunk) == 512 << 10
+        upload.close()
+        assert list(requests) == []
 
 
 def test_a_server_that_refuses_at_once_is_heard() -> None:

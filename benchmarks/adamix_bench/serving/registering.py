@@ -83,7 +83,8 @@ class _Registrations:
             raise self._error
 
     def _run(self) -> None:
-        with Client(self._address) as client:
+        # A registration that is refused is an outcome, not something to ask again.
+        with Client(self._address, retries=None) as client:
             due = time.monotonic()
             while not self._stop.wait(max(0.0, due - time.monotonic())):
                 task = make_task(

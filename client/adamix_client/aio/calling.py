@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import grpc
 
-from adamix_client.aio.connection import AsyncConnection
-from adamix_client.calling import POLL_S, TENANT_TIMEOUT_S, Method
-from adamix_client.chunks import Asked, Chunk, Chunker, Text
+from adamix_client.aio.connection import AsyncConnection, is_cancelled
+from adamix_client.calling import POLL_S, Method, no_tenant, tenant_timeout_s
+from adamix_client.chunks import Answer, Asked, Chunk, Chunker, Text
 from adamix_client.connection import HEALTH_OF_ALL, SERVING, Link
 from adamix_client.errors import AdamixError, Code, Unavailable
 from adamix_client.retries import Attempts, RetryBudget, RetryPolicy
@@ -57,7 +57,7 @@ class AsyncCalls:
         has_begun = False
         while True:
             try:
-                metadata = await self._metadata(task)
+                metadata = await self._metadata(task, attempts)
 
                 def begin(link: Link, shown: tuple[tuple[str, str], ...] = metadata) -> Any:
                     left_s = None if timeout_s is None else attempts.left_s
@@ -107,6 +107,11 @@ class AsyncCalls:
             except AdamixError as error:
                 upload.raise_own()
                 await self._pause(attempts, error)
+            except asyncio.CancelledError:
+                # So ends a call whose messages fail, too.
+                if not is_cancelled():
+                    upload.raise_own()
+                raise
 
     async def answers(
         self,
@@ -154,20 +159,28 @@ class AsyncCalls:
         await self.connection.end()
 
     def attempts(self, timeout_s: float | None = None, *, is_safe: bool = True) -> Attempts:
+        self.connection.check_usable()
         return Attempts(self._policy, self._budget, self.timeout_s if timeout_s is None else timeout_s, is_safe=is_safe)
 
     async def _response(self, method: Method, chunk: Chunk) -> Any:
         """To a chunk; the AdamixError in its place, but where there will be no further call."""
         if not chunk.places:
             return None
-        try:
-            return await self.ask(method, chunk.request, task=chunk.task)
-        except AdamixError as error:
+        answer, attempts = Answer(chunk), self.attempts()
+        while True:
+            failure: AdamixError | None
+            try:
+                failure = answer.add(await self._answer(method, answer.request, attempts, chunk.task))
+            except AdamixError as error:
+                failure = error
+            if failure is None:
+                return answer.response
             self.connection.check_usable()
-            return error
+            if not await self._goes_on(attempts, failure):
+                return answer.or_failure(failure)
 
     async def _answer(self, method: Method, request: Any, attempts: Attempts, task: str) -> Any:
-        shown = await self._metadata(task)
+        shown = await self._metadata(task, attempts)
         with self.connection.calling() as link:
             call = method(link)(request, timeout=attempts.left_s, metadata=(*link.metadata, *shown))
             response = await call
@@ -175,21 +188,29 @@ class AsyncCalls:
             return response
 
     async def _pause(self, attempts: Attempts, error: AdamixError) -> None:
-        if (pause_s := attempts.pause_s(error)) is None:
+        if not await self._goes_on(attempts, error):
             raise error
+
+    async def _goes_on(self, attempts: Attempts, error: AdamixError) -> bool:
+        if (pause_s := attempts.pause_s(error)) is None:
+            return False
         if await self.connection.pause(pause_s):
             self.connection.check_usable()
+        return True
 
-    async def _metadata(self, task: str) -> tuple[tuple[str, str], ...]:
+    async def _metadata(self, task: str, attempts: Attempts) -> tuple[tuple[str, str], ...]:
         if self.routing.asks_tenant(task):
-            with self.connection.calling() as link:
-                try:
-                    call = link.admin.WhoAmI(
-                        admin_pb2.WhoAmIRequest(), timeout=TENANT_TIMEOUT_S, metadata=link.metadata
-                    )
-                    self.routing.tenant = (await call).tenant
-                except grpc.RpcError:
-                    self.routing.tenant = ""
+            tenant: str | None = None
+            timeout_s = tenant_timeout_s(attempts)
+            try:
+                with self.connection.calling() as link:
+                    try:
+                        request = admin_pb2.WhoAmIRequest()
+                        tenant = (await link.admin.WhoAmI(request, timeout=timeout_s, metadata=link.metadata)).tenant
+                    except grpc.RpcError as error:
+                        tenant = no_tenant(error, timeout_s)
+            finally:
+                self.routing.asked_tenant(tenant)
         return self.routing.metadata(task)
 
 

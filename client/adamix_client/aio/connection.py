@@ -36,8 +36,7 @@ class AsyncConnection(Connection):
             try:
                 yield link
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or not task.cancelling():
+                if not is_cancelled():
                     self.check_usable()
                 raise
 
@@ -72,3 +71,9 @@ class AsyncConnection(Connection):
         closing = asyncio.get_running_loop().create_task(link.channel.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+
+def is_cancelled() -> bool:
+    """Whether somebody cancels the task that runs; gRPC ends calls by the same exception."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
