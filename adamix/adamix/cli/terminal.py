@@ -75,7 +75,8 @@ def exit_codes() -> Iterator[None]:
             raise
         # An argument, a variable or the name of a file that is no text.
         _fail(f"{str(error.object)[:_SHOWN_CHARS]!r} is not valid UTF-8", 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        # The second is Ctrl-C at a question.
         _fail("interrupted", INTERRUPTED)
 
 

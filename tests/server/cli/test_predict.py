@@ -554,6 +554,7 @@ def test_files_that_cannot_be_used(server: LabelServer, rows: Files) -> None:
     assert "is the file" in run("t", "--file", rows.file, "--out", rows.file, "--server", NOWHERE, code=2).stderr
     rows.out.mkdir()
     assert "no regular file" in rows.run(NOWHERE, code=2).stderr
+    assert "--out . is" in run("t", "--file", rows.file, "--out", ".", "--format", "csv", code=2).stderr
     rows.out.rmdir()
     rows.out.write_text("mine")
     assert "--overwrite" in rows.run(NOWHERE, code=2).stderr

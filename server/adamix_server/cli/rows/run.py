@@ -71,7 +71,7 @@ class FileRun:
             columns(kind, rows.names, rows.name)
         if out.exists() and (not out.is_file() or out.samefile(file)):
             why = "is the file that the rows are read from" if out.is_file() else "is no regular file"
-            raise InvalidConfig(f"--out {out.name} {why}", field="out")
+            raise InvalidConfig(f"--out {out} {why}", field="out")
         path = out.with_name(f"{out.name}.partial")
         if not overwrite and out.exists() and not path.exists():
             raise InvalidConfig(f"{out.name} is there already; --overwrite writes it anew", field="out")
