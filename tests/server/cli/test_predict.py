@@ -457,6 +457,14 @@ def test_a_run_that_is_ended_is_gone_on_with(how: signal.Signals, server: LabelS
     assert sorted(int(item.text) for item in server.asked) == list(range(640, 1000))
 
 
+def test_what_goes_on_with_a_file_that_was_to_be_written_anew(server: LabelServer, rows: Files) -> None:
+    rows.write("a", "b", "")
+    stopped = rows.run(server.address, "--on-error", "stop", "--overwrite", code=1)
+    assert "2 of 3 rows are answered" in stopped.stderr
+    assert "the same command without --overwrite goes on" in stopped.stderr
+    assert json.loads(rows.run(server.address, "--json", code=1).stdout)["resumed"] == 2
+
+
 def test_a_kill_while_the_file_is_written_asks_nothing_again(
     server: LabelServer, rows: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:

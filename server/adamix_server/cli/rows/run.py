@@ -82,6 +82,7 @@ class FileRun:
             "column": choice.column,
             "pair_column": choice.pair,
         }
+        self._without = "without --overwrite " if overwrite else ""
         self._journal = Journal(path, asked, anew=overwrite)
         self._resumed = self._journal.done
         self._told_errors = 0
@@ -99,7 +100,7 @@ class FileRun:
             stderr.print(
                 escape(
                     f"{self._journal.done:,} of {self._rows.num_rows:,} rows are answered and kept in "
-                    f"{self._journal.path.name}; the same command goes on from there"
+                    f"{self._journal.path.name}; the same command {self._without}goes on from there"
                 ),
                 soft_wrap=True,
             )
