@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # As a shell says that a command was ended by Ctrl-C.
 INTERRUPTED = 130
+_SURROGATES = "surrogates not allowed"
+_SHOWN_CHARS = 80
 # What a terminal acts on: the control characters but tab and newline, and those that turn the direction of writing.
 _STEERING = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
@@ -63,9 +65,18 @@ def exit_codes() -> Iterator[None]:
         _fail(error.message, INTERRUPTED)
     except AdamixError as error:
         _fail(error.message, 1)
+    except BrokenPipeError:
+        # Nobody reads any more, as after `| head`: no error to tell of. The frame ends the command, with exit code 1.
+        raise
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
-    except KeyboardInterrupt:
+    except UnicodeEncodeError as error:
+        if error.reason != _SURROGATES:
+            raise
+        # An argument, a variable or the name of a file that is no text.
+        _fail(f"{str(error.object)[:_SHOWN_CHARS]!r} is not valid UTF-8", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        # The second is Ctrl-C at a question.
         _fail("interrupted", INTERRUPTED)
 
 

@@ -39,6 +39,8 @@ def embed(
     with exit_codes():
         if out is not None and out.suffix != ".npy":
             raise InvalidConfig(f"--out {out}: the name must end in .npy", field="out")
+        if out is not None and not out.parent.is_dir():
+            raise InvalidConfig(f"--out: there is no directory {out.parent}", field="out")
         texts = _texts(text)
         with task_call(task, server, api_key_file) as client:
             digest = find_version(client, task, version) if version else ""

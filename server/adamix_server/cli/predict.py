@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _STDIN = "-"
 _KEEP, _STOP = "keep", "stop"
 _SHOWN_CHARS = 80
+# A label is anybody's, and a line of stdout is one of stdin's.
+_ONE_LINE = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def predict(
@@ -159,7 +161,9 @@ def _answer_lines(client: "Client", question: Question) -> bool:
         if "error" in answer:
             failed = True
             stderr.print(escape(f"{row.where}: {said.error_text(answer['error'])}"), soft_wrap=True)
-        cells = "\t".join(said.cell(answer, name) for name in said.NAMES if name in answer and name != "error")
+        cells = "\t".join(
+            said.cell(answer, name).translate(_ONE_LINE) for name in said.NAMES if name in answer and name != "error"
+        )
         typer.echo(visible(cells) if sys.stdout.isatty() else cells)
     return failed
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from adamix.cli import app, exit_codes
@@ -248,15 +249,22 @@ def test_how_may_be_said_or_left_out(trained: Path, merged: Path, tmp_path: Path
         (NotFound("x"), 1),
         (FileNotFoundError(2, "No such file", "x"), 1),
         (KeyboardInterrupt(), 130),
+        (typer.Abort(), 130),
+        (UnicodeEncodeError("utf-8", "\udcff" * 999, 0, 1, "surrogates not allowed"), 2),
     ],
 )
 def test_exit_codes_follow_the_error_tree(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    import typer
-
     with pytest.raises(typer.Exit) as caught, exit_codes():
         raise error
     assert caught.value.exit_code == code
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_reader_that_has_left_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Click knows what to do: `adamix tasks --json | head` ends without a word."""
+    with pytest.raises(BrokenPipeError), exit_codes():
+        raise BrokenPipeError
+    assert capsys.readouterr().err == ""
 
 
 def test_a_bug_keeps_its_traceback() -> None:

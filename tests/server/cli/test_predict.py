@@ -135,6 +135,35 @@ def test_lines_of_stdin_are_lines_of_stdout(server: LabelServer) -> None:
     assert run("t", "-", "--server", server.address, stdin=many).stdout == "".join(f"{n}\t0.75\n" for n in range(200))
 
 
+def test_a_label_is_not_two_lines_nor_two_cells(server: LabelServer, rows: Files) -> None:
+    server.answer = lambda item: label("a\n\tb\r")
+    assert run("t", "-", "--server", server.address, stdin="x").stdout == "a\\n\\tb\\r\t0.75\n"
+    rows.write("x", "y")
+    rows.run(server.address)
+    assert rows.labels == ["a\n\tb\r"] * 2
+
+
+def test_what_no_client_can_say_is_told_in_a_line(server: LabelServer) -> None:
+    for command in (["show", "\udcff"], ["predict", "t", "x", "--server", "\udcff:1"], ["delete", "-y", "\udcff"]):
+        result = CliRunner().invoke(app, command, env={"ADAMIX_SERVER": server.address})
+        assert (result.exit_code, result.stderr) == (2, f"error: {command[-1]!r} is not valid UTF-8\n"), command
+    assert "commands speak gRPC" in run("t", "x", "--server", "http://127.0.0.1:1", code=2).stderr
+
+
+def test_a_call_that_never_ends_does_not_hold_the_command(server: LabelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that Ctrl-C found in its beginning, for which the channel's end waits."""
+    from adamix_client.connection import Connection
+    from adamix_server.cli import connecting
+
+    ends = threading.Event()
+    monkeypatch.setattr(connecting, "_CLOSE_S", 0.01)
+    monkeypatch.setattr(Connection, "close", lambda _: ends.wait(20))
+    began = time.monotonic()
+    run("t", "x", "--server", server.address)
+    assert time.monotonic() - began < 10
+    ends.set()
+
+
 def test_whoever_types_has_the_answer_before_the_next_line(
     server: LabelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +436,10 @@ def test_a_run_that_is_ended_is_gone_on_with(how: signal.Signals, server: LabelS
     with adamix(rows, server.address) as process:
         eventually(lambda: rows.num_kept() == 640, "what is before the row is kept")
         process.send_signal(how)
+        if how == signal.SIGINT:
+            # It is a wish: the row that runs is waited for.
+            assert process.stderr is not None
+            assert process.stderr.readline() == b"ending with the answer that comes next; Ctrl-C again ends at once\n"
         goes_on.set()
         assert process.wait(20) == (130 if how == signal.SIGINT else -9)
         assert process.stderr is not None
@@ -422,6 +455,14 @@ def test_a_run_that_is_ended_is_gone_on_with(how: signal.Signals, server: LabelS
     assert json.loads(rows.run(server.address, "--json").stdout)["resumed"] == 640
     assert rows.labels == [str(number) for number in range(1000)]
     assert sorted(int(item.text) for item in server.asked) == list(range(640, 1000))
+
+
+def test_what_goes_on_with_a_file_that_was_to_be_written_anew(server: LabelServer, rows: Files) -> None:
+    rows.write("a", "b", "")
+    stopped = rows.run(server.address, "--on-error", "stop", "--overwrite", code=1)
+    assert "2 of 3 rows are answered" in stopped.stderr
+    assert "the same command without --overwrite goes on" in stopped.stderr
+    assert json.loads(rows.run(server.address, "--json", code=1).stdout)["resumed"] == 2
 
 
 def test_a_kill_while_the_file_is_written_asks_nothing_again(
@@ -521,6 +562,7 @@ def test_files_that_cannot_be_used(server: LabelServer, rows: Files) -> None:
     assert "is the file" in run("t", "--file", rows.file, "--out", rows.file, "--server", NOWHERE, code=2).stderr
     rows.out.mkdir()
     assert "no regular file" in rows.run(NOWHERE, code=2).stderr
+    assert "--out . is" in run("t", "--file", rows.file, "--out", ".", "--format", "csv", code=2).stderr
     rows.out.rmdir()
     rows.out.write_text("mine")
     assert "--overwrite" in rows.run(NOWHERE, code=2).stderr

@@ -14,6 +14,7 @@ from adamix_server.cli.rows.row import Choice, Row
 from adamix_server.cli.rows.row_file import AnswerOf
 from adamix_server.limits.files import MAX_ROW_BYTES
 
+_ENDS = "\r\n"
 _Record = tuple[str, bytes, list[str]]
 
 
@@ -53,14 +54,15 @@ class Delimited:
         return (row for _, row in self._rows())
 
     def write(self, out: Path, columns: Mapping[str, str], answer_of: AnswerOf) -> None:
-        writer = csv.writer(_Echo(), delimiter=self._delimiter, lineterminator="")
+        # Of a cell that holds one of these the writer says so by quotes.
+        writer = csv.writer(_Echo(), delimiter=self._delimiter, lineterminator=_ENDS)
         default_end = lines.ending(self._header) or b"\n"
         delimiter = self._delimiter.encode()
 
         def longer(record: bytes, cells: list[str]) -> bytes:
             end = lines.ending(record)
             added: str = writer.writerow(cells)  # what `_Echo.write` returned
-            return record.removesuffix(end) + delimiter + added.encode() + (end or default_end)
+            return record.removesuffix(end) + delimiter + added.removesuffix(_ENDS).encode() + (end or default_end)
 
         with lines.create(out, packed=lines.is_packed(self._path)) as file:
             file.write(longer(self._header, list(columns.values())))

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.markup import escape
 
+from adamix.cli.interrupts import finishing
 from adamix.cli.progress import Shown, progress
 from adamix.cli.terminal import stderr
-from adamix.errors import InvalidConfig, InvalidData, InvalidRequest, StoreFull
+from adamix.errors import Cancelled, InvalidConfig, InvalidData, InvalidRequest, StoreFull
 from adamix_server.cli.rows.answers import Told, columns, error_text
 from adamix_server.cli.rows.asking import Question
 from adamix_server.cli.rows.journal import NO_ROOM, Journal
@@ -27,6 +28,7 @@ from adamix_server.cli.rows.row_file import RowFile
 if TYPE_CHECKING:
     from adamix_client import Client
 
+_FINISHING = "ending with the answer that comes next"
 _SHOWN_ERRORS = 10
 # How often progress is told of.
 _ROWS_A_STEP = 16
@@ -69,7 +71,7 @@ class FileRun:
             columns(kind, rows.names, rows.name)
         if out.exists() and (not out.is_file() or out.samefile(file)):
             why = "is the file that the rows are read from" if out.is_file() else "is no regular file"
-            raise InvalidConfig(f"--out {out.name} {why}", field="out")
+            raise InvalidConfig(f"--out {out} {why}", field="out")
         path = out.with_name(f"{out.name}.partial")
         if not overwrite and out.exists() and not path.exists():
             raise InvalidConfig(f"{out.name} is there already; --overwrite writes it anew", field="out")
@@ -80,6 +82,7 @@ class FileRun:
             "column": choice.column,
             "pair_column": choice.pair,
         }
+        self._without = "without --overwrite " if overwrite else ""
         self._journal = Journal(path, asked, anew=overwrite)
         self._resumed = self._journal.done
         self._told_errors = 0
@@ -97,7 +100,7 @@ class FileRun:
             stderr.print(
                 escape(
                     f"{self._journal.done:,} of {self._rows.num_rows:,} rows are answered and kept in "
-                    f"{self._journal.path.name}; the same command goes on from there"
+                    f"{self._journal.path.name}; the same command {self._without}goes on from there"
                 ),
                 soft_wrap=True,
             )
@@ -113,11 +116,18 @@ class FileRun:
         Raises:
             InvalidData: rows that were answered before are others now.
             InvalidRequest: a row has an error, and those are not kept.
+            Cancelled: Ctrl-C was pressed.
             AdamixError: the server is gone, or refuses what is no row's own. What was kept before stays.
         """
         answers = self._question.answers(client, self._left(), at_once)
-        with progress("predicting", total=self._rows.num_rows) as shown, closing(answers):
+        with (
+            finishing(_FINISHING) as stop,
+            progress("predicting", total=self._rows.num_rows) as shown,
+            closing(answers),
+        ):
             for row, answer in answers:
+                if stop.is_set():
+                    raise Cancelled("interrupted")
                 if "error" in answer:
                     self._say(f"{row.where}: {error_text(answer['error'])}", shown)
                     if not keep_errors:

@@ -220,6 +220,7 @@ async def test_a_task_without_embeddings_and_a_bad_name(seed: Seed, make_adapter
     seed("support", make_adapter(seed=1))
     assert "gives no embeddings" in (await adamix("embed", "support", "w1", code=1)).stderr
     assert "must end in .npy" in (await adamix("embed", "support", "w1", "--out", "x.csv", code=2)).stderr
+    assert "no directory none" in (await adamix("embed", "support", "w1", "--out", "none/x.npy", code=2)).stderr
 
 
 def test_commands_that_talk_to_a_server_load_no_torch() -> None:
