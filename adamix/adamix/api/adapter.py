@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Text = str | tuple[str, str]
 """A text, or a pair of texts for an adapter that was trained on pairs."""
 
+# More tokens than any text has.
+_WHOLE = 1 << 30
+
 
 class Adapter:
     """A merged adapter on disk. Its backbone is loaded with the first answer, and stays.
@@ -186,7 +189,7 @@ class Adapter:
                 no_repeat_ngram_size=no_repeat_ngram_size,
                 seed=seed,
             )
-            ids = self._prompt(prompt, max_new_tokens)
+            ids = self._prompt(prompt)
             form = self.manifest.prompt_form if isinstance(prompt, str) else "chat"
             ends = self._vocabulary.ends(form)
             drawn = sample(self.adapter, self._backbone, ids, sampling, max_new_tokens=max_new_tokens, end_ids=ends)
@@ -201,8 +204,8 @@ class Adapter:
                 logprobs=(),
             )
 
-    def _prompt(self, prompt: str | Sequence[Mapping[str, str]], max_new_tokens: int) -> Sequence[int]:
-        """The ids of a prompt in the form that the adapter was made for, or of a chat."""
+    def _prompt(self, prompt: str | Sequence[Mapping[str, str]]) -> Sequence[int]:
+        """The ids of a prompt in the form that the adapter was made for, or of a chat: all, as a server has it."""
         from adamix.prompts.prompts import Message
 
         if not isinstance(prompt, str):
@@ -214,14 +217,7 @@ class Adapter:
             return self._prompts.chat([Message("user", prompt)], self.manifest.chat_template)
         if self.manifest.prompt_form == "text":
             return self._prompts.text(prompt)
-        room = min(self.manifest.max_length, self._backbone.spec.max_tokens - max_new_tokens)
-        if room < 2:
-            raise InvalidConfig(
-                f"max_new_tokens {max_new_tokens} leaves no prompt in the backbone's "
-                f"{self._backbone.spec.max_tokens} positions",
-                field="max_new_tokens",
-            )
-        return self._prompts.source(prompt, room).ids
+        return self._prompts.source(prompt, _WHOLE).ids
 
     def evaluate(
         self,

@@ -154,8 +154,9 @@ class Fitted:
             from adamix.experiments.release import Release
 
             texts = [BASELINE] if gate is None else [gate] if isinstance(gate, str) else list(gate)
-            publisher = ServerPublisher(server, connecting_with(api_key))
+            # What is written wrong is said before a server is asked.
             gates = [parse_gate(text) for text in texts]
+            publisher = ServerPublisher(server, connecting_with(api_key))
             release = Release(task, gates, push_split or "validation", publisher)
             release.prepare(self._finished.prepared)
             released = release.finish(self._finished)

@@ -11,6 +11,7 @@ from adamix.api.bars import progress_bar
 from adamix.api.fitted import Fitted
 from adamix.api.given import Given, as_settings, telling_given
 from adamix.api.sources import Data, source_of
+from adamix.api.surroundings import left_as_found
 from adamix.api.words import named_as_arguments
 from adamix.backbones import names
 from adamix.config import AdapterConfig, HeadConfig, MixtureConfig, TrainConfig
@@ -81,7 +82,8 @@ def fit(
     """Train a mixture of adaptations on a frozen backbone.
 
     Ctrl-C ends the training after the current step with a checkpoint; `resume=True` goes on from there. What an
-    argument leaves at its default a recipe may set; what is given wins over it.
+    argument leaves at its default a recipe may set; what is given wins over it. The generators of `random`, numpy and
+    torch are afterwards as they were before.
 
     Args:
         backbone: a directory, a hub id, `minilm` or `smollm2`.
@@ -154,7 +156,7 @@ def fit(
 
         backbones = experiment.Backbones()
         prepared = experiment.prepare(plan, backbones)
-        with progress_bar("training", shown=progress) as advance:
+        with left_as_found(), progress_bar("training", shown=progress) as advance:
 
             def show(state: "Progress") -> None:
                 advance(state.step, state.steps, "" if state.loss is None else f"loss {state.loss:.3f}")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from adamix.cli import checks
 from adamix.cli.progress import progress
 from adamix.cli.terminal import (
     DeviceOption,
@@ -36,10 +37,13 @@ def report(
 ) -> None:
     """Write one self-contained page on a training or an adapter, and a model card."""
     with exit_codes():
+        checks.existing(source)
+        checks.device(device)
         from adamix.reports.write import Asked, write_report
 
         asked = Asked(source, out, data, split, backbone, seeds, batch_size, device, card)
         asked.check()
+        checks.names(backbone, data)
         with progress("measuring") as shown:
             written = write_report(asked, on_progress=shown.update)
         if written.unmeasured:

@@ -11,7 +11,7 @@ from typing import Any
 
 from adamix.data.generation.data import SUBSETS, GenerationData, SourceRow, assemble_generation
 from adamix.data.hub import LABEL_COLUMNS, TEXT_COLUMNS, read_label_feature
-from adamix.data.rows import Row, assemble, check_arguments
+from adamix.data.rows import MAX_ROWS, Row, assemble, check_arguments
 from adamix.data.task import SPLITS, Split, TaskData, TaskType
 from adamix.errors import InvalidConfig, InvalidData
 
@@ -44,7 +44,8 @@ class MemoryData:
     @property
     def generates(self) -> bool:
         """Whether the rows are sources with reference texts."""
-        return all("source" in record for part in self.parts.values() for record in part[:1])
+        firsts = [part[0] for part in self.parts.values() if part]
+        return bool(firsts) and all("source" in record for record in firsts)
 
     def labelled(self, split: str, task_type: str | None) -> TaskData:
         """One split as labelled text. Raises as `data.load`."""
@@ -95,9 +96,12 @@ def read_memory(data: object, name: str = NAME) -> MemoryData:
         return data
     if isinstance(data, Mapping) and data and set(data) <= set(SPLITS):
         parts = {split: data[split] for split in SPLITS if split in data}
+    elif isinstance(data, Mapping) and not set(data).isdisjoint(SPLITS):
+        found = ", ".join(str(key)[:40] for key in list(data)[:10])
+        raise InvalidData(f"the data have the parts {found}; read are {', '.join(SPLITS)}: give those alone")
     else:
         parts = {"train": data}
-    features = next((found for part in parts.values() if (found := getattr(part, "features", None))), None)
+    features = next((declared for part in parts.values() if (declared := _features(part))), None)
     task_type, label_names = (None, None) if features is None else read_label_feature(features)
     return MemoryData(name, {split: _records(part) for split, part in parts.items()}, task_type, label_names)
 
@@ -105,14 +109,28 @@ def read_memory(data: object, name: str = NAME) -> MemoryData:
 def _records(data: object) -> Sequence[Record]:
     if isinstance(data, Mapping):
         return _of_columns(data)
-    if hasattr(data, "features") and isinstance(data, Iterable):
-        return [dict(record) for record in data]
-    for method, arguments in _TO_RECORDS:
-        if callable(read := getattr(data, method, None)):
-            return list(read(*arguments))
+    # One column of a table has the same methods, but no rows.
+    if hasattr(data, "columns"):
+        for method, arguments in _TO_RECORDS:
+            if callable(read := getattr(data, method, None)):
+                return list(read(*arguments))
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise InvalidData(f"data of type {type(data).__name__} are not read; read are {_FORMS}")
-    return [_record(row, number) for number, row in enumerate(data)]
+    return [_record(row, number) for number, row in enumerate(_bounded(data))]
+
+
+def _features(data: object) -> Mapping[str, Any] | None:
+    """The declared types of a data set; a data frame may have a column of that name."""
+    found = getattr(data, "features", None)
+    return found if isinstance(found, Mapping) else None
+
+
+def _bounded(rows: Iterable[Any]) -> Iterator[Any]:
+    """Rows, of which a generator may have no end."""
+    for number, row in enumerate(rows):
+        if number == MAX_ROWS:
+            raise InvalidData(f"the data have more than {MAX_ROWS} rows")
+        yield row
 
 
 def _record(row: object, number: int) -> Record:
@@ -125,9 +143,9 @@ def _record(row: object, number: int) -> Record:
 
 def _of_columns(columns: Mapping[Any, Any]) -> Sequence[Record]:
     names = [str(name) for name in columns]
-    values = [column if isinstance(column, str | bytes) else list(column) for column in columns.values()]
-    if not names or any(isinstance(column, str | bytes) for column in values):
+    if not names or any(isinstance(c, str | bytes) or not isinstance(c, Iterable) for c in columns.values()):
         raise InvalidData(f"a dict of data holds columns; read are {_FORMS}")
+    values = [list(_bounded(column)) for column in columns.values()]
     if len({len(column) for column in values}) > 1:
         sizes = ", ".join(f"{name[:40]} {len(column)}" for name, column in zip(names, values, strict=True))
         raise InvalidData(f"the columns of the data differ in length: {sizes}")

@@ -201,6 +201,8 @@ def _name(row: _Checked, value: object) -> str:
         raise InvalidData(
             f"{row.where}: label is missing" if value is None else f"{row.where}: label {_clip(value)} is not a name"
         )
+    if _is_vast(value):
+        raise InvalidData(f"{row.where}: label {_clip(value)} is too long or has control characters")
     name = str(value).strip()
     if not name:
         raise InvalidData(f"{row.where}: label is empty")
@@ -235,4 +237,11 @@ def _labelled(row: _Checked, kind: TaskType, ids: Mapping[str, int]) -> Example:
 
 def _clip(value: object) -> str:
     # Never the repr of a list or object: a deeply nested one exhausts the stack.
+    if _is_vast(value):
+        return "of very many digits"
     return repr(value)[:60] if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"
+
+
+def _is_vast(value: object) -> bool:
+    """Whether it is a whole number longer than any name; Python refuses to write one of some thousand digits."""
+    return isinstance(value, int) and value.bit_length() > 4 * MAX_NAME

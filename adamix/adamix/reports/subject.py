@@ -4,6 +4,7 @@ Reads files; measures nothing and knows no page.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,15 +106,19 @@ def _readings(directory: Path) -> tuple[Reading, ...]:
     history = [] if checkpoint is None else _read_json(checkpoint / _STATE_FILE).get("log_history", [])
     found = []
     for entry in history if isinstance(history, list) else []:
-        if isinstance(entry, Mapping) and isinstance(entry.get("step"), int) and "loss" in entry:
+        if not isinstance(entry, Mapping) or "loss" not in entry:
+            continue
+        step = _finite(entry.get("step"))
+        if step is not None:
             numbers = [_finite(entry.get(name)) for name in ("loss", "learning_rate", "grad_norm")]
-            found.append(Reading(entry["step"], *numbers))
+            found.append(Reading(int(step), *numbers))
     return tuple(found)
 
 
 def _finite(value: object) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < float("inf") else None  # type: ignore[arg-type]
+    # Compared with the largest double, beyond which a whole number becomes none.
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None  # type: ignore[arg-type]
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

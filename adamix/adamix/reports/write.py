@@ -1,4 +1,7 @@
-"""`adamix report`: read, measure, and write the page and the model card."""
+"""`adamix report`: read, measure, and write the page and the model card.
+
+Imports what it needs when it is asked for: `Asked.check` answers before anything is loaded.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adamix.errors import InvalidConfig, InvalidData
-from adamix.reports.card import card_path, is_foreign, write_card
-from adamix.reports.subject import Subject, read_subject
 from adamix.routing.seeds import DEFAULT_SEEDS, MAX_SEEDS
 
 if TYPE_CHECKING:
     from adamix.data.named import Source
     from adamix.reports.measures import Measures
+    from adamix.reports.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,12 @@ def write_report(asked: Asked, *, on_progress: Callable[[int, int], None] | None
         InvalidData: the rows cannot be read, or are of another task.
     """
     asked.check()
+    from adamix.files import disk
+    from adamix.reports.card import card_path, is_foreign, write_card
+    from adamix.reports.subject import read_subject
+
     subject = read_subject(asked.source)
     measures, unmeasured, device = _measure(asked, subject, on_progress or _ignore)
-    from adamix.files import disk
     from adamix.reports.page import render
 
     disk.write(asked.out, render(subject, measures, unmeasured, device).encode())
@@ -95,7 +100,7 @@ def write_report(asked: Asked, *, on_progress: Callable[[int, int], None] | None
 
 
 def _measure(
-    asked: Asked, subject: Subject, on_progress: Callable[[int, int], None]
+    asked: Asked, subject: "Subject", on_progress: Callable[[int, int], None]
 ) -> "tuple[Measures | None, str, str | None]":
     """What was measured, or why nothing was; and on which device."""
     head = subject.adapter.manifest.head

@@ -210,7 +210,7 @@ def _arguments(
     train: TrainConfig, num_rows: int, out: Path, device: torch.device, trackers: Sequence[str]
 ) -> TrainingArguments:
     steps = _num_steps(train, num_rows)
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(out / CHECKPOINTS),
         max_steps=steps,
         per_device_train_batch_size=train.batch_size // train.accumulation,
@@ -238,6 +238,9 @@ def _arguments(
         # Experts without rows have no gradient, which DistributedDataParallel must be told to expect.
         ddp_find_unused_parameters=True,
     )
+    # The library adds one of its own accord where the environment names a Kubeflow server.
+    found.report_to = list(trackers)
+    return found
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """A training as a program runs it: fit, merge, evaluate, load, predict, generate, go on."""
 
 import math
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+import torch
+from transformers.utils import logging
 
 import adamix
 from adamix.config import AdapterConfig
@@ -52,6 +56,31 @@ def test_rows_in_memory_train_to_the_weights_of_the_same_rows_in_a_file(
     assert fitted.metrics == by_file.metrics
     assert set(fitted.metrics) == {"accuracy", "macro_f1"}
     assert fitted.document["steps"] == fitted.steps == 4
+
+
+def test_a_training_leaves_the_process_as_it_found_it(
+    backbone_directory: Path, colours: TaskData, tmp_path: Path
+) -> None:
+    def state() -> tuple[object, ...]:
+        numbers = np.random.get_state()
+        found = (random.getstate(), numbers[1].tolist(), torch.get_rng_state().tolist())  # type: ignore[index]
+        return (*found, logging.get_verbosity(), torch.get_num_threads(), signal.getsignal(signal.SIGINT))
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_info()
+    try:
+        before = state()
+        adamix.fit(backbone_directory, _rows(colours), out=tmp_path / "run", **SMALL)
+        assert state() == before
+
+        def fail(_: Progress) -> None:
+            raise RuntimeError("a callback of somebody's own")
+
+        with pytest.raises(RuntimeError, match="somebody's own"):
+            adamix.fit(backbone_directory, _rows(colours), out=tmp_path / "other", callbacks=[fail], **SMALL)
+        assert state() == before
+    finally:
+        logging.set_verbosity(level)
 
 
 def test_a_merged_adapter_is_measured_alike_by_every_way(
@@ -129,6 +158,11 @@ def test_a_decoder_writes_what_its_seed_says(tmp_path: Path, decoder_directory: 
     text = adapter.generate("name anna colour red", max_new_tokens=5, temperature=1.0, seed=7)
     assert isinstance(text, GeneratedText)
     assert text == adapter.generate("name anna colour red", max_new_tokens=5, temperature=1.0, seed=7)
+    # A server does not cut a prompt at the length of the training's texts, so none is cut here.
+    long = adapter.generate("red " * 40, max_new_tokens=1)
+    assert long.usage.prompt_tokens == 41 > adapter.manifest.max_length
+    with pytest.raises(InvalidConfig, match="61 tokens and 5 new ones"):
+        adapter.generate("red " * 60, max_new_tokens=5)
     assert (text.version, text.seed) == (adapter.digest, 7)
     assert text.usage.generated_tokens == len(text.token_ids) <= 5
     with pytest.raises(FailedPrecondition, match=r"use generate\(\)"):
@@ -218,6 +252,8 @@ def test_a_mistake_costs_no_loading(backbone_directory: Path, csv: Path, tmp_pat
 def test_a_push_without_a_server_says_so(fitted: adamix.Fitted, adapter: adamix.Adapter) -> None:
     with pytest.raises(Unavailable):
         fitted.push("127.0.0.1:9", "colours")
+    with pytest.raises(InvalidConfig, match="gate"):
+        fitted.push("127.0.0.1:9", "colours", gate="accuracy")
     with pytest.raises(AdamixError):
         adapter.push("127.0.0.1:9", "colours")
     assert "colours" not in repr(fitted)

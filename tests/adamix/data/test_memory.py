@@ -1,5 +1,6 @@
 """Rows in memory, in the forms that programs have them, are read as the same rows of a file are."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,16 @@ def test_sources_with_references() -> None:
         ([{"texts": "a"}], "row 0 has texts; there must be text"),
         ([{"text": None, "label": "a"}], "row 0: text is missing"),
         ([{"text": "a", "label": float("nan")}], "row 0: label is missing"),
+        ([{"text": "a", "label": 0.5}, {"text": "b", "label": 10**5000}], "row 1: label of very many digits is not a"),
         ([{"text": "\ud800", "label": "a"}], "not valid Unicode"),
         ({"text": ["a"], "label": ["x", "y"]}, "differ in length: text 1, label 2"),
         ({"text": "abc", "label": "xyz"}, "a dict of data holds columns"),
         ({}, "a dict of data holds columns"),
+        ({"text": "abc", "label": 1}, "a dict of data holds columns"),
+        ({"text": None, "label": None}, "a dict of data holds columns"),
+        ([{"text": "a", "label": 10**5000}], "row 0: label of very many digits is too long"),
+        (pa.array(["a", "b"]), "row 0 of the data is of type StringScalar"),
+        ({"train": ROWS, "unsupervised": ROWS}, "the parts train, unsupervised; read are train, validation, test"),
         ([], "has 0 rows"),
         ({"train": []}, "has 0 rows"),
     ],
@@ -106,3 +113,24 @@ def test_a_source_needs_one_kind_of_answer() -> None:
     for row in ({"source": "a"}, {"source": "a", "target": "b", "references": ["c"]}):
         with pytest.raises(InvalidData, match="there must be a source, and a target"):
             read_memory([row]).generation("train")
+
+
+def test_no_rows_are_no_sources() -> None:
+    for data in ([], {"train": []}):
+        assert not read_memory(data).generates
+
+
+def test_a_generator_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamix.data.memory.MAX_ROWS", 40)
+    assert len(read_memory(iter(ROWS)).parts["train"]) == 40
+    for data in (itertools.cycle(ROWS), {"text": itertools.repeat("a"), "label": itertools.repeat("b")}):
+        with pytest.raises(InvalidData, match="more than 40 rows"):
+            read_memory(data)
+
+
+def test_a_column_may_be_called_as_what_a_data_set_has() -> None:
+    frame = _frame()
+    found = read_memory(frame.assign(features=1)).labelled("train", None)
+    assert found.examples == read_memory(frame).labelled("train", None).examples
+    with pytest.raises(InvalidData, match="row 0 of the data is of type str"):
+        read_memory(frame["text"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from adamix.cli import app
 from adamix.data import GenerationData
+from adamix.reports.subject import read_subject
 
 # Elements that have no end tag.
 _EMPTY = {"meta", "br", "img", "link", "input", "hr"}
@@ -209,3 +211,17 @@ def test_the_page_is_named_as_one(trained: Path, tmp_path: Path) -> None:
         result = _invoke("report", trained, "--out", out)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_readings_that_are_no_numbers_are_left_out(trained: Path, tmp_path: Path) -> None:
+    """A directory may be somebody else's."""
+    copy = shutil.copytree(trained, tmp_path / "run")
+    (state,) = copy.glob("checkpoints/*/trainer_state.json")
+    vast = "1" + "0" * 400
+    entries = (
+        f'{{"step": {step}, "loss": {loss}}}' for step, loss in (("1", "0.5"), ("2", vast), (vast, "1"), ("true", "1"))
+    )
+    state.write_text(f'{{"log_history": [{", ".join(entries)}, "no"]}}')
+    assert [(reading.step, reading.loss) for reading in read_subject(copy).readings] == [(1, 0.5), (2, None)]
+    result = _invoke("report", copy, "--out", tmp_path / "page.html", "--seeds", "0", "--no-card")
+    assert result.exit_code == 0, result.stderr

@@ -62,6 +62,15 @@ def test_curves_go_to_the_tracker_and_the_weights_stay_the_same(
     assert (told.out / "run.json").read_text() == (silent.out / "run.json").read_text(), "either may be resumed so"
 
 
+def test_nothing_is_sent_unasked_where_the_environment_names_a_server(
+    recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch, backbone_directory: Path, csv: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "https://127.0.0.1:1")
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "kubeflow", Recorder)
+    adamix.fit(backbone_directory, csv, out=tmp_path / "run", **FLAGS | {"max_steps": 10})
+    assert recorder.told == []
+
+
 def test_a_missing_package_is_told_with_what_to_type_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, csv: Path, tmp_path: Path
 ) -> None:
