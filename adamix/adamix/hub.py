@@ -94,7 +94,7 @@ def _ask(endpoint: str) -> str | None:
     thread = threading.Thread(target=lambda: said.append(_head(endpoint, wait_s)), daemon=True)
     thread.start()
     thread.join(wait_s)
-    return said[0] if said else f"no answer from {host} within {wait_s:g} s"
+    return said[0] if said else _too_late(host, wait_s)
 
 
 def _head(endpoint: str, wait_s: float) -> str | None:
@@ -110,8 +110,14 @@ def _head(endpoint: str, wait_s: float) -> str | None:
         # Somebody is there; whether to trust them is for the hub's client to say, which has authorities of its own.
         if isinstance(reason, ssl.SSLError):
             return None
+        if isinstance(reason, TimeoutError):
+            return _too_late(host, wait_s)
         return f"no answer from {host}: {getattr(reason, 'strerror', None) or reason}"
     return None
+
+
+def _too_late(host: str | None, wait_s: float) -> str:
+    return f"no answer from {host} within {wait_s:g} s"
 
 
 def _wait_s() -> float:

@@ -120,7 +120,8 @@ def test_no_name_leads_out_of_the_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["a/b/c", "a b", "-x", "a..b", "x" * 300, "a\0b", "ünicode", "../x", "~nobody/x", "", "\x1b[2J"]
 )
-def test_what_is_no_name_is_not_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_name_is_not_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "unreachable", lambda: pytest.fail("asked"))
     with pytest.raises(InvalidConfig):
         names.check(name)

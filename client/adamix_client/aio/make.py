@@ -8,6 +8,7 @@ this makes. Needs ruff, which puts them in form.
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 MODULES = ("adapters", "administration", "client", "inference")
@@ -94,7 +95,7 @@ def _told_lines(source: str) -> set[int]:
 
 def _in_form(source: str) -> str:
     for arguments in (["check", "--fix", "--quiet", "--select", "I,F401,RUF100"], ["format", "--quiet"]):
-        command = ["ruff", *arguments, "--stdin-filename", str(_HERE / "client.py"), "-"]
+        command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", str(_HERE / "client.py"), "-"]
         source = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
     return source
 

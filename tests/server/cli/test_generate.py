@@ -275,13 +275,18 @@ def test_rows_come_back_in_order_with_their_texts(echo: TextServer, rows: Rows, 
 
 def test_so_many_are_under_way_and_no_more(echo: TextServer, rows: Rows, tmp_path: Path) -> None:
     most, lock, now = 0, threading.Lock(), 0
+    full = threading.Event()
 
     def counted(request: Request) -> Iterator[Response]:
         nonlocal most, now
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.02)
+            if now == prompt_file.IN_FLIGHT:
+                full.set()
+        # However slowly they come: the first ones wait for the others.
+        full.wait(30)
+        time.sleep(0.01)
         with lock:
             now -= 1
         yield from words("x")
