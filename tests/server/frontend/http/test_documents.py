@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 
+from adamix_server.frontend.http.documents.routes import routes
 from adamix_testing.harness import StartServing
 
 
@@ -44,6 +45,22 @@ async def test_the_document_and_the_page(start_serving: StartServing) -> None:
         script = await client.get("/docs/rapidoc-min.js")
         assert script.headers["content-type"].startswith("text/javascript")
         assert b"RapiDoc" in script.content
+
+
+async def test_who_does_not_read_the_script_holds_a_part_of_it() -> None:
+    parts: list[bytes] = []
+
+    class Asked:
+        async def begin(self, content_type: str, headers: Any) -> None:
+            self.length = int(dict(headers)["content-length"])
+
+        async def write(self, part: bytes) -> None:
+            parts.append(part)
+
+    (script,) = (route for route in routes([]) if route.path.endswith(".js"))
+    asked: Any = Asked()
+    assert await script.answer(asked) is None
+    assert len(b"".join(parts)) == asked.length > 10 * len(parts[0])
 
 
 async def test_probes_and_the_way_to_metrics(start_serving: StartServing) -> None:
