@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -214,3 +215,17 @@ def test_metadata_from_a_server_is_taken_or_refused_and_never_by_chance(size: in
             link.channel.unary_unary("/adamix.Test/Ask")(b"", timeout=30)
     found.close()
     server.stop(0).wait()
+
+
+def test_a_call_that_never_ends_holds_nobody_who_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that Ctrl-C found in its beginning, for which gRPC's own end of the channel waits."""
+    monkeypatch.setattr("adamix_client.connection._CLOSE_S", 0.01)
+    client, ends = Client("127.0.0.1:1", retries=None), threading.Event()
+    with pytest.raises(Unavailable):
+        client.tasks()
+    (link,) = client._connection._links
+    monkeypatch.setattr(link.channel, "close", lambda: ends.wait(20))
+    began = time.monotonic()
+    client.close()
+    assert time.monotonic() - began < 10
+    ends.set()

@@ -3,9 +3,6 @@
 A key stands in the environment or in a file, never in an argument, which everybody on the machine can read.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +17,6 @@ if TYPE_CHECKING:
 DEFAULT_SERVER = "127.0.0.1:50051"
 _TLS_SCHEME = "grpcs://"
 _HTTP_SCHEMES = ("http://", "https://")
-_CLOSE_S = 1.0
 _MAX_KEY_BYTES = 16 << 10
 
 ServerOption = Annotated[
@@ -31,7 +27,7 @@ KeyFileOption = Annotated[
 ]
 
 
-def make_client(server: str, api_key_file: Path | None = None) -> "Client":
+def connect(server: str, api_key_file: Path | None = None) -> "Client":
     """A client with the credentials of the environment (`ADAMIX_API_KEY ADAMIX_CA ADAMIX_CERT ADAMIX_KEY`).
 
     Args:
@@ -55,19 +51,6 @@ def make_client(server: str, api_key_file: Path | None = None) -> "Client":
     if api_key_file is not None:
         credentials = Credentials(api_key=_key(api_key_file)).over(credentials)
     return Client(server, ca=credentials.ca, cert=credentials.cert, key=credentials.key, api_key=credentials.api_key)
-
-
-@contextmanager
-def connect(server: str, api_key_file: Path | None = None) -> "Iterator[Client]":
-    """That client in a with-block, whose end waits for no call. Raises as `make_client`."""
-    client = make_client(server, api_key_file)
-    try:
-        yield client
-    finally:
-        # gRPC waits for every call of a channel: for ever for one that Ctrl-C found in its beginning.
-        closing = threading.Thread(target=client.close, name="close", daemon=True)
-        closing.start()
-        closing.join(_CLOSE_S)
 
 
 def _key(path: Path) -> str:

@@ -35,7 +35,7 @@ class Push(ServerPublisher):
     """
 
     def __init__(self, address: str) -> None:
-        super().__init__(address, connecting.make_client)
+        super().__init__(address, connecting.connect)
 
     def check(self, task: str, backbone: BackboneSpec, head: HeadConfig) -> None:
         """As of any server's publisher. Raises InvalidRequest as well: `task` is no id."""

@@ -2,25 +2,18 @@
 
 Binds its port only once an engine is up and it serves the catalog that all front ends have agreed on. `EngineDown`
 fails what waits; health follows `readiness.py`. `Drain` refuses new calls, lets running
-ones end, and stops. Knows every part of the front end; what the parts do is theirs.
+ones end, and stops. What it is made of, `assembly.py` puts together.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from adamix.errors import AdamixError, DataLoss, FailedPrecondition, InvalidConfig
-from adamix.files.manifest import BackboneSpec
-from adamix_client.addresses import is_loopback, split_address
-from adamix_server.access.quotas import Quotas
-from adamix_server.access.refusal import RefusalKind
 from adamix_server.agreement import Party
-from adamix_server.catalog.store import Catalog
 from adamix_server.channel import channel
 from adamix_server.channel.codec import ToChild, Word
 from adamix_server.channel.supervisor_frames import (
@@ -41,34 +34,14 @@ from adamix_server.channel.supervisor_frames import (
     Sample,
     StartFrontEnd,
 )
-from adamix_server.frontend.availability import Availability
+from adamix_server.frontend.assembly import Given, Parts, bind, open_view, validate_in_child
 from adamix_server.frontend.borrowing import Borrowing
-from adamix_server.frontend.boundary import call as calls
-from adamix_server.frontend.boundary.admission import Admission
-from adamix_server.frontend.boundary.quota import Quota
 from adamix_server.frontend.boundary.witness import Witness
 from adamix_server.frontend.catalog_view import CatalogView
-from adamix_server.frontend.control.adapter_root import AdapterRoot
-from adamix_server.frontend.control.admin import AdminServicer
-from adamix_server.frontend.control.pins import Residency
-from adamix_server.frontend.control.reclaimer import Reclaimer
-from adamix_server.frontend.control.registration import Registrations, Validate
-from adamix_server.frontend.control.service import AdapterServicer
-from adamix_server.frontend.control.shares import Shares
-from adamix_server.frontend.control.upload_places import UploadPlaces
-from adamix_server.frontend.control.validation import Verdict, validate_async
-from adamix_server.frontend.control.watch import Watch
-from adamix_server.frontend.endpoint import Endpoint, HttpPort
+from adamix_server.frontend.control.registration import Validate
 from adamix_server.frontend.engine_link import ENGINE_RESTARTING, ENGINE_STALLED, Connect, EngineLink
 from adamix_server.frontend.entrance import OpenEntrance, open_entrance
-from adamix_server.frontend.inference.feeding import Feeding
-from adamix_server.frontend.inference.generation import open_generation
-from adamix_server.frontend.inference.open_inference import OpenInferenceServicer
-from adamix_server.frontend.inference.service import InferenceServicer
-from adamix_server.frontend.inference.stages import Stages
-from adamix_server.frontend.inference.tokenization import Tokenizer
 from adamix_server.frontend.readiness import Readiness
-from adamix_server.frontend.server_info import ServerInfoServicer
 from adamix_server.frontend.store_watch import StoreWatch
 from adamix_server.frontend.tenancy import Tenancy
 from adamix_server.frontend.usage import Meter
@@ -93,25 +66,6 @@ class Pipe(Protocol):
     def account(self, make: Callable[[], Account]) -> None: ...
 
     async def receive(self) -> ToChild | None: ...
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What exists while calls are answered."""
-
-    reclaimer: Reclaimer
-    residency: Residency
-    endpoint: Endpoint
-
-
-async def validate_in_child(path: Path, spec: BackboneSpec, expected_digest: str) -> Verdict:
-    """Judge an uploaded file in a process of its own, whose CPU time is the call's. Raises InvalidAdapter."""
-    call = calls.current()
-
-    def spent(seconds: float) -> None:
-        call.work_s += seconds
-
-    return await validate_async(path, spec, expected_digest=expected_digest, spent=spent)
 
 
 class FrontEnd:
@@ -154,6 +108,19 @@ class FrontEnd:
 
     async def run(self) -> int:
         """Serve until drained, or until the supervisor is gone; returns the exit status."""
+        given = Given(
+            start=self._start,
+            link=self._link,
+            readiness=self._readiness,
+            agreement=self._agreement,
+            borrowing=self._borrowing,
+            recorder=self._recorder,
+            witness=self._witness,
+            meter=self._meter,
+            validate=self._validate,
+            enter=self._enter,
+            drain=partial(self._pipe.send, DrainWanted()),
+        )
         async with contextlib.AsyncExitStack() as closing:
             closing.callback(self._link.close)
             closing.callback(self._stop_receiving)
@@ -161,7 +128,7 @@ class FrontEnd:
                 if not await self._go_on():
                     return 0
             try:
-                view = await self._open(closing)
+                view = await open_view(given, closing)
                 await closing.enter_async_context(
                     _running(self._keep_fresh(view), self._keep_reporting(), self._keep_shares_told(view))
                 )
@@ -169,7 +136,7 @@ class FrontEnd:
                     if not await self._go_on():
                         return 0
                     await view.refresh()
-                parts = await self._bind(view, closing)
+                parts = await bind(given, view, closing)
             except _INCURABLE as error:
                 self._pipe.send(Fatal(message=error.message))
                 return 1
@@ -188,98 +155,6 @@ class FrontEnd:
                 await self._follow(parts)
             return 0
 
-    async def _open(self, closing: contextlib.AsyncExitStack) -> CatalogView:
-        """The catalog, as the engine's backbone sees it."""
-        if (hello := self._link.hello) is None:
-            raise RuntimeError("opened before there was an engine")
-        fingerprint = hello.spec.fingerprint
-        quotas = Quotas(**self._start.settings.default_quotas)
-        catalog = await asyncio.to_thread(
-            Catalog, self._start.store, backbone_fingerprint=fingerprint, make=False, default_quotas=quotas
-        )
-        availability = Availability(
-            catalog.blobs,
-            hello.limits.arena_bytes,
-            hello.dtype,
-            lambda: self._link.quarantined,
-            generates=hello.limits.pages > 0,
-        )
-        view = CatalogView(catalog, hello.spec, self._agreement, availability)
-        closing.callback(view.close)
-        await view.refresh()
-        return view
-
-    async def _bind(self, view: CatalogView, closing: contextlib.AsyncExitStack) -> _Parts:
-        """Everything else, up to the bound port."""
-        start, link, recorder = self._start, self._link, self._recorder
-        settings = start.settings
-        tokenizer = await asyncio.to_thread(Tokenizer, start.tokenizer, settings.tokenizer_threads)
-        closing.callback(tokenizer.close)
-        tenancy = Tenancy(view, Quotas(**settings.default_quotas), is_open=settings.access.asks_nobody)
-        if (borrowing := self._borrowing) is None:
-            quota = Quota(tenancy.quotas)
-        else:
-            quota = Quota(tenancy.quotas, borrowing.holder, borrowing.poke)
-            closing.callback(borrowing.close)
-        stages = Stages(view, tokenizer, link, Feeding(link, tenancy), quota, recorder, self._meter)
-        files = start.tokenizer.parent
-        generation = await asyncio.to_thread(open_generation, files, stages, tokenizer, link, quota, recorder)
-        if generation is not None:
-            closing.callback(generation.close)
-        reclaimer, admission = Reclaimer(view, self._agreement, link), Admission()
-        watch, residency = Watch(view, admission, recorder), Residency(view, link, recorder)
-        root = None if settings.adapter_root is None else AdapterRoot(settings.adapter_root.resolve())
-
-        def is_shared() -> bool:
-            return link.is_asked
-
-        shares, places = Shares(is_shared, recorder), UploadPlaces(settings.max_upload_s, recorder)
-        registrations = Registrations(view, residency, shares, self._validate, root)
-        entrance = await asyncio.to_thread(self._enter, settings, lambda: view.snapshot.access, self._refused)
-        endpoint = Endpoint(
-            start.listen,
-            (
-                InferenceServicer(stages, admission, generation),
-                AdapterServicer(view, registrations, residency, reclaimer, watch, shares, places),
-                AdminServicer(view, reclaimer, shares),
-                ServerInfoServicer(link, partial(self._pipe.send, DrainWanted())),
-                OpenInferenceServicer(stages, self._readiness),
-            ),
-            admission,
-            self._readiness,
-            recorder,
-            with_reflection=start.reflection,
-            shares_port=start.shares_port,
-            entrance=entrance,
-            quota=quota,
-            witness=self._witness,
-            meter=self._meter,
-            is_shared=is_shared,
-            open_http=partial(self._open_http, view, tokenizer) if start.http else None,
-        )
-        return _Parts(reclaimer, residency, endpoint)
-
-    def _open_http(self, view: CatalogView, tokenizer: Tokenizer, service: Callable[[Any], Any]) -> HttpPort:
-        """The port of HTTP. Raises InvalidConfig."""
-        # uvicorn and what it needs cost a process some megabytes, which one without the port does not pay.
-        from adamix_server.frontend.http.serving import HttpSettings, open_http
-
-        start = self._start
-        settings = HttpSettings(
-            listen=start.http,
-            shares_port=start.shares_port,
-            tls=start.settings.tls,
-            is_private=start.settings.access.asks_nobody and is_loopback(split_address(start.http)[0]),
-            metrics_address=start.metrics_address or None,
-        )
-        return open_http(settings, service, self._readiness, self._recorder, view, tokenizer.backend)
-
-    def _refused(self, kind: RefusalKind, name: str) -> None:
-        """A credential does not count: why is told to operators alone."""
-        self._recorder.inc("adamix_auth_failures_total", kind)
-        if (call := calls.find()) is not None:
-            call.detail = f"{kind} {name}".strip()
-
     async def _go_on(self) -> bool:
         """Do what the supervisor says next, before there is a port; False if this process is to end."""
         # An engine in a long step may answer only the second connection, or the third.
@@ -293,7 +168,7 @@ class FrontEnd:
             self._pipe.send(Drained())
         return not isinstance(frame, Drain | None)
 
-    async def _follow(self, parts: _Parts) -> None:
+    async def _follow(self, parts: Parts) -> None:
         """Do what the supervisor says, until it says to drain or says no more."""
         while True:
             match await self._next():
@@ -359,7 +234,7 @@ class FrontEnd:
         self._link.engine_down(down)
         self._look_at_link()
 
-    async def _drain(self, parts: _Parts, order: Drain) -> None:
+    async def _drain(self, parts: Parts, order: Drain) -> None:
         """End in order, but do not outlive the supervisor."""
         draining = asyncio.create_task(parts.endpoint.stop(order.grace_s, order.delay_s))
         listening = asyncio.create_task(self._listen_while_draining())

@@ -20,5 +20,5 @@ MAX_CONCURRENCY = chapter.limit(
     "calls of one `predict --file` that are under way at once (`--concurrency`)",
     Code.INVALID_ARGUMENT,
     "INVALID_CONFIG",
-    proof="server/cli/test_predict.py::test_so_many_calls_are_under_way_and_no_more",
+    proof="server/cli/test_predict_files.py::test_so_many_calls_are_under_way_and_no_more",
 )

@@ -4,7 +4,6 @@ An error of one row is its answer; one that every row would have ends it all.
 """
 
 import re
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -19,7 +18,6 @@ from adamix_server.cli.rows.row import Row
 if TYPE_CHECKING:
     from adamix_client import Client, Prediction
 
-_MAX_WAIT_S = 10.0
 _OWN_REASONS = ("TEXT_EMPTY", "TEXT_TOO_LONG", "TEXT_TOO_LARGE", "TEXT_INVALID")
 # As the client names one of many: from 1.
 _NUMBERED = re.compile(r"\btext (\d+)\b")
@@ -61,24 +59,17 @@ class Question:
                 yield from _refused(waiting)
                 row = waiting.popleft()
                 names.add(row)
-                yield row, self._told(client, row, prediction, names)
+                yield row, _told(prediction, names)
             yield from _refused(waiting)
 
-    def _told(self, client: "Client", row: Row, prediction: "Prediction", names: "_Names") -> Told:
-        """The answer to a row. Raises AdamixError for an error that is not its own."""
-        error = prediction.error
-        if error is not None and error.retry_after_s is not None and not is_own(error):
-            # The call as a whole was answered, and so not made again. Of one text the client makes it again.
-            time.sleep(min(error.retry_after_s, _MAX_WAIT_S))
-            (prediction,) = client.predict(
-                self.task, [_content(row)], version=self.version, truncate=self.truncate, on_error="return"
-            )
-            error = prediction.error
-        if error is None:
-            return told(prediction)
-        if not is_own(error):
-            raise error
-        return told_error(error, names.of(error.message))
+
+def _told(prediction: "Prediction", names: "_Names") -> Told:
+    """The answer to a row. Raises AdamixError for an error that is not its own."""
+    if (error := prediction.error) is None:
+        return told(prediction)
+    if not is_own(error):
+        raise error
+    return told_error(error, names.of(error.message))
 
 
 def is_own(error: AdamixError) -> bool:

@@ -12,6 +12,7 @@ import math
 import re
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -53,14 +54,14 @@ _STATUS_S = 0.1
 Context = Any
 
 
-class Carrier:
+class Carrier(ABC):
     """A context that is not grpc's own: of a call that comes another way, and says itself when it is over."""
 
     __slots__ = ()
 
+    @abstractmethod
     def when_over(self, over: Callable[[Any], None]) -> None:
         """Call `over` once, when the last byte of the answer has left or never will; and never before the call ends."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
