@@ -223,7 +223,7 @@ def test_a_call_that_never_ends_holds_nobody_who_closes(monkeypatch: pytest.Monk
     client, ends = Client("127.0.0.1:1", retries=None), threading.Event()
     with pytest.raises(Unavailable):
         client.tasks()
-    (link,) = client._connection._links
+    (link,) = client._calls.connection._links
     monkeypatch.setattr(link.channel, "close", lambda: ends.wait(20))
     began = time.monotonic()
     client.close()

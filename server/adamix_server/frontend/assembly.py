@@ -131,15 +131,9 @@ async def bind(given: Given, view: CatalogView, closing: contextlib.AsyncExitSta
     def is_shared() -> bool:
         return link.is_asked
 
-    def refused(kind: RefusalKind, name: str) -> None:
-        """A credential does not count: why is told to operators alone."""
-        recorder.inc("adamix_auth_failures_total", kind)
-        if (call := calls.find()) is not None:
-            call.detail = f"{kind} {name}".strip()
-
     shares, places = Shares(is_shared, recorder), UploadPlaces(settings.max_upload_s, recorder)
     registrations = Registrations(view, residency, shares, given.validate, root)
-    entrance = await asyncio.to_thread(given.enter, settings, lambda: view.snapshot.access, refused)
+    entrance = await asyncio.to_thread(given.enter, settings, lambda: view.snapshot.access, partial(refused, recorder))
     endpoint = Endpoint(
         start.listen,
         (
@@ -162,6 +156,13 @@ async def bind(given: Given, view: CatalogView, closing: contextlib.AsyncExitSta
         open_http=partial(_open_http, given, view, tokenizer) if start.http else None,
     )
     return Parts(reclaimer, residency, endpoint)
+
+
+def refused(recorder: Recorder, kind: RefusalKind, name: str) -> None:
+    """A credential does not count: why is told to operators alone."""
+    recorder.inc("adamix_auth_failures_total", kind)
+    if (call := calls.find()) is not None:
+        call.detail = f"{kind} {name}".strip()
 
 
 def _open_http(given: Given, view: CatalogView, tokenizer: Tokenizer, service: Callable[[Any], Any]) -> HttpPort:

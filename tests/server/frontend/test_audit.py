@@ -16,6 +16,7 @@ from adamix_server.access.sums import Sums, add
 from adamix_server.catalog.audit import EntryRow
 from adamix_server.catalog.store import Catalog
 from adamix_server.channel.supervisor_frames import Account, Drained
+from adamix_server.frontend.assembly import refused
 from adamix_server.frontend.boundary import gate as gates
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
@@ -135,7 +136,7 @@ class TestRefusals:
         def identify(_gate: gates.Gate, _method: str, context: Any) -> Principal:
             who = dict(context.invocation_metadata()).get("who", "")
             if who not in known:
-                harness.front_end._refused("wrong_secret", "keys/x")
+                refused(harness.front_end._recorder, "wrong_secret", "keys/x")
                 raise Unauthenticated("who are you?", reason="KEY_INVALID")
             return known[who]
 

@@ -242,7 +242,7 @@ async def test_only_what_trying_again_cannot_cure_is_fatal(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("adamix_server.frontend.front_end.Catalog", fail)
+    monkeypatch.setattr("adamix_server.frontend.assembly.Catalog", fail)
     engine, supervisor = FakeEngine(spec), FakeSupervisor()
     supervisor.tell(engine.up())
     assert await FrontEnd(settings, supervisor, connect=engine.connect).run() == 1

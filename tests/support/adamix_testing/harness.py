@@ -21,8 +21,7 @@ from adamix_client.connection import channel_options
 from adamix_protos.v1 import adapters_pb2_grpc, admin_pb2_grpc, inference_pb2_grpc, server_pb2_grpc
 from adamix_server.channel.supervisor_frames import Drain, EngineDown, EngineMoving, EngineStalled, Ready, StartFrontEnd
 from adamix_server.config import FrontEndSettings
-from adamix_server.frontend import endpoint
-from adamix_server.frontend import front_end as front_ends
+from adamix_server.frontend import assembly, endpoint
 from adamix_server.frontend.control.validation import Verdict, judge
 from adamix_server.frontend.entrance import open_entrance
 from adamix_server.frontend.front_end import FrontEnd
@@ -178,7 +177,7 @@ def judge_here(monkeypatch: pytest.MonkeyPatch) -> None:
     async def judged(path: Path, spec: BackboneSpec, *, expected_digest: str, **_: object) -> Verdict:
         return judge(await asyncio.to_thread(path.read_bytes), spec, expected_digest)
 
-    monkeypatch.setattr(front_ends, "validate_async", judged)
+    monkeypatch.setattr(assembly, "validate_async", judged)
 
 
 class StartServing(Protocol):

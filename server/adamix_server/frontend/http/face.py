@@ -23,6 +23,8 @@ from adamix_server.port import cannot_listen
 _BACKLOG = 1024
 _HANDSHAKE_S = 5.0
 _DATE_S = 1.0
+# Of requests whose connections are gone.
+_LAST_S = 5.0
 
 
 class Face:
@@ -111,7 +113,8 @@ class Face:
         for connection in list(self._state.connections):
             connection.transport.abort()
         if self._state.tasks:
-            await asyncio.wait(set(self._state.tasks))
+            # A request that does not end must not keep the process from it.
+            await asyncio.wait(set(self._state.tasks), timeout=_LAST_S)
         if self._dating is not None:
             self._dating.cancel()
 

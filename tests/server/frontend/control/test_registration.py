@@ -19,7 +19,7 @@ from adamix_protos.v1 import adapters_pb2 as pb
 from adamix_protos.v1 import adapters_pb2_grpc, inference_pb2
 from adamix_server.blobs.local import Temporary
 from adamix_server.catalog.store import Catalog
-from adamix_server.frontend import front_end
+from adamix_server.frontend import assembly
 from adamix_server.frontend.availability import Availability
 from adamix_server.frontend.control import registration, shares
 from adamix_server.frontend.control.validation import Verdict
@@ -399,13 +399,13 @@ async def test_lists_are_paged(start_serving: StartServing, seed: Seed, make_ada
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The digests of what was judged in a child, one after the other."""
     digests: list[str] = []
-    judge = front_end.validate_async
+    judge = assembly.validate_async
 
     async def noted(path: Path, spec: BackboneSpec, *, expected_digest: str, **kwargs: Any) -> Verdict:
         digests.append(expected_digest)
         return await judge(path, spec, expected_digest=expected_digest, **kwargs)
 
-    monkeypatch.setattr(front_end, "validate_async", noted)
+    monkeypatch.setattr(assembly, "validate_async", noted)
     return digests
 
 

@@ -1,14 +1,22 @@
 """The port of HTTP through the life of a front end: beside gRPC, with it, and to the end."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import httpx2
 import msgspec
+import pytest
 
 from adamix_server.channel.supervisor_frames import Fatal
 from adamix_server.frontend import endpoint
 from adamix_server.frontend.front_end import FrontEnd
+from adamix_server.frontend.http.app import App
+from adamix_server.frontend.http.face import Face
+from adamix_server.frontend.http.reply import Reply
+from adamix_server.frontend.http.request import Request
+from adamix_server.frontend.http.route import Route
+from adamix_server.telemetry.metrics import Recorder
 from adamix_testing.adapters import MakeAdapter
 from adamix_testing.catalogs import Seed
 from adamix_testing.fake_engine import FakeEngine
@@ -85,3 +93,25 @@ async def test_a_port_that_asks_nobody_answers_to_no_name_but_this_machine_s(sta
             assert (await client.get("/v1/tasks", headers={"host": name})).status_code == 403, name
         for name in ("localhost", f"localhost:{port}", "127.0.0.1", f"[::1]:{port}", "192.0.2.1"):
             assert await status(name) == (404, "NOT_FOUND"), name
+
+
+async def test_a_request_that_does_not_end_holds_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamix_server.frontend.http.face._LAST_S", 0.05)
+    has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def deaf(_: Request) -> Reply:
+        has_begun.set()
+        while not may_end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await may_end.wait()
+        return Reply()
+
+    face = Face("127.0.0.1:0", App([Route("GET", "/", deaf)], Recorder()), shares_port=False)
+    await face.start()
+    host, _, port = face.address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    await has_begun.wait()
+    await asyncio.wait_for(face.stop(0.0), 5)
+    may_end.set()
+    writer.close()
