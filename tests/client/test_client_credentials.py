@@ -8,7 +8,7 @@ import pytest
 from adamix.errors import InvalidConfig
 from adamix_client import Client
 from adamix_client.destination import Credentials, Destination, from_environment
-from adamix_server.cli.connecting import make_client
+from adamix_server.cli.connecting import connect
 from adamix_testing.credentials import Authority
 
 KEY = "adx_" + "a" * 12 + "_" + "B" * 49
@@ -97,22 +97,22 @@ def test_the_environment_is_for_those_who_name_no_server(
     assert shown(Client(api_key="other")) == ("grpcs://example.org:1", (("authorization", "Bearer other"),), True)
     assert shown(Client("127.0.0.1:1")) == ("127.0.0.1:1", (), False)
     # A command shows what it finds there to whichever server it is told.
-    assert shown(make_client("127.0.0.1:1")) == ("127.0.0.1:1", metadata, True)
+    assert shown(connect("127.0.0.1:1")) == ("127.0.0.1:1", metadata, True)
 
 
 def test_commands_take_a_key_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAMIX_API_KEY", "other")
     path = tmp_path / "operator.key"
     path.write_text(f"{KEY}\n")
-    with make_client("127.0.0.1:1", path) as client:
+    with connect("127.0.0.1:1", path) as client:
         assert client._calls.connection._destination.metadata == (("authorization", f"Bearer {KEY}"),)
     for wrong in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InvalidConfig, match="--api-key-file"):
-            make_client("127.0.0.1:1", wrong)
+            connect("127.0.0.1:1", wrong)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidConfig, match="holds no key"):
-        make_client("127.0.0.1:1", path)
+        connect("127.0.0.1:1", path)
     with pytest.raises(InvalidConfig, match="is not HOST:PORT"):
-        make_client("grpcs://example.org")
+        connect("grpcs://example.org")
     with pytest.raises(InvalidConfig, match="not sent unencrypted"):
-        make_client("example.org:1")
+        connect("example.org:1")
